@@ -1,0 +1,38 @@
+"""fp4scope: which parts of a language model MXFP4 and NVFP4 break, by how much, with error bars.
+
+The public surface is what `__all__` lists. Names are resolved when first used, so that
+`import fp4scope` (and `fp4scope --help`) never loads torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fp4scope.diagnose import diagnose
+    from fp4scope.errors import Fp4ScopeError
+    from fp4scope.kernels import fake_quantize
+    from fp4scope.report import Diagnosis, load
+
+_HOME = {
+    "Diagnosis": "fp4scope.report",
+    "Fp4ScopeError": "fp4scope.errors",
+    "diagnose": "fp4scope.diagnose",
+    "fake_quantize": "fp4scope.kernels",
+    "load": "fp4scope.report",
+}
+
+__all__ = ["Diagnosis", "Fp4ScopeError", "diagnose", "fake_quantize", "load"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOME:
+        raise AttributeError(f"module 'fp4scope' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,9 @@
+"""Number formats as data, and what one value becomes in each: no torch here.
+
+`spec` holds the formats; `oracle` is the slow, exact definition that tests hold the
+kernels against. The rules themselves are explained in `spec`.
+"""
+
+from fp4scope.formats.spec import FORMATS, BlockFormat, ElementFormat, ScaleRule, get_format
+
+__all__ = ["FORMATS", "BlockFormat", "ElementFormat", "ScaleRule", "get_format"]
