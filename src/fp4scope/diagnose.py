@@ -1,0 +1,390 @@
+"""The conductor: a study in, a diagnosis out."""
+
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fp4scope
+from fp4scope.data import WindowSet, prepare
+from fp4scope.errors import NonFiniteError, OutputError, StudyError
+from fp4scope.inject import Injector
+from fp4scope.kernels import NUMERICS_VERSION
+from fp4scope.models import LoadedModel, adopt, load_model
+from fp4scope.observe import InputStatistics, observe_inputs
+from fp4scope.records import ActivationRecord, Results
+from fp4scope.report import Diagnosis, write_outputs
+from fp4scope.study import Study
+from fp4scope.sweep import Journal, PlannedVariant, check_folder, measure, plan
+
+# What a study's options say about where things come from, not about what is measured.
+_NOT_IDENTITY = {
+    "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
+    "windows", "allow_partial", "trust_remote_code", "allow_pickle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `done` and `total` count forwards of one window within `phase`.
+
+    `note` is a line worth reading once; `diagnosis` what is known so far (while measuring).
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    note: str | None = None
+    diagnosis: Diagnosis | None = None
+
+
+Listener = Callable[[Progress], None]
+
+
+def diagnose(
+    model: Any,  # noqa: ANN401
+    *,
+    output_dir: str | Path | None = None,
+    tokenizer: Any = None,  # noqa: ANN401
+    progress: Listener | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Diagnosis:
+    """Measure what FP4 does to a causal language model.
+
+    Args:
+        model: Hub id, local folder, GGUF file, or a `transformers` model in memory.
+        output_dir: Folder for the journal, tables, figures and report. A rerun of the same
+            study goes on where it stopped. None writes nothing.
+        tokenizer: For a model in memory: its tokenizer.
+        progress: Called as the work goes on.
+        options: Any field of `fp4scope.study.Study`: `formats`, `windows`, `seq_len`, `text`,
+            `sweep`, `direction`, `operands`, `device`, `dtype` and so on.
+
+    Returns:
+        The results, with tables, figures and a report.
+
+    Raises:
+        Fp4ScopeError: Something about the request, the model or the text; nothing that was
+            measured is lost.
+
+    Example:
+        >>> import fp4scope
+        >>> d = fp4scope.diagnose("Qwen/Qwen2.5-0.5B", windows=16)  # doctest: +SKIP
+        >>> d.components.to_pandas()  # doctest: +SKIP
+    """
+    if isinstance(model, str | Path):
+        study = Study.build(model=str(model), **options)
+        return run_study(study, output_dir=output_dir, progress=progress)
+    if tokenizer is None:
+        raise StudyError("a model in memory needs its tokenizer: diagnose(model, tokenizer=...)")
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    study = Study.build(model=name, **options)
+    loaded = adopt(model, tokenizer, name=name, allow_partial=study.allow_partial)
+    return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
+
+
+def run_study(
+    study: Study,
+    *,
+    output_dir: str | Path | None = None,
+    progress: Listener | None = None,
+    loaded: LoadedModel | None = None,
+) -> Diagnosis:
+    """`diagnose` for a study that is built already."""
+    tell = progress or (lambda event: None)
+    if output_dir is not None:
+        return _run_in(study, _writable(Path(output_dir)), tell, loaded, keep=True)
+    with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
+        diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
+    diagnosis.folder = None
+    return diagnosis
+
+
+def activation_statistics(
+    study: Study, progress: Listener | None = None
+) -> tuple[LoadedModel, WindowSet, dict[str, InputStatistics]]:
+    """Input statistics of every linear on the study's calibration text, by full name."""
+    tell = progress or (lambda event: None)
+    loaded = _load(study, tell)
+    _, calibration = prepare(study, loaded.tokenizer, loaded.config.model_type)
+    return loaded, calibration, _observe(loaded, calibration, tell)
+
+
+def _run_in(
+    study: Study, folder: Path, tell: Listener, loaded: LoadedModel | None, *, keep: bool
+) -> Diagnosis:
+    started = time.monotonic()
+    own = study.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    check_folder(folder, own)
+    if loaded is None:
+        loaded = _load(study, tell)
+    for warning in loaded.warnings:
+        tell(Progress("loading", note=f"warning: {warning}"))
+    _check_length(study, loaded)
+    windows, calibration = prepare(study, loaded.tokenizer, loaded.config.model_type)
+    variants = plan(study, loaded.layout)
+    for note in _protocol_notes(windows, calibration):
+        tell(Progress("loading", note=note))
+
+    identity = own | {
+        "model": loaded.fingerprint,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "windows": len(windows),
+        "tokens": windows.sha256,
+        "calibration": calibration.sha256,
+        "numerics": NUMERICS_VERSION,
+    }
+    journal = Journal(folder / "journal.jsonl", identity)
+    try:
+        if journal.dropped:
+            tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
+        if keep:
+            _write_study(study, folder)
+        if "inputs" not in journal.notes:
+            journal.note("inputs", _inputs_note(loaded, _observe(loaded, calibration, tell)))
+        inputs = journal.notes["inputs"]
+        results = Results(
+            study=study.model_dump(mode="json"),
+            model=_describe_model(loaded),
+            data=_describe_data(loaded, windows, calibration),
+            protocol={"activation_scale": study.activation_scale, "identity": identity},
+            environment=_environment(loaded),
+            observations=journal.observations,
+            activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
+        )
+        static = study.activation_scale == "calibrated"
+        injector = Injector(loaded.model, inputs["amax"] if static else None)
+        _measure(study, loaded, windows, variants, injector, journal, results, tell)
+    finally:
+        journal.close()
+    results.environment["wall_s"] = time.monotonic() - started
+    results.observations = {
+        v.variant.key: journal.observations[v.variant.key].sorted() for v in variants
+    }
+    diagnosis = Diagnosis(results, folder)
+    if keep:
+        tell(Progress("writing"))
+        write_outputs(diagnosis, folder)
+    return diagnosis
+
+
+def _load(study: Study, tell: Listener) -> LoadedModel:
+    tell(Progress("loading"))
+    loaded = load_model(
+        study.model,
+        revision=study.revision,
+        device=study.device,
+        dtype=study.dtype,
+        trust_remote_code=study.trust_remote_code,
+        allow_pickle=study.allow_pickle,
+        allow_partial=study.allow_partial,
+    )
+    layout = loaded.layout
+    tell(
+        Progress(
+            "loading",
+            note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.components)} components "
+            f"({', '.join(layout.components)}); {layout.coverage:.1%} of the blocks' parameters "
+            f"are quantized; {str(loaded.dtype).removeprefix('torch.')} on {loaded.device}",
+        )
+    )
+    if loaded.prior_quantization:
+        tell(
+            Progress(
+                "loading",
+                note=f"these weights were quantized before ({loaded.prior_quantization}): the "
+                "full-precision reference is the dequantized file",
+            )
+        )
+    return loaded
+
+
+def _protocol_notes(windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
+    bos = ", BOS before each (not a target)" if windows.bos else ""
+    yield (
+        f"text: {windows.source}, {windows.tokens_in_text:,} tokens, "
+        f"{len(windows)} windows of {windows.seq_len}{bos}"
+    )
+    reused = " - THE EVALUATED TEXT, there is no other" if calibration.evaluated else ""
+    yield (
+        f"calibration: {calibration.source}, "
+        f"{len(calibration)} windows of {calibration.seq_len}{reused}"
+    )
+
+
+def _check_length(study: Study, loaded: LoadedModel) -> None:
+    longest = loaded.max_seq_len
+    for option, value in (
+        ("seq_len", study.seq_len),
+        ("calibration_seq_len", study.calibration_seq_len),
+    ):
+        if longest is not None and value > longest:
+            raise StudyError(
+                f"{option} is {value}, but {loaded.name} takes at most {longest} tokens; "
+                f"use --{option.replace('_', '-')} {longest} or less"
+            )
+
+
+def _observe(
+    loaded: LoadedModel, calibration: WindowSet, tell: Listener
+) -> dict[str, InputStatistics]:
+    total = len(calibration)
+
+    def forwards() -> Iterator[None]:
+        for done in range(total):
+            tell(Progress("calibrating", done, total))
+            loaded.logits(calibration.ids[done])
+            yield
+        tell(Progress("calibrating", total, total))
+
+    return observe_inputs(loaded.model, loaded.layout.linears, forwards())
+
+
+def _inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> dict[str, Any]:
+    """What the journal keeps of the calibration pass."""
+    for name, statistics in observed.items():
+        if statistics.nonfinite:
+            cell = loaded.layout.cell_of[name]
+            raise NonFiniteError(
+                f"in the unquantized model {statistics.nonfinite} inputs of {name} (block "
+                f"{cell.block}, component {cell.component}) are NaN or Inf in {loaded.dtype}; use "
+                "a dtype with more range (--dtype bfloat16 or float32)"
+            )
+    return {
+        "amax": {name: statistics.max for name, statistics in observed.items()},
+        "cells": [vars(record) for record in activation_records(loaded, observed)],
+    }
+
+
+def activation_records(
+    loaded: LoadedModel, observed: dict[str, InputStatistics]
+) -> list[ActivationRecord]:
+    """Input statistics by cell, its linears (experts) taken together."""
+    records = []
+    for cell, names in loaded.layout.cells.items():
+        together = sum((observed[n] for n in names[1:]), start=observed[names[0]])
+        records.append(
+            ActivationRecord(
+                block=cell.block,
+                component=cell.component,
+                max=together.max,
+                p999=together.quantile(0.999),
+                ratio=together.ratio,
+                elements=together.elements,
+                nonfinite=together.nonfinite,
+            )
+        )
+    return records
+
+
+def _measure(
+    study: Study,
+    loaded: LoadedModel,
+    windows: WindowSet,
+    variants: list[PlannedVariant],
+    injector: Injector,
+    journal: Journal,
+    results: Results,
+    tell: Listener,
+) -> None:
+    generator = torch.Generator().manual_seed(study.seed)
+    order = torch.randperm(len(windows), generator=generator).tolist()
+    total = len(variants) * len(windows)
+    done = total - sum(len(journal.missing(v.variant, order)) for v in variants)
+    if done:
+        tell(Progress("measuring", done, total, note=f"{done} of {total} were measured before"))
+    tell(Progress("measuring", done, total))
+
+    def measured(_: PlannedVariant, count: int) -> None:
+        nonlocal done
+        done += count
+        tell(Progress("measuring", done, total, diagnosis=Diagnosis(results)))
+
+    measure(loaded, windows.ids, order, variants, injector, journal, measured)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with -o"
+        ) from None
+    return folder
+
+
+def _write_study(study: Study, folder: Path) -> None:
+    try:
+        (folder / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {folder / 'study.yaml'}: {error.strerror}") from None
+
+
+def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    layout = loaded.layout
+    return {
+        "name": loaded.name,
+        "architecture": type(loaded.model).__name__,
+        "fingerprint": loaded.fingerprint,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "blocks": layout.blocks,
+        "components": list(layout.components),
+        "coverage": layout.coverage,
+        "not_quantized": [list(item) for item in layout.missed[:8]],
+        "routers": list(layout.routers),
+        "prior_quantization": loaded.prior_quantization,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "attention": getattr(loaded.config, "_attn_implementation", None),
+        "warnings": list(loaded.warnings),
+    }
+
+
+def _describe_data(
+    loaded: LoadedModel, windows: WindowSet, calibration: WindowSet
+) -> dict[str, Any]:
+    def describe(chosen: WindowSet) -> dict[str, Any]:
+        return {
+            "source": chosen.source,
+            "text_sha256": chosen.text_sha256,
+            "tokens_in_text": chosen.tokens_in_text,
+            "windows": len(chosen),
+            "seq_len": chosen.seq_len,
+            "bos": chosen.bos,
+            "sha256": chosen.sha256,
+        }
+
+    return describe(windows) | {
+        "targets_per_window": windows.seq_len - 1,
+        "tokenizer": type(loaded.tokenizer).__name__,
+        "calibration": describe(calibration) | {"evaluated": calibration.evaluated},
+    }
+
+
+def _environment(loaded: LoadedModel) -> dict[str, Any]:
+    import numpy
+    import transformers
+
+    cuda = loaded.device.type == "cuda"
+    return {
+        "fp4scope": fp4scope.__version__,
+        "numerics": NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name(loaded.device) if cuda else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv if "fp4scope" in Path(sys.argv[0]).name else None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,166 @@
+"""Quantize operands of linears while the model runs its own forward, and undo it exactly.
+
+Inside `with injector.applied(settings)` a linear's weight *parameter* is replaced by one that
+holds its quantized-dequantized image, and a pre-hook replaces its input likewise. The
+original parameter objects are put back afterwards, also after an exception, so the model is
+the same to the bit: no value is ever written into it. The forward that runs is the module's
+own, whatever its class does.
+
+Quantized weights are kept from one `with` to the next while their format stays the same. An
+input that several linears share (q/k/v, gate/up) is quantized once.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fp4scope.errors import NonFiniteError
+from fp4scope.formats import BlockFormat
+from fp4scope.kernels import qdq
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The format of each operand of one linear; None leaves it alone."""
+
+    weights: BlockFormat | None = None
+    activations: BlockFormat | None = None
+
+
+class Injector:
+    """Applies settings to the linears of one model.
+
+    Args:
+        model: The model. Between `with` blocks it is as it was.
+        activation_amax: Calibrated amax of each linear's input by its full name, for formats
+            with a tensor scale. None makes that scale dynamic: every forward, and so every
+            window (an axis-0 entry of a 3-d input), has its own.
+    """
+
+    def __init__(
+        self, model: nn.Module, activation_amax: Mapping[str, float] | None = None
+    ) -> None:
+        self.model = model
+        self.activation_amax = activation_amax
+        self._weights: dict[str, tuple[BlockFormat, nn.Parameter]] = {}
+        self._flags: dict[str, Tensor] = {}
+        self._shared: _SharedInput | None = None
+
+    @contextmanager
+    def applied(self, settings: Mapping[str, Setting]) -> Iterator[None]:
+        """The model with these settings, until the block ends.
+
+        Args:
+            settings: By full module name, such as `model.layers.0.mlp.up_proj`.
+
+        Raises:
+            NonFiniteError: NaN or Inf in a weight, or (when the block ends) in an input.
+            AttributeError: The model has no such module.
+        """
+        originals: list[tuple[nn.Module, nn.Parameter]] = []
+        hooks = []
+        try:
+            for name, setting in settings.items():
+                module = self.model.get_submodule(name)
+                if setting.weights is not None:
+                    image = self._quantized_weight(name, module, setting.weights)
+                    originals.append((module, module.weight))
+                    module._parameters["weight"] = image
+                if setting.activations is not None:
+                    hook = self._input_hook(name, setting.activations)
+                    hooks.append(module.register_forward_pre_hook(hook))
+            yield
+            self.check()
+        finally:
+            for module, parameter in reversed(originals):
+                module._parameters["weight"] = parameter
+            for hook in hooks:
+                hook.remove()
+            self._flags.clear()
+            self._shared = None
+
+    def check(self) -> None:
+        """Wait for the forwards so far, and complain if any quantized input was not finite.
+
+        Raises:
+            NonFiniteError: It was; names the first such linear in the order of the settings.
+        """
+        names = list(self._flags)
+        if not names or not bool(torch.stack(list(self._flags.values())).any()):
+            return
+        first = next(name for name in names if bool(self._flags[name]))
+        dtype = next(self.model.parameters()).dtype
+        raise NonFiniteError(
+            f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
+            "use a dtype with more range (--dtype bfloat16 or float32)"
+        )
+
+    def _quantized_weight(self, name: str, module: nn.Module, fmt: BlockFormat) -> nn.Parameter:
+        kept = self._weights.get(name)
+        if kept is not None and kept[0] == fmt:
+            return kept[1]
+        # The reduction axis comes last in nn.Linear, first in Conv1D.
+        turned = isinstance(module, Conv1D)
+        weight = module.weight.detach()
+        nonfinite = torch.zeros((), dtype=torch.bool, device=weight.device)
+        image = qdq(weight.T if turned else weight, fmt, nonfinite=nonfinite)
+        if bool(nonfinite):
+            raise NonFiniteError(f"the weight of {name} has NaN or Inf; the checkpoint is damaged")
+        image = image.T.contiguous() if turned else image
+        self._weights[name] = (fmt, nn.Parameter(image, requires_grad=False))
+        return self._weights[name][1]
+
+    def _input_hook(self, name: str, fmt: BlockFormat) -> Any:  # noqa: ANN401
+        amax = None
+        if fmt.uses_tensor_amax and self.activation_amax is not None:
+            amax = self.activation_amax[name]
+
+        def quantize_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            flag = self._flags.get(name)
+            if flag is None:
+                flag = torch.zeros((), dtype=torch.bool, device=x.device)
+                self._flags[name] = flag
+            if amax == 0 and bool(x.any()):
+                raise NonFiniteError(
+                    f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
+                    "calibrate on more text, or use --activation-scale dynamic"
+                )
+            if self._shared is not None and self._shared.is_for(x, fmt, amax):
+                return (self._shared.image, *args[1:])
+            image = qdq(x, fmt, _amax_tensor(x, fmt, amax), flag)
+            if not x.is_inference():  # such tensors cannot tell whether they were changed
+                self._shared = _SharedInput(x, x._version, fmt, amax, image)
+            return (image, *args[1:])
+
+        return quantize_input
+
+
+@dataclass(frozen=True)
+class _SharedInput:
+    """The last quantized input: the next linear often reads the same tensor."""
+
+    x: Tensor
+    version: int
+    fmt: BlockFormat
+    amax: float | None
+    image: Tensor
+
+    def is_for(self, x: Tensor, fmt: BlockFormat, amax: float | None) -> bool:
+        same = self.x is x and self.version == x._version
+        return same and self.fmt == fmt and self.amax == amax
+
+
+def _amax_tensor(x: Tensor, fmt: BlockFormat, amax: float | None) -> Tensor | None:
+    if not fmt.uses_tensor_amax:
+        return None
+    if amax is not None:
+        return torch.full((), amax, dtype=torch.float32, device=x.device)
+    if x.ndim < 3:
+        return x.abs().amax()
+    return x.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1))

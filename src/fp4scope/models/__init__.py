@@ -1,0 +1,16 @@
+"""The one door to `transformers`: load a model, find its blocks and components."""
+
+from fp4scope.models.gguf import cache_folder, quantization_of
+from fp4scope.models.layout import Cell, Layout, find_layout
+from fp4scope.models.load import LoadedModel, adopt, load_model
+
+__all__ = [
+    "Cell",
+    "Layout",
+    "LoadedModel",
+    "adopt",
+    "cache_folder",
+    "find_layout",
+    "load_model",
+    "quantization_of",
+]

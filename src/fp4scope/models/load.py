@@ -1,0 +1,246 @@
+"""Load a causal language model from wherever the user's name for it points.
+
+A name is a GGUF file, a local folder, or else a hub id. Nothing that a model brings is run
+(`trust_remote_code`) and no pickle is opened (`allow_pickle`) unless the user asks.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fp4scope.errors import ModelError, StudyError
+from fp4scope.models.gguf import converted, is_gguf, quantization_of
+from fp4scope.models.layout import Layout, find_layout
+
+# Activations of these families leave FP16's range (65504); known from their authors' own notes
+# and from the checkpoints being published in BF16 only.
+_OVERFLOWS_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "t5gemma")
+_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+MINIMUM_COVERAGE = 0.95
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model ready to be measured, and what identifies it.
+
+    `prior_quantization` says how the weights were stored before they came here, if they were
+    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+    prior_quantization: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401
+        """The configuration of the text model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def max_seq_len(self) -> int | None:
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def linear(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    @torch.no_grad()
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab)."""
+        return self.model(ids[None].to(self.device), use_cache=False).logits[0]
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    allow_partial: bool = False,
+) -> LoadedModel:
+    """The model called `name`, on `device`, ready to be measured.
+
+    Args:
+        name: Hub id, local folder, or GGUF file.
+        revision: Branch, tag or commit of a hub id.
+        device: A torch device, or `auto`: CUDA if there is one.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own on CUDA,
+            FP32 on CPU.
+        trust_remote_code: Run Python code that the model brings.
+        allow_pickle: Load weights that are not safetensors.
+        allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
+
+    Raises:
+        ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
+        StudyError: A device that is not there.
+    """
+    where = resolve_device(device)
+    source, prior = _resolve(name)
+    wanted = dtype if dtype != "auto" else ("auto" if where.type == "cuda" else "float32")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    with _transformers(name, source) as transformers:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=wanted,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **options,
+        )
+    absent = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
+    if absent:
+        raise ModelError(
+            f"{name} has no weights for {len(absent)} of its parameters, {absent[0]} first; they "
+            "would be random: check that the checkpoint is complete and a causal language model"
+        )
+    return adopt(
+        model.to(where), tokenizer, name=name, prior=prior, allow_partial=allow_partial
+    )
+
+
+def adopt(
+    model: nn.Module,
+    tokenizer: Any,  # noqa: ANN401
+    *,
+    name: str | None = None,
+    prior: str | None = None,
+    allow_partial: bool = False,
+) -> LoadedModel:
+    """A model that is in memory already, checked and described like a loaded one.
+
+    Raises:
+        ModelError: It has no blocks, or too little of them can be quantized.
+    """
+    model = model.eval().requires_grad_(False)
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name or type(model).__name__} is an encoder-decoder; fp4scope needs a causal language model")
+    layout = find_layout(model)
+    if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
+        listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
+        raise ModelError(
+            f"only {layout.coverage:.1%} of the parameters in the blocks are weights of linears "
+            f"that can be quantized; missed: {listed}. A baseline would not be an FP4 model; pass "
+            "--allow-partial (allow_partial=True) to measure it all the same"
+        )
+    parameter = next(model.parameters())
+    warnings = []
+    if parameter.dtype == torch.float16 and config.get_text_config().model_type in _OVERFLOWS_FP16:
+        warnings.append(
+            f"{config.get_text_config().model_type} models are known to overflow float16; "
+            "if the reference is not finite, use bfloat16 or float32"
+        )
+    return LoadedModel(
+        name=name or getattr(config, "_name_or_path", "") or type(model).__name__,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        device=parameter.device,
+        dtype=parameter.dtype,
+        fingerprint=_fingerprint(model),
+        prior_quantization=prior,
+        warnings=tuple(warnings),
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device called `device`; `auto` is CUDA if there is one.
+
+    Raises:
+        StudyError: There is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"device {device!r} cannot be used here ({reason}); try cpu") from None
+    return found
+
+
+def _resolve(name: str) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`, and how its weights were quantized before."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if not is_gguf(path):
+            raise ModelError(
+                f"{name} is a file but not a GGUF file; give a GGUF file, a folder with "
+                "config.json and safetensors, or a hub id"
+            )
+        with _transformers(name, name):
+            folder = converted(path)
+        return str(folder), quantization_of(folder)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{name} has no config.json, so it is not a model folder")
+        return str(path), quantization_of(path)
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1:
+        raise ModelError(f"{name} does not exist; give a GGUF file, a model folder, or a hub id")
+    return name, None
+
+
+@contextmanager
+def _transformers(name: str, source: str) -> Iterator[Any]:
+    """`transformers`, silent, its many exceptions turned into one that says what to do."""
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    import transformers
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if Path(source).exists():  # downloads keep their progress bars
+        logging.disable_progress_bar()
+    try:
+        yield transformers
+    except (ModelError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise ModelError(_why(name, source, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _why(name: str, source: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if "trust_remote_code" in reason:
+        return f"{name} brings its own Python code, which fp4scope does not run; if you trust it, pass --trust-remote-code"
+    if not Path(source).exists():
+        return (
+            f"cannot load {name!r} from the hub ({reason}); check the name and the network, or "
+            "give a local folder or a GGUF file"
+        )
+    if "safetensors" in reason:
+        return f"{name} has no safetensors weights ({reason}); if you trust its pickled weights, pass --allow-pickle"
+    return f"cannot load {name}: {type(error).__name__}: {reason}"
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE_CONFIG}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""Max and quantiles of |x| over every element that enters a linear, in bounded memory.
+
+The upper 16 bits of an FP32 number without its sign (8 of exponent, 7 of significand) are a
+bin on a logarithmic scale, 1/128 to 1/256 of the value wide: 32,768 counters hold the whole
+distribution. A quantile is read off as the middle of its bin, at most 0.4% from an element
+that has it; for BF16, whose numbers *are* these 16 bits, it is exact.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+_BINS = 1 << 15
+_FINITE_BINS = 0x7F80
+"""Bins from here on hold Inf and NaN."""
+
+
+@dataclass
+class InputStatistics:
+    """Counts of |x| by bin. `step` is half a bin in units of the last place of FP32."""
+
+    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.int64))
+    max: float = 0.0
+    step: int = 1 << 15
+
+    @property
+    def elements(self) -> int:
+        """How many finite elements were seen."""
+        return int(self.counts[:_FINITE_BINS].sum())
+
+    @property
+    def nonfinite(self) -> int:
+        return int(self.counts[_FINITE_BINS:].sum())
+
+    def __add__(self, other: "InputStatistics") -> "InputStatistics":
+        """The statistics of both sets of elements together."""
+        counts = self.counts + other.counts
+        return InputStatistics(counts, max(self.max, other.max), min(self.step, other.step))
+
+    def quantile(self, q: float) -> float:
+        """The smallest seen |x| that at least a share `q` of the elements do not exceed.
+
+        Finite elements only; NaN if there was none. Relative error at most 0.4% for normal
+        FP32 numbers.
+        """
+        below = self.counts[:_FINITE_BINS].cumsum(0)
+        total = int(below[-1])
+        if total == 0:
+            return float("nan")
+        rank = torch.tensor(max(1, -int(-q * total // 1)))
+        index = int(torch.searchsorted(below, rank))
+        if index == 0:
+            return 0.0
+        bits = torch.tensor((index << 16) + self.step, dtype=torch.int32)
+        return min(float(bits.view(torch.float32)), self.max)
+
+    @property
+    def ratio(self) -> float:
+        """max / P99.9: how far the largest outlier stands out. NaN if P99.9 is zero."""
+        p999 = self.quantile(0.999)
+        return self.max / p999 if p999 else float("nan")
+
+
+class _Collector:
+    """Counters on the model's device; a tensor that several linears share is binned once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(_BINS, dtype=torch.int64, device=device)
+        self.max = torch.zeros((), dtype=torch.float32, device=device)
+
+    def add(self, counts: Tensor, peak: Tensor) -> None:
+        self.counts += counts
+        self.max = torch.maximum(self.max, peak)
+
+
+@torch.no_grad()
+def observe_inputs(
+    model: nn.Module, linears: Iterable[str], forwards: Iterable[None]
+) -> dict[str, InputStatistics]:
+    """Input statistics of the named linears over all of `forwards`.
+
+    Args:
+        model: The model. Hooks are there only while this runs.
+        linears: Full module names.
+        forwards: An iterable whose every step runs the model once.
+
+    Returns:
+        Statistics by name. A linear that no forward reached has none of its elements.
+    """
+    device = next(model.parameters()).device
+    collectors = {name: _Collector(device) for name in linears}
+    last: list[tuple[Tensor, int, Tensor, Tensor]] = []
+
+    def hook_for(collector: _Collector):  # noqa: ANN202
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            version = -1 if x.is_inference() else x._version
+            if version < 0 or not (last and last[0][0] is x and last[0][1] == version):
+                last[:] = [(x, version, *_bin(x))]
+            collector.add(*last[0][2:])
+
+        return hook
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(hook_for(collector))
+        for name, collector in collectors.items()
+    ]
+    try:
+        for _ in forwards:
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    exact = next(model.parameters()).dtype == torch.bfloat16
+    return {
+        name: InputStatistics(c.counts.cpu(), float(c.max), 0 if exact else 1 << 15)
+        for name, c in collectors.items()
+    }
+
+
+def _bin(x: Tensor) -> tuple[Tensor, Tensor]:
+    bits = x.detach().float().contiguous().view(torch.int32).flatten() & 0x7FFFFFFF
+    counts = torch.bincount(bits >> 16, minlength=_BINS)
+    largest = torch.where(bits < 0x7F800000, bits, 0).amax() if bits.numel() else bits.new_zeros(())
+    return counts, largest.view(torch.float32)

@@ -1,0 +1,199 @@
+"""Results as plain data, with a versioned JSON form. Pure Python.
+
+A sweep measures *variants* on *windows* and nothing else: `Observation` holds what one
+variant gave on each window. Differences, intervals and tables are derived from these
+(`fp4scope.stats`), so that they can be derived again, differently, from an old result.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fp4scope.errors import OutputError
+
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Variant:
+    """A point of the sweep.
+
+    `direction` is `reference` (nothing quantized), `baseline` (everything targeted is),
+    `restore` or `isolate`. `level` is `model` for the first two; else it says what kind of
+    unit `unit` names: a component, a block, a cell or a pattern. A cell's `unit` is its
+    component and `block` its block; a block's `unit` is empty.
+    """
+
+    format: str
+    operands: str = ""
+    direction: str
+    level: str = "model"
+    unit: str = ""
+    block: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A name that is unique in a study and readable in a journal."""
+        where = self.unit if self.block is None else f"{self.block}.{self.unit}".rstrip(".")
+        parts = (self.format, self.operands, self.direction, self.level, where)
+        return "|".join(p for p in parts if p) if self.direction != "reference" else "reference"
+
+
+REFERENCE = Variant(format="reference", direction="reference")
+
+
+def baseline(format: str, operands: str) -> Variant:
+    """The variant with every targeted linear quantized."""
+    return Variant(format=format, operands=operands, direction="baseline")
+
+
+@dataclass(kw_only=True)
+class Observation:
+    """What one variant gave, window by window. Sums over the window's targets.
+
+    `nll` and `kl` are in nats; `top1` counts targets where the variant's most likely token
+    is the reference's. KL is KL(reference || variant).
+    """
+
+    variant: Variant
+    windows: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    top1: list[int] = field(default_factory=list)
+
+    def add(self, window: int, *, tokens: int, nll: float, kl: float, top1: int) -> None:
+        self.windows.append(window)
+        self.tokens.append(tokens)
+        self.nll.append(nll)
+        self.kl.append(kl)
+        self.top1.append(top1)
+
+    def sorted(self) -> "Observation":
+        """The same, windows in the order of the text."""
+        order = sorted(range(len(self.windows)), key=self.windows.__getitem__)
+        columns = {
+            name: [getattr(self, name)[i] for i in order]
+            for name in ("windows", "tokens", "nll", "kl", "top1")
+        }
+        return Observation(variant=self.variant, **columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationRecord:
+    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|, their `ratio`."""
+
+    block: int
+    component: str
+    max: float
+    p999: float
+    ratio: float
+    elements: int
+    nonfinite: int = 0
+
+
+@dataclass(kw_only=True)
+class Results:
+    """Everything a study measured, and under what conditions."""
+
+    study: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    protocol: dict[str, Any]
+    environment: dict[str, Any]
+    observations: dict[str, Observation] = field(default_factory=dict)
+    activations: list[ActivationRecord] = field(default_factory=list)
+
+    def observation(self, variant: Variant) -> Observation | None:
+        return self.observations.get(variant.key)
+
+    def to_json(self, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "version": RESULTS_VERSION,
+            "study": self.study,
+            "model": self.model,
+            "data": self.data,
+            "protocol": self.protocol,
+            "environment": self.environment,
+            "summary": dict(summary or {}),
+            "activations": [asdict(a) for a in self.activations],
+            "observations": [asdict(o.sorted()) for o in self.observations.values()],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str = "results") -> "Results":
+        if data.get("version") != RESULTS_VERSION:
+            raise OutputError(
+                f"{source} has version {data.get('version')!r}; this fp4scope reads version "
+                f"{RESULTS_VERSION}: use the fp4scope that wrote it"
+            )
+        observations = [
+            Observation(**{**o, "variant": Variant(**o["variant"])}) for o in data["observations"]
+        ]
+        return cls(
+            study=data["study"],
+            model=data["model"],
+            data=data["data"],
+            protocol=data["protocol"],
+            environment=data["environment"],
+            observations={o.variant.key: o for o in observations},
+            activations=[ActivationRecord(**a) for a in data["activations"]],
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path} is not a results file of fp4scope ({error})") from None
+
+
+class Table(Sequence[dict[str, Any]]):
+    """Rows with named columns: a list of dicts that knows CSV, and pandas if you ask."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        self.columns = tuple(columns)
+        self.rows = [{c: row.get(c) for c in self.columns} for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+        if isinstance(index, str):
+            return [row[index] for row in self.rows]
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def where(self, **values: Any) -> "Table":  # noqa: ANN401
+        """The rows in which every named column has the given value."""
+        rows = [r for r in self.rows if all(r[c] == v for c, v in values.items())]
+        return Table(self.columns, rows)
+
+    def write_csv(self, path: Path) -> None:
+        """One line a row; an empty field where there is no value."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self.columns)
+            writer.writerows([_cell(row[c]) for c in self.columns] for row in self.rows)
+
+    def to_pandas(self) -> Any:  # noqa: ANN401
+        """The table as a `pandas.DataFrame` (needs the `pandas` extra)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+    def __repr__(self) -> str:
+        return f"Table({len(self)} rows: {', '.join(self.columns)})"
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else value

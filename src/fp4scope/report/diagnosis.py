@@ -1,0 +1,102 @@
+"""`Diagnosis`: the results of a study as tables, figures and a report."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fp4scope import stats
+from fp4scope.errors import OutputError, StudyError, nearest
+from fp4scope.records import Results, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Diagnosis:
+    """What a study found. Tables are `Table`s: `d.cells.to_pandas()` for a data frame.
+
+    Args:
+        results: What was measured.
+        folder: Where its files are, if anywhere.
+    """
+
+    def __init__(self, results: Results, folder: Path | None = None) -> None:
+        self.results = results
+        self.folder = folder
+
+    @cached_property
+    def baselines(self) -> Table:
+        """The reference and each format's baseline."""
+        return stats.baseline_table(self.results)
+
+    @cached_property
+    def components(self) -> Table:
+        return stats.unit_table(self.results, "components")
+
+    @cached_property
+    def blocks(self) -> Table:
+        return stats.unit_table(self.results, "blocks")
+
+    @cached_property
+    def cells(self) -> Table:
+        return stats.unit_table(self.results, "cells")
+
+    @cached_property
+    def patterns(self) -> Table:
+        return stats.unit_table(self.results, "patterns")
+
+    @cached_property
+    def activations(self) -> Table:
+        """Input statistics of every cell, measured on the calibration text."""
+        return stats.activation_table(self.results.activations)
+
+    @cached_property
+    def component_activations(self) -> Table:
+        """The same by component, as in table 1 of the paper."""
+        return stats.component_activation_table(self.results.activations)
+
+    def plot(self, kind: str, **options: str) -> "Figure":
+        """A matplotlib figure.
+
+        Args:
+            kind: `components`, `cells`, `heatmap` or `percent`.
+            options: `direction` (`restore` or `isolate`), `operands`; by default the first
+                that the study has.
+
+        Raises:
+            StudyError: There is no such figure, or nothing to draw in it.
+        """
+        from fp4scope.report.figures import FIGURES
+
+        if kind not in FIGURES:
+            raise StudyError(f"unknown figure {kind!r}; {nearest(kind, FIGURES)}")
+        return FIGURES[kind](self, **options)
+
+    def report(self) -> str:
+        """The report as Markdown."""
+        from fp4scope.report.markdown import markdown
+
+        return markdown(self)
+
+    def __repr__(self) -> str:
+        windows = self.results.data.get("windows")
+        return (
+            f"Diagnosis({self.results.model.get('name')!r}: {len(self.results.observations)} "
+            f"variants on {windows} windows)"
+        )
+
+
+def load(folder: str | Path) -> Diagnosis:
+    """The diagnosis that `fp4scope run` or `diagnose` wrote to a folder.
+
+    Raises:
+        OutputError: There are no finished results, or they are damaged.
+    """
+    folder = Path(folder)
+    path = folder / "results.json"
+    if not path.exists():
+        hint = "; its run has not finished: repeat the command to go on" if (
+            folder / "journal.jsonl"
+        ).exists() else ""
+        raise OutputError(f"{folder} has no results.json{hint}")
+    return Diagnosis(Results.read(path), folder)

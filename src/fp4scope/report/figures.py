@@ -1,0 +1,263 @@
+"""The figures of a study, drawn with matplotlib from its tables.
+
+Differences are in millinats per token, more quantized minus less quantized, with 95%
+intervals; only the percentage figure keeps the sign of arXiv 2603.08747 (negative:
+keeping this unit in full precision lowers perplexity).
+"""
+
+from collections.abc import Callable, Iterator
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+
+from fp4scope.errors import StudyError
+from fp4scope.records import Table
+
+if TYPE_CHECKING:
+    from fp4scope.report.diagnosis import Diagnosis
+
+# Okabe and Ito's colour-blind-safe palette.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE = {
+    "svg.hashsalt": "fp4scope",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+}
+_SAVES = "nats saved by keeping it in full precision"
+_COSTS = "nats lost by quantizing it alone"
+
+
+def figures(diagnosis: "Diagnosis") -> Iterator[tuple[str, Figure]]:
+    """Every figure that the study has data for, with its name."""
+    for name, (kind, direction, operands) in _drawable(diagnosis).items():
+        yield name, FIGURES[kind](diagnosis, direction=direction, operands=operands)
+
+
+def figure_names(diagnosis: "Diagnosis") -> list[str]:
+    """Names of the figures that the study has data for."""
+    return list(_drawable(diagnosis))
+
+
+def save(figure: Figure, path: Path, suffix: str) -> None:
+    """Write a figure as `svg`, `png` or `pdf`; the same figure gives the same bytes."""
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
+
+
+def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, str, str]]:
+    found = {}
+    for kind in FIGURES:
+        table = diagnosis.components if kind == "components" else diagnosis.cells
+        several = len(set(table["operands"])) > 1
+        for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
+            if kind == "percent" and direction != "restore":
+                continue
+            name = f"{kind}-{direction}" + (f"-{operands}" if several else "")
+            found[name] = (kind, direction, operands)
+    return found
+
+
+def components_figure(
+    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+) -> Figure:
+    """Bars with whiskers: one group a component, one bar a format."""
+    table = _select(diagnosis.components, direction, operands)
+    direction = table[0]["direction"]
+    formats = list(dict.fromkeys(table["format"]))
+    weight = {
+        c: np.mean([r["delta_nll"] for r in table.where(component=c)])
+        for c in dict.fromkeys(table["component"])
+    }
+    order = sorted(weight, key=lambda c: -weight[c])
+    figure, axes = _new(1, 1, (7.2, 0.9 + 0.42 * len(order)))
+    axis = axes[0]
+    thick = 0.8 / len(formats)
+    for i, name in enumerate(formats):
+        rows = {r["component"]: r for r in table.where(format=name)}
+        y = np.arange(len(order)) + (i - (len(formats) - 1) / 2) * thick
+        chosen = [rows[c] for c in order]
+        axis.barh(
+            y,
+            [1e3 * r["delta_nll"] for r in chosen],
+            thick * 0.9,
+            xerr=_whiskers(chosen),
+            color=_COLOURS[i % len(_COLOURS)],
+            error_kw={"elinewidth": 1, "capsize": 2},
+            label=name,
+        )
+    axis.set_yticks(range(len(order)), order)
+    axis.invert_yaxis()
+    axis.axvline(0, color="0.3", linewidth=0.8)
+    axis.set_xlabel(f"milli{_SAVES if direction == 'restore' else _COSTS}, per token")
+    axis.set_title(_title(diagnosis, f"Components, {direction}", table))
+    axis.legend(loc="lower right")
+    return figure
+
+
+def cells_figure(
+    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+) -> Figure:
+    """Curves over depth, one panel a component, on a symmetric log axis."""
+    table = _select(diagnosis.cells, direction, operands)
+    direction = table[0]["direction"]
+    unit = _SAVES if direction == "restore" else _COSTS
+
+    def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
+        blocks = [r["block"] for r in rows]
+        axis.plot(blocks, [1e3 * r["delta_nll"] for r in rows], ".-", color=colour, label=label)
+        if all(r["delta_nll_low"] is not None for r in rows):
+            low = [1e3 * r["delta_nll_low"] for r in rows]
+            high = [1e3 * r["delta_nll_high"] for r in rows]
+            axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
+
+    figure, axes = _panels(table, draw)
+    linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
+    for axis in axes:
+        axis.set_yscale("symlog", linthresh=linear)
+    figure.supylabel(f"milli{unit}, per token (symlog)", fontsize=9)
+    figure.suptitle(_title(diagnosis, f"Cells, {direction}", table), fontsize=10)
+    return figure
+
+
+def percent_figure(
+    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+) -> Figure:
+    """Change of perplexity from the baseline, in percent: negative is an improvement."""
+    table = _select(diagnosis.cells, direction or "restore", operands)
+    baselines = {r["format"]: r["ppl"] for r in diagnosis.baselines.where(operands=table[0]["operands"])}
+
+    def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
+        scale = 100 / baselines[rows[0]["format"]]
+        axis.errorbar(
+            [r["block"] for r in rows],
+            [-scale * r["delta_ppl"] for r in rows],
+            yerr=_whiskers(rows, "delta_ppl", -scale),
+            fmt=".-",
+            color=colour,
+            linewidth=1,
+            elinewidth=0.8,
+            label=label,
+        )
+
+    figure, _ = _panels(table, draw)
+    figure.supylabel("change of PPL from the baseline, % (negative: better)", fontsize=9)
+    figure.suptitle(_title(diagnosis, "Cells kept in full precision", table), fontsize=10)
+    return figure
+
+
+def heatmap_figure(
+    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+) -> Figure:
+    """Block by component, one panel a format; cells inside their own noise are crossed out."""
+    table = _select(diagnosis.cells, direction, operands)
+    direction = table[0]["direction"]
+    formats = list(dict.fromkeys(table["format"]))
+    components = list(dict.fromkeys(table["component"]))
+    blocks = sorted(set(table["block"]))
+    figure, axes = _new(
+        len(formats), 1, (2.2 + 0.24 * len(blocks), 1.0 + len(formats) * (0.9 + 0.24 * len(components)))
+    )
+    for axis, name in zip(axes, formats, strict=True):
+        rows = {(r["component"], r["block"]): r for r in table.where(format=name)}
+        values = np.full((len(components), len(blocks)), np.nan)
+        unsure = []
+        for i, component in enumerate(components):
+            for j, block in enumerate(blocks):
+                row = rows.get((component, block))
+                if row is None:
+                    continue
+                values[i, j] = 1e3 * row["delta_nll"]
+                low, high = row["delta_nll_low"], row["delta_nll_high"]
+                if low is not None and low <= 0 <= high:
+                    unsure.append((j, i))
+        peak = float(np.nanmax(np.abs(values))) or 1.0
+        norm = SymLogNorm(_linear_threshold(np.abs(values[~np.isnan(values)])), vmin=-peak, vmax=peak)
+        image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
+        if unsure:
+            axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
+        axis.set_yticks(range(len(components)), components)
+        shown = range(0, len(blocks), max(1, ceil(len(blocks) / 16)))
+        axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
+        axis.spines[:].set_visible(False)
+        axis.set_title(name, loc="left")
+        figure.colorbar(image, ax=axis, label="millinats per token", pad=0.01)
+    axes[-1].set_xlabel("block (a cross: the 95% interval holds zero)")
+    figure.suptitle(_title(diagnosis, f"Cells, {direction}", table), fontsize=10)
+    return figure
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "components": components_figure,
+    "cells": cells_figure,
+    "heatmap": heatmap_figure,
+    "percent": percent_figure,
+}
+
+
+def _select(table: Table, direction: str | None, operands: str | None) -> Table:
+    """One direction and one choice of operands, by default the first there is."""
+    for column, value in (("direction", direction), ("operands", operands)):
+        present = list(dict.fromkeys(table[column]))
+        if not present or (value is not None and value not in present):
+            asked = f"{column} {value!r}" if value else "these units"
+            raise StudyError(f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}")
+        table = table.where(**{column: value or present[0]})
+    return table
+
+
+def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=rows * columns > 1)
+    return figure, list(axes.flat)
+
+
+def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]:
+    """One panel a component, one colour a format, the legend in the first."""
+    components = list(dict.fromkeys(table["component"]))
+    columns = min(2, len(components))
+    rows = ceil(len(components) / columns)
+    figure, axes = _new(rows, columns, (8.4, 0.8 + 1.7 * rows))
+    for axis, component in zip(axes, components, strict=False):
+        for i, name in enumerate(dict.fromkeys(table["format"])):
+            chosen = table.where(component=component, format=name).rows
+            chosen = sorted(chosen, key=lambda r: r["block"])
+            if chosen:
+                draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
+        axis.axhline(0, color="0.3", linewidth=0.8)
+        axis.set_title(component, loc="left")
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    for axis in axes[len(components) :]:
+        axis.set_visible(False)
+    axes[0].legend()
+    figure.supxlabel("block", fontsize=9)
+    return figure, axes[: len(components)]
+
+
+def _whiskers(
+    rows: list[dict[str, Any]], column: str = "delta_nll", scale: float = 1e3
+) -> np.ndarray | None:
+    if any(r[f"{column}_low"] is None for r in rows):
+        return None
+    half = [abs(scale) * (r[f"{column}_high"] - r[f"{column}_low"]) / 2 for r in rows]
+    return np.array([half, half])
+
+
+def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
+    """Where the axis turns from linear to logarithmic: the median size, at least 0.1."""
+    return max(0.1, float(np.median(sizes)))
+
+
+def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
+    windows = table[0]["windows"]
+    return f"{what}: {diagnosis.results.model['name']}, {table[0]['operands']}, n = {windows} windows"

@@ -1,0 +1,75 @@
+"""`report.md`: the study in words and tables, from a template."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fp4scope.records import Table
+from fp4scope.report.figures import figure_names
+
+if TYPE_CHECKING:
+    from fp4scope.report.diagnosis import Diagnosis
+
+
+def markdown(diagnosis: "Diagnosis") -> str:
+    """The report of a study as Markdown, with links to the figures beside it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fp4scope.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+    )
+    environment.filters |= {"interval": interval, "number": number, "percent": percent}
+    results = diagnosis.results
+    return environment.get_template("report.md.j2").render(
+        d=diagnosis,
+        model=results.model,
+        data=results.data,
+        protocol=results.protocol,
+        environment=results.environment,
+        study=results.study,
+        baselines=diagnosis.baselines,
+        component_groups=list(groups(diagnosis.components)),
+        cell_groups=list(groups(diagnosis.cells)),
+        block_groups=list(groups(diagnosis.blocks)),
+        pattern_groups=list(groups(diagnosis.patterns)),
+        figures=figure_names(diagnosis),
+    )
+
+
+def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """The rows of one format, operands and direction at a time, most costly first."""
+    keys = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in table)
+    for direction, fmt, operands in keys:
+        chosen = table.where(direction=direction, format=fmt, operands=operands)
+        rows = sorted(chosen, key=lambda r: -(r["delta_nll"] or 0.0))
+        yield {"direction": direction, "format": fmt, "operands": operands}, rows
+
+
+def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0) -> str:
+    """`+1.23 [+0.45, +2.01]`; without an interval where there is one window only."""
+    value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if value is None:
+        return ""
+    if low is None or high is None:
+        return f"{number(scale * value, sign=True)} (one window: no interval)"
+    return (
+        f"{number(scale * value, sign=True)} "
+        f"[{number(scale * low, sign=True)}, {number(scale * high, sign=True)}]"
+    )
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Four significant digits at most, no exponent in the usual range."""
+    if value is None:
+        return ""
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"

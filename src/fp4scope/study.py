@@ -1,0 +1,159 @@
+"""The study: what is measured, as validated data that a file or a command line can hold.
+
+A study plus a model plus a text decides every number in the results. It is frozen once
+built, refuses unknown keys, and is written to `study.yaml` beside what it produced.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fp4scope.errors import StudyError, nearest
+from fp4scope.formats import get_format
+
+STUDY_VERSION = 1
+
+
+class Operands(str, Enum):
+    """What of a linear is quantized."""
+
+    BOTH = "weights+activations"
+    WEIGHTS = "weights"
+    ACTIVATIONS = "activations"
+
+    @property
+    def weights(self) -> bool:
+        return self is not Operands.ACTIVATIONS
+
+    @property
+    def activations(self) -> bool:
+        return self is not Operands.WEIGHTS
+
+
+class Direction(str, Enum):
+    """How a unit's effect is asked for."""
+
+    RESTORE = "restore"
+    """Everything quantized but the unit: what keeping it in full precision saves."""
+    ISOLATE = "isolate"
+    """Only the unit quantized: what quantizing it alone costs."""
+
+
+class Level(str, Enum):
+    """The units that a sweep goes through."""
+
+    COMPONENTS = "components"
+    BLOCKS = "blocks"
+    CELLS = "cells"
+
+
+class Study(BaseModel):
+    """Everything the user decides. Defaults are the protocol that papers mean by WikiText-2 PPL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
+
+    version: Literal[1] = STUDY_VERSION
+    model: str = Field(description="hub id, local folder or GGUF file")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    text: str | None = Field(None, description="evaluation text: a UTF-8 file, read as it is")
+    dataset: str | None = Field(
+        None, description="evaluation text by name: wikitext2 (default) or pydoc-topics"
+    )
+    seq_len: int = Field(2048, ge=2, description="tokens in a window")
+    windows: int | None = Field(None, ge=1, description="the first N windows of the text; all")
+    bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="put the BOS token before every window; auto: for models that need it"
+    )
+    formats: tuple[str, ...] = Field(("mxfp4:floor", "nvfp4"), min_length=1)
+    operands: tuple[Operands, ...] = Field((Operands.BOTH,), min_length=1)
+    sweep: tuple[Level, ...] = Field((Level.COMPONENTS, Level.CELLS))
+    direction: tuple[Direction, ...] = Field((Direction.RESTORE, Direction.ISOLATE), min_length=1)
+    patterns: tuple[str, ...] = Field((), description="more units: shell patterns of linear names")
+    activation_scale: Literal["calibrated", "dynamic"] = Field(
+        "calibrated", description="NVFP4's tensor scale of activations: static, or per window"
+    )
+    calibration_text: str | None = Field(None, description="a UTF-8 file that is not evaluated")
+    calibration_windows: int = Field(256, ge=1)
+    calibration_seq_len: int = Field(512, ge=2)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = Field(0, ge=0, description="order in which windows are measured")
+    allow_partial: bool = Field(False, description="go on when under 95% can be quantized")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
+    allow_pickle: bool = Field(False, description="load weights that are not safetensors")
+
+    @field_validator("formats", "operands", "sweep", "direction", "patterns", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:  # noqa: ANN401
+        """`a,b` and a list mean the same; a name given twice is one."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return tuple(dict.fromkeys(value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("formats")
+    @classmethod
+    def _full_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(get_format(name).name for name in value))
+
+    @field_validator("dataset")
+    @classmethod
+    def _one_text(cls, value: str | None, info: Any) -> str | None:  # noqa: ANN401
+        if value is not None and info.data.get("text") is not None:
+            raise ValueError("text and dataset both name the evaluation text; give one of them")
+        return value
+
+    @classmethod
+    def build(cls, **options: Any) -> "Study":  # noqa: ANN401
+        """A study from options as a user writes them.
+
+        Raises:
+            StudyError: An unknown key (with the nearest names) or a value that makes no sense.
+            FormatError: An unknown number format.
+        """
+        unknown = [key for key in options if key not in cls.model_fields]
+        if unknown:
+            raise StudyError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}")
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise StudyError(_first_problem(error)) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, **overrides: Any) -> "Study":  # noqa: ANN401
+        """The study in a YAML file, with options that win over the file's."""
+        return cls.build(**{**read_options(path), **overrides})
+
+    def to_yaml(self) -> str:
+        """The study as YAML that `from_yaml` reads back."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_options(path: Path | str) -> dict[str, Any]:
+    """The options in a YAML file, not yet validated."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(options, dict):
+        raise StudyError(f"{path} holds no options; a study is a mapping such as `model: NAME`")
+    return {str(key).replace("-", "_"): value for key, value in options.items()}
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = str(problem["loc"][0]) if problem["loc"] else "study"
+    value = problem["input"]
+    kind = {"sweep": Level, "direction": Direction, "operands": Operands}.get(field)
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if kind is not None and isinstance(value, str):
+        return f"{field}: unknown {value!r}; {nearest(value, [member.value for member in kind])}"
+    return f"{field} is {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
