@@ -5,14 +5,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fp4scope
-from fp4scope.data import WindowSet, prepare
+from fp4scope.data import WindowSet, calibration_windows, evaluation_windows
 from fp4scope.errors import NonFiniteError, OutputError, StudyError
 from fp4scope.inject import Injector
 from fp4scope.kernels import NUMERICS_VERSION
@@ -107,13 +107,33 @@ def run_study(
 
 
 def activation_statistics(
-    study: Study, progress: Listener | None = None
-) -> tuple[LoadedModel, WindowSet, dict[str, InputStatistics]]:
-    """Input statistics of every linear on the study's calibration text, by full name."""
+    study: Study, windows: int, *, progress: Listener | None = None
+) -> Diagnosis:
+    """Only the activations: what enters each linear on the first windows of the study's text.
+
+    Args:
+        study: Its model and text; `windows` of it are ignored.
+        windows: How many windows at most.
+        progress: Called as the work goes on.
+
+    Returns:
+        A diagnosis with `activations` and nothing else. Inputs that are NaN or Inf are counted
+        there (`results.activations`), not refused.
+    """
     tell = progress or (lambda event: None)
     loaded = _load(study, tell)
-    _, calibration = prepare(study, loaded.tokenizer, loaded.config.model_type)
-    return loaded, calibration, _observe(loaded, calibration, tell)
+    _check_length(loaded, seq_len=study.seq_len)
+    text = evaluation_windows(study, loaded.tokenizer, loaded.config.model_type)
+    text = replace(text, ids=text.ids[:windows])
+    results = Results(
+        study=study.model_dump(mode="json"),
+        model=_describe_model(loaded),
+        data=_describe_windows(text),
+        protocol={},
+        environment=_environment(loaded),
+        activations=_activation_records(loaded, _observe(loaded, text, tell)),
+    )
+    return Diagnosis(results)
 
 
 def _run_in(
@@ -126,8 +146,9 @@ def _run_in(
         loaded = _load(study, tell)
     for warning in loaded.warnings:
         tell(Progress("loading", note=f"warning: {warning}"))
-    _check_length(study, loaded)
-    windows, calibration = prepare(study, loaded.tokenizer, loaded.config.model_type)
+    _check_length(loaded, seq_len=study.seq_len, calibration_seq_len=study.calibration_seq_len)
+    windows = evaluation_windows(study, loaded.tokenizer, loaded.config.model_type)
+    calibration = calibration_windows(study, loaded.tokenizer, windows)
     variants = plan(study, loaded.layout)
     for note in _protocol_notes(windows, calibration):
         tell(Progress("loading", note=note))
@@ -153,7 +174,10 @@ def _run_in(
         results = Results(
             study=study.model_dump(mode="json"),
             model=_describe_model(loaded),
-            data=_describe_data(loaded, windows, calibration),
+            data=_describe_windows(windows)
+            | {
+                "calibration": _describe_windows(calibration) | {"evaluated": calibration.evaluated}
+            },
             protocol={"activation_scale": study.activation_scale, "identity": identity},
             environment=_environment(loaded),
             observations=journal.observations,
@@ -219,12 +243,9 @@ def _protocol_notes(windows: WindowSet, calibration: WindowSet) -> Iterator[str]
     )
 
 
-def _check_length(study: Study, loaded: LoadedModel) -> None:
+def _check_length(loaded: LoadedModel, **lengths: int) -> None:
     longest = loaded.max_seq_len
-    for option, value in (
-        ("seq_len", study.seq_len),
-        ("calibration_seq_len", study.calibration_seq_len),
-    ):
+    for option, value in lengths.items():
         if longest is not None and value > longest:
             raise StudyError(
                 f"{option} is {value}, but {loaded.name} takes at most {longest} tokens; "
@@ -259,11 +280,11 @@ def _inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> d
             )
     return {
         "amax": {name: statistics.max for name, statistics in observed.items()},
-        "cells": [vars(record) for record in activation_records(loaded, observed)],
+        "cells": [vars(record) for record in _activation_records(loaded, observed)],
     }
 
 
-def activation_records(
+def _activation_records(
     loaded: LoadedModel, observed: dict[str, InputStatistics]
 ) -> list[ActivationRecord]:
     """Input statistics by cell, its linears (experts) taken together."""
@@ -343,30 +364,24 @@ def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "routers": list(layout.routers),
         "prior_quantization": loaded.prior_quantization,
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "tokenizer": type(loaded.tokenizer).__name__,
+        "tokenizer_sha256": loaded.tokenizer_sha256,
         "device": str(loaded.device),
         "attention": getattr(loaded.config, "_attn_implementation", None),
         "warnings": list(loaded.warnings),
     }
 
 
-def _describe_data(
-    loaded: LoadedModel, windows: WindowSet, calibration: WindowSet
-) -> dict[str, Any]:
-    def describe(chosen: WindowSet) -> dict[str, Any]:
-        return {
-            "source": chosen.source,
-            "text_sha256": chosen.text_sha256,
-            "tokens_in_text": chosen.tokens_in_text,
-            "windows": len(chosen),
-            "seq_len": chosen.seq_len,
-            "bos": chosen.bos,
-            "sha256": chosen.sha256,
-        }
-
-    return describe(windows) | {
+def _describe_windows(windows: WindowSet) -> dict[str, Any]:
+    return {
+        "source": windows.source,
+        "text_sha256": windows.text_sha256,
+        "tokens_in_text": windows.tokens_in_text,
+        "windows": len(windows),
+        "seq_len": windows.seq_len,
         "targets_per_window": windows.seq_len - 1,
-        "tokenizer": type(loaded.tokenizer).__name__,
-        "calibration": describe(calibration) | {"evaluated": calibration.evaluated},
+        "bos": windows.bos,
+        "sha256": windows.sha256,
     }
 
 

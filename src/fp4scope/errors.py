@@ -62,4 +62,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = [str(c) for c in choices]
     close = difflib.get_close_matches(str(name), choices, n=2, cutoff=0.5)
     listed = ", ".join(choices)
-    return f"did you mean {' or '.join(close)}? (choices: {listed})" if close else f"choices: {listed}"
+    return (
+        f"did you mean {' or '.join(close)}? (choices: {listed})" if close else f"choices: {listed}"
+    )

@@ -158,7 +158,7 @@ class Table(Sequence[dict[str, Any]]):
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         self.columns = tuple(columns)
-        self.rows = [{c: row.get(c) for c in self.columns} for row in rows]
+        self.rows: list[dict[str, Any]] = [{c: row.get(c) for c in self.columns} for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)

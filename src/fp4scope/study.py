@@ -114,7 +114,9 @@ class Study(BaseModel):
         """
         unknown = [key for key in options if key not in cls.model_fields]
         if unknown:
-            raise StudyError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}")
+            raise StudyError(
+                f"unknown option {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}"
+            )
         try:
             return cls(**options)
         except ValidationError as error:

@@ -1,6 +1,14 @@
 """Evaluation and calibration text, cut into deterministic windows."""
 
-from fp4scope.data.text import Text, pydoc_topics, read_text, wikitext2
-from fp4scope.data.windows import WindowSet, needs_bos, prepare
+from fp4scope.data.text import Text, dataset, read_text
+from fp4scope.data.windows import WindowSet, calibration_windows, evaluation_windows, needs_bos
 
-__all__ = ["Text", "WindowSet", "needs_bos", "prepare", "pydoc_topics", "read_text", "wikitext2"]
+__all__ = [
+    "Text",
+    "WindowSet",
+    "calibration_windows",
+    "dataset",
+    "evaluation_windows",
+    "needs_bos",
+    "read_text",
+]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fp4scope.errors import DataError, nearest
 
-DATASETS = ("wikitext2", "pydoc-topics")
+WIKITEXT2, PYDOC_TOPICS = "wikitext2", "pydoc-topics"
+DATASETS = (WIKITEXT2, PYDOC_TOPICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ def dataset(name: str, split: str = "test") -> Text:
     Raises:
         DataError: There is no such name.
     """
-    if name == "wikitext2":
+    if name == WIKITEXT2:
         return wikitext2(split)
-    if name == "pydoc-topics":
+    if name == PYDOC_TOPICS:
         return pydoc_topics()
     raise DataError(f"unknown dataset {name!r}; {nearest(name, DATASETS)}")

@@ -7,14 +7,14 @@ sees nothing of the others. Where a BOS token leads every window, a window is th
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fp4scope.data.text import Text, dataset, read_text
+from fp4scope.data.text import WIKITEXT2, Text, dataset, read_text
 from fp4scope.errors import DataError
 from fp4scope.study import Study
 
@@ -31,6 +31,8 @@ class WindowSet:
     text_sha256: str
     tokens_in_text: int
     bos: bool
+    behind: Int[Tensor, " rest"]
+    """Tokens of the text behind the last window."""
     evaluated: bool = False
     """Whether calibration windows come from the evaluated text."""
 
@@ -55,61 +57,70 @@ def needs_bos(model_type: str) -> bool:
     return model_type.startswith("gemma")
 
 
-def prepare(study: Study, tokenizer: Any, model_type: str) -> tuple[WindowSet, WindowSet]:  # noqa: ANN401
-    """The evaluation windows of a study, and its calibration windows.
-
-    Calibration takes the train split of the dataset or `calibration_text`; failing both, the
-    text behind the evaluated windows; and if that is too short the evaluated windows'
-    own text, which the result then says.
+def evaluation_windows(study: Study, tokenizer: Any, model_type: str) -> WindowSet:  # noqa: ANN401
+    """The windows that a study evaluates.
 
     Raises:
         DataError: A text that cannot be had or is too short.
     """
     bos = study.bos == "yes" or (study.bos == "auto" and needs_bos(model_type))
-    name = study.dataset or "wikitext2"
-    text = read_text(study.text) if study.text is not None else dataset(name)
-    tokens = _tokenize(text, tokenizer, bos)
-    evaluation = _cut(text, tokens, study.seq_len, study.windows, tokenizer, bos)
-
-    wanted, length = study.calibration_windows, study.calibration_seq_len
-    if study.calibration_text is not None:
-        text = read_text(study.calibration_text)
-    elif study.text is None and name == "wikitext2":
-        text = dataset(name, "train")
-    else:
-        step = study.seq_len - bos
-        rest = tokens[len(evaluation) * step :]
-        fits = min(wanted, len(rest) // (length - bos))
-        reused = fits < min(wanted, _FEWEST_CALIBRATION_WINDOWS)
-        if reused:
-            rest = tokens
-            length = min(length, len(tokens) + bos)
-            fits = min(wanted, len(rest) // (length - bos))
-        return evaluation, _cut(text, rest, length, fits, tokenizer, bos, evaluated=reused)
-    tokens = _tokenize(text, tokenizer, bos)
-    fits = max(1, min(wanted, len(tokens) // (length - bos)))
-    return evaluation, _cut(text, tokens, length, fits, tokenizer, bos)
+    text = read_text(study.text) if study.text else dataset(study.dataset or WIKITEXT2)
+    return _cut(text, _tokenize(text, tokenizer, bos), study.seq_len, study.windows, tokenizer, bos)
 
 
-def _tokenize(text: Text, tokenizer: Any, bos: bool) -> list[int]:  # noqa: ANN401
+def calibration_windows(study: Study, tokenizer: Any, evaluation: WindowSet) -> WindowSet:  # noqa: ANN401
+    """The windows that a study calibrates on, at most as many as it asks for.
+
+    They come from `calibration_text` or the dataset's train split; failing both, from the text
+    behind the evaluated windows; and if that is too short, from the evaluated text itself,
+    which the result then says.
+
+    Raises:
+        DataError: A text that cannot be had or is too short.
+    """
+    wanted, length, bos = study.calibration_windows, study.calibration_seq_len, evaluation.bos
+    step = length - bos
+    if study.calibration_text or (not study.text and study.dataset in (None, WIKITEXT2)):
+        text = (
+            read_text(study.calibration_text)
+            if study.calibration_text
+            else dataset(WIKITEXT2, "train")
+        )
+        tokens = _tokenize(text, tokenizer, bos)
+        return _cut(text, tokens, length, _most(wanted, len(tokens) // step), tokenizer, bos)
+
+    tokens = evaluation.behind
+    reused = len(tokens) // step < min(wanted, _FEWEST_CALIBRATION_WINDOWS)
+    if reused:
+        tokens = torch.cat([evaluation.ids[:, bos:].flatten(), tokens])
+        length = min(length, len(tokens) + bos)
+    count = _most(wanted, len(tokens) // (length - bos))
+    windows, behind = _windows(tokens, length, count, evaluation.ids[0, :1] if bos else None)
+    return replace(evaluation, ids=windows, behind=behind, evaluated=reused)
+
+
+def _most(wanted: int, available: int) -> int:
+    return max(1, min(wanted, available))
+
+
+def _tokenize(text: Text, tokenizer: Any, bos: bool) -> Int[Tensor, " tokens"]:  # noqa: ANN401
+    if bos and tokenizer.bos_token_id is None:
+        raise DataError("this tokenizer has no BOS token; pass --bos no")
     tokens: list[int] = tokenizer(text.content, verbose=False)["input_ids"]
     # The tokenizer's own BOS would stand twice in the first window.
-    return tokens[1:] if bos and tokens[:1] == [tokenizer.bos_token_id] else tokens
+    own = bos and tokens[:1] == [tokenizer.bos_token_id]
+    return torch.tensor(tokens[1:] if own else tokens, dtype=torch.int64)
 
 
 def _cut(
     text: Text,
-    tokens: list[int],
+    tokens: Int[Tensor, " tokens"],
     seq_len: int,
     windows: int | None,
     tokenizer: Any,  # noqa: ANN401
     bos: bool,
-    evaluated: bool = False,
 ) -> WindowSet:
-    if bos and tokenizer.bos_token_id is None:
-        raise DataError("this tokenizer has no BOS token; pass --bos no")
-    step = seq_len - bos
-    available = len(tokens) // step
+    available = len(tokens) // (seq_len - bos)
     if available == 0:
         raise DataError(
             f"{text.name} makes {len(tokens)} tokens, less than one window of {seq_len}; give a "
@@ -120,15 +131,24 @@ def _cut(
             f"{text.name} makes {len(tokens)} tokens, {available} windows of {seq_len}; "
             f"{windows} were asked for: use --windows {available} or a longer text"
         )
-    count = available if windows is None else windows
-    ids = torch.tensor(tokens[: count * step], dtype=torch.int64).view(count, step)
-    if bos:
-        ids = torch.nn.functional.pad(ids, (1, 0), value=tokenizer.bos_token_id)
+    first = torch.tensor([tokenizer.bos_token_id]) if bos else None
+    ids, behind = _windows(tokens, seq_len, windows or available, first)
     return WindowSet(
         ids=ids,
+        behind=behind,
         source=text.name,
         text_sha256=text.sha256,
         tokens_in_text=len(tokens),
         bos=bos,
-        evaluated=evaluated,
     )
+
+
+def _windows(
+    tokens: Int[Tensor, " tokens"], seq_len: int, count: int, first: Int[Tensor, "1"] | None
+) -> tuple[Int[Tensor, "windows seq_len"], Int[Tensor, " rest"]]:
+    """`count` windows, each led by the token `first` if there is one, and what is left over."""
+    step = seq_len - (first is not None)
+    ids = tokens[: count * step].view(count, step)
+    if first is not None:
+        ids = torch.cat([first.expand(count, 1), ids], dim=1)
+    return ids, tokens[count * step :]

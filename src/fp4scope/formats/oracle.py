@@ -83,7 +83,7 @@ def fake_quantize_block(
     exact = [Fraction(v) for v in values]
     amax = max((abs(v) for v in exact), default=Fraction(0))
     scale = block_scale(amax, fmt, amax if tensor_amax is None else Fraction(tensor_amax))
-    out = []
+    out: list[float] = []
     for value, x in zip(values, exact, strict=True):
         if scale == 0:
             y = Fraction(0)

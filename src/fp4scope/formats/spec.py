@@ -51,7 +51,7 @@ class ElementFormat:
     @cached_property
     def magnitudes(self) -> tuple[float, ...]:
         """The value of every non-negative code, by code: code n stands for magnitude n."""
-        values = []
+        values: list[float] = []
         for code in range(2 ** (self.bits - 1)):
             exponent, mantissa = divmod(code, 2**self.mantissa_bits)
             fraction = mantissa / 2**self.mantissa_bits

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fp4scope.errors import NonFiniteError
+from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
+from fp4scope.models import is_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,13 @@ class Injector:
 
         Raises:
             NonFiniteError: NaN or Inf in a weight, or (when the block ends) in an input.
-            AttributeError: The model has no such module.
+            UnitError: The model has no such linear.
         """
-        originals: list[tuple[nn.Module, nn.Parameter]] = []
+        originals: list[tuple[nn.Module, Tensor]] = []
         hooks = []
         try:
             for name, setting in settings.items():
-                module = self.model.get_submodule(name)
+                module = self._linear(name)
                 if setting.weights is not None:
                     image = self._quantized_weight(name, module, setting.weights)
                     originals.append((module, module.weight))
@@ -78,7 +79,7 @@ class Injector:
             self.check()
         finally:
             for module, parameter in reversed(originals):
-                module._parameters["weight"] = parameter
+                module._parameters["weight"] = parameter  # type: ignore[assignment]
             for hook in hooks:
                 hook.remove()
             self._flags.clear()
@@ -100,7 +101,18 @@ class Injector:
             "use a dtype with more range (--dtype bfloat16 or float32)"
         )
 
-    def _quantized_weight(self, name: str, module: nn.Module, fmt: BlockFormat) -> nn.Parameter:
+    def _linear(self, name: str) -> nn.Linear | Conv1D:
+        try:
+            module = self.model.get_submodule(name)
+        except AttributeError:
+            module = None
+        if not is_linear(module):
+            raise UnitError(f"the model has no linear called {name!r}")
+        return module
+
+    def _quantized_weight(
+        self, name: str, module: nn.Linear | Conv1D, fmt: BlockFormat
+    ) -> nn.Parameter:
         kept = self._weights.get(name)
         if kept is not None and kept[0] == fmt:
             return kept[1]

@@ -29,15 +29,17 @@ class ReferencePredictions:
     """What later variants are compared with: the logits, each row's log-sum-exp and best token."""
 
     logits: Shaped[Tensor, "tokens vocab"]
-    logsumexp: Float[Tensor, "tokens"]
-    best: Int[Tensor, "tokens"]
+    logsumexp: Float[Tensor, " tokens"]
+    best: Int[Tensor, " tokens"]
 
 
 def reference_metrics(
-    logits: Shaped[Tensor, "tokens vocab"], targets: Int[Tensor, "tokens"]
+    logits: Shaped[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"]
 ) -> tuple[WindowMetrics, ReferencePredictions]:
     """The reference's own metrics (KL 0, top-1 everywhere), and what to compare others with."""
-    lse, best, nll = [], [], torch.zeros((), dtype=torch.float64, device=logits.device)
+    lse: list[Tensor] = []
+    best: list[Tensor] = []
+    nll = torch.zeros((), dtype=torch.float64, device=logits.device)
     for rows in _tiles(len(logits)):
         z = logits[rows].float()
         lse.append(torch.logsumexp(z, -1))
@@ -50,7 +52,7 @@ def reference_metrics(
 
 def compare(
     logits: Shaped[Tensor, "tokens vocab"],
-    targets: Int[Tensor, "tokens"],
+    targets: Int[Tensor, " tokens"],
     reference: ReferencePredictions,
 ) -> WindowMetrics:
     """A variant's metrics against the reference on the same window."""

@@ -1,7 +1,7 @@
 """The one door to `transformers`: load a model, find its blocks and components."""
 
 from fp4scope.models.gguf import cache_folder, quantization_of
-from fp4scope.models.layout import Cell, Layout, find_layout
+from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
 from fp4scope.models.load import LoadedModel, adopt, load_model
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "adopt",
     "cache_folder",
     "find_layout",
+    "is_linear",
     "load_model",
     "quantization_of",
 ]

@@ -96,7 +96,7 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         # into a plain model of the same configuration.
         config = read.config
         if hasattr(config, "quantization_config"):
-            del config.quantization_config
+            delattr(config, "quantization_config")
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(read.state_dict(), assign=True)

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -71,7 +71,7 @@ class Layout:
         return names
 
 
-def is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
     """`nn.Linear`, or GPT-2's `Conv1D`, which is one with its weight transposed."""
     return isinstance(module, nn.Linear | Conv1D)
 
@@ -131,7 +131,7 @@ def _block_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
-def _is_router(module: nn.Module, model: nn.Module) -> bool:
+def _is_router(module: nn.Linear | Conv1D, model: nn.Module) -> bool:
     config = getattr(model, "config", None)
     experts = {
         getattr(config, name, None)

@@ -7,14 +7,15 @@ A name is a GGUF file, a local folder, or else a hub id. Nothing that a model br
 import hashlib
 import json
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
@@ -36,7 +37,7 @@ class LoadedModel:
     """
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     layout: Layout
     device: torch.device
@@ -56,6 +57,12 @@ class LoadedModel:
 
     def linear(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of a fast tokenizer's whole definition."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
@@ -110,13 +117,11 @@ def load_model(
             f"{name} has no weights for {len(absent)} of its parameters, {absent[0]} first; they "
             "would be random: check that the checkpoint is complete and a causal language model"
         )
-    return adopt(
-        model.to(where), tokenizer, name=name, prior=prior, allow_partial=allow_partial
-    )
+    return adopt(model.to(where), tokenizer, name=name, prior=prior, allow_partial=allow_partial)
 
 
 def adopt(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,  # noqa: ANN401
     *,
     name: str | None = None,
@@ -131,7 +136,10 @@ def adopt(
     model = model.eval().requires_grad_(False)
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name or type(model).__name__} is an encoder-decoder; fp4scope needs a causal language model")
+        raise ModelError(
+            f"{name or type(model).__name__} is an encoder-decoder; fp4scope needs a causal "
+            "language model"
+        )
     layout = find_layout(model)
     if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
@@ -225,18 +233,24 @@ def _transformers(name: str, source: str) -> Iterator[Any]:
 def _why(name: str, source: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     if "trust_remote_code" in reason:
-        return f"{name} brings its own Python code, which fp4scope does not run; if you trust it, pass --trust-remote-code"
+        return (
+            f"{name} brings its own Python code, which fp4scope does not run; if you trust it, "
+            "pass --trust-remote-code"
+        )
     if not Path(source).exists():
         return (
             f"cannot load {name!r} from the hub ({reason}); check the name and the network, or "
             "give a local folder or a GGUF file"
         )
     if "safetensors" in reason:
-        return f"{name} has no safetensors weights ({reason}); if you trust its pickled weights, pass --allow-pickle"
+        return (
+            f"{name} has no safetensors weights ({reason}); if you trust its pickled weights, "
+            "pass --allow-pickle"
+        )
     return f"cannot load {name}: {type(error).__name__}: {reason}"
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE_CONFIG}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())

@@ -58,7 +58,7 @@ class InputStatistics:
 
     @property
     def ratio(self) -> float:
-        """max / P99.9: how far the largest outlier stands out. NaN if P99.9 is zero."""
+        """Max / P99.9: how far the largest outlier stands out. NaN if P99.9 is zero."""
         p999 = self.quantile(0.999)
         return self.max / p999 if p999 else float("nan")
 

@@ -95,8 +95,10 @@ def load(folder: str | Path) -> Diagnosis:
     folder = Path(folder)
     path = folder / "results.json"
     if not path.exists():
-        hint = "; its run has not finished: repeat the command to go on" if (
-            folder / "journal.jsonl"
-        ).exists() else ""
+        hint = (
+            "; its run has not finished: repeat the command to go on"
+            if (folder / "journal.jsonl").exists()
+            else ""
+        )
         raise OutputError(f"{folder} has no results.json{hint}")
     return Diagnosis(Results.read(path), folder)

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fp4scope.errors import StudyError
 from fp4scope.records import Table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colour-blind-safe palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fp4scope",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -134,7 +135,9 @@ def percent_figure(
 ) -> Figure:
     """Change of perplexity from the baseline, in percent: negative is an improvement."""
     table = _select(diagnosis.cells, direction or "restore", operands)
-    baselines = {r["format"]: r["ppl"] for r in diagnosis.baselines.where(operands=table[0]["operands"])}
+    baselines = {
+        r["format"]: r["ppl"] for r in diagnosis.baselines.where(operands=table[0]["operands"])
+    }
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         scale = 100 / baselines[rows[0]["format"]]
@@ -165,7 +168,9 @@ def heatmap_figure(
     components = list(dict.fromkeys(table["component"]))
     blocks = sorted(set(table["block"]))
     figure, axes = _new(
-        len(formats), 1, (2.2 + 0.24 * len(blocks), 1.0 + len(formats) * (0.9 + 0.24 * len(components)))
+        len(formats),
+        1,
+        (2.2 + 0.24 * len(blocks), 1.0 + len(formats) * (0.9 + 0.24 * len(components))),
     )
     for axis, name in zip(axes, formats, strict=True):
         rows = {(r["component"], r["block"]): r for r in table.where(format=name)}
@@ -181,7 +186,9 @@ def heatmap_figure(
                 if low is not None and low <= 0 <= high:
                     unsure.append((j, i))
         peak = float(np.nanmax(np.abs(values))) or 1.0
-        norm = SymLogNorm(_linear_threshold(np.abs(values[~np.isnan(values)])), vmin=-peak, vmax=peak)
+        norm = SymLogNorm(
+            _linear_threshold(np.abs(values[~np.isnan(values)])), vmin=-peak, vmax=peak
+        )
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
         if unsure:
             axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
@@ -210,7 +217,9 @@ def _select(table: Table, direction: str | None, operands: str | None) -> Table:
         present = list(dict.fromkeys(table[column]))
         if not present or (value is not None and value not in present):
             asked = f"{column} {value!r}" if value else "these units"
-            raise StudyError(f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}")
+            raise StudyError(
+                f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}"
+            )
         table = table.where(**{column: value or present[0]})
     return table
 
@@ -236,7 +245,7 @@ def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]
                 draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
         axis.axhline(0, color="0.3", linewidth=0.8)
         axis.set_title(component, loc="left")
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(components) :]:
         axis.set_visible(False)
     axes[0].legend()
@@ -260,4 +269,6 @@ def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
 
 def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
     windows = table[0]["windows"]
-    return f"{what}: {diagnosis.results.model['name']}, {table[0]['operands']}, n = {windows} windows"
+    return (
+        f"{what}: {diagnosis.results.model['name']}, {table[0]['operands']}, n = {windows} windows"
+    )

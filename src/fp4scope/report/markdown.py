@@ -20,7 +20,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        autoescape=False,
     )
     environment.filters |= {"interval": interval, "number": number, "percent": percent}
     results = diagnosis.results

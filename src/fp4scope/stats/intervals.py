@@ -1,7 +1,8 @@
 """Means and paired differences with a standard error and a 95% t interval.
 
-Windows all have the same number of targets. With n of them and per-window means x_1..x_n, the estimate is their mean, its
-standard error s / sqrt(n), and the interval mean +- t(n - 1) * stderr. One window has neither.
+Windows all have the same number of targets. With n of them and per-window means x_1..x_n, the
+estimate is their mean, its standard error s / sqrt(n), and the interval mean +- t(n - 1) *
+stderr. One window has neither.
 """
 
 from dataclasses import dataclass

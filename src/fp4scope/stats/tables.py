@@ -37,7 +37,7 @@ COMPONENT_ACTIVATION_COLUMNS = ("component", "max", "p999", "ratio", "ratio_max"
 def baseline_table(results: Results) -> Table:
     """The reference and every baseline, with each baseline's cost over the reference."""
     reference = results.observation(REFERENCE)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
         if variant.level != "model" or not observation.windows:
@@ -51,7 +51,7 @@ def baseline_table(results: Results) -> Table:
 
 def unit_table(results: Results, level: str) -> Table:
     """Every unit of a level (`components`, `blocks`, `cells`, `patterns`), in sweep order."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
         if variant.level != level or not observation.windows:
@@ -65,13 +65,14 @@ def unit_table(results: Results, level: str) -> Table:
             **_measures(observation),
         }
         if variant.direction == "restore":
-            other = results.observation(baseline(variant.format, variant.operands))
-            sides = (other, observation)
+            more, less = (
+                results.observation(baseline(variant.format, variant.operands)),
+                observation,
+            )
         else:
-            other = results.observation(REFERENCE)
-            sides = (observation, other)
-        if sides[0] is not None and sides[1] is not None:
-            row |= _difference(*sides)
+            more, less = observation, results.observation(REFERENCE)
+        if more is not None and less is not None:
+            row |= _difference(more, less)
         rows.append(row)
     return Table(UNIT_COLUMNS[level], rows)
 
@@ -90,7 +91,7 @@ def component_activation_table(activations: Sequence[ActivationRecord]) -> Table
     groups: dict[str, list[ActivationRecord]] = defaultdict(list)
     for record in activations:
         groups[record.component].append(record)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "component": component,
             "max": fmean(a.max for a in group),

@@ -126,7 +126,7 @@ class Journal:
 
 
 def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds another study, as far as that can be told before the model is loaded.
+    """Refuse a folder that holds another study, as far as that can be told before loading.
 
     Args:
         folder: The output folder.
@@ -151,9 +151,12 @@ def _variant_fields(variant: Variant) -> dict[str, Any]:
 def _refuse_other_study(folder: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     names = [name for name in {**known, **now} if known.get(name) != now.get(name)]
     if names:
-        listed = "; ".join(f"{n} is {_short(known.get(n))} there, {_short(now.get(n))} here" for n in names)
+        listed = "; ".join(
+            f"{n} is {_short(known.get(n))} there, {_short(now.get(n))} here" for n in names
+        )
         raise StudyError(
-            f"{folder} holds another study: {listed}; give another folder with -o, or the same options"
+            f"{folder} holds another study: {listed}; give another folder with -o, or the same "
+            "options"
         )
 
 

@@ -1,0 +1,199 @@
+"""`fp4scope`: the commands and their options.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fp4scope.errors import Fp4ScopeError, StudyError
+
+app = typer.Typer(
+    help="Which parts of a language model MXFP4 and NVFP4 break, by how much, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Folder for the results (fp4scope-MODEL).")
+]
+Formats = Annotated[str | None, typer.Option(help="Such as mxfp4:floor,mxfp4:rceil,nvfp4.")]
+TextFile = Annotated[Path | None, typer.Option(help="Evaluation text: a UTF-8 file.")]
+Dataset = Annotated[str | None, typer.Option(help="wikitext2 (default) or pydoc-topics.")]
+SeqLen = Annotated[int | None, typer.Option(help="Tokens in a window (2048).")]
+Device = Annotated[str | None, typer.Option(help="A torch device (CUDA if there is one).")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16 (the checkpoint's on CUDA, float32 on CPU)."),
+]
+CalibrationText = Annotated[Path | None, typer.Option(help="A UTF-8 file that is not evaluated.")]
+CalibrationWindows = Annotated[int | None, typer.Option(help="At most this many (256).")]
+CalibrationSeqLen = Annotated[int | None, typer.Option(help="Tokens in each (512).")]
+Config = Annotated[Path | None, typer.Option(help="A study.yaml; options given here win.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Bos = Annotated[str | None, typer.Option(help="BOS before every window: auto, yes or no.")]
+Remote = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run the model's code.")]
+Pickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Load pickled weights.")]
+Partial = Annotated[
+    bool | None, typer.Option("--allow-partial", help="Go on when under 95% can be quantized.")
+]
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, local folder or GGUF file.", show_default=False)
+    ] = None,
+    out: Out = None,
+    formats: Formats = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Of components,blocks,cells (components,cells).")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="Of restore,isolate (restore,isolate).")
+    ] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="One more unit: linears by name, as '*.0.mlp.*'.")
+    ] = None,
+    operands: Annotated[
+        str | None,
+        typer.Option(help="Of weights+activations,weights,activations (weights+activations)."),
+    ] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
+    seq_len: SeqLen = None,
+    windows: Annotated[int | None, typer.Option(help="The first N of the text (all).")] = None,
+    bos: Bos = None,
+    activation_scale: Annotated[
+        str | None, typer.Option(help="NVFP4's: calibrated, or dynamic for each window.")
+    ] = None,
+    calibration_text: CalibrationText = None,
+    calibration_windows: CalibrationWindows = None,
+    calibration_seq_len: CalibrationSeqLen = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int | None, typer.Option(help="Order in which windows are measured.")] = None,
+    revision: Revision = None,
+    allow_partial: Partial = None,
+    trust_remote_code: Remote = None,
+    allow_pickle: Pickle = None,
+    config: Config = None,
+) -> None:
+    """Diagnose a model: baselines, components, cells, activations. A rerun goes on."""
+    options = {k: v for k, v in locals().items() if k not in ("out", "config", "pattern")}
+    study = _study(options | {"patterns": pattern or None}, config)
+    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model)}"))
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    from_hub: Annotated[
+        bool, typer.Option(help="Take the original model from the hub instead of the wheel.")
+    ] = False,
+) -> None:
+    """Diagnose a real 135M model in a few minutes on a laptop, without a network."""
+    from fp4scope.cli.demo import demo_study
+
+    _diagnose(demo_study(from_hub), out or Path("fp4scope-demo"))
+
+
+@app.command()
+def stats(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder or GGUF file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A CSV file to write.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 file (else --dataset).")] = None,
+    dataset: Dataset = None,
+    windows: Annotated[int, typer.Option(help="At most this many.")] = 64,
+    seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = 512,
+    bos: Bos = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    allow_partial: Partial = None,
+    trust_remote_code: Remote = None,
+    allow_pickle: Pickle = None,
+) -> None:
+    """Activation outliers: max, P99.9 and their ratio for every linear's input."""
+    from fp4scope.cli.stats import print_statistics
+
+    options = {k: v for k, v in locals().items() if k not in ("out", "windows", "print_statistics")}
+    print_statistics(_study(options), windows, out)
+
+
+@app.command()
+def formats() -> None:
+    """The number formats: grid, block, scale, effective bits, rule."""
+    from fp4scope.cli.tables import print_formats
+
+    print_formats()
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from fp4scope import __version__
+
+        print(f"fp4scope {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Our own errors become one message on stderr and exit code 2."""
+    try:
+        app()
+    except Fp4ScopeError as error:
+        print(f"fp4scope: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _study(options: dict[str, Any], config: Path | None = None) -> Any:  # noqa: ANN401
+    from fp4scope.study import Study, read_options
+
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    known = read_options(config) if config is not None else {}
+    # A text given here replaces whichever way the file names one.
+    if "text" in given or "dataset" in given:
+        known = {k: v for k, v in known.items() if k not in ("text", "dataset")}
+    merged = known | given
+    if not merged.get("model"):
+        raise StudyError("which model? give a hub id, a local folder or a GGUF file, or --config")
+    return Study.build(**merged)
+
+
+def _diagnose(study: Any, folder: Path) -> None:  # noqa: ANN401
+    from fp4scope.cli.progress import Screen
+    from fp4scope.cli.tables import print_diagnosis
+
+    with Screen() as screen:
+        try:
+            screen.note("loading torch and the model ...")
+            from fp4scope.diagnose import run_study
+
+            diagnosis = run_study(study, output_dir=folder, progress=screen)
+        except KeyboardInterrupt:
+            screen.stop()
+            print(
+                f"fp4scope: stopped; what was measured is kept in {folder}; "
+                "repeat the same command to go on",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+    print_diagnosis(diagnosis)
+
+
+def _slug(model: str) -> str:
+    """The last part of a model's name, without `.gguf`, safe as a folder's name."""
+    name = model.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "model"

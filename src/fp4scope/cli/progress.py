@@ -1,0 +1,131 @@
+"""What a long run shows: a live bar with rate, time left and the table so far, or plain lines.
+
+On a terminal the screen is redrawn in place; elsewhere (a file, a pipe, CI) a line is
+printed when a phase begins and then every quarter of a minute.
+"""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from fp4scope.cli.tables import baselines, component_table, console
+
+if TYPE_CHECKING:
+    from fp4scope.diagnose import Progress
+
+PLAIN_EVERY_S = 15.0
+_PHASES = {
+    "loading": "loading",
+    "calibrating": "calibrating on the full-precision model",
+    "measuring": "measuring",
+    "writing": "writing tables, figures and the report",
+}
+
+
+class Screen:
+    """A listener for `fp4scope.diagnose`; use it in a `with` block."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._live: Live | None = None
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+        )
+        self._task = TaskID(0)
+        self._phase = ""
+        self._begun = 0.0
+        self._begun_at = 0
+        self._printed = 0.0
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(text, soft_wrap=True)
+
+    def __call__(self, event: "Progress") -> None:
+        if event.note is not None:
+            self.note(event.note)
+        if event.phase != self._phase:
+            self._phase, self._begun, self._begun_at = event.phase, time.monotonic(), event.done
+            self._printed = 0.0
+            self.stop()
+            if event.total and self._console.is_terminal:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                name = _PHASES[event.phase]
+                self._task = self._bar.add_task(name, total=event.total, rate="")
+                self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
+            elif event.phase == "writing":
+                self.note(f"{_PHASES[event.phase]} ...")
+        if not event.total:
+            return
+        if self._live is not None:
+            self._bar.update(self._task, completed=event.done, rate=self._rate(event))
+            self._live.update(self._picture(event))
+        else:
+            self._plain_line(event)
+
+    def _picture(self, event: "Progress") -> RenderableType:
+        parts: list[RenderableType] = []
+        if event.diagnosis is not None and event.diagnosis.baselines:
+            parts += [baselines(event.diagnosis), ""]
+            if event.diagnosis.components:
+                parts += [component_table(event.diagnosis), ""]
+        return Group(*parts, self._bar)
+
+    def _plain_line(self, event: "Progress") -> None:
+        now = time.monotonic()
+        if now - self._printed < PLAIN_EVERY_S and event.done < event.total:
+            return
+        self._printed = now
+        pace = self._pace(event)
+        left = f", {_clock((event.total - event.done) / pace)} left" if pace else ""
+        rate = f", {self._rate(event)}" if pace else ""
+        self.note(f"{_PHASES[event.phase]}: {event.done} of {event.total}{rate}{left}")
+
+    def _pace(self, event: "Progress") -> float:
+        return (event.done - self._begun_at) / max(time.monotonic() - self._begun, 1e-9)
+
+    def _rate(self, event: "Progress") -> str:
+        pace = self._pace(event)
+        return f"{pace:.2f} windows/s" if pace else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

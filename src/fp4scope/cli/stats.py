@@ -1,0 +1,31 @@
+"""`fp4scope stats`: what enters each linear."""
+
+from pathlib import Path
+
+from fp4scope.cli.progress import Screen
+from fp4scope.cli.tables import activations, console
+from fp4scope.errors import OutputError
+from fp4scope.study import Study
+
+
+def print_statistics(study: Study, windows: int, out: Path | None) -> None:
+    """Measure and print; non-finite inputs are counted and named instead of being refused."""
+    with Screen() as screen:
+        screen.note("loading torch and the model ...")
+        from fp4scope.diagnose import activation_statistics
+
+        diagnosis = activation_statistics(study, windows, progress=screen)
+    screen = console()
+    screen.print(activations(diagnosis))
+    for record in [r for r in diagnosis.results.activations if r.nonfinite][:5]:
+        screen.print(
+            f"{record.nonfinite} inputs of {record.component} in block {record.block} are NaN or "
+            "Inf; they are not counted above",
+            style="bold",
+        )
+    if out is not None:
+        try:
+            diagnosis.activations.write_csv(out)
+        except OSError as error:
+            raise OutputError(f"cannot write {out}: {error.strerror}") from None
+        screen.print(f"\nWritten: {out}", soft_wrap=True)
