@@ -12,7 +12,13 @@ from typing import Any
 import torch
 
 import fp4scope
-from fp4scope.data import WindowSet, calibration_windows, evaluation_windows
+from fp4scope.data import (
+    WindowSet,
+    calibration_text,
+    calibration_windows,
+    evaluation_text,
+    evaluation_windows,
+)
 from fp4scope.errors import NonFiniteError, OutputError, StudyError
 from fp4scope.inject import Injector
 from fp4scope.kernels import NUMERICS_VERSION
@@ -121,17 +127,18 @@ def activation_statistics(
         there (`results.activations`), not refused.
     """
     tell = progress or (lambda event: None)
+    text = evaluation_text(study)
     loaded = _load(study, tell)
-    _check_length(loaded, seq_len=study.seq_len)
-    text = evaluation_windows(study, loaded.tokenizer, loaded.config.model_type)
-    text = replace(text, ids=text.ids[:windows])
+    study = _fit_length(study, loaded)
+    chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
+    chosen = replace(chosen, ids=chosen.ids[:windows])
     results = Results(
         study=study.model_dump(mode="json"),
         model=_describe_model(loaded),
-        data=_describe_windows(text),
+        data=_describe_windows(chosen),
         protocol={},
         environment=_environment(loaded),
-        activations=_activation_records(loaded, _observe(loaded, text, tell)),
+        activations=_activation_records(loaded, _observe(loaded, chosen, tell)),
     )
     return Diagnosis(results)
 
@@ -142,13 +149,14 @@ def _run_in(
     started = time.monotonic()
     own = study.model_dump(mode="json", exclude=_NOT_IDENTITY)
     check_folder(folder, own)
+    texts = evaluation_text(study), calibration_text(study)
     if loaded is None:
         loaded = _load(study, tell)
     for warning in loaded.warnings:
         tell(Progress("loading", note=f"warning: {warning}"))
-    _check_length(loaded, seq_len=study.seq_len, calibration_seq_len=study.calibration_seq_len)
-    windows = evaluation_windows(study, loaded.tokenizer, loaded.config.model_type)
-    calibration = calibration_windows(study, loaded.tokenizer, windows)
+    study = _fit_length(study, loaded)
+    windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
+    calibration = calibration_windows(study, texts[1], loaded.tokenizer, windows)
     variants = plan(study, loaded.layout)
     for note in _protocol_notes(windows, calibration):
         tell(Progress("loading", note=note))
@@ -243,14 +251,17 @@ def _protocol_notes(windows: WindowSet, calibration: WindowSet) -> Iterator[str]
     )
 
 
-def _check_length(loaded: LoadedModel, **lengths: int) -> None:
+def _fit_length(study: Study, loaded: LoadedModel) -> Study:
+    """The study, its calibration windows no longer than the model takes."""
     longest = loaded.max_seq_len
-    for option, value in lengths.items():
-        if longest is not None and value > longest:
-            raise StudyError(
-                f"{option} is {value}, but {loaded.name} takes at most {longest} tokens; "
-                f"use --{option.replace('_', '-')} {longest} or less"
-            )
+    if longest is None:
+        return study
+    if study.seq_len > longest:
+        raise StudyError(
+            f"seq_len is {study.seq_len}, but {loaded.name} takes at most {longest} tokens; "
+            f"use --seq-len {longest} or less"
+        )
+    return study.model_copy(update={"calibration_seq_len": min(study.calibration_seq_len, longest)})
 
 
 def _observe(

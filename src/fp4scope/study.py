@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fp4scope.errors import StudyError, nearest
+from fp4scope.errors import Fp4ScopeError, StudyError, nearest
 from fp4scope.formats import get_format
 
 STUDY_VERSION = 1
@@ -58,8 +58,8 @@ class Study(BaseModel):
     model: str = Field(description="hub id, local folder or GGUF file")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     text: str | None = Field(None, description="evaluation text: a UTF-8 file, read as it is")
-    dataset: str | None = Field(
-        None, description="evaluation text by name: wikitext2 (default) or pydoc-topics"
+    dataset: Literal["wikitext2", "pydoc-topics"] | None = Field(
+        None, description="evaluation text by name; wikitext2 where there is no text"
     )
     seq_len: int = Field(2048, ge=2, description="tokens in a window")
     windows: int | None = Field(None, ge=1, description="the first N windows of the text; all")
@@ -120,6 +120,9 @@ class Study(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            if isinstance(cause, Fp4ScopeError):
+                raise cause from None
             raise StudyError(_first_problem(error)) from None
 
     @classmethod

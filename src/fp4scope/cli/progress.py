@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fp4scope.diagnose import Progress
 
 PLAIN_EVERY_S = 15.0
+REDRAW_EVERY_S = 0.5
 _PHASES = {
     "loading": "loading",
     "calibrating": "calibrating on the full-precision model",
@@ -95,7 +97,10 @@ class Screen:
             return
         if self._live is not None:
             self._bar.update(self._task, completed=event.done, rate=self._rate(event))
-            self._live.update(self._picture(event))
+            now = time.monotonic()
+            if now - self._printed > REDRAW_EVERY_S or event.done == event.total:
+                self._printed = now
+                self._live.update(self._picture(event))
         else:
             self._plain_line(event)
 

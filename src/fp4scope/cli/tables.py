@@ -8,7 +8,7 @@ from rich.table import Table
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES
 from fp4scope.report.diagnosis import Diagnosis
-from fp4scope.report.markdown import groups, interval, number, percent
+from fp4scope.report.markdown import groups, headlines, interval, number, percent
 
 CELLS_SHOWN = 10
 
@@ -43,6 +43,9 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     for table in (baselines(diagnosis), *unit_tables(diagnosis), activations(diagnosis)):
         out.print()
         out.print(table)
+    out.print()
+    for line in headlines(diagnosis):
+        out.print(f"- {line}", style="bold", soft_wrap=True)
     data = diagnosis.results.data
     out.print(
         "\nDifferences are millinats per token, more quantized minus less quantized (positive: "

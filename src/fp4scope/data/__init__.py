@@ -1,13 +1,22 @@
 """Evaluation and calibration text, cut into deterministic windows."""
 
 from fp4scope.data.text import Text, dataset, read_text
-from fp4scope.data.windows import WindowSet, calibration_windows, evaluation_windows, needs_bos
+from fp4scope.data.windows import (
+    WindowSet,
+    calibration_text,
+    calibration_windows,
+    evaluation_text,
+    evaluation_windows,
+    needs_bos,
+)
 
 __all__ = [
     "Text",
     "WindowSet",
+    "calibration_text",
     "calibration_windows",
     "dataset",
+    "evaluation_text",
     "evaluation_windows",
     "needs_bos",
     "read_text",

@@ -57,35 +57,57 @@ def needs_bos(model_type: str) -> bool:
     return model_type.startswith("gemma")
 
 
-def evaluation_windows(study: Study, tokenizer: Any, model_type: str) -> WindowSet:  # noqa: ANN401
+def evaluation_text(study: Study) -> Text:
+    """The text that a study evaluates.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    return read_text(study.text) if study.text else dataset(study.dataset or WIKITEXT2)
+
+
+def calibration_text(study: Study) -> Text | None:
+    """The text that a study calibrates on: its own, or the train split of its dataset.
+
+    None where there is neither: then it is to come from the evaluated text.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    if study.calibration_text:
+        return read_text(study.calibration_text)
+    if not study.text and study.dataset in (None, WIKITEXT2):
+        return dataset(WIKITEXT2, "train")
+    return None
+
+
+def evaluation_windows(study: Study, text: Text, tokenizer: Any, model_type: str) -> WindowSet:  # noqa: ANN401
     """The windows that a study evaluates.
 
     Raises:
-        DataError: A text that cannot be had or is too short.
+        DataError: The text is too short.
     """
     bos = study.bos == "yes" or (study.bos == "auto" and needs_bos(model_type))
-    text = read_text(study.text) if study.text else dataset(study.dataset or WIKITEXT2)
     return _cut(text, _tokenize(text, tokenizer, bos), study.seq_len, study.windows, tokenizer, bos)
 
 
-def calibration_windows(study: Study, tokenizer: Any, evaluation: WindowSet) -> WindowSet:  # noqa: ANN401
+def calibration_windows(
+    study: Study,
+    text: Text | None,
+    tokenizer: Any,  # noqa: ANN401
+    evaluation: WindowSet,
+) -> WindowSet:
     """The windows that a study calibrates on, at most as many as it asks for.
 
-    They come from `calibration_text` or the dataset's train split; failing both, from the text
-    behind the evaluated windows; and if that is too short, from the evaluated text itself,
-    which the result then says.
+    Without a `text` of their own they come from behind the evaluated windows; if too little is
+    left there, from the evaluated text itself, which the result then says.
 
     Raises:
-        DataError: A text that cannot be had or is too short.
+        DataError: The text is too short.
     """
     wanted, length, bos = study.calibration_windows, study.calibration_seq_len, evaluation.bos
     step = length - bos
-    if study.calibration_text or (not study.text and study.dataset in (None, WIKITEXT2)):
-        text = (
-            read_text(study.calibration_text)
-            if study.calibration_text
-            else dataset(WIKITEXT2, "train")
-        )
+    if text is not None:
         tokens = _tokenize(text, tokenizer, bos)
         return _cut(text, tokens, length, _most(wanted, len(tokens) // step), tokenizer, bos)
 

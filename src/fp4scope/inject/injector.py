@@ -89,7 +89,7 @@ class Injector:
         """Wait for the forwards so far, and complain if any quantized input was not finite.
 
         Raises:
-            NonFiniteError: It was; names the first such linear in the order of the settings.
+            NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
         names = list(self._flags)
         if not names or not bool(torch.stack(list(self._flags.values())).any()):
@@ -169,7 +169,7 @@ class _SharedInput:
 
 
 def _amax_tensor(x: Tensor, fmt: BlockFormat, amax: float | None) -> Tensor | None:
-    if not fmt.uses_tensor_amax:
+    if not fmt.uses_tensor_amax or x.numel() == 0:  # an expert that no token chose
         return None
     if amax is not None:
         return torch.full((), amax, dtype=torch.float32, device=x.device)

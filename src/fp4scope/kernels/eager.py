@@ -55,7 +55,7 @@ def qdq(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
-    cols = x.shape[-1]
+    cols = x.shape[-1] if x.ndim else 1
     rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
     row_amax = _row_amax(x, amax) if fmt.uses_tensor_amax else None
 
@@ -137,11 +137,14 @@ def _two_level_scale(
 ) -> Float[Tensor, "rows blocks 1"]:
     """E4M3 block scale times the FP32 tensor scale, in ModelOpt's order of operations."""
     g = tensor_amax / torch.full_like(tensor_amax, 2688.0)
+    # The clamp is ours: torch up to 2.11 casts what is beyond E4M3 to NaN.
     s = (amax / (6.0 * g)).clamp_(max=448.0).nan_to_num_(nan=0.0)
     return s.to(torch.float8_e4m3fn).to(torch.float32) * g
 
 
-def round_to_element_(y: Float[Tensor, "*shape"], element: ElementFormat) -> Shaped[Tensor, "*shape"]:
+def round_to_element_(
+    y: Float[Tensor, "*shape"], element: ElementFormat
+) -> Shaped[Tensor, "*shape"]:
     """Round to the nearest value of `element` in place: ties to even, saturating.
 
     Zeros lose their sign.

@@ -64,14 +64,17 @@ def _checked_amax(amax: float | Tensor, fmt: BlockFormat, x: Tensor) -> Tensor:
         )
     if isinstance(amax, Tensor) and amax.numel() != 1:
         raise FormatError(
-            f"amax has shape {tuple(amax.shape)}; {fmt.name} has one tensor scale, so give one number"
+            f"amax has shape {tuple(amax.shape)}; {fmt.name} has one tensor scale, "
+            "so give one number"
         )
-    value = float(amax)
+    # A number that FP32 turns into Inf or 0 is no better than Inf or 0.
+    fp32 = torch.tensor(float(amax), dtype=torch.float32)
+    value = fp32.item()
     if not math.isfinite(value) or value < 0:
-        raise FormatError(f"amax is {value}; it must be finite and not negative")
+        raise FormatError(f"amax is {float(amax)}; it must be finite in FP32 and not negative")
     if value == 0 and bool(x.any()):
         raise FormatError(
             "amax is 0 but x is not all zeros: the calibration never saw this tensor active; "
             "calibrate on more text, or leave amax out"
         )
-    return torch.tensor(value, dtype=torch.float32, device=x.device)
+    return fp32.to(x.device)

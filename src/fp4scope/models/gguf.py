@@ -91,7 +91,11 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         # The conversion draws its own progress bar: welcome on a terminal, noise elsewhere.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-            read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            read, info = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
+            )  # type: ignore[misc]
+        if absent := sorted(info["missing_keys"]):  # they are random now
+            raise ModelError(f"it has no weights for {len(absent)} parameters, {absent[0]} first")
         # What was read still calls itself quantized and refuses to be saved: move the weights
         # into a plain model of the same configuration.
         config = read.config

@@ -55,18 +55,24 @@ class Layout:
         return {name: cell for cell, names in self.cells.items() for name in names}
 
     def match(self, pattern: str) -> tuple[str, ...]:
-        """Full names of the linears that a shell pattern (`*.3.mlp.*`) matches.
+        """Full names of the linears that a shell pattern matches.
+
+        Args:
+            pattern: Matched against full names (`*.3.mlp.*`) and component names (`down_proj`).
 
         Raises:
             UnitError: None is: a silent miss would read as "insensitive".
         """
-        names = tuple(n for n in self.linears if fnmatchcase(n, pattern))
+        cell_of = self.cell_of
+        names = tuple(
+            name
+            for name in self.linears
+            if fnmatchcase(name, pattern) or fnmatchcase(cell_of[name].component, pattern)
+        )
         if not names:
-            sample = self.linears[0]
-            hint = nearest(pattern, self.components) if "*" not in pattern else f"such as {sample}"
             raise UnitError(
-                f"pattern {pattern!r} matches none of the {len(self.linears)} linears; "
-                f"names look like {sample}; {hint}"
+                f"pattern {pattern!r} matches none of the {len(self.linears)} linears; their names "
+                f"look like {self.linears[0]}; for components, {nearest(pattern, self.components)}"
             )
         return names
 
@@ -80,7 +86,7 @@ def find_layout(model: nn.Module) -> Layout:
     """The blocks and cells of `model`.
 
     Raises:
-        ModelError: There is no stack of blocks, or its weights are not floating point.
+        ModelError: There is no stack of blocks, or its weights are quantized already.
     """
     path, stack = _block_stack(model)
     routers: list[str] = []
@@ -90,7 +96,8 @@ def find_layout(model: nn.Module) -> Layout:
             if not is_linear(module):
                 continue
             full = f"{path}.{index}.{name}"
-            if not module.weight.is_floating_point():
+            # A scaled FP8 weight is floating point too, but without its scale it says nothing.
+            if not module.weight.is_floating_point() or module.weight.dtype.itemsize < 2:
                 raise ModelError(
                     f"{full} already holds {module.weight.dtype} weights; give the model in full "
                     "precision, before quantization"

@@ -17,14 +17,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fp4scope.errors import ModelError, StudyError
+from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
 from fp4scope.models.layout import Layout, find_layout
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
 _OVERFLOWS_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "t5gemma")
-_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+# What saving, loading or running writes into a configuration; `architectures` is one of these.
+_VOLATILE_CONFIG = (
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
 MINIMUM_COVERAGE = 0.95
 
 
@@ -32,6 +40,7 @@ MINIMUM_COVERAGE = 0.95
 class LoadedModel:
     """A model ready to be measured, and what identifies it.
 
+    `name` is its hub id, or the last part of its path.
     `prior_quantization` says how the weights were stored before they came here, if they were
     quantized; `fingerprint` is a SHA-256 over every parameter and the configuration.
     """
@@ -103,21 +112,30 @@ def load_model(
     if revision is not None:
         options["revision"] = revision
     with _transformers(name, source) as transformers:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        _require_causal(config, name)
+        # What transformers can dequantize while it loads (FP8, for example) still was quantized.
+        declared = getattr(config, "quantization_config", None)
+        if isinstance(declared, dict):
+            prior = prior or str(declared.get("quant_method"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=wanted,
             use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **options,
         )
     absent = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
     if absent:
         raise ModelError(
-            f"{name} has no weights for {len(absent)} of its parameters, {absent[0]} first; they "
-            "would be random: check that the checkpoint is complete and a causal language model"
+            f"{name} has no weights that fit for {len(absent)} of its parameters, {absent[0]} "
+            "first; they would be random: check that the checkpoint is complete and a causal "
+            "language model"
         )
-    return adopt(model.to(where), tokenizer, name=name, prior=prior, allow_partial=allow_partial)
+    shown = Path(name).name.removesuffix(".gguf") if Path(source).exists() else name
+    return adopt(model.to(where), tokenizer, name=shown, prior=prior, allow_partial=allow_partial)
 
 
 def adopt(
@@ -135,11 +153,7 @@ def adopt(
     """
     model = model.eval().requires_grad_(False)
     config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name or type(model).__name__} is an encoder-decoder; fp4scope needs a causal "
-            "language model"
-        )
+    _require_causal(config, name or type(model).__name__)
     layout = find_layout(model)
     if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
@@ -178,7 +192,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(0, device=found).cpu()  # the copy finds out a device without data, `meta`
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(f"device {device!r} cannot be used here ({reason}); try cpu") from None
@@ -220,7 +234,7 @@ def _transformers(name: str, source: str) -> Iterator[Any]:
         logging.disable_progress_bar()
     try:
         yield transformers
-    except (ModelError, KeyboardInterrupt):
+    except Fp4ScopeError:
         raise
     except Exception as error:
         raise ModelError(_why(name, source, error)) from error
@@ -230,9 +244,15 @@ def _transformers(name: str, source: str) -> Iterator[Any]:
             logging.enable_progress_bar()
 
 
+def _require_causal(config: Any, name: str) -> None:  # noqa: ANN401
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder; fp4scope needs a causal language model")
+
+
 def _why(name: str, source: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    if "trust_remote_code" in reason:
+    whole = " ".join(str(error).split())
+    reason = whole[:300]
+    if "trust_remote_code" in whole:
         return (
             f"{name} brings its own Python code, which fp4scope does not run; if you trust it, "
             "pass --trust-remote-code"
@@ -242,7 +262,7 @@ def _why(name: str, source: str, error: Exception) -> str:
             f"cannot load {name!r} from the hub ({reason}); check the name and the network, or "
             "give a local folder or a GGUF file"
         )
-    if "safetensors" in reason:
+    if "safetensors" in whole and not any(Path(source).glob("*.safetensors")):
         return (
             f"{name} has no safetensors weights ({reason}); if you trust its pickled weights, "
             "pass --allow-pickle"

@@ -80,7 +80,7 @@ def components_figure(
         for c in dict.fromkeys(table["component"])
     }
     order = sorted(weight, key=lambda c: -weight[c])
-    figure, axes = _new(1, 1, (7.2, 0.9 + 0.42 * len(order)))
+    figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
     axis = axes[0]
     thick = 0.8 / len(formats)
     for i, name in enumerate(formats):
@@ -101,7 +101,7 @@ def components_figure(
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.set_xlabel(f"milli{_SAVES if direction == 'restore' else _COSTS}, per token")
     axis.set_title(_title(diagnosis, f"Components, {direction}", table))
-    axis.legend(loc="lower right")
+    _legend(figure, axis)
     return figure
 
 
@@ -170,7 +170,7 @@ def heatmap_figure(
     figure, axes = _new(
         len(formats),
         1,
-        (2.2 + 0.24 * len(blocks), 1.0 + len(formats) * (0.9 + 0.24 * len(components))),
+        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (0.9 + 0.24 * len(components))),
     )
     for axis, name in zip(axes, formats, strict=True):
         rows = {(r["component"], r["block"]): r for r in table.where(format=name)}
@@ -236,7 +236,7 @@ def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]
     components = list(dict.fromkeys(table["component"]))
     columns = min(2, len(components))
     rows = ceil(len(components) / columns)
-    figure, axes = _new(rows, columns, (8.4, 0.8 + 1.7 * rows))
+    figure, axes = _new(rows, columns, (8.4, 1.2 + 1.7 * rows))
     for axis, component in zip(axes, components, strict=False):
         for i, name in enumerate(dict.fromkeys(table["format"])):
             chosen = table.where(component=component, format=name).rows
@@ -246,11 +246,18 @@ def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]
         axis.axhline(0, color="0.3", linewidth=0.8)
         axis.set_title(component, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.tick_params(labelbottom=True)
     for axis in axes[len(components) :]:
         axis.set_visible(False)
-    axes[0].legend()
-    figure.supxlabel("block", fontsize=9)
+    _legend(figure, axes[0])
+    for axis in axes[max(0, len(components) - columns) : len(components)]:
+        axis.set_xlabel("block")
     return figure, axes[: len(components)]
+
+
+def _legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
 def _whiskers(
@@ -268,7 +275,8 @@ def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
 
 
 def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
-    windows = table[0]["windows"]
+    row = table[0]
     return (
-        f"{what}: {diagnosis.results.model['name']}, {table[0]['operands']}, n = {windows} windows"
+        f"{what}: {diagnosis.results.model['name']}\n"
+        f"{row['operands']}, {row['windows']} windows, 95% intervals"
     )

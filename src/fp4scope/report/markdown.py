@@ -26,6 +26,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
     results = diagnosis.results
     return environment.get_template("report.md.j2").render(
         d=diagnosis,
+        headlines=headlines(diagnosis),
         model=results.model,
         data=results.data,
         protocol=results.protocol,
@@ -38,6 +39,31 @@ def markdown(diagnosis: "Diagnosis") -> str:
         pattern_groups=list(groups(diagnosis.patterns)),
         figures=figure_names(diagnosis),
     )
+
+
+def headlines(diagnosis: "Diagnosis") -> list[str]:
+    """What the study found, one sentence each."""
+    reference, *rest = diagnosis.baselines
+    found = [
+        f"{row['format']} ({row['operands']}) costs {interval(row)} millinats per token"
+        f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
+        f"and {percent(1 - row['top1'])} of the most likely next tokens change."
+        for row in rest
+    ]
+    for group, rows in groups(diagnosis.components):
+        if group["direction"] == "restore":
+            first, last = rows[0], rows[-1]
+            found.append(
+                f"Under {group['format']} ({group['operands']}), keeping {first['component']} in "
+                f"full precision saves most, {interval(first)}{_undecided(first)}; "
+                f"{last['component']} saves least, {interval(last)}{_undecided(last)}."
+            )
+    return found
+
+
+def _undecided(row: Mapping[str, Any]) -> str:
+    low, high = row["delta_nll_low"], row["delta_nll_high"]
+    return " (not told from zero)" if low is not None and low <= 0 <= high else ""
 
 
 def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:

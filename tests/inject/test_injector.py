@@ -1,0 +1,449 @@
+"""Injection: exact in what it computes, and without a trace afterwards."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.pytorch_utils import Conv1D
+
+from fp4scope import fake_quantize
+from fp4scope.errors import NonFiniteError, UnitError
+from fp4scope.formats import FORMATS
+from fp4scope.inject import Injector, Setting
+from fp4scope.inject import injector as injector_module
+from fp4scope.models import find_layout
+
+MX, NV = FORMATS["mxfp4:floor"], FORMATS["nvfp4"]
+QDQ = "fp4scope.inject.injector.qdq"
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+@contextmanager
+def seen_by(module):
+    """What the module's own forward gets and gives, as lists."""
+    inputs, outputs = [], []
+
+    def see(_, args, output):
+        inputs.append(args[0].clone())
+        outputs.append(output.clone())
+
+    hook = module.register_forward_hook(see)
+    try:
+        yield inputs, outputs
+    finally:
+        hook.remove()
+
+
+def seen_once(model, name, ids):
+    """What the linear gets and gives on the first window."""
+    with seen_by(model.get_submodule(name)) as (inputs, outputs):
+        logits(model, ids[:1])
+    return inputs[0], outputs[0]
+
+
+@pytest.fixture
+def qdq_calls(monkeypatch):
+    """Shapes of what was quantized, in order."""
+    calls = []
+    original = injector_module.qdq
+
+    def counted(x, *args, **kwargs):
+        calls.append(tuple(x.shape))
+        return original(x, *args, **kwargs)
+
+    monkeypatch.setattr(QDQ, counted)
+    return calls
+
+
+def everything(model, fmt):
+    setting = Setting(weights=fmt, activations=fmt)
+    return dict.fromkeys(find_layout(model).linears, setting)
+
+
+# The model is the same before, after, and wherever it is not quantized.
+
+
+def test_identity_quantizer_changes_no_logit(family, tiny_model, ids, monkeypatch):
+    model = tiny_model(family)
+    reference = logits(model, ids)
+    for fmt in (MX, NV):
+        with Injector(model).applied(everything(model, fmt)):
+            assert not torch.equal(logits(model, ids), reference)
+
+    monkeypatch.setattr(QDQ, lambda x, fmt, amax=None, nonfinite=None: x)
+    for fmt in (MX, NV):
+        with Injector(model).applied(everything(model, fmt)):
+            assert torch.equal(logits(model, ids), reference)
+
+
+def test_quantizing_nothing_changes_nothing(family, tiny_model, ids, unchanged):
+    model = tiny_model(family)
+    reference = logits(model, ids)
+    injector = Injector(model)
+    for settings in ({}, dict.fromkeys(find_layout(model).linears, Setting())):
+        with unchanged(model), injector.applied(settings), unchanged(model):
+            assert torch.equal(logits(model, ids), reference)
+
+
+def test_model_is_the_same_afterwards(family, tiny_model, ids, unchanged):
+    model = tiny_model(family)
+    reference = logits(model, ids)
+    injector = Injector(model)
+    with unchanged(model):
+        for fmt in (MX, NV, MX):
+            with injector.applied(everything(model, fmt)):
+                logits(model, ids)
+    assert torch.equal(logits(model, ids), reference)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_model_is_the_same_after_an_exception(family, error, tiny_model, ids, unchanged):
+    model = tiny_model(family)
+    injector = Injector(model)
+    with unchanged(model):
+        with pytest.raises(error), injector.applied(everything(model, NV)):
+            fails_with(error)(logits(model, ids))
+        # From inside a forward, with hooks of some linears already run.
+        last = find_layout(model).linears[-1]
+        hook = model.get_submodule(last).register_forward_pre_hook(fails_with(error))
+        with pytest.raises(error), injector.applied(everything(model, NV)):
+            logits(model, ids)
+        hook.remove()
+
+
+def fails_with(error):
+    def hook(*_):
+        raise error
+
+    return hook
+
+
+@pytest.mark.parametrize("missing", ["model.layers.9.mlp.up_proj", "model.norm", "lm_hea"])
+def test_unknown_linear_is_an_error_that_undoes_the_others(missing, tiny_model, unchanged):
+    model = tiny_model("llama")
+    settings = everything(model, MX) | {missing: Setting(weights=MX)}
+    with (
+        unchanged(model),
+        pytest.raises(UnitError, match=f"no linear called '{missing}'"),
+        Injector(model).applied(settings),
+    ):
+        pass
+
+
+def test_only_targeted_weights_are_replaced(family, tiny_model):
+    """Head, embeddings, norms and biases are the same objects while the baseline runs."""
+    model = tiny_model(family)
+    linears = find_layout(model).linears
+    before = dict(model.named_parameters(remove_duplicate=False))
+    with Injector(model).applied(everything(model, MX)):
+        inside = dict(model.named_parameters(remove_duplicate=False))
+        changed = {name for name in before if inside[name] is not before[name]}
+        assert changed == {f"{name}.weight" for name in linears}
+        for name in linears:
+            weight, image = before[f"{name}.weight"], inside[f"{name}.weight"]
+            assert torch.equal(image, quantized_weight(model.get_submodule(name), weight, MX))
+            assert not torch.equal(image, weight)
+            assert not image.requires_grad
+
+
+# What one linear computes, against the same operation by hand.
+
+
+def quantized_weight(module, weight, fmt):
+    """Blocks run along the reduction axis: the last of nn.Linear, the first of Conv1D."""
+    if isinstance(module, Conv1D):
+        return fake_quantize(weight.T, fmt).T.contiguous()
+    return fake_quantize(weight, fmt)
+
+
+def by_hand(module, x, setting, amax=None):
+    weight = module.weight.detach()
+    if setting.weights:
+        weight = quantized_weight(module, weight, setting.weights)
+    if setting.activations:
+        x = fake_quantize(x, setting.activations, amax=amax)
+    if isinstance(module, Conv1D):
+        y = torch.addmm(module.bias, x.view(-1, x.shape[-1]), weight)
+        return x, y.view(*x.shape[:-1], -1)
+    return x, F.linear(x, weight, module.bias)
+
+
+@pytest.mark.parametrize("case", ["mxfp4:floor", "nvfp4 dynamic", "nvfp4 calibrated"])
+def test_one_linear_equals_the_computation_by_hand(case, family, tiny_model, ids):
+    model = tiny_model(family)
+    fmt = FORMATS[case.split()[0]]
+    layout = find_layout(model)
+    for cell, (name,) in layout.cells.items():
+        if cell.block != layout.blocks - 1:
+            continue
+        module = model.get_submodule(name)
+        x, plain = seen_once(model, name, ids)
+        amax = 0.7 * x.abs().max().item() if case.endswith("calibrated") else None
+        injector = Injector(model, None if amax is None else {name: amax})
+        results = [plain]
+        for weights, activations in ((fmt, fmt), (fmt, None), (None, fmt)):
+            setting = Setting(weights=weights, activations=activations)
+            expected = by_hand(module, x, setting, amax if activations else None)
+            with injector.applied({name: setting}):
+                entering, output = seen_once(model, name, ids)
+            assert torch.equal(entering, expected[0]), (name, setting)
+            assert torch.equal(output, expected[1]), (name, setting)
+            assert not any(torch.equal(output, other) for other in results)
+            results.append(output)
+
+
+def test_calibrated_amax_is_each_linears_own(tiny_model, ids):
+    model = tiny_model("llama")
+    up, down = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "down"))
+    amax = {up: 3.0, down: 0.125}
+    settings = dict.fromkeys(amax, Setting(activations=NV))
+    plain, _ = seen_once(model, up, ids)
+    with Injector(model, amax).applied(settings):
+        got, _ = seen_once(model, up, ids)
+        got_down, _ = seen_once(model, down, ids)
+    assert torch.equal(got, fake_quantize(plain, "nvfp4", amax=3.0))
+    assert got_down.abs().max() <= 0.125
+
+
+# Caches: quantized weights, shared inputs.
+
+
+def test_kept_weights_give_what_fresh_ones_do(family, tiny_model, ids, qdq_calls):
+    model = tiny_model(family)
+    kept = Injector(model)
+    linears = len(find_layout(model).linears)
+    seen = {}
+    for fmt in (MX, MX, NV, MX):
+        settings = dict.fromkeys(find_layout(model).linears, Setting(weights=fmt))
+        qdq_calls.clear()
+        with kept.applied(settings):
+            got = logits(model, ids)
+        fresh_weights = 0 if seen.get("last") == fmt else linears
+        assert len(qdq_calls) == fresh_weights
+        with Injector(model).applied(settings):
+            assert torch.equal(logits(model, ids), got)
+        seen["last"] = fmt
+        assert torch.equal(seen.setdefault(fmt, got), got)
+    assert not torch.equal(seen[MX], seen[NV])
+
+
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+def test_shared_inputs_are_quantized_once_and_to_the_same(
+    fmt, family, tiny_model, ids, qdq_calls, monkeypatch
+):
+    model = tiny_model(family)
+    layout = find_layout(model)
+    settings = dict.fromkeys(layout.linears, Setting(activations=fmt))
+    with Injector(model).applied(settings):
+        shared = logits(model, ids)
+    # q, k, v read one tensor, and gate and up another.
+    assert len(qdq_calls) == 4 * layout.blocks
+
+    qdq_calls.clear()
+    monkeypatch.setattr(injector_module._SharedInput, "is_for", lambda *_: False)
+    with Injector(model).applied(settings):
+        assert torch.equal(logits(model, ids), shared)
+    assert len(qdq_calls) == len(layout.linears)
+
+
+class TwoReaders(nn.Module):
+    """Two linears that read one tensor, changed in place in between."""
+
+    def __init__(self, added=0.0):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 32), nn.Linear(64, 32)
+        self.added = added
+
+    def forward(self, x):
+        x = x.clone()
+        first = self.first(x)
+        if self.added:
+            x.add_(self.added)
+        return first, self.second(x)
+
+
+@pytest.fixture
+def x():
+    """Two windows of 5 tokens, the second 50 times larger."""
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2))
+    x[1] *= 50
+    return x
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_an_input_changed_in_place_is_not_served_stale(mode, x):
+    model = TwoReaders(added=1.0)
+    settings = dict.fromkeys(("first", "second"), Setting(activations=MX))
+    with mode(), Injector(model).applied(settings):
+        first, second = model(x)
+    assert torch.equal(first, model.first(fake_quantize(x, MX)))
+    assert torch.equal(second, model.second(fake_quantize(x + 1.0, MX)))
+
+
+@pytest.mark.parametrize(
+    ("formats", "amax"),
+    [
+        ((MX, NV), (8.0, 8.0)),
+        ((NV, NV), (8.0, 2.0)),
+        ((MX, FORMATS["mxfp4:rceil"]), None),
+        ((MX, MX), None),
+    ],
+)
+def test_readers_of_one_input_with_settings_of_their_own(formats, amax, x):
+    model = TwoReaders()
+    names = ("first", "second")
+    amax = dict(zip(names, amax, strict=True)) if amax else None
+    settings = {n: Setting(activations=f) for n, f in zip(names, formats, strict=True)}
+    with torch.no_grad(), Injector(model, amax).applied(settings):
+        outputs = model(x)
+    for name, fmt, output in zip(names, formats, outputs, strict=True):
+        own = amax[name] if fmt is NV else None
+        expected = model.get_submodule(name)(fake_quantize(x, fmt, amax=own))
+        assert torch.equal(output, expected)
+
+
+# NVFP4's tensor scale.
+
+
+def inputs_seen(model, name, x, amax=None):
+    with (
+        torch.no_grad(),
+        Injector(model, amax).applied({name: Setting(activations=NV)}),
+        seen_by(model.get_submodule(name)) as (inputs, _),
+    ):
+        model(x)
+    return inputs[0]
+
+
+def test_dynamic_scale_is_each_windows_own(x):
+    model = TwoReaders()
+    together = inputs_seen(model, "first", x)
+    alone = [inputs_seen(model, "first", window[None])[0] for window in x]
+    assert torch.equal(together, torch.stack(alone))
+    assert torch.equal(together, torch.stack([fake_quantize(w, "nvfp4") for w in x]))
+    # One scale for the batch would be another result, so this test can see the difference.
+    assert not torch.equal(together, fake_quantize(x, "nvfp4"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dynamic_scale_in_half_precision(dtype, x):
+    model, x = TwoReaders().to(dtype), x.to(dtype)
+    got = inputs_seen(model, "first", x)
+    assert got.dtype == dtype
+    assert torch.equal(got, torch.stack([fake_quantize(w, "nvfp4") for w in x]))
+
+
+def test_dynamic_scale_of_rows_without_windows(x):
+    """What reaches an expert: tokens of a batch in one axis, or none at all."""
+    model = TwoReaders()
+    rows = x.flatten(0, 1)
+    assert torch.equal(inputs_seen(model, "first", rows), fake_quantize(rows, "nvfp4"))
+    assert inputs_seen(model, "first", rows[:0]).shape == (0, 64)
+    assert inputs_seen(model, "first", rows[:0], {"first": 0.0}).shape == (0, 64)
+
+
+def test_calibrated_scale_is_not_the_batchs(x):
+    got = inputs_seen(TwoReaders(), "first", x, {"first": 3.0})
+    assert torch.equal(got, fake_quantize(x, "nvfp4", amax=3.0))
+    assert got.abs().max() <= 3.0 < x.abs().max()
+
+
+def test_amax_of_zero_names_the_linear_unless_the_input_is_zero(x, unchanged):
+    model = TwoReaders()
+    amax = {"first": 1.0, "second": 0.0}
+    settings = dict.fromkeys(amax, Setting(activations=NV))
+    injector = Injector(model, amax)
+    with (
+        unchanged(model),
+        pytest.raises(NonFiniteError, match="amax of the input of second is 0"),
+        torch.no_grad(),
+        injector.applied(settings),
+    ):
+        model(x)
+    with torch.no_grad(), injector.applied(settings):
+        outputs = model(torch.zeros_like(x))
+    assert torch.equal(outputs[1], model.second.bias.expand_as(outputs[1]))
+
+
+# NaN and Inf.
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_nonfinite_weight_names_the_linear(bad, fmt, family, tiny_model, unchanged):
+    model = tiny_model(family)
+    name = find_layout(model).linears[-2]
+    model.get_submodule(name).weight[3, 5] = bad
+    with (
+        unchanged(model),
+        pytest.raises(NonFiniteError, match=f"weight of {name} has NaN or Inf"),
+        Injector(model).applied(everything(model, fmt)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("amax", [None, 5.0])
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+def test_nonfinite_input_names_the_linear(bad, amax, fmt, x, unchanged):
+    model = TwoReaders(added=1.0)
+    injector = Injector(model, None if amax is None else dict.fromkeys(("first", "second"), amax))
+    settings = dict.fromkeys(("second", "first"), Setting(activations=fmt))
+    x[1, 2, 3] = bad
+    with (
+        unchanged(model),
+        pytest.raises(NonFiniteError, match=r"input of first has NaN or Inf in torch.float32"),
+        torch.no_grad(),
+        injector.applied(settings),
+    ):
+        model(x)
+    # Nothing of it is left for the next `with`, nor without a bad input.
+    with torch.no_grad(), injector.applied(settings):
+        model(torch.ones_like(x))
+        injector.check()
+
+
+def test_nonfinite_input_is_named_where_it_first_shows(tiny_model, ids):
+    model = tiny_model("llama")
+    model.model.layers[1].input_layernorm.weight[7] = float("inf")
+    injector = Injector(model)
+    name = "model.layers.1.self_attn.q_proj"
+    with (
+        pytest.raises(NonFiniteError, match=f"input of {name} has"),
+        injector.applied(everything(model, MX)),
+    ):
+        logits(model, ids)
+
+
+def test_nonfinite_inputs_can_be_asked_for_at_any_time(x):
+    model = TwoReaders()
+    injector = Injector(model)
+
+    def run():
+        with injector.applied({"second": Setting(activations=MX)}):
+            model(x)
+            injector.check()
+            model(x / 0)
+            injector.check()
+            pytest.fail("went on")
+
+    with torch.no_grad(), pytest.raises(NonFiniteError, match="input of second has"):
+        run()
+
+
+def test_an_exception_is_not_hidden_by_a_nonfinite_input(x):
+    model = TwoReaders()
+    with (
+        pytest.raises(ZeroDivisionError),
+        torch.no_grad(),
+        Injector(model).applied({"first": Setting(activations=MX)}),
+    ):
+        fails_with(ZeroDivisionError)(model(x / 0))

@@ -1,0 +1,86 @@
+"""Which linears a variant of the plan quantizes: components, blocks, cells, patterns, experts."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+from torch import nn
+
+from fp4scope.errors import UnitError
+from fp4scope.formats import FORMATS
+from fp4scope.inject import Setting
+from fp4scope.models import find_layout
+from fp4scope.study import Study
+from fp4scope.sweep import plan
+
+
+def study(**options):
+    return Study.build(**{"model": "m", "formats": "mxfp4", "direction": "isolate"} | options)
+
+
+def test_units_name_the_linears_they_say(family, tiny_model):
+    layout = find_layout(tiny_model(family))
+    options = {"sweep": "components,blocks,cells", "direction": "isolate,restore"}
+    variants = plan(study(**options, patterns="*.1.*"), layout)
+    units = len(layout.components) + layout.blocks + len(layout.cells) + 1
+    assert len(variants) == 2 + 2 * units
+    assert len({v.variant.key for v in variants}) == len(variants)
+
+    everything = set(layout.linears)
+    expected = {
+        "components": lambda v, name: name.endswith(f".{v.unit}"),
+        "blocks": lambda v, name: name.startswith(f"{layout.blocks_path}.{v.block}."),
+        "cells": lambda v, name: (
+            name.endswith(f".{v.unit}") and name.startswith(f"{layout.blocks_path}.{v.block}.")
+        ),
+        "patterns": lambda v, name: fnmatchcase(name, v.unit),
+    }
+    for planned in variants[2:]:
+        variant = planned.variant
+        unit = {name for name in everything if expected[variant.level](variant, name)}
+        assert unit
+        chosen = unit if variant.direction == "isolate" else everything - unit
+        assert set(planned.settings) == chosen, variant.key
+
+
+def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model):
+    layout = find_layout(tiny_model(family))
+    reference, baseline = plan(study(sweep=()), layout)
+    assert reference.settings == {}
+    assert set(baseline.settings) == set(layout.linears)
+
+
+@pytest.mark.parametrize(
+    ("operands", "weights", "activations"),
+    [("weights+activations", True, True), ("weights", True, False), ("activations", False, True)],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_operands(operands, weights, activations, name, tiny_model):
+    layout = find_layout(tiny_model("gpt2"))
+    fmt = FORMATS[name]
+    setting = Setting(weights=fmt if weights else None, activations=fmt if activations else None)
+    for planned in plan(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
+        assert set(planned.settings.values()) == {setting}
+
+
+def test_a_cell_holds_all_experts_of_its_block():
+    class Moe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(
+                nn.ModuleDict({"up_proj": nn.Linear(32, 32), "down_proj": nn.Linear(32, 32)})
+                for _ in range(3)
+            )
+
+    model = nn.Module()
+    model.layers = nn.ModuleList(Moe() for _ in range(2))
+    variants = plan(study(sweep="cells"), find_layout(model))
+    by_key = {v.variant.key: set(v.settings) for v in variants}
+    assert by_key["mxfp4:floor|weights+activations|isolate|cells|1.up_proj"] == {
+        f"layers.1.experts.{i}.up_proj" for i in range(3)
+    }
+    assert len(by_key) == 2 + 4
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
+    with pytest.raises(UnitError, match="matches none of the 8 linears"):
+        plan(study(patterns="*.mlp.*,*.experts.*"), find_layout(tiny_model("gpt2")))

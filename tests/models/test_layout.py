@@ -1,0 +1,204 @@
+"""Blocks and components found from structure alone: dense families, experts, what is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fp4scope.errors import ModelError, UnitError
+from fp4scope.models import Cell, adopt, find_layout, is_linear
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GPT2 = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
+BLOCKS = {"qwen2-sliding": 3, "gemma3": 7}
+
+
+def test_every_family_has_its_blocks_and_components(family, tiny_model):
+    model = tiny_model(family)
+    layout = find_layout(model)
+    components = GPT2 if family == "gpt2" else PROJECTIONS
+    blocks = BLOCKS.get(family, 2)
+    assert layout.blocks == blocks
+    assert layout.components == components
+    assert list(layout.cells) == [Cell(b, c) for b in range(blocks) for c in components]
+    for cell, names in layout.cells.items():
+        prefix = f"{layout.blocks_path}.{cell.block}."
+        assert len(names) == 1
+        assert names[0].startswith(prefix)
+        assert names[0].endswith(f".{cell.component}")
+        assert layout.cell_of[names[0]] == cell
+    assert layout.coverage > 0.95
+    assert layout.routers == ()
+
+
+def test_nothing_but_linears_inside_blocks_is_listed(family, tiny_model):
+    model = tiny_model(family)
+    layout = find_layout(model)
+    blocks = model.get_submodule(layout.blocks_path)
+    inside = {f"{layout.blocks_path}.{n}" for n, m in blocks.named_modules() if is_linear(m)}
+    assert set(layout.linears) == inside
+    assert len(layout.linears) == len(inside)
+    head = model.get_output_embeddings()
+    assert all(model.get_submodule(name) is not head for name in layout.linears)
+
+
+def test_coverage_is_the_share_of_weights(tiny_model):
+    model = tiny_model("llama-biased")
+    layout = find_layout(model)
+    sizes = {name: p.numel() for name, p in model.model.layers.named_parameters()}
+    weights = sum(n for name, n in sizes.items() if "proj.weight" in name)
+    assert layout.coverage == weights / sum(sizes.values())
+    assert layout.coverage + sum(share for _, share in layout.missed) == pytest.approx(1)
+    # Two blocks of 160 biases each.
+    assert dict(layout.missed)["mlp.up_proj.bias"] == 2 * 160 / sum(sizes.values())
+    assert [s for _, s in layout.missed] == sorted((s for _, s in layout.missed), reverse=True)
+
+
+def test_families_hold_every_kind_of_layer_they_promise(tiny_model):
+    """The fixtures' promise, which tests all over rely on."""
+    gemma = tiny_model("gemma3").config
+    assert gemma.layer_types[5] == "full_attention"
+    assert set(gemma.layer_types[:5] + gemma.layer_types[6:]) == {"sliding_attention"}
+    mixed = tiny_model("qwen2-sliding").config.layer_types
+    assert set(mixed) == {"full_attention", "sliding_attention"}
+    tied = {f: tiny_model(f).config.tie_word_embeddings for f in ("smollm2", "qwen3", "llama")}
+    assert tied == {"smollm2": True, "qwen3": True, "llama": False}
+    biased = tiny_model("llama-biased").model.layers[1]
+    for bias in (biased.self_attn.o_proj.bias, biased.mlp.down_proj.bias):
+        assert bool(bias.any())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("*.1.mlp.*", 3),
+        ("*.self_attn.?_proj", 8),
+        ("model.layers.0.mlp.up_proj", 1),
+        ("up_proj", 2),
+        ("[qk]_proj", 4),
+        ("*", 14),
+    ],
+)
+def test_pattern(pattern, count, tiny_model):
+    layout = find_layout(tiny_model("llama"))
+    matched = layout.match(pattern)
+    assert len(matched) == count
+    assert set(matched) <= set(layout.linears)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [("*.moe.*", "model.layers.0.self_attn.q_proj"), ("up_prj", "did you mean up_proj")],
+)
+def test_pattern_that_matches_nothing_is_an_error(pattern, hint, tiny_model):
+    with pytest.raises(UnitError, match="matches none of the 14 linears") as error:
+        find_layout(tiny_model("llama")).match(pattern)
+    assert hint in str(error.value)
+
+
+# Experts.
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_fused_experts_are_refused_by_name_or_allowed(family, tiny_model, tiny_tokenizer):
+    model = tiny_model(family)
+    with pytest.raises(ModelError, match="allow-partial") as error:
+        adopt(model, tiny_tokenizer())
+    assert "mlp.experts.gate_up_proj (" in str(error.value)
+    assert "mlp.experts.down_proj (" in str(error.value)
+
+    loaded = adopt(model, tiny_tokenizer(), allow_partial=True)
+    assert f"only {loaded.layout.coverage:.1%} of" in str(error.value)
+    assert "q_proj" in loaded.layout.components
+    routers = [n for n in loaded.layout.linears if "gate" in n and "gate_proj" not in n]
+    assert routers == []
+
+
+def test_shared_expert_gate_is_a_router(tiny_model):
+    layout = find_layout(tiny_model("qwen2-moe"))
+    assert layout.routers == ("model.layers.0.mlp.shared_expert_gate",)
+    # Block 0 has experts, block 1 is dense: endings must tell them apart.
+    names = ("shared_expert.gate_proj", "mlp.gate_proj")
+    assert [len(layout.cells[Cell(b, name)]) for b, name in enumerate(names)] == [1, 1]
+
+
+class Mlp(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.gate_proj = nn.Linear(32, width, bias=False)
+        self.down_proj = nn.Linear(width, 32, bias=False)
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(32, 3, bias=False)
+        self.experts = nn.ModuleList(Mlp() for _ in range(3))
+        self.shared_experts = Mlp()
+
+
+class Block(nn.Module):
+    def __init__(self, mlp):
+        super().__init__()
+        self.q_proj = nn.Linear(32, 32, bias=False)
+        self.mlp = mlp
+
+
+class Model(nn.Module):
+    def __init__(self, *blocks, **config):
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.embed = nn.Embedding(8, 32)
+        self.layers = nn.ModuleList(blocks)
+        self.lm_head = nn.Linear(32, 8)
+
+
+@pytest.mark.parametrize(
+    "key", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"]
+)
+def test_experts_that_are_linears_make_one_cell(key):
+    layout = find_layout(Model(Block(Mlp(64)), Block(Experts()), **{key: 3}))
+    assert layout.cells[Cell(1, "experts.*.gate_proj")] == tuple(
+        f"layers.1.mlp.experts.{i}.gate_proj" for i in range(3)
+    )
+    assert layout.cells[Cell(1, "shared_experts.down_proj")] == (
+        "layers.1.mlp.shared_experts.down_proj",
+    )
+    assert layout.cells[Cell(0, "mlp.gate_proj")] == ("layers.0.mlp.gate_proj",)
+    assert layout.cells[Cell(1, "q_proj")] == ("layers.1.q_proj",)
+    assert layout.routers == ("layers.1.mlp.gate",)
+    assert ("mlp.gate.weight", 96 / (2 * 1024 + 4 * 2048 + 4096 + 96)) in layout.missed
+    assert layout.match("*.experts.*.down_proj") == layout.cells[Cell(1, "experts.*.down_proj")]
+
+
+def test_experts_alone_have_the_short_name():
+    class Only(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(Mlp() for _ in range(3))
+
+    layout = find_layout(Model(Block(Only()), num_experts=3))
+    assert layout.components == ("q_proj", "gate_proj", "down_proj")
+    assert len(layout.cells[Cell(0, "gate_proj")]) == 3
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused(dtype):
+    model = Model(Block(Mlp()), Block(Mlp()))
+    weight = torch.zeros(32, 32).to(dtype)
+    model.layers[1].mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ModelError, match="before quantization") as error:
+        find_layout(model)
+    assert f"layers.1.mlp.down_proj already holds {dtype}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(4, 4)), nn.Module(), nn.ModuleList([nn.LayerNorm(4)])]
+)
+def test_a_model_without_blocks_is_refused(model):
+    with pytest.raises(ModelError, match=r"no nn\.ModuleList with linears"):
+        find_layout(model)
