@@ -189,7 +189,7 @@ def test_stopped_and_resumed_equals_run_through(
     )
     assert parts.components.rows == whole.components.rows
     assert parts.baselines.rows == whole.baselines.rows
-    for name in ("baselines.csv", "components.csv", "cells.csv", "activations.csv"):
+    for name in ("baselines.csv", "components.csv", "activations.csv"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     # 3 chunks of 30 variants beside the reference, which came first and is not among these.
     assert len(forwards) == 3 * 30 - stop_after

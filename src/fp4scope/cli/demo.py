@@ -14,7 +14,7 @@ INTRODUCTION = """\
 fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.
 Two formats (MXFP4 and NVFP4, weights and activations), and each of its seven kinds of
 projection kept out of FP4 (restore) or put into FP4 alone (isolate). About four minutes on
-two cores; Ctrl-C stops, and the same command goes on.
+two cores the first time; Ctrl-C stops, and the same command goes on.
 """
 
 
@@ -27,12 +27,12 @@ def demo_study(from_hub: bool) -> Study:
     return Study.build(
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
-        seq_len=256,
+        seq_len=160,
         windows=8,
         formats="mxfp4:floor,nvfp4",
         sweep="components",
         calibration_windows=16,
-        calibration_seq_len=256,
+        calibration_seq_len=160,
     )
 
 

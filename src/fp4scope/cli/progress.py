@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from fp4scope.cli.tables import baselines, component_table, console
+from fp4scope.cli.tables import baselines, component_tables, console
 
 if TYPE_CHECKING:
     from fp4scope.diagnose import Progress
@@ -107,9 +107,8 @@ class Screen:
     def _picture(self, event: "Progress") -> RenderableType:
         parts: list[RenderableType] = []
         if event.diagnosis is not None and event.diagnosis.baselines:
-            parts += [baselines(event.diagnosis), ""]
-            if event.diagnosis.components:
-                parts += [component_table(event.diagnosis), ""]
+            for table in (baselines(event.diagnosis), *component_tables(event.diagnosis)):
+                parts += [table, ""]
         return Group(*parts, self._bar)
 
     def _plain_line(self, event: "Progress") -> None:

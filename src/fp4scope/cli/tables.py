@@ -1,9 +1,11 @@
 """Results as tables on the terminal."""
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES
@@ -11,6 +13,7 @@ from fp4scope.report.diagnosis import Diagnosis
 from fp4scope.report.markdown import groups, headlines, interval, number, percent
 
 CELLS_SHOWN = 10
+MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 
 
 def console(stderr: bool = False) -> Console:
@@ -20,13 +23,13 @@ def console(stderr: bool = False) -> Console:
 
 def print_formats() -> None:
     out = console()
-    table = _table("Number formats", ("format", "element", "scale"), ("block", "bits/element"))
+    table = _table(("format", "element", "scale"), ("block", "bits/element"))
     for fmt in FORMATS.values():
         aliases = [a for a, name in ALIASES.items() if name == fmt.name]
         name = fmt.name + (f" (= {', '.join(aliases)})" if aliases else "")
         bits = f"{fmt.bits_per_element:g}"
         table.add_row(name, fmt.element.name, fmt.scale, str(fmt.block_size), bits)
-    out.print(table)
+    out.print(_titled("Number formats", table))
     out.print("\nScale of a block, from its amax a", style="bold")
     for fmt in FORMATS.values():
         out.print(f"{fmt.name:13} {fmt.rule.formula}")
@@ -67,27 +70,19 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             out.print(f"  {path / '*.svg, *.png' if path.is_dir() else path}", soft_wrap=True)
 
 
-def baselines(diagnosis: Diagnosis) -> Table:
-    table = _table(
-        "What each format costs",
-        ("format", "operands"),
-        ("PPL", "cost (millinats)", "KL (nats)", "top-1"),
-    )
+def baselines(diagnosis: Diagnosis) -> Group:
+    several = len(set(diagnosis.baselines["operands"]) - {""}) > 1
+    table = _table(("format",), ("PPL", "cost (millinats)", "KL (nats)", "top-1"))
     for row in diagnosis.baselines:
-        table.add_row(
-            row["format"],
-            row["operands"],
-            number(row["ppl"]),
-            interval(row),
-            number(row["kl"]),
-            percent(row["top1"]),
-        )
-    return table
+        name = f"{row['format']}, {row['operands']}" if several else row["format"]
+        values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
+        table.add_row(name.removesuffix(", "), *values)
+    return _titled("What each format costs", table)
 
 
-def unit_tables(diagnosis: Diagnosis) -> list[Table]:
+def unit_tables(diagnosis: Diagnosis) -> list[Group]:
     """Components (and blocks and patterns) in full, the largest cells."""
-    tables = [component_table(diagnosis)] if diagnosis.components else []
+    tables = component_tables(diagnosis)
     levels = {
         "Blocks": (diagnosis.blocks, ("block",)),
         "Patterns": (diagnosis.patterns, ("pattern",)),
@@ -95,56 +90,57 @@ def unit_tables(diagnosis: Diagnosis) -> list[Table]:
     }
     for title, (source, names) in levels.items():
         for group, rows in groups(source):
-            heading = f"{title}, {_describe(group)}"
+            heading = f"{title}, {group['direction']}, {group['format']}, {group['operands']}"
             if title == "Cells" and len(rows) > CELLS_SHOWN:
                 heading += f": the {CELLS_SHOWN} largest of {len(rows)}"
                 rows = rows[:CELLS_SHOWN]
-            table = _table(heading, names, ("PPL", "difference (millinats)"))
+            table = _table(names, ("PPL", "difference (millinats)"))
             for row in rows:
                 table.add_row(*(str(row[n]) for n in names), number(row["ppl"]), interval(row))
-            tables.append(table)
+            tables.append(_titled(heading, table))
     return tables
 
 
-def component_table(diagnosis: Diagnosis) -> Table:
-    """Every component in one table: a column for each format, operands and direction."""
-    found = list(groups(diagnosis.components))
-    several = len({group["operands"] for group, _ in found}) > 1
-    heads = [
-        f"{group['format']}\n{group['direction']}" + (f"\n{group['operands']}" if several else "")
-        for group, _ in found
-    ]
-    table = _table("Components: difference in millinats per token", ("component",), heads)
-    rows = [{row["component"]: row for row in rows} for _, rows in found]
-    weight = {
-        name: max((r[name]["delta_nll"] or 0.0) for r in rows if name in r)
-        for name in dict.fromkeys(name for r in rows for name in r)
-    }
-    for name in sorted(weight, key=lambda n: -weight[n]):
-        table.add_row(name, *(interval(r[name]) if name in r else "" for r in rows))
-    return table
+def component_tables(diagnosis: Diagnosis) -> list[Group]:
+    """A table for each direction and choice of operands, with a column for each format."""
+    tables = []
+    source = diagnosis.components
+    for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in source):
+        rows = source.where(direction=direction, operands=operands)
+        by_format = {
+            name: {r["component"]: r for r in rows.where(format=name)}
+            for name in dict.fromkeys(rows["format"])
+        }
+        largest: dict[str, float] = defaultdict(float)
+        for row in rows:
+            largest[row["component"]] = max(largest[row["component"]], row["delta_nll"] or 0.0)
+        table = _table(("component",), by_format)
+        for name in sorted(largest, key=lambda n: -largest[n]):
+            table.add_row(
+                name, *(interval(f[name]) if name in f else "" for f in by_format.values())
+            )
+        meaning = MEANING[direction]
+        tables.append(_titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
+    return tables
 
 
-def activations(diagnosis: Diagnosis) -> Table:
-    table = _table(
-        "Activations entering each component, means over blocks",
-        ("component",),
-        ("max", "P99.9", "max / P99.9", "largest of a block"),
-    )
+def activations(diagnosis: Diagnosis) -> Group:
+    table = _table(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
     for row in diagnosis.component_activations:
         values = (row["max"], row["p999"], row["ratio"], row["ratio_max"])
         table.add_row(row["component"], *(number(v) for v in values))
-    return table
+    return _titled("|x| entering each component, means over blocks", table)
 
 
-def _table(title: str, names: tuple[str, ...], values: Any) -> Table:  # noqa: ANN401
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+def _table(names: Iterable[str], values: Iterable[str]) -> Table:
+    """Columns of names, then of numbers; where space is short they fold and lose nothing."""
+    table = Table(box=None, pad_edge=False)
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for value in values:
-        table.add_column(value, justify="right", no_wrap=True)
+        table.add_column(value, justify="right", overflow="fold")
     return table
 
 
-def _describe(group: dict[str, str]) -> str:
-    return f"{group['format']}, {group['operands']}, {group['direction']}"
+def _titled(title: str, table: Table) -> Group:
+    return Group(Text(title, style="bold"), table)

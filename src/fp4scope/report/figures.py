@@ -6,7 +6,7 @@ keeping this unit in full precision lowers perplexity).
 """
 
 from collections.abc import Callable, Iterator
-from math import ceil
+from math import ceil, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,8 +270,8 @@ def _whiskers(
 
 
 def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
-    """Where the axis turns from linear to logarithmic: the median size, at least 0.1."""
-    return max(0.1, float(np.median(sizes)))
+    """Where the axis turns from linear to logarithmic: the power of ten above the median size."""
+    return 10.0 ** ceil(log10(max(float(np.median(sizes)), 1e-3)))
 
 
 def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:

@@ -53,7 +53,7 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     write("report.md", lambda path: path.write_text(diagnosis.report(), encoding="utf-8"))
     write("results.json", lambda path: path.write_text(json.dumps(results), encoding="utf-8"))
     for name, table in tables.items():
-        if table.rows or name in ("components", "cells"):
+        if table.rows:
             write(f"{name}.csv", table.write_csv)
     for name, figure in figures(diagnosis):
         for suffix in ("svg", "png"):
