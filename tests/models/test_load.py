@@ -61,7 +61,7 @@ def test_a_saved_model_gives_the_same_logits(family, tiny_model, tiny_tokenizer,
         expected = model(ids[:1], use_cache=False).logits[0]
     assert torch.equal(loaded.logits(ids[0]), expected)
     assert loaded.logits(ids[0]).shape == (24, 96)
-    assert loaded.device == torch.device("cpu")
+    assert (loaded.name, loaded.device) == (tmp_path.name, torch.device("cpu"))
     assert (loaded.max_seq_len, loaded.prior_quantization, loaded.warnings) == (64, None, ())
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
