@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fp4scope.diagnose import diagnose
+    from fp4scope.conductor import diagnose
     from fp4scope.errors import Fp4ScopeError
     from fp4scope.kernels import fake_quantize
     from fp4scope.report import Diagnosis, load
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Diagnosis": "fp4scope.report",
     "Fp4ScopeError": "fp4scope.errors",
-    "diagnose": "fp4scope.diagnose",
+    "diagnose": "fp4scope.conductor",
     "fake_quantize": "fp4scope.kernels",
     "load": "fp4scope.report",
 }

@@ -17,7 +17,7 @@ from fp4scope.errors import OutputError
 RESULTS_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A point of the sweep.
 
@@ -84,13 +84,16 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRecord:
-    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|, their `ratio`."""
+    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|.
+
+    `ratio` is max / p999, None where p999 is zero.
+    """
 
     block: int
     component: str
     max: float
     p999: float
-    ratio: float
+    ratio: float | None
     elements: int
     nonfinite: int = 0
 
@@ -147,6 +150,8 @@ class Results:
     def read(cls, path: Path) -> "Results":
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:

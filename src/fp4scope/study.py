@@ -52,7 +52,7 @@ class Level(str, Enum):
 class Study(BaseModel):
     """Everything the user decides. Defaults are the protocol that papers mean by WikiText-2 PPL."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = STUDY_VERSION
     model: str = Field(description="hub id, local folder or GGUF file")
@@ -117,6 +117,7 @@ class Study(BaseModel):
             raise StudyError(
                 f"unknown option {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}"
             )
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
         try:
             return cls(**options)
         except ValidationError as error:
@@ -125,13 +126,8 @@ class Study(BaseModel):
                 raise cause from None
             raise StudyError(_first_problem(error)) from None
 
-    @classmethod
-    def from_yaml(cls, path: Path | str, **overrides: Any) -> "Study":  # noqa: ANN401
-        """The study in a YAML file, with options that win over the file's."""
-        return cls.build(**{**read_options(path), **overrides})
-
     def to_yaml(self) -> str:
-        """The study as YAML that `from_yaml` reads back."""
+        """The study as YAML that `read_options` reads back."""
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -148,11 +148,12 @@ def test_too_little_behind_takes_the_evaluated_text_and_says_so(wanted, study, c
     assert calibration.ids.tolist() == [tokens(i, i + 2) for i in range(0, 2 * wanted, 2)]
 
 
-def test_calibration_on_a_text_shorter_than_its_windows(study, cut):
-    evaluation, calibration = cut(study(13, calibration_seq_len=512))
+@pytest.mark.parametrize(("bos", "lead", "count"), [("no", [], 2), ("yes", [BOS], 3)])
+def test_calibration_on_a_text_shorter_than_its_windows(bos, lead, count, study, cut):
+    evaluation, calibration = cut(study(13, bos=bos, calibration_seq_len=512))
     assert calibration.evaluated
-    assert calibration.ids.tolist() == [tokens(0, 13)]
-    assert len(evaluation) == 2
+    assert calibration.ids.tolist() == [[*lead, *tokens(0, 13)]]
+    assert len(evaluation) == count
 
 
 @pytest.mark.parametrize("words", [20, 70])
@@ -178,6 +179,12 @@ def test_calibration_text_of_its_own(study, cut, tmp_path):
         assert calibration.text_sha256 != evaluation.text_sha256
     _, one = cut(study(60, **own, calibration_windows=1))
     assert one.ids.tolist() == [tokens(80, 84)]
+
+
+def test_a_calibration_text_that_is_the_evaluated_one_is_said_to_be(study, cut, tmp_path):
+    (tmp_path / "copy.txt").write_text(" ".join(f"w{i}" for i in range(20)))
+    own = {"calibration_text": str(tmp_path / "copy.txt"), "calibration_seq_len": 4}
+    assert [cut(study(words, **own))[1].evaluated for words in (20, 21)] == [True, False]
 
 
 @pytest.mark.parametrize("name", [None, "wikitext2"])
@@ -224,7 +231,7 @@ def test_more_windows_than_the_text_has(study, tiny_tokenizer):
 
 def test_calibration_text_shorter_than_a_window(study, cut, tmp_path):
     (tmp_path / "other.txt").write_text("w1 w2 w3")
-    with pytest.raises(DataError, match=r"other\.txt makes 3 tokens, less than one window of 4"):
+    with pytest.raises(DataError, match=r"other\.txt makes 3 .* smaller --calibration-seq-len"):
         cut(study(60, calibration_text=str(tmp_path / "other.txt"), calibration_seq_len=4))
 
 

@@ -172,6 +172,8 @@ def _bad(folder, text, tmp_path):
             ["'wikitxt2'", "'wikitext2' or 'pydoc-topics'"],
         ),
         "a file as folder": (["run", *model, "-o", tmp_path / "file"], ["cannot write to"]),
+        "stats of no window": (["stats", *model[:3], "--windows", 0], ["--windows", "equal to 1"]),
+        "a typo before any text": (["run", "./nope"], ["./nope does not exist"]),
         "unknown option": (["run", *model, "--window", 4], ["No such option: --window"]),
     }
 

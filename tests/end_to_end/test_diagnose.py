@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from transformers import BertConfig, BertLMHeadModel
 
 import fp4scope
-from fp4scope.errors import NonFiniteError, OutputError, StudyError, UnitError
+from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
 from fp4scope.models import load_model
 from fp4scope.sweep import naive
 
@@ -127,6 +128,8 @@ def test_plots(finished):
         assert finished.plot(kind).axes
     with pytest.raises(StudyError, match="did you mean heatmap"):
         finished.plot("heatmaps")
+    with pytest.raises(StudyError, match="only restore has that"):
+        finished.plot("percent", direction="isolate")
     with pytest.raises(StudyError, match="no direction 'sideways'"):
         finished.plot("cells", direction="sideways")
 
@@ -153,6 +156,79 @@ def test_a_model_in_memory_gives_what_its_folder_gives(model_folder, options):
         assert torch.equal(value, before[name])
     with pytest.raises(StudyError, match="needs its tokenizer"):
         fp4scope.diagnose(loaded.model)
+    with pytest.raises(StudyError, match="dtype is the model's own"):
+        fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, dtype="bfloat16")
+
+
+def test_a_model_in_memory_keeps_its_mode_and_gradients(model_folder, options):
+    loaded = load_model(str(model_folder))
+    loaded.model.train().requires_grad_(True)
+    loaded.model.lm_head.eval()
+    fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, sweep="", **options)
+    assert loaded.model.training
+    assert not loaded.model.lm_head.training
+    assert all(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_a_model_that_sees_its_targets_is_refused(tiny_tokenizer, options):
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with pytest.raises(ModelError, match="is not causal"):
+        fp4scope.diagnose(BertLMHeadModel(config), tokenizer=tiny_tokenizer, **options)
+
+
+def test_calibration_on_the_evaluated_text_is_said(model_folder, options):
+    d = fp4scope.diagnose(model_folder, sweep="", calibration_text=options["text"], **options)
+    assert d.results.data["calibration"]["evaluated"]
+    assert "calibration text is the evaluated text" in d.report()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(model_folder, options, tmp_path):
+    refused = []
+
+    def again(event):
+        if event.diagnosis is not None and not refused:
+            with pytest.raises(OutputError, match="another run is writing") as caught:
+                fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
+            refused.append(caught)
+
+    fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, progress=again, **options)
+    assert refused
+
+
+def test_results_of_another_version_are_refused_with_advice(finished, tmp_path):
+    data = json.loads((finished.folder / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(data | {"version": 2}))
+    with pytest.raises(OutputError, match="has version 2; this fp4scope reads version 1"):
+        fp4scope.load(tmp_path)
+
+
+def test_a_continued_folder_says_when_the_machine_is_another(
+    model_folder, options, tmp_path, monkeypatch
+):
+    notes = []
+
+    def run():
+        fp4scope.diagnose(
+            model_folder,
+            sweep="",
+            output_dir=tmp_path,
+            progress=lambda event: notes.append(event.note or ""),
+            **options,
+        )
+        return fp4scope.load(tmp_path).results.protocol["sessions"]
+
+    assert len(run()) == len(run()) == 1
+    assert not any("begun with" in note for note in notes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert len(run()) == 2
+    assert any("begun with" in note for note in notes)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 7, 20])

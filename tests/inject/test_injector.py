@@ -1,5 +1,6 @@
 """Injection: exact in what it computes, and without a trace afterwards."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -234,6 +235,19 @@ def test_kept_weights_give_what_fresh_ones_do(family, tiny_model, ids, qdq_calls
     assert not torch.equal(seen[MX], seen[NV])
 
 
+def test_a_kept_weight_is_not_served_for_another_parameter(x):
+    """Both have version 0: only the object tells them apart."""
+    model = TwoReaders()
+    injector = Injector(model)
+    settings = {"first": Setting(weights=MX)}
+    for factor in (1.0, -0.7):
+        model.first.weight = nn.Parameter(factor * model.first.weight.detach())
+        assert model.first.weight._version == 0
+        with torch.no_grad(), injector.applied(settings):
+            first, _ = model(x)
+        assert torch.equal(first, by_hand(model.first, x, settings["first"])[1])
+
+
 @pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
 def test_shared_inputs_are_quantized_once_and_to_the_same(
     fmt, family, tiny_model, ids, qdq_calls, monkeypatch
@@ -267,6 +281,38 @@ class TwoReaders(nn.Module):
         if self.added:
             x.add_(self.added)
         return first, self.second(x)
+
+
+def test_a_weight_that_changed_is_quantized_again(tiny_model, ids):
+    """Kept while nothing changes: neither the values nor the parameter itself."""
+    model = copy.deepcopy(tiny_model("llama"))
+    injector = Injector(model)
+    settings = everything(model, FORMATS["mxfp4:floor"])
+    with injector.applied(settings):
+        before = logits(model, ids)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.data.mul_(3)
+    weight.detach().add_(0)  # counts as a change, as any in-place operation does
+    with injector.applied(settings):
+        after = logits(model, ids)
+    with Injector(model).applied(settings):
+        fresh = logits(model, ids)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, fresh)
+
+
+def test_one_injector_is_not_applied_twice_at_once(tiny_model, unchanged):
+    model = tiny_model("llama")
+    injector = Injector(model)
+    with (
+        unchanged(model),
+        injector.applied({}),
+        pytest.raises(RuntimeError, match="applied already"),
+        injector.applied({}),
+    ):
+        pass
+    with injector.applied({}):
+        pass
 
 
 @pytest.fixture

@@ -191,6 +191,28 @@ def test_a_cache_that_cannot_be_written(below, model, tmp_path, monkeypatch):
         load_model(str(path), device="cpu")
 
 
+def test_a_full_disk_is_the_caches_problem(model, cache, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.gguf"
+    write(path, model)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(model), "save_pretrained", full)
+    with pytest.raises(OutputError, match="No space left on device; make room"):
+        load_model(str(path), device="cpu")
+    assert kept(cache) == []
+
+
+def test_another_way_of_converting_converts_again(model, cache, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.gguf"
+    write(path, model)
+    load_model(str(path), device="cpu")
+    monkeypatch.setattr(gguf_module, "_CONVERTER", gguf_module._CONVERTER + 1)
+    load_model(str(path), device="cpu")
+    assert len(kept(cache)) == 2
+
+
 def test_the_slower_of_two_conversions_uses_the_others(model, cache, tmp_path, monkeypatch):
     path = tmp_path / "tiny.gguf"
     write(path, model)
@@ -198,7 +220,8 @@ def test_the_slower_of_two_conversions_uses_the_others(model, cache, tmp_path, m
 
     def convert_after_another(source, folder, digest):
         convert(source, folder, digest)
-        shutil.copytree(folder, folder.parent / digest[:32])
+        key = f"{digest[:32]}-{gguf_module._CONVERTER}"
+        shutil.copytree(folder, folder.parent / key)
 
     monkeypatch.setattr(gguf_module, "_convert", convert_after_another)
     assert load_model(str(path), device="cpu").prior_quantization == "Q8_0 (6)"

@@ -183,7 +183,47 @@ def test_experts_alone_have_the_short_name():
     assert len(layout.cells[Cell(0, "gate_proj")]) == 3
 
 
+@pytest.mark.parametrize(
+    "path", ["gate", "mlp.gate", "router", "mlp.router.layer", "gate.wg", "router.proj"]
+)
+def test_routers_by_any_of_their_names(path):
+    """As transformers spells them: Mixtral, Qwen, Llama 4, DBRX and JetMoE, Hunyuan, Gemma 4."""
+    block = Block(Mlp())
+    holder = block
+    for part in path.split(".")[:-1]:
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    holder.add_module(path.split(".")[-1], nn.Linear(32, 5))
+    model = Model(block, num_local_experts=5)
+    assert find_layout(model).routers == (f"layers.0.{path}",)
+    # The count may stand in the text part of a configuration.
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_experts=5))
+    assert find_layout(model).routers == (f"layers.0.{path}",)
+    # As wide as something else, it is a linear like others.
+    model.config = SimpleNamespace(num_local_experts=4)
+    assert find_layout(model).routers == ()
+
+
+def test_a_projection_as_wide_as_there_are_experts_is_no_router():
+    layout = find_layout(Model(Block(Mlp()), num_experts=32))
+    assert layout.routers == ()
+    assert layout.components == ("q_proj", "gate_proj", "down_proj")
+
+
+def test_numbers_that_tell_projections_apart_stay():
+    """Only the items of a ModuleList are alike; those of a Sequential are not."""
+    block = Block(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)))
+    assert find_layout(Model(block)).components == ("q_proj", "mlp.0", "mlp.2")
+
+
 # What is refused.
+
+
+def test_blocks_that_share_weights_are_refused():
+    shared = Block(Mlp())
+    with pytest.raises(ModelError, match=r"layers\.2\.q_proj is the same module as .* block 0"):
+        find_layout(Model(shared, Block(Mlp()), shared))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])

@@ -8,7 +8,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BertConfig,
+    T5Config,
+)
 
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models import adopt, load_model
@@ -98,16 +104,25 @@ def test_tokenizer_has_a_hash_of_its_own(saved, folder):
     assert len(hashes[0]) == 64
 
 
-def test_the_library_is_silenced_only_meanwhile(saved, folder):
+@pytest.fixture
+def library():
+    """The logging settings of transformers, put back after the test."""
     logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    yield logging
+    logging.set_verbosity(verbosity)
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_the_library_is_silenced_only_meanwhile(bars, library, saved, folder):
     (folder / "config.json").write_text("{")
-    for bars in (logging.enable_progress_bar, logging.disable_progress_bar):
-        bars()
-        before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
-        load_model(str(saved), device="cpu")
-        refusal(folder)
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-    logging.enable_progress_bar()
+    library.set_verbosity(library.WARNING)
+    (library.enable_progress_bar if bars else library.disable_progress_bar)()
+    load_model(str(saved), device="cpu")
+    refusal(folder)
+    assert library.get_verbosity() == library.WARNING
+    assert library.is_progress_bar_enabled() == bars
 
 
 @pytest.mark.parametrize(
@@ -213,6 +228,15 @@ def test_damaged_json(name, folder):
     assert refusal(folder).startswith(f"cannot load {folder}: ")
 
 
+def test_the_word_in_a_path_is_not_the_reason(folder):
+    """What a message quotes is no advice to open pickles."""
+    folder = folder.rename(folder.parent / "my-safetensors")
+    (folder / "config.json").write_text("{")
+    message = refusal(folder)
+    assert message.startswith(f"cannot load {folder}: ")
+    assert "--allow-pickle" not in message
+
+
 def test_folder_without_tokenizer(folder):
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -281,6 +305,26 @@ def test_encoder_decoder(name, tiny_tokenizer, tmp_path):
     assert refusal(tmp_path) == (
         f"{tmp_path} is an encoder-decoder; fp4scope needs a causal language model"
     )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_model_that_sees_later_tokens(causal, tiny_tokenizer):
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        is_decoder=causal,
+        initializer_range=0.5,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    if causal:
+        assert adopt(model, tiny_tokenizer()).layout.blocks == 2
+    else:
+        with pytest.raises(ModelError, match="BertLMHeadModel is not causal"):
+            adopt(model, tiny_tokenizer())
 
 
 def test_integer_weights(tiny_model, tiny_tokenizer):

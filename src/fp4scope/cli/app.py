@@ -112,7 +112,7 @@ def stats(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A CSV file to write.")] = None,
     text: Annotated[Path | None, typer.Option(help="A UTF-8 file (else --dataset).")] = None,
     dataset: Dataset = None,
-    windows: Annotated[int, typer.Option(help="At most this many.")] = 64,
+    windows: Annotated[int, typer.Option(min=1, help="At most this many.")] = 64,
     seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = 512,
     bos: Bos = None,
     device: Device = None,
@@ -161,11 +161,7 @@ def main() -> None:
 def _study(options: dict[str, Any], config: Path | None = None) -> Any:  # noqa: ANN401
     from fp4scope.study import Study, read_options
 
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    given = {name: value for name, value in options.items() if value is not None}
     known = read_options(config) if config is not None else {}
     # A text given here replaces whichever way the file names one.
     if "text" in given or "dataset" in given:
@@ -183,7 +179,7 @@ def _diagnose(study: Any, folder: Path) -> None:  # noqa: ANN401
     kept = f"what was measured is kept in {folder}; repeat the same command to go on"
     with _stoppable(kept), Screen() as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.diagnose import run_study
+        from fp4scope.conductor import run_study
 
         diagnosis = run_study(study, output_dir=folder, progress=screen)
     print_diagnosis(diagnosis)

@@ -23,20 +23,21 @@ from rich.progress import Progress as Bar
 from fp4scope.cli.tables import baselines, component_tables, console
 
 if TYPE_CHECKING:
-    from fp4scope.diagnose import Progress
+    from fp4scope.conductor import Progress
 
 PLAIN_EVERY_S = 15.0
 REDRAW_EVERY_S = 0.5
 _PHASES = {
     "loading": "loading",
     "calibrating": "calibrating on the full-precision model",
+    "observing": "observing activations",
     "measuring": "measuring",
     "writing": "writing tables, figures and the report",
 }
 
 
 class Screen:
-    """A listener for `fp4scope.diagnose`; use it in a `with` block."""
+    """A listener for a run; use it in a `with` block."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -105,11 +106,12 @@ class Screen:
             self._plain_line(event)
 
     def _picture(self, event: "Progress") -> RenderableType:
-        parts: list[RenderableType] = []
+        # The bar first: what does not fit on the screen is cut at the bottom.
+        parts: list[RenderableType] = [self._bar]
         if event.diagnosis is not None and event.diagnosis.baselines:
             for table in (baselines(event.diagnosis), *component_tables(event.diagnosis)):
-                parts += [table, ""]
-        return Group(*parts, self._bar)
+                parts += ["", table]
+        return Group(*parts)
 
     def _plain_line(self, event: "Progress") -> None:
         now = time.monotonic()

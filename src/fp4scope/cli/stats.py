@@ -12,7 +12,7 @@ def print_statistics(study: Study, windows: int, out: Path | None) -> None:
     """Measure and print; non-finite inputs are counted and named instead of being refused."""
     with Screen() as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.diagnose import activation_statistics
+        from fp4scope.conductor import activation_statistics
 
         diagnosis = activation_statistics(study, windows, progress=screen)
     screen = console()

@@ -64,10 +64,14 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             style="bold",
             soft_wrap=True,
         )
-    if diagnosis.folder is not None:
+    if diagnosis.files:
         out.print("\nWritten:")
-        for path in sorted(diagnosis.folder.glob("*")):
-            out.print(f"  {path / '*.svg, *.png' if path.is_dir() else path}", soft_wrap=True)
+        figures = [p for p in diagnosis.files if p.parent != diagnosis.folder]
+        for path in diagnosis.files:
+            if path not in figures:
+                out.print(f"  {path}", soft_wrap=True)
+        if figures:
+            out.print(f"  {figures[0].parent} ({len(figures)} figures)", soft_wrap=True)
 
 
 def baselines(diagnosis: Diagnosis) -> Group:

@@ -109,7 +109,9 @@ def calibration_windows(
     step = length - bos
     if text is not None:
         tokens = _tokenize(text, tokenizer, bos)
-        return _cut(text, tokens, length, _most(wanted, len(tokens) // step), tokenizer, bos)
+        count = _most(wanted, len(tokens) // step)
+        windows = _cut(text, tokens, length, count, tokenizer, bos, "--calibration-seq-len")
+        return replace(windows, evaluated=windows.text_sha256 == evaluation.text_sha256)
 
     tokens = evaluation.behind
     reused = len(tokens) // step < min(wanted, _FEWEST_CALIBRATION_WINDOWS)
@@ -141,12 +143,13 @@ def _cut(
     windows: int | None,
     tokenizer: Any,  # noqa: ANN401
     bos: bool,
+    option: str = "--seq-len",
 ) -> WindowSet:
     available = len(tokens) // (seq_len - bos)
     if available == 0:
         raise DataError(
             f"{text.name} makes {len(tokens)} tokens, less than one window of {seq_len}; give a "
-            "longer text or a smaller --seq-len"
+            f"longer text or a smaller {option}"
         )
     if windows is not None and windows > available:
         raise DataError(

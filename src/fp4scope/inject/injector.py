@@ -48,7 +48,8 @@ class Injector:
     ) -> None:
         self.model = model
         self.activation_amax = activation_amax
-        self._weights: dict[str, tuple[BlockFormat, nn.Parameter]] = {}
+        self._weights: dict[str, _WeightImage] = {}
+        self._active = False
         self._flags: dict[str, Tensor] = {}
         self._shared: _SharedInput | None = None
 
@@ -63,6 +64,9 @@ class Injector:
             NonFiniteError: NaN or Inf in a weight, or (when the block ends) in an input.
             UnitError: The model has no such linear.
         """
+        if self._active:
+            raise RuntimeError("this injector is applied already; leave that block first")
+        self._active = True
         originals: list[tuple[nn.Module, Tensor]] = []
         hooks = []
         try:
@@ -84,6 +88,7 @@ class Injector:
                 hook.remove()
             self._flags.clear()
             self._shared = None
+            self._active = False
 
     def check(self) -> None:
         """Wait for the forwards so far, and complain if any quantized input was not finite.
@@ -114,8 +119,8 @@ class Injector:
         self, name: str, module: nn.Linear | Conv1D, fmt: BlockFormat
     ) -> nn.Parameter:
         kept = self._weights.get(name)
-        if kept is not None and kept[0] == fmt:
-            return kept[1]
+        if kept is not None and kept.is_for(module.weight, fmt):
+            return kept.image
         # The reduction axis comes last in nn.Linear, first in Conv1D.
         turned = isinstance(module, Conv1D)
         weight = module.weight.detach()
@@ -124,8 +129,10 @@ class Injector:
         if bool(nonfinite):
             raise NonFiniteError(f"the weight of {name} has NaN or Inf; the checkpoint is damaged")
         image = image.T.contiguous() if turned else image
-        self._weights[name] = (fmt, nn.Parameter(image, requires_grad=False))
-        return self._weights[name][1]
+        parameter = nn.Parameter(image, requires_grad=False)
+        version = module.weight._version
+        self._weights[name] = _WeightImage(module.weight, version, fmt, parameter)
+        return parameter
 
     def _input_hook(self, name: str, fmt: BlockFormat) -> Any:  # noqa: ANN401
         amax = None
@@ -151,6 +158,19 @@ class Injector:
             return (image, *args[1:])
 
         return quantize_input
+
+
+@dataclass(frozen=True)
+class _WeightImage:
+    """A quantized weight, good while the weight and the format are the same."""
+
+    weight: Tensor
+    version: int
+    fmt: BlockFormat
+    image: nn.Parameter
+
+    def is_for(self, weight: Tensor, fmt: BlockFormat) -> bool:
+        return self.weight is weight and self.version == weight._version and self.fmt == fmt
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ import torch
 from fp4scope.errors import ModelError, OutputError
 
 _NOTES = "fp4scope.json"
+_CONVERTER = 1
+"""Changes when the same file would be converted differently."""
 _FULL_PRECISION = {"F32", "F16", "BF16"}
 
 
@@ -32,8 +34,11 @@ def cache_folder() -> Path:
 
 
 def is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
 
 
 def converted(path: Path) -> Path:
@@ -44,7 +49,7 @@ def converted(path: Path) -> Path:
         OutputError: The cache cannot be written.
     """
     digest = _sha256(path)
-    target = cache_folder() / "gguf" / digest[:32]
+    target = cache_folder() / "gguf" / f"{digest[:32]}-{_CONVERTER}"
     if (target / _NOTES).exists():
         return target
     try:
@@ -105,7 +110,6 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(read.state_dict(), assign=True)
         plain.tie_weights()
-        plain.save_pretrained(folder)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
@@ -115,4 +119,11 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
     low = {name: count for name, count in types.items() if name not in _FULL_PRECISION}
     quantization = ", ".join(f"{name} ({count})" for name, count in sorted(low.items())) or None
     notes = {"source": path.name, "sha256": digest, "quantization": quantization}
-    (folder / _NOTES).write_text(json.dumps(notes, indent=1))
+    try:
+        plain.save_pretrained(folder)
+        (folder / _NOTES).write_text(json.dumps(notes, indent=1))
+    except Exception as error:
+        raise OutputError(
+            f"cannot keep the converted {path.name} in {folder.parent}: {error}; make room, or set "
+            "FP4SCOPE_CACHE to a folder that has it"
+        ) from error

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -79,7 +79,7 @@ class Layout:
 
 def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
     """`nn.Linear`, or GPT-2's `Conv1D`, which is one with its weight transposed."""
-    return isinstance(module, nn.Linear | Conv1D)
+    return isinstance(module, nn.Linear | Conv1D) and hasattr(module, "weight")
 
 
 def find_layout(model: nn.Module) -> Layout:
@@ -91,6 +91,7 @@ def find_layout(model: nn.Module) -> Layout:
     path, stack = _block_stack(model)
     routers: list[str] = []
     found: list[tuple[int, str, str]] = []
+    owner: dict[int, int] = {}
     for index, block in enumerate(stack):
         for name, module in block.named_modules():
             if not is_linear(module):
@@ -102,10 +103,16 @@ def find_layout(model: nn.Module) -> Layout:
                     f"{full} already holds {module.weight.dtype} weights; give the model in full "
                     "precision, before quantization"
                 )
-            if _is_router(module, model):
+            if id(module) in owner and owner[id(module)] != index:
+                raise ModelError(
+                    f"{full} is the same module as one in block {owner[id(module)]}; blocks that "
+                    "share weights cannot be told apart"
+                )
+            owner[id(module)] = index
+            if _is_router(name, module, model):
                 routers.append(full)
             else:
-                found.append((index, re.sub(r"\b\d+\b", "*", name), full))
+                found.append((index, _without_numbers(block, name), full))
 
     short = _shortest_endings({inner for _, inner, _ in found})
     cells: dict[Cell, list[str]] = defaultdict(list)
@@ -138,11 +145,26 @@ def _block_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
-def _is_router(module: nn.Linear | Conv1D, model: nn.Module) -> bool:
-    config = getattr(model, "config", None)
+def _without_numbers(block: nn.Module, name: str) -> str:
+    """A path with the numbers of a ModuleList's items, such as experts, as `*`."""
+    parts = name.split(".")
+    return ".".join(
+        "*"
+        if part.isdigit() and isinstance(block.get_submodule(".".join(parts[:i])), nn.ModuleList)
+        else part
+        for i, part in enumerate(parts)
+    )
+
+
+def _is_router(name: str, module: nn.Linear | Conv1D, model: nn.Module) -> bool:
+    # `mlp.gate`, `shared_expert_gate`, but also `router.layer` and `gate.wg`.
+    if not any(part.endswith(("gate", "router")) for part in name.split(".")):
+        return False
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     experts = {
-        getattr(config, name, None)
-        for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        getattr(config, key, None)
+        for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     }
     outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
     return outputs == 1 or outputs in experts - {None}
@@ -156,7 +178,7 @@ def _shortest_endings(paths: set[str]) -> dict[str, str]:
         for length in range(1, len(parts) + 1):
             ending = ".".join(parts[-length:])
             rivals = [p for p in paths if p == ending or p.endswith(f".{ending}")]
-            if len(rivals) == 1 and not ending.startswith("*"):
+            if len(rivals) == 1 and parts[-length].isidentifier():
                 names[path] = ending
                 break
         else:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
@@ -23,7 +22,7 @@ from fp4scope.models.layout import Layout, find_layout
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
-_OVERFLOWS_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "t5gemma")
+_OVERFLOWS_FP16 = ("gemma2", "gemma3_text", "gemma3n_text")
 # What saving, loading or running writes into a configuration; `architectures` is one of these.
 _VOLATILE_CONFIG = (
     "_name_or_path",
@@ -63,9 +62,6 @@ class LoadedModel:
     @property
     def max_seq_len(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
-
-    def linear(self, name: str) -> nn.Module:
-        return self.model.get_submodule(name)
 
     @property
     def tokenizer_sha256(self) -> str | None:
@@ -113,7 +109,7 @@ def load_model(
         options["revision"] = revision
     with _transformers(name, source) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        _require_causal(config, name)
+        _require_decoder(config, name)
         # What transformers can dequantize while it loads (FP8, for example) still was quantized.
         declared = getattr(config, "quantization_config", None)
         if isinstance(declared, dict):
@@ -153,8 +149,9 @@ def adopt(
     """
     model = model.eval().requires_grad_(False)
     config = model.config
-    _require_causal(config, name or type(model).__name__)
+    _require_decoder(config, name or type(model).__name__)
     layout = find_layout(model)
+    _require_causal(model, name or type(model).__name__)
     if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
         raise ModelError(
@@ -194,13 +191,17 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found).cpu()  # the copy finds out a device without data, `meta`
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:100]
         raise StudyError(f"device {device!r} cannot be used here ({reason}); try cpu") from None
     return found
 
 
-def _resolve(name: str) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`, and how its weights were quantized before."""
+def check_name(name: str) -> None:
+    """Refuse, before anything is loaded or fetched, a name that cannot be a model's.
+
+    Raises:
+        ModelError: A path that is not there, or neither a GGUF file nor a model folder.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         if not is_gguf(path):
@@ -208,15 +209,23 @@ def _resolve(name: str) -> tuple[str, str | None]:
                 f"{name} is a file but not a GGUF file; give a GGUF file, a folder with "
                 "config.json and safetensors, or a hub id"
             )
+    elif path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{name} has no config.json, so it is not a model folder")
+    elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1:
+        raise ModelError(f"{name} does not exist; give a GGUF file, a model folder, or a hub id")
+
+
+def _resolve(name: str) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`, and how its weights were quantized before."""
+    check_name(name)
+    path = Path(name).expanduser()
+    if path.is_file():
         with _transformers(name, name):
             folder = converted(path)
         return str(folder), quantization_of(folder)
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{name} has no config.json, so it is not a model folder")
         return str(path), quantization_of(path)
-    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1:
-        raise ModelError(f"{name} does not exist; give a GGUF file, a model folder, or a hub id")
     return name, None
 
 
@@ -244,9 +253,23 @@ def _transformers(name: str, source: str) -> Iterator[Any]:
             logging.enable_progress_bar()
 
 
-def _require_causal(config: Any, name: str) -> None:  # noqa: ANN401
+def _require_decoder(config: Any, name: str) -> None:  # noqa: ANN401
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; fp4scope needs a causal language model")
+
+
+@torch.no_grad()
+def _require_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose predictions depend on later tokens: it would see its own targets."""
+    ids = torch.arange(8, device=next(model.parameters()).device) % model.config.vocab_size
+    other = torch.cat([ids[:-1], ids[:1]])
+    before, after = (model(i[None], use_cache=False).logits[0, :-1].float() for i in (ids, other))
+    rounding = 32 * torch.finfo(model.dtype).eps * before.abs().max()
+    if (before - after).abs().max() > rounding:
+        raise ModelError(
+            f"{name} is not causal: its predictions change with tokens that come later; fp4scope "
+            "needs a causal language model"
+        )
 
 
 def _why(name: str, source: str, error: Exception) -> str:

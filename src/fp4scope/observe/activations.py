@@ -57,10 +57,10 @@ class InputStatistics:
         return min(float(bits.view(torch.float32)), self.max)
 
     @property
-    def ratio(self) -> float:
-        """Max / P99.9: how far the largest outlier stands out. NaN if P99.9 is zero."""
+    def ratio(self) -> float | None:
+        """Max / P99.9: how far the largest outlier stands out. None if P99.9 is zero."""
         p999 = self.quantile(0.999)
-        return self.max / p999 if p999 else float("nan")
+        return self.max / p999 if p999 > 0 else None
 
 
 class _Collector:

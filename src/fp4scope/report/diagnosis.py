@@ -23,6 +23,8 @@ class Diagnosis:
     def __init__(self, results: Results, folder: Path | None = None) -> None:
         self.results = results
         self.folder = folder
+        self.files: tuple[Path, ...] = ()
+        """What has just been written, if anything."""
 
     @cached_property
     def baselines(self) -> Table:

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fp4scope.errors import StudyError
 from fp4scope.records import Table
+from fp4scope.stats import undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -49,8 +50,8 @@ def figure_names(diagnosis: "Diagnosis") -> list[str]:
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:
-    """Write a figure as `svg`, `png` or `pdf`; the same figure gives the same bytes."""
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    """Write a figure as `svg` or `png`; the same figure gives the same bytes."""
+    metadata = {"Date": None} if suffix == "svg" else None
     with mpl.rc_context(_STYLE):
         figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
 
@@ -134,7 +135,12 @@ def percent_figure(
     diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
 ) -> Figure:
     """Change of perplexity from the baseline, in percent: negative is an improvement."""
-    table = _select(diagnosis.cells, direction or "restore", operands)
+    if direction not in (None, "restore"):
+        raise StudyError(
+            f"the percentage figure shows cells kept in full precision: "
+            f"direction is {direction!r}, and only restore has that"
+        )
+    table = _select(diagnosis.cells, "restore", operands)
     baselines = {
         r["format"]: r["ppl"] for r in diagnosis.baselines.where(operands=table[0]["operands"])
     }
@@ -182,8 +188,7 @@ def heatmap_figure(
                 if row is None:
                     continue
                 values[i, j] = 1e3 * row["delta_nll"]
-                low, high = row["delta_nll_low"], row["delta_nll_high"]
-                if low is not None and low <= 0 <= high:
+                if undecided(row):
                     unsure.append((j, i))
         peak = float(np.nanmax(np.abs(values))) or 1.0
         norm = SymLogNorm(

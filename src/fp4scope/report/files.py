@@ -51,11 +51,15 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     summary = {name: table.rows for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
     write("report.md", lambda path: path.write_text(diagnosis.report(), encoding="utf-8"))
-    write("results.json", lambda path: path.write_text(json.dumps(results), encoding="utf-8"))
+    write(
+        "results.json",
+        lambda path: path.write_text(json.dumps(results, allow_nan=False), encoding="utf-8"),
+    )
     for name, table in tables.items():
         if table.rows:
             write(f"{name}.csv", table.write_csv)
     for name, figure in figures(diagnosis):
         for suffix in ("svg", "png"):
             write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))
+    diagnosis.files = tuple(written)
     return written

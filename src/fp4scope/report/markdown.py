@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.figures import figure_names
+from fp4scope.stats import undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -62,8 +63,7 @@ def headlines(diagnosis: "Diagnosis") -> list[str]:
 
 
 def _undecided(row: Mapping[str, Any]) -> str:
-    low, high = row["delta_nll_low"], row["delta_nll_high"]
-    return " (not told from zero)" if low is not None and low <= 0 <= high else ""
+    return " (not told from zero)" if undecided(row) else ""
 
 
 def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:
@@ -89,10 +89,12 @@ def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """Four significant digits at most, no exponent in the usual range."""
+    """Three or four significant digits, two below 0.1, and no digit of a large number lost."""
     if value is None:
         return ""
     size = abs(value)
+    if 0 < size < 0.1:
+        return f"{value:{'+' if sign else ''}.2g}"
     digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
     return f"{value:{'+' if sign else ''}.{digits}f}"
 

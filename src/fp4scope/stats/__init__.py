@@ -9,6 +9,7 @@ from fp4scope.stats.tables import (
     activation_table,
     baseline_table,
     component_activation_table,
+    undecided,
     unit_table,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "mean",
     "paired",
     "perplexity_difference",
+    "undecided",
     "unit_table",
 ]

@@ -25,11 +25,6 @@ class Estimate:
     high: float | None
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval tells the mean from zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 @cache
 def _t(n: int) -> float:

@@ -7,7 +7,7 @@ baseline with the restored unit.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -96,14 +96,20 @@ def component_activation_table(activations: Sequence[ActivationRecord]) -> Table
             "component": component,
             "max": fmean(a.max for a in group),
             "p999": fmean(a.p999 for a in group),
-            "ratio": fmean(a.ratio for a in group),
-            "ratio_max": max(a.ratio for a in group),
+            "ratio": fmean(ratios) if (ratios := [a.ratio for a in group if a.ratio]) else None,
+            "ratio_max": max(ratios, default=None),
             "blocks": len(group),
         }
         for component, group in groups.items()
     ]
-    rows.sort(key=lambda row: -row["ratio"])
+    rows.sort(key=lambda row: -(row["ratio"] or 0.0))
     return Table(COMPONENT_ACTIVATION_COLUMNS, rows)
+
+
+def undecided(row: Mapping[str, Any]) -> bool:
+    """Whether a row's interval holds zero: its difference is not told from none."""
+    low, high = row["delta_nll_low"], row["delta_nll_high"]
+    return low is not None and low <= 0 <= high
 
 
 def _measures(observation: Observation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.metrics import WindowMetrics
@@ -37,20 +37,22 @@ class Journal:
         self.notes: dict[str, Any] = {}
         identity = json.loads(json.dumps(identity))
         try:
-            lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror}") from None
-        self.dropped = lines.pop() != b""
-        """Whether a torn last line was dropped."""
-        if lines:
-            self._load(lines, identity)
-        self._size = sum(len(line) + 1 for line in lines)
-        try:
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            _lock(self._file, path.parent)
+            lines = self._file.readall().split(b"\n")
+            self.dropped = lines.pop() != b""
+            """Whether a torn last line was dropped."""
+            if lines:
+                self._load(lines, identity)
+            self._size = sum(len(line) + 1 for line in lines)
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+        except BaseException:
+            self._file.close()
+            raise
         if not lines:
             self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
 
@@ -123,6 +125,20 @@ class Journal:
                     f"again, or cut it before line {number} to keep what is above"
                 ) from None
             _refuse_other_study(self.path.parent, known, identity)
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    """Refuse a folder that another process is writing to. The lock ends with the file."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise OutputError(
+            f"another run is writing to {folder}; wait for it, or choose another folder with -o"
+        ) from None
 
 
 def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:

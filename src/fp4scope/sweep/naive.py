@@ -8,15 +8,16 @@ Windows go in chunks, and inside a chunk variant by variant, so that the referen
 are computed once a chunk and a format's quantized weights serve all its variants.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
 
-import torch
 from torch import Tensor
 
 from fp4scope.errors import NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.metrics import ReferencePredictions, WindowMetrics, compare, reference_metrics
 from fp4scope.models import LoadedModel
+from fp4scope.observe import observe_inputs
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.journal import Journal
 from fp4scope.sweep.plan import PlannedVariant
@@ -66,6 +67,7 @@ def measure(
                 rows = _variant(loaded, ids, windows, variant, injector, reference)
             journal.add(variant.variant, rows)
             progress(variant, len(windows))
+        del reference  # before the next chunk's is made beside it
 
 
 def _reference(
@@ -75,7 +77,7 @@ def _reference(
     for w in windows:
         logits = loaded.logits(ids[w])[:-1]
         measured[w], predictions[w] = reference_metrics(logits, ids[w, 1:].to(logits.device))
-        _require_finite(measured[w], "the reference", w, loaded)
+        _require_finite(measured[w], "the reference", ids[w], w, loaded)
     return predictions, measured
 
 
@@ -93,17 +95,35 @@ def _variant(
             logits = loaded.logits(ids[w])[:-1]
             injector.check()
             measured[w] = compare(logits, ids[w, 1:].to(logits.device), reference[w])
-            _require_finite(measured[w], variant.variant.key, w, loaded)
+            _require_finite(measured[w], variant.variant.key, ids[w], w, loaded)
     return measured
 
 
-def _require_finite(metrics: WindowMetrics, who: str, window: int, loaded: LoadedModel) -> None:
-    if not torch.tensor([metrics.nll, metrics.kl]).isfinite().all():
-        raise NonFiniteError(
-            f"the NLL of {who} is {metrics.nll} on window {window} in {loaded.dtype}; use a dtype "
-            "with more range (--dtype bfloat16 or float32), or look for the linear that "
-            "overflowed with `fp4scope stats`"
+def _require_finite(
+    metrics: WindowMetrics, who: str, ids: Tensor, window: int, loaded: LoadedModel
+) -> None:
+    for name, value in (("NLL", metrics.nll), ("KL", metrics.kl)):
+        if isfinite(value):
+            continue
+        # Once more, to see where it begins: the model still has the variant's settings.
+        seen = observe_inputs(loaded.model, loaded.layout.linears, _once(loaded, ids))
+        broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
+        cell = loaded.layout.cell_of[broken[0]] if broken else None
+        where = (
+            f"the first input that is NaN or Inf is that of {broken[0]} (block {cell.block}, "
+            f"component {cell.component})"
+            if cell
+            else "every input of the blocks' linears is finite, so the overflow is behind them"
         )
+        raise NonFiniteError(
+            f"the {name} of {who} is {value} on window {window} in {loaded.dtype}: {where}; use a "
+            "dtype with more range (--dtype bfloat16 or float32)"
+        )
+
+
+def _once(loaded: LoadedModel, ids: Tensor) -> Iterator[None]:
+    loaded.logits(ids)
+    yield
 
 
 def _chunk_windows(loaded: LoadedModel, seq_len: int) -> int:

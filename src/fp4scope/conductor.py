@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from fp4scope.data import (
     evaluation_text,
     evaluation_windows,
 )
-from fp4scope.errors import NonFiniteError, OutputError, StudyError
+from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError
 from fp4scope.inject import Injector
 from fp4scope.kernels import NUMERICS_VERSION
-from fp4scope.models import LoadedModel, adopt, load_model
+from fp4scope.models import LoadedModel, adopt, check_name, load_model, resolve_device
 from fp4scope.observe import InputStatistics, observe_inputs
 from fp4scope.records import ActivationRecord, Results
 from fp4scope.report import Diagnosis, write_outputs
@@ -85,14 +86,21 @@ def diagnose(
         >>> d.components.to_pandas()  # doctest: +SKIP
     """
     if isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise StudyError("tokenizer goes with a model in memory; a name brings its own")
         study = Study.build(model=str(model), **options)
         return run_study(study, output_dir=output_dir, progress=progress)
     if tokenizer is None:
         raise StudyError("a model in memory needs its tokenizer: diagnose(model, tokenizer=...)")
+    if given := {"device", "dtype", "revision"} & options.keys():
+        raise StudyError(
+            f"{min(given)} is the model's own when it is in memory; move or convert the model"
+        )
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     study = Study.build(model=name, **options)
-    loaded = adopt(model, tokenizer, name=name, allow_partial=study.allow_partial)
-    return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
+    with _as_it_was(model):
+        loaded = adopt(model, tokenizer, name=name, allow_partial=study.allow_partial)
+        return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
 
 
 def run_study(
@@ -104,12 +112,29 @@ def run_study(
 ) -> Diagnosis:
     """`diagnose` for a study that is built already."""
     tell = progress or (lambda event: None)
+    if loaded is None:
+        check_name(study.model)
+        resolve_device(study.device)
     if output_dir is not None:
         return _run_in(study, _writable(Path(output_dir)), tell, loaded, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
         diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
     diagnosis.folder = None
     return diagnosis
+
+
+@contextmanager
+def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Give a user's model its training mode and gradients back."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
 
 
 def activation_statistics(
@@ -127,9 +152,10 @@ def activation_statistics(
         there (`results.activations`), not refused.
     """
     tell = progress or (lambda event: None)
+    check_name(study.model)
     text = evaluation_text(study)
     loaded = _load(study, tell)
-    study = _fit_length(study, loaded)
+    _fit_length(study, loaded)
     chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
     chosen = replace(chosen, ids=chosen.ids[:windows])
     results = Results(
@@ -138,7 +164,7 @@ def activation_statistics(
         data=_describe_windows(chosen),
         protocol={},
         environment=_environment(loaded),
-        activations=_activation_records(loaded, _observe(loaded, chosen, tell)),
+        activations=_activation_records(loaded, _observe(loaded, chosen, tell, "observing")),
     )
     return Diagnosis(results)
 
@@ -152,11 +178,9 @@ def _run_in(
     texts = evaluation_text(study), calibration_text(study)
     if loaded is None:
         loaded = _load(study, tell)
-    for warning in loaded.warnings:
-        tell(Progress("loading", note=f"warning: {warning}"))
-    study = _fit_length(study, loaded)
+    fitted = _fit_length(study, loaded)
     windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
-    calibration = calibration_windows(study, texts[1], loaded.tokenizer, windows)
+    calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
     variants = plan(study, loaded.layout)
     for note in _protocol_notes(windows, calibration):
         tell(Progress("loading", note=note))
@@ -177,8 +201,11 @@ def _run_in(
         if keep:
             _write_study(study, folder)
         if "inputs" not in journal.notes:
-            journal.note("inputs", _inputs_note(loaded, _observe(loaded, calibration, tell)))
+            journal.note(
+                "inputs", _inputs_note(loaded, _observe(loaded, calibration, tell, "calibrating"))
+            )
         inputs = journal.notes["inputs"]
+        environment = _environment(loaded)
         results = Results(
             study=study.model_dump(mode="json"),
             model=_describe_model(loaded),
@@ -186,8 +213,12 @@ def _run_in(
             | {
                 "calibration": _describe_windows(calibration) | {"evaluated": calibration.evaluated}
             },
-            protocol={"activation_scale": study.activation_scale, "identity": identity},
-            environment=_environment(loaded),
+            protocol={
+                "activation_scale": study.activation_scale,
+                "identity": identity,
+                "sessions": _sessions(journal, environment, tell),
+            },
+            environment=environment,
             observations=journal.observations,
             activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
         )
@@ -227,6 +258,10 @@ def _load(study: Study, tell: Listener) -> LoadedModel:
             f"are quantized; {str(loaded.dtype).removeprefix('torch.')} on {loaded.device}",
         )
     )
+    for warning in loaded.warnings:
+        tell(Progress("loading", note=f"warning: {warning}"))
+    if layout.routers:
+        tell(Progress("loading", note=f"not quantized, as routers: {', '.join(layout.routers)}"))
     if loaded.prior_quantization:
         tell(
             Progress(
@@ -265,22 +300,29 @@ def _fit_length(study: Study, loaded: LoadedModel) -> Study:
 
 
 def _observe(
-    loaded: LoadedModel, calibration: WindowSet, tell: Listener
+    loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str
 ) -> dict[str, InputStatistics]:
-    total = len(calibration)
+    total = len(windows)
 
     def forwards() -> Iterator[None]:
         for done in range(total):
-            tell(Progress("calibrating", done, total))
-            loaded.logits(calibration.ids[done])
+            tell(Progress(phase, done, total))
+            loaded.logits(windows.ids[done])
             yield
-        tell(Progress("calibrating", total, total))
+        tell(Progress(phase, total, total))
 
     return observe_inputs(loaded.model, loaded.layout.linears, forwards())
 
 
 def _inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> dict[str, Any]:
     """What the journal keeps of the calibration pass."""
+    cells = _activation_records(loaded, observed)
+    for record in cells:
+        if not record.elements and not record.nonfinite:
+            raise ModelError(
+                f"{record.component} of block {record.block} never ran as a module while the model "
+                "did, so its input cannot be quantized; the model computes it in another way"
+            )
     for name, statistics in observed.items():
         if statistics.nonfinite:
             cell = loaded.layout.cell_of[name]
@@ -291,7 +333,7 @@ def _inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> d
             )
     return {
         "amax": {name: statistics.max for name, statistics in observed.items()},
-        "cells": [vars(record) for record in _activation_records(loaded, observed)],
+        "cells": [vars(record) for record in cells],
     }
 
 
@@ -314,6 +356,30 @@ def _activation_records(
             )
         )
     return records
+
+
+def _sessions(
+    journal: Journal, environment: dict[str, Any], tell: Listener
+) -> list[dict[str, Any]]:
+    """The different environments that have written to this journal, this one the last.
+
+    Quantized activations magnify rounding, so variants measured under different libraries or on
+    different processors are not quite comparable: this is said, and kept in the results.
+    """
+    now = {name: environment[name] for name in ("torch", "transformers", "processor", "threads")}
+    known = list(journal.notes.get("sessions", []))
+    if now not in known:
+        if known:
+            tell(
+                Progress(
+                    "loading",
+                    note=f"warning: this folder was begun with {known[-1]}, now {now}: "
+                    "W4A4 results of both are compared with each other",
+                )
+            )
+        known.append(now)
+        journal.note("sessions", known)
+    return known
 
 
 def _measure(
@@ -355,8 +421,11 @@ def _writable(folder: Path) -> Path:
 
 
 def _write_study(study: Study, folder: Path) -> None:
+    path = folder / "study.yaml"
+    partial = path.with_name(".partial-study.yaml")
     try:
-        (folder / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+        partial.write_text(study.to_yaml(), encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {folder / 'study.yaml'}: {error.strerror}") from None
 
@@ -390,7 +459,6 @@ def _describe_windows(windows: WindowSet) -> dict[str, Any]:
         "tokens_in_text": windows.tokens_in_text,
         "windows": len(windows),
         "seq_len": windows.seq_len,
-        "targets_per_window": windows.seq_len - 1,
         "bos": windows.bos,
         "sha256": windows.sha256,
     }
