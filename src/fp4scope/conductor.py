@@ -187,7 +187,7 @@ def _run_in(
 
     identity = own | {
         "model": loaded.fingerprint,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": loaded.dtype_name,
         "device": loaded.device.type,
         "windows": len(windows),
         "tokens": windows.sha256,
@@ -255,7 +255,7 @@ def _load(study: Study, tell: Listener) -> LoadedModel:
             "loading",
             note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.components)} components "
             f"({', '.join(layout.components)}); {layout.coverage:.1%} of the blocks' parameters "
-            f"are quantized; {str(loaded.dtype).removeprefix('torch.')} on {loaded.device}",
+            f"are quantized; {loaded.dtype_name} on {loaded.device}",
         )
     )
     for warning in loaded.warnings:
@@ -443,7 +443,7 @@ def _describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "not_quantized": [list(item) for item in layout.missed[:8]],
         "routers": list(layout.routers),
         "prior_quantization": loaded.prior_quantization,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": loaded.dtype_name,
         "tokenizer": type(loaded.tokenizer).__name__,
         "tokenizer_sha256": loaded.tokenizer_sha256,
         "device": str(loaded.device),

@@ -60,6 +60,11 @@ class LoadedModel:
         return self.model.config.get_text_config()
 
     @property
+    def dtype_name(self) -> str:
+        """Such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def max_seq_len(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
 
