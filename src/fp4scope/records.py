@@ -8,23 +8,24 @@ variant gave on each window. Differences, intervals and tables are derived from 
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fp4scope.errors import OutputError
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A point of the sweep.
 
-    `direction` is `reference` (nothing quantized), `baseline` (everything targeted is),
-    `restore` or `isolate`. `level` is `model` for the first two; else it says what kind of
-    unit `unit` names: a component, a block, a cell or a pattern. A cell's `unit` is its
-    component and `block` its block; a block's `unit` is empty.
+    `direction` is `reference` (nothing quantized), `baseline` (everything targeted is), `jitter`
+    (one of these again, from perturbed embeddings, compared with itself), `restore` or
+    `isolate`. `level` is `model` for the first three; else it says what kind of unit `unit`
+    names: a component, a block, a cell or a pattern. A cell's `unit` is its component and
+    `block` its block; a block's `unit` is empty.
     """
 
     format: str
@@ -41,6 +42,11 @@ class Variant:
         parts = (self.format, self.operands, self.direction, self.level, where)
         return "|".join(p for p in parts if p) if self.direction != "reference" else "reference"
 
+    @property
+    def is_control(self) -> bool:
+        """Whether this is the reference, a baseline, or one of them under jitter."""
+        return self.level == "model"
+
 
 REFERENCE = Variant(format="reference", direction="reference")
 
@@ -50,23 +56,33 @@ def baseline(format: str, operands: str) -> Variant:
     return Variant(format=format, operands=operands, direction="baseline")
 
 
+def jitter(variant: Variant) -> Variant:
+    """The reference or a baseline under perturbations, compared with itself unperturbed."""
+    return replace(variant, direction="jitter")
+
+
 @dataclass(kw_only=True)
 class Observation:
-    """What one variant gave, window by window. Sums over the window's targets.
+    """What one variant gave, by window and replica. Sums over the window's targets.
 
-    `nll` and `kl` are in nats; `top1` counts targets where the variant's most likely token
-    is the reference's. KL is KL(reference || variant).
+    `nll` and `kl` are in nats; `top1` counts targets where the reference's most likely token is
+    the variant's too. KL is KL(reference || variant). For a `jitter` variant the unperturbed
+    realisation of the same configuration stands in the reference's place.
     """
 
     variant: Variant
     windows: list[int] = field(default_factory=list)
+    replicas: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     top1: list[int] = field(default_factory=list)
 
-    def add(self, window: int, *, tokens: int, nll: float, kl: float, top1: int) -> None:
+    def add(
+        self, window: int, replica: int, *, tokens: int, nll: float, kl: float, top1: int
+    ) -> None:
         self.windows.append(window)
+        self.replicas.append(replica)
         self.tokens.append(tokens)
         self.nll.append(nll)
         self.kl.append(kl)
@@ -74,10 +90,11 @@ class Observation:
 
     def sorted(self) -> "Observation":
         """The same, windows in the order of the text."""
-        order = sorted(range(len(self.windows)), key=self.windows.__getitem__)
+        keys = list(zip(self.windows, self.replicas, strict=True))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
         columns = {
             name: [getattr(self, name)[i] for i in order]
-            for name in ("windows", "tokens", "nll", "kl", "top1")
+            for name in ("windows", "replicas", "tokens", "nll", "kl", "top1")
         }
         return Observation(variant=self.variant, **columns)
 

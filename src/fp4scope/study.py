@@ -4,6 +4,7 @@ A study plus a model plus a text decides every number in the results. It is froz
 built, refuses unknown keys, and is written to `study.yaml` beside what it produced.
 """
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,26 @@ class Level(str, Enum):
     CELLS = "cells"
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_memory(text: str) -> int:
+    """`8GB`, `1.5 GiB` or a number of bytes, in bytes.
+
+    Raises:
+        StudyError: It is none of these.
+
+    Example:
+        >>> parse_memory("1.5GB"), parse_memory("2GiB")
+        (1500000000, 2147483648)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if match is None or (match[3] and not match[2]):
+        raise StudyError(f"memory is {text!r}; give a size such as 8GB, 1.5GiB or 500MB")
+    return int(float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]])
+
+
 class Study(BaseModel):
     """Everything the user decides. Defaults are the protocol that papers mean by WikiText-2 PPL."""
 
@@ -77,6 +98,18 @@ class Study(BaseModel):
     calibration_text: str | None = Field(None, description="a UTF-8 file that is not evaluated")
     calibration_windows: int = Field(256, ge=1)
     calibration_seq_len: int = Field(512, ge=2)
+    replicas: int = Field(
+        1,
+        ge=1,
+        description="realisations of every variant, each from embeddings perturbed by one "
+        "unit in the last place (but the first); their mean is what counts",
+    )
+    jitter: int = Field(
+        1, ge=1, description="perturbed realisations of the reference and the baselines, at least"
+    )
+    memory: str | None = Field(
+        None, description="what a sweep may take beside the model, such as 8GB; else what is free"
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(0, ge=0, description="order in which windows are measured")
@@ -96,6 +129,13 @@ class Study(BaseModel):
     @classmethod
     def _full_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(get_format(name).name for name in value))
+
+    @field_validator("memory")
+    @classmethod
+    def _a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_memory(value)
+        return value
 
     @field_validator("dataset")
     @classmethod

@@ -77,6 +77,15 @@ def run(
     calibration_text: CalibrationText = None,
     calibration_windows: CalibrationWindows = None,
     calibration_seq_len: CalibrationSeqLen = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Realisations of every variant, one ulp apart (1).")
+    ] = None,
+    jitter: Annotated[
+        int | None, typer.Option(help="More realisations of reference and baselines (1).")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="To take beside the model, such as 8GB (what is free).")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int | None, typer.Option(help="Order in which windows are measured.")] = None,

@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -45,8 +45,8 @@ class Screen:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
@@ -55,7 +55,7 @@ class Screen:
         self._task = TaskID(0)
         self._phase = ""
         self._begun = 0.0
-        self._begun_at = 0
+        self._begun_at = 0.0
         self._printed = 0.0
 
     def __enter__(self) -> "Screen":
@@ -89,7 +89,7 @@ class Screen:
                 for task in self._bar.task_ids:
                     self._bar.remove_task(task)
                 name = _PHASES[event.phase]
-                self._task = self._bar.add_task(name, total=event.total, rate="")
+                self._task = self._bar.add_task(name, total=event.total, detail="")
                 self._live = Live(console=self._console, refresh_per_second=4, transient=True)
                 self._live.start()
             elif event.phase == "writing":
@@ -97,7 +97,7 @@ class Screen:
         if not event.total:
             return
         if self._live is not None:
-            self._bar.update(self._task, completed=event.done, rate=self._rate(event))
+            self._bar.update(self._task, completed=event.done, detail=event.detail)
             now = time.monotonic()
             if now - self._printed > REDRAW_EVERY_S or event.done == event.total:
                 self._printed = now
@@ -118,20 +118,14 @@ class Screen:
         if now - self._printed < PLAIN_EVERY_S and event.done < event.total:
             return
         self._printed = now
-        pace = self._pace(event)
-        left = f", {_clock((event.total - event.done) / pace)} left" if pace else ""
-        rate = f", {self._rate(event)}" if pace else ""
-        self.note(f"{_PHASES[event.phase]}: {event.done} of {event.total}{rate}{left}")
-
-    def _pace(self, event: "Progress") -> float:
-        return (event.done - self._begun_at) / max(time.monotonic() - self._begun, 1e-9)
-
-    def _rate(self, event: "Progress") -> str:
-        pace = self._pace(event)
-        return f"{pace:.2f} windows/s" if pace else ""
+        pace = (event.done - self._begun_at) / max(now - self._begun, 1e-9)
+        left = f", {clock((event.total - event.done) / pace)} left" if pace else ""
+        share = f"{event.done / event.total:.0%}"
+        self.note(f"{_PHASES[event.phase]}: {share}, {event.detail}{left}")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` within the hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -10,7 +10,7 @@ Quantized weights are kept from one `with` to the next while their format stays 
 input that several linears share (q/k/v, gate/up) is quantized once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +105,11 @@ class Injector:
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
             "use a dtype with more range (--dtype bfloat16 or float32)"
         )
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of the quantized weights of these linears."""
+        for name in names:
+            self._weights.pop(name, None)
 
     def _linear(self, name: str) -> nn.Linear | Conv1D:
         try:

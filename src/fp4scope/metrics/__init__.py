@@ -1,10 +1,17 @@
-"""What a variant's logits are measured by: NLL, KL to the reference, top-1 agreement."""
+"""What a variant did to a model's predictions."""
 
 from fp4scope.metrics.predictions import (
     ReferencePredictions,
+    RowMetrics,
     WindowMetrics,
     compare,
-    reference_metrics,
+    reference_predictions,
 )
 
-__all__ = ["ReferencePredictions", "WindowMetrics", "compare", "reference_metrics"]
+__all__ = [
+    "ReferencePredictions",
+    "RowMetrics",
+    "WindowMetrics",
+    "compare",
+    "reference_predictions",
+]

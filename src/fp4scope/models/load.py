@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
-from fp4scope.models.layout import Layout, find_layout
+from fp4scope.models.layout import Layout, find_layout, is_linear
+from fp4scope.models.stack import BlockStack, last_rows
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
@@ -69,15 +71,31 @@ class LoadedModel:
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
+    def weights(self) -> list[torch.Tensor]:
+        """Of the linears that can be quantized."""
+        modules = map(self.model.get_submodule, self.layout.linears)
+        return [module.weight for module in modules if is_linear(module)]
+
+    @property
     def tokenizer_sha256(self) -> str | None:
         """Hash of a fast tokenizer's whole definition."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
 
+    @cached_property
+    def stack(self) -> BlockStack:
+        """The blocks, to be run one at a time."""
+        return BlockStack(self.model, self.layout)
+
     @torch.no_grad()
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab)."""
-        return self.model(ids[None].to(self.device), use_cache=False).logits[0]
+    def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
+        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab).
+
+        With `last`, only those of the last so many tokens; most models then compute no others.
+        """
+        options = last_rows(self.model, last) if last is not None else {}
+        logits = self.model(ids[None].to(self.device), use_cache=False, **options).logits[0]
+        return logits if last is None else logits[-last:]
 
 
 def load_model(

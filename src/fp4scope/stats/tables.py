@@ -40,7 +40,7 @@ def baseline_table(results: Results) -> Table:
     rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
-        if variant.level != "model" or not observation.windows:
+        if not variant.is_control or variant.direction == "jitter" or not observation.windows:
             continue
         row = {"format": variant.format, "operands": variant.operands, **_measures(observation)}
         if variant != REFERENCE and reference is not None:
@@ -114,8 +114,8 @@ def undecided(row: Mapping[str, Any]) -> bool:
 
 def _measures(observation: Observation) -> dict[str, Any]:
     tokens = np.asarray(observation.tokens, np.float64)
-    nll = mean(np.asarray(observation.nll) / tokens)
-    kl = mean(np.asarray(observation.kl) / tokens)
+    nll = mean([*_by_window(observation, "nll").values()])
+    kl = mean([*_by_window(observation, "kl").values()])
     return {
         "ppl": float(np.exp(nll.mean)),
         "nll": nll.mean,
@@ -124,13 +124,13 @@ def _measures(observation: Observation) -> dict[str, Any]:
         "kl_stderr": kl.stderr,
         "top1": float(np.sum(observation.top1) / tokens.sum()),
         "windows": nll.n,
-        "tokens": int(tokens.sum()),
+        "tokens": int(tokens.sum()) // len(set(observation.replicas)),
     }
 
 
 def _difference(more: Observation, less: Observation) -> dict[str, Any]:
     """Paired over the windows that both have seen; nothing where there is none."""
-    a, b = _nll_by_window(more), _nll_by_window(less)
+    a, b = _by_window(more, "nll"), _by_window(less, "nll")
     common = sorted(a.keys() & b.keys())
     if not common:
         return {}
@@ -147,6 +147,10 @@ def _difference(more: Observation, less: Observation) -> dict[str, Any]:
     }
 
 
-def _nll_by_window(observation: Observation) -> dict[int, float]:
-    rows = zip(observation.windows, observation.nll, observation.tokens, strict=True)
-    return {window: nll / tokens for window, nll, tokens in rows}
+def _by_window(observation: Observation, column: str) -> dict[int, float]:
+    """Per token, the mean over replicas."""
+    sums: dict[int, list[float]] = defaultdict(list)
+    rows = zip(observation.windows, getattr(observation, column), observation.tokens, strict=True)
+    for window, value, tokens in rows:
+        sums[window].append(value / tokens)
+    return {window: fmean(values) for window, values in sums.items()}

@@ -1,7 +1,17 @@
 """Planning a study into variants, measuring them, and keeping what was measured."""
 
-from fp4scope.sweep.journal import Journal, check_folder
-from fp4scope.sweep.naive import measure
+from fp4scope.sweep.journal import Journal, Measured, check_folder
+from fp4scope.sweep.measure import Progress, Sweep
+from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.plan import PlannedVariant, plan
 
-__all__ = ["Journal", "PlannedVariant", "check_folder", "measure", "plan"]
+__all__ = [
+    "Journal",
+    "Measured",
+    "PlannedVariant",
+    "Progress",
+    "Sweep",
+    "check_folder",
+    "measure_naively",
+    "plan",
+]

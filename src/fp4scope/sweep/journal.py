@@ -1,14 +1,18 @@
-"""What was measured, kept as it is measured: one line of JSON for each variant and chunk.
+"""What was measured, kept as it is measured: one line of JSON for each chunk of windows.
 
 The first line says which study this is; named notes hold what the variants depend on, such as
-the calibration. A rerun of the same study reads the lines and goes on
-behind the last; another study is refused with what differs. A last line that was cut off by
-a crash or a full disk is dropped; a damaged line before it is an error.
+the calibration. A chunk's line has its windows, the shape of its batches, and what every
+variant gave. A rerun of the same study reads the lines and goes on behind the last; another study
+is refused with what differs. A last line that was cut off by a crash or a full disk is dropped; a
+damaged line before it is an error.
 """
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +20,16 @@ from fp4scope.errors import OutputError, StudyError
 from fp4scope.metrics import WindowMetrics
 from fp4scope.records import Observation, Variant
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one realisation of a variant gave on each window of a chunk."""
+
+    variant: Variant
+    replica: int
+    metrics: tuple[WindowMetrics, ...]
 
 
 class Journal:
@@ -35,13 +48,18 @@ class Journal:
         self.path = path
         self.observations: dict[str, Observation] = {}
         self.notes: dict[str, Any] = {}
+        self.windows: list[int] = []
+        """Windows on which every variant was measured, in that order."""
+        self.shapes: list[dict[str, Any]] = []
+        """The different shapes of the chunks, as they came."""
         identity = json.loads(json.dumps(identity))
         try:
+            self._lock = path.with_suffix(".lock").open("a+b", buffering=0)
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from None
         try:
-            _lock(self._file, path.parent)
+            _claim(self._lock, path.parent)
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
             """Whether a torn last line was dropped."""
@@ -51,29 +69,39 @@ class Journal:
             self._file.truncate(self._size)
             self._file.seek(self._size)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
         if not lines:
             self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
 
     def close(self) -> None:
         self._file.close()
+        self._lock.close()
 
-    def missing(self, variant: Variant, windows: list[int]) -> list[int]:
-        """Which of these windows the variant has not been measured on."""
-        known = self.observations.get(variant.key)
-        done = set(known.windows) if known else set()
-        return [w for w in windows if w not in done]
+    def add(
+        self, windows: Sequence[int], measured: Sequence[Measured], shape: Mapping[str, Any]
+    ) -> None:
+        """Keep what every variant gave on a chunk; on disk when this returns.
 
-    def add(self, variant: Variant, measured: Mapping[int, WindowMetrics]) -> None:
-        """Keep what a variant gave on some windows; on disk when this returns.
+        Args:
+            windows: The chunk.
+            measured: Every variant, its metrics in the order of the windows.
+            shape: How much ran together; rounding may depend on it.
 
         Raises:
             OutputError: It could not be written. What was kept before stays good.
         """
-        rows = [[w, m.tokens, m.nll, m.kl, m.top1] for w, m in measured.items()]
-        self._write({"variant": _variant_fields(variant), "rows": rows})
-        self._remember(variant, rows)
+        rows = [
+            {
+                "variant": _variant_fields(m.variant),
+                "replica": m.replica,
+                "rows": [[x.tokens, x.nll, x.kl, x.top1] for x in m.metrics],
+            }
+            for m in measured
+        ]
+        record = {"chunk": list(windows), "shape": dict(shape), "measured": rows}
+        self._write(record)
+        self._remember(record)
 
     def note(self, name: str, data: Any) -> None:  # noqa: ANN401
         """Keep JSON-able data under a name.
@@ -84,18 +112,22 @@ class Journal:
         self._write({"note": name, "data": data})
         self.notes[name] = data
 
-    def _remember(self, variant: Variant, rows: list[list[Any]]) -> None:
-        observation = self.observations.setdefault(variant.key, Observation(variant=variant))
-        for window, tokens, nll, kl, top1 in rows:
-            observation.add(window, tokens=tokens, nll=nll, kl=kl, top1=top1)
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        if record["shape"] not in self.shapes[-1:]:
+            self.shapes.append(record["shape"])
+        for measured in record["measured"]:
+            variant = Variant(**measured["variant"])
+            observation = self.observations.setdefault(variant.key, Observation(variant=variant))
+            for window, row in zip(record["chunk"], measured["rows"], strict=True):
+                tokens, nll, kl, top1 = row
+                replica = measured["replica"]
+                observation.add(window, replica, tokens=tokens, nll=nll, kl=kl, top1=top1)
+        self.windows += record["chunk"]
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record).encode() + b"\n"
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(28, os.strerror(28))
-            os.fsync(self._file.fileno())
+            _append(self._file, line)
         except OSError as error:
             self._file.truncate(self._size)
             self._file.seek(self._size)
@@ -117,7 +149,7 @@ class Journal:
                     self.notes[record["note"]] = record["data"]
                     continue
                 else:
-                    self._remember(Variant(**record["variant"]), record["rows"])
+                    self._remember(record)
                     continue
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputError(
@@ -127,18 +159,29 @@ class Journal:
             _refuse_other_study(self.path.parent, known, identity)
 
 
-def _lock(file: IO[bytes], folder: Path) -> None:
-    """Refuse a folder that another process is writing to. The lock ends with the file."""
+def _append(file: IO[bytes], line: bytes) -> None:
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(file.fileno())
+
+
+def _claim(lock: IO[bytes], folder: Path) -> None:
+    """Refuse a folder that another process is writing to. The claim ends with the process."""
     try:
         import fcntl
     except ImportError:  # not on Windows
         return
+    lock.seek(0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        owner = lock.read().decode(errors="replace").strip() or "unknown"
         raise OutputError(
-            f"another run is writing to {folder}; wait for it, or choose another folder with -o"
+            f"another run is writing to {folder} (process {owner}); wait for it, or choose another "
+            "folder with -o"
         ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:

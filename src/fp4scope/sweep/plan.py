@@ -6,16 +6,22 @@ from dataclasses import dataclass
 from fp4scope.formats import get_format
 from fp4scope.inject import Setting
 from fp4scope.models import Layout
-from fp4scope.records import REFERENCE, Variant, baseline
+from fp4scope.records import REFERENCE, Variant, baseline, jitter
 from fp4scope.study import Direction, Level, Operands, Study
 
 
 @dataclass(frozen=True)
 class PlannedVariant:
-    """A variant and the setting of every linear that it quantizes."""
+    """A realisation of a variant: the setting of every linear that it quantizes, and its start.
+
+    Replica 0 starts from the model's own embeddings, replica r > 0 from the r-th perturbation of
+    them by one unit in the last place. KL and top-1 are taken against replica 0 of `against`.
+    """
 
     variant: Variant
     settings: dict[str, Setting]
+    replica: int = 0
+    against: Variant = REFERENCE
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,21 @@ class _Unit:
 
 
 def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
-    """Every variant of the study: the reference, then format by format its baseline and units.
+    """Every realisation of every variant: the reference, then format by format.
+
+    A format has its baseline, its units, and the jitter controls: the baseline again under other
+    perturbations, compared with itself.
 
     Raises:
         UnitError: A pattern matches nothing.
     """
     units = list(_units(study, layout))
-    variants = [PlannedVariant(REFERENCE, {})]
+    variants = [*_realisations(study, REFERENCE, {})]
     for name in study.formats:
         for operands in study.operands:
             setting = _setting(name, operands)
             everything = dict.fromkeys(layout.linears, setting)
-            variants.append(PlannedVariant(baseline(name, operands.value), everything))
+            variants += _realisations(study, baseline(name, operands.value), everything)
             for direction in study.direction:
                 for unit in units:
                     restore = direction is Direction.RESTORE
@@ -51,8 +60,23 @@ def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
                         unit=unit.name,
                         block=unit.block,
                     )
-                    variants.append(PlannedVariant(variant, dict.fromkeys(chosen, setting)))
+                    settings = dict.fromkeys(chosen, setting)
+                    variants += [
+                        PlannedVariant(variant, settings, replica)
+                        for replica in range(study.replicas)
+                    ]
     return variants
+
+
+def _realisations(
+    study: Study, variant: Variant, settings: dict[str, Setting]
+) -> Iterator[PlannedVariant]:
+    """The reference or a baseline: its replicas, and the controls that say how far they spread."""
+    for replica in range(study.replicas):
+        yield PlannedVariant(variant, settings, replica)
+    control = jitter(variant)
+    for replica in range(1, max(study.replicas - 1, study.jitter) + 1):
+        yield PlannedVariant(control, settings, replica, against=variant)
 
 
 def _setting(name: str, operands: Operands) -> Setting:

@@ -1,0 +1,131 @@
+"""From a study to everything that a sweep needs: model, windows, variants."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.data import (
+    WindowSet,
+    calibration_text,
+    calibration_windows,
+    evaluation_text,
+    evaluation_windows,
+)
+from fp4scope.errors import StudyError
+from fp4scope.kernels import NUMERICS_VERSION
+from fp4scope.models import LoadedModel, load_model
+from fp4scope.study import Study
+from fp4scope.sweep import PlannedVariant, plan
+
+# What a study's options say about where things come from, not about what is measured.
+_NOT_IDENTITY = {
+    "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
+    "windows", "memory", "allow_partial", "trust_remote_code", "allow_pickle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study whose model is loaded and whose text is cut."""
+
+    loaded: LoadedModel
+    windows: WindowSet
+    calibration: WindowSet
+    variants: list[PlannedVariant]
+    identity: dict[str, Any]
+
+
+def own_identity(study: Study) -> dict[str, Any]:
+    """What can be said of a study's identity before anything is loaded."""
+    return study.model_dump(mode="json", exclude=_NOT_IDENTITY)
+
+
+def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> Prepared:
+    """Load and check everything that can fail before the first measurement."""
+    texts = evaluation_text(study), calibration_text(study)
+    if loaded is None:
+        loaded = load(study, tell)
+    fitted = fit_length(study, loaded)
+    windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
+    calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
+    variants = plan(study, loaded.layout)
+    for note in _protocol_notes(windows, calibration):
+        tell(Progress("loading", note=note))
+    identity = own_identity(study) | {
+        "model": loaded.fingerprint,
+        "dtype": loaded.dtype_name,
+        "device": loaded.device.type,
+        "windows": len(windows),
+        "tokens": windows.sha256,
+        "calibration": calibration.sha256,
+        "numerics": NUMERICS_VERSION,
+    }
+    return Prepared(
+        loaded=loaded,
+        windows=windows,
+        calibration=calibration,
+        variants=variants,
+        identity=identity,
+    )
+
+
+def load(study: Study, tell: Listener) -> LoadedModel:
+    tell(Progress("loading"))
+    loaded = load_model(
+        study.model,
+        revision=study.revision,
+        device=study.device,
+        dtype=study.dtype,
+        trust_remote_code=study.trust_remote_code,
+        allow_pickle=study.allow_pickle,
+        allow_partial=study.allow_partial,
+    )
+    layout = loaded.layout
+    tell(
+        Progress(
+            "loading",
+            note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.components)} components "
+            f"({', '.join(layout.components)}); {layout.coverage:.1%} of the blocks' parameters "
+            f"are quantized; {loaded.dtype_name} on {loaded.device}",
+        )
+    )
+    for warning in loaded.warnings:
+        tell(Progress("loading", note=f"warning: {warning}"))
+    if layout.routers:
+        tell(Progress("loading", note=f"not quantized, as routers: {', '.join(layout.routers)}"))
+    if loaded.prior_quantization:
+        tell(
+            Progress(
+                "loading",
+                note=f"these weights were quantized before ({loaded.prior_quantization}): the "
+                "full-precision reference is the dequantized file",
+            )
+        )
+    return loaded
+
+
+def fit_length(study: Study, loaded: LoadedModel) -> Study:
+    """The study, its calibration windows no longer than the model takes."""
+    longest = loaded.max_seq_len
+    if longest is None:
+        return study
+    if study.seq_len > longest:
+        raise StudyError(
+            f"seq_len is {study.seq_len}, but {loaded.name} takes at most {longest} tokens; "
+            f"use --seq-len {longest} or less"
+        )
+    return study.model_copy(update={"calibration_seq_len": min(study.calibration_seq_len, longest)})
+
+
+def _protocol_notes(windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
+    bos = ", BOS before each (not a target)" if windows.bos else ""
+    yield (
+        f"text: {windows.source}, {windows.tokens_in_text:,} tokens, "
+        f"{len(windows)} windows of {windows.seq_len}{bos}"
+    )
+    reused = " - THE EVALUATED TEXT, there is no other" if calibration.evaluated else ""
+    yield (
+        f"calibration: {calibration.source}, "
+        f"{len(calibration)} windows of {calibration.seq_len}{reused}"
+    )

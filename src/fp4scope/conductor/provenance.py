@@ -1,0 +1,92 @@
+"""Under what conditions a result was measured."""
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fp4scope
+from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.data import WindowSet
+from fp4scope.kernels import NUMERICS_VERSION
+from fp4scope.models import LoadedModel
+from fp4scope.sweep import Journal
+
+
+def describe_model(loaded: LoadedModel) -> dict[str, Any]:
+    layout = loaded.layout
+    return {
+        "name": loaded.name,
+        "architecture": type(loaded.model).__name__,
+        "fingerprint": loaded.fingerprint,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "blocks": layout.blocks,
+        "components": list(layout.components),
+        "coverage": layout.coverage,
+        "not_quantized": [list(item) for item in layout.missed[:8]],
+        "routers": list(layout.routers),
+        "prior_quantization": loaded.prior_quantization,
+        "dtype": loaded.dtype_name,
+        "tokenizer": type(loaded.tokenizer).__name__,
+        "tokenizer_sha256": loaded.tokenizer_sha256,
+        "device": str(loaded.device),
+        "attention": getattr(loaded.config, "_attn_implementation", None),
+        "warnings": list(loaded.warnings),
+    }
+
+
+def describe_windows(windows: WindowSet) -> dict[str, Any]:
+    return {
+        "source": windows.source,
+        "text_sha256": windows.text_sha256,
+        "tokens_in_text": windows.tokens_in_text,
+        "windows": len(windows),
+        "seq_len": windows.seq_len,
+        "bos": windows.bos,
+        "sha256": windows.sha256,
+    }
+
+
+def environment_of(loaded: LoadedModel) -> dict[str, Any]:
+    import numpy
+    import transformers
+
+    cuda = loaded.device.type == "cuda"
+    return {
+        "fp4scope": fp4scope.__version__,
+        "numerics": NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name(loaded.device) if cuda else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv if "fp4scope" in Path(sys.argv[0]).name else None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def sessions(journal: Journal, environment: dict[str, Any], tell: Listener) -> list[dict[str, Any]]:
+    """The different environments that have written to this journal, this one the last.
+
+    Quantized activations magnify rounding, so variants measured under different libraries or on
+    different processors are not quite comparable: this is said, and kept in the results.
+    """
+    now = {name: environment[name] for name in ("torch", "transformers", "processor", "threads")}
+    known = list(journal.notes.get("sessions", []))
+    if now not in known:
+        if known:
+            tell(
+                Progress(
+                    "loading",
+                    note=f"warning: this folder was begun with {known[-1]}, now {now}: "
+                    "W4A4 results of both are compared with each other",
+                )
+            )
+        known.append(now)
+        journal.note("sessions", known)
+    return known

@@ -1,0 +1,258 @@
+"""The conductor: a study in, a diagnosis out."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fp4scope.conductor.calibrate import activation_records, inputs_note, observe
+from fp4scope.conductor.prepare import Prepared, fit_length, load, own_identity, prepare
+from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.conductor.provenance import (
+    describe_model,
+    describe_windows,
+    environment_of,
+    sessions,
+)
+from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.errors import OutputError, StudyError
+from fp4scope.inject import Injector
+from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
+from fp4scope.records import ActivationRecord, Results
+from fp4scope.report import Diagnosis, write_outputs
+from fp4scope.study import Study, parse_memory
+from fp4scope.sweep import Journal, Sweep, check_folder
+from fp4scope.sweep import Progress as SweepProgress
+
+
+def diagnose(
+    model: Any,  # noqa: ANN401
+    *,
+    output_dir: str | Path | None = None,
+    tokenizer: Any = None,  # noqa: ANN401
+    progress: Listener | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Diagnosis:
+    """Measure what FP4 does to a causal language model.
+
+    Args:
+        model: Hub id, local folder, GGUF file, or a `transformers` model in memory.
+        output_dir: Folder for the journal, tables, figures and report. A rerun of the same
+            study goes on where it stopped. None writes nothing.
+        tokenizer: For a model in memory: its tokenizer.
+        progress: Called as the work goes on.
+        options: Any field of `fp4scope.study.Study`: `formats`, `windows`, `seq_len`, `text`,
+            `sweep`, `direction`, `operands`, `device`, `dtype` and so on.
+
+    Returns:
+        The results, with tables, figures and a report.
+
+    Raises:
+        Fp4ScopeError: Something about the request, the model or the text; nothing that was
+            measured is lost.
+
+    Example:
+        >>> import fp4scope
+        >>> d = fp4scope.diagnose("Qwen/Qwen2.5-0.5B", windows=16)  # doctest: +SKIP
+        >>> d.components.to_pandas()  # doctest: +SKIP
+    """
+    if isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise StudyError("tokenizer goes with a model in memory; a name brings its own")
+        study = Study.build(model=str(model), **options)
+        return run_study(study, output_dir=output_dir, progress=progress)
+    if tokenizer is None:
+        raise StudyError("a model in memory needs its tokenizer: diagnose(model, tokenizer=...)")
+    if given := {"device", "dtype", "revision"} & options.keys():
+        raise StudyError(
+            f"{min(given)} is the model's own when it is in memory; move or convert the model"
+        )
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    study = Study.build(model=name, **options)
+    with _as_it_was(model):
+        loaded = adopt(model, tokenizer, name=name, allow_partial=study.allow_partial)
+        return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
+
+
+def run_study(
+    study: Study,
+    *,
+    output_dir: str | Path | None = None,
+    progress: Listener | None = None,
+    loaded: LoadedModel | None = None,
+) -> Diagnosis:
+    """`diagnose` for a study that is built already."""
+    tell = progress or (lambda event: None)
+    if loaded is None:
+        check_name(study.model)
+        resolve_device(study.device)
+    if output_dir is not None:
+        return _run_in(study, _writable(Path(output_dir)), tell, loaded, keep=True)
+    with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
+        diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
+    diagnosis.folder = None
+    return diagnosis
+
+
+@contextmanager
+def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
+    """Give a user's model its training mode and gradients back."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
+
+
+def activation_statistics(
+    study: Study, windows: int, *, progress: Listener | None = None
+) -> Diagnosis:
+    """Only the activations: what enters each linear on the first windows of the study's text.
+
+    Args:
+        study: Its model and text; `windows` of it are ignored.
+        windows: How many windows at most.
+        progress: Called as the work goes on.
+
+    Returns:
+        A diagnosis with `activations` and nothing else. Inputs that are NaN or Inf are counted
+        there (`results.activations`), not refused.
+    """
+    tell = progress or (lambda event: None)
+    check_name(study.model)
+    text = evaluation_text(study)
+    loaded = load(study, tell)
+    fit_length(study, loaded)
+    chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
+    chosen = replace(chosen, ids=chosen.ids[:windows])
+    results = Results(
+        study=study.model_dump(mode="json"),
+        model=describe_model(loaded),
+        data=describe_windows(chosen),
+        protocol={},
+        environment=environment_of(loaded),
+        activations=activation_records(loaded, observe(loaded, chosen, tell, "observing")),
+    )
+    return Diagnosis(results)
+
+
+def _run_in(
+    study: Study, folder: Path, tell: Listener, loaded: LoadedModel | None, *, keep: bool
+) -> Diagnosis:
+    started = time.monotonic()
+    check_folder(folder, own_identity(study))
+    prepared = prepare(study, tell, loaded)
+    loaded, windows = prepared.loaded, prepared.windows
+    journal = Journal(folder / "journal.jsonl", prepared.identity)
+    try:
+        if journal.dropped:
+            tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
+        if keep:
+            _write_study(study, folder)
+        inputs = calibrated(prepared, journal, tell)
+        environment = environment_of(loaded)
+        results = Results(
+            study=study.model_dump(mode="json"),
+            model=describe_model(loaded),
+            data=describe_windows(windows)
+            | {
+                "calibration": describe_windows(prepared.calibration)
+                | {"evaluated": prepared.calibration.evaluated}
+            },
+            protocol={
+                "activation_scale": study.activation_scale,
+                "identity": prepared.identity,
+                "sessions": sessions(journal, environment, tell),
+                "shapes": journal.shapes,
+            },
+            environment=environment,
+            observations=journal.observations,
+            activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
+        )
+        if len(journal.windows) < len(windows):
+            _measure(study, prepared, inputs, journal, results, tell)
+    finally:
+        journal.close()
+    results.environment["wall_s"] = time.monotonic() - started
+    results.observations = {
+        v.variant.key: journal.observations[v.variant.key].sorted() for v in prepared.variants
+    }
+    diagnosis = Diagnosis(results, folder)
+    if keep:
+        tell(Progress("writing"))
+        write_outputs(diagnosis, folder)
+    return diagnosis
+
+
+def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str, Any]:
+    """Amax and statistics of every linear's input, from the journal or a pass of the model."""
+    if "inputs" not in journal.notes:
+        observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
+        journal.note("inputs", inputs_note(prepared.loaded, observed))
+    return journal.notes["inputs"]
+
+
+def _measure(
+    study: Study,
+    prepared: Prepared,
+    inputs: dict[str, Any],
+    journal: Journal,
+    results: Results,
+    tell: Listener,
+) -> None:
+    loaded, windows = prepared.loaded, prepared.windows
+    static = study.activation_scale == "calibrated"
+    sweep = Sweep(
+        loaded,
+        windows.ids,
+        prepared.variants,
+        Injector(loaded.model, inputs["amax"] if static else None),
+        journal,
+        seed=study.seed,
+        memory=None if study.memory is None else parse_memory(study.memory),
+    )
+    results.protocol["self_check"] = asdict(sweep.check)
+    for note in sweep.notes:
+        tell(Progress("loading", note=note))
+    if journal.windows:
+        note = f"{len(journal.windows)} of {len(windows)} windows were measured before"
+        tell(Progress("measuring", note=note))
+
+    def measured(event: SweepProgress) -> None:
+        detail = f"{event.windows} of {len(windows)} windows"
+        diagnosis = Diagnosis(results) if journal.windows else None
+        tell(Progress("measuring", event.done, event.total, detail, event.note, diagnosis))
+
+    sweep.run(measured)
+    results.protocol["notes"] = sweep.notes
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with -o"
+        ) from None
+    return folder
+
+
+def _write_study(study: Study, folder: Path) -> None:
+    path = folder / "study.yaml"
+    partial = path.with_name(".partial-study.yaml")
+    try:
+        partial.write_text(study.to_yaml(), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder / 'study.yaml'}: {error.strerror}") from None

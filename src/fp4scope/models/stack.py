@@ -1,0 +1,247 @@
+"""Run a model block by block: what its own forward hands each block, one block, its own tail.
+
+A block takes more than a hidden state: masks, rotary embeddings, positions, which differ by
+layer type and by family. None of it is derived here. `capture` lets the model run its own
+forward on each window and keeps what every block was called with; `run` calls a block the same
+way on a batch of other hidden states. What the model does after its blocks (final norm, head,
+soft caps, scales) is its own forward too, run with the blocks stepping aside: `tail`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fp4scope.errors import ModelError
+from fp4scope.models.layout import Layout
+
+Tail = Callable[[Tensor], Tensor]
+_HIDDEN = "hidden_states"
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What a model hands its blocks on some windows.
+
+    `embedded` is what enters block 0. `calls[b]` are the other arguments of block b, in which a
+    tensor that is not the same for all windows is a `PerWindow`.
+    """
+
+    embedded: Shaped[Tensor, "windows tokens hidden"]
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the different tensors that are kept."""
+        found: dict[int, int] = {}
+
+        def add(leaf: Any) -> None:  # noqa: ANN401
+            for tensor in leaf.tensors if isinstance(leaf, PerWindow) else (leaf,):
+                if isinstance(tensor, Tensor):
+                    found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+
+        _map(add, [self.embedded, *self.calls])
+        return sum(found.values())
+
+
+@dataclass(frozen=True)
+class PerWindow:
+    """A tensor that every window has its own of."""
+
+    tensors: tuple[Tensor, ...]
+
+
+class BlockStack:
+    """The blocks of a model, to be run one at a time."""
+
+    def __init__(self, model: PreTrainedModel, layout: Layout) -> None:
+        self._model = model
+        stack = model.get_submodule(layout.blocks_path)
+        assert isinstance(stack, nn.ModuleList)
+        self._blocks = list(stack)
+        self._returns_tuple = [False] * len(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @torch.no_grad()
+    def capture(self, ids: Int[Tensor, "windows tokens"]) -> BlockInputs:
+        """Run the model's own forward on each window and keep what its blocks are called with.
+
+        Raises:
+            ModelError: A block does not run exactly once a forward, or takes no hidden state.
+        """
+        embedded, calls = zip(*(self._capture_one(row) for row in ids), strict=True)
+        return BlockInputs(torch.cat(embedded), _merge(calls))
+
+    def _capture_one(self, row: Int[Tensor, " tokens"]) -> tuple[Tensor, tuple[Any, ...]]:
+        order: list[int] = []
+        calls: list[Any] = []
+        embedded: list[Tensor] = []
+
+        def before(index: int):  # noqa: ANN202
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+                hidden = _hidden(args, kwargs)
+                if not order:
+                    embedded.append(hidden.clone())
+                order.append(index)
+                calls.append(_without_hidden(args, kwargs))
+
+            return hook
+
+        def after(index: int):  # noqa: ANN202
+            def hook(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
+                self._returns_tuple[index] = isinstance(output, tuple)
+
+            return hook
+
+        hooks = []
+        for index, block in enumerate(self._blocks):
+            hooks.append(block.register_forward_pre_hook(before(index), with_kwargs=True))
+            hooks.append(block.register_forward_hook(after(index)))
+        try:
+            device = next(self._model.parameters()).device
+            self._model(row[None].to(device), use_cache=False, **last_rows(self._model, 1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if order != list(range(len(self._blocks))):
+            raise ModelError(
+                f"{type(self._model).__name__} does not run its {len(self._blocks)} blocks once "
+                "each and in order, so it cannot be measured block by block"
+            )
+        return embedded[0], tuple(calls)
+
+    @torch.no_grad()
+    def run(
+        self,
+        block: int,
+        hidden: Shaped[Tensor, "batch tokens hidden"],
+        inputs: BlockInputs,
+        windows: Sequence[int],
+    ) -> Shaped[Tensor, "batch tokens hidden"]:
+        """The block's own forward on a batch.
+
+        Args:
+            block: Which one.
+            hidden: What enters it.
+            inputs: From `capture`.
+            windows: For each entry of the batch, which of the captured windows it belongs to.
+        """
+        args, kwargs = _map(lambda leaf: _for_batch(leaf, windows), inputs.calls[block])
+        if _HIDDEN in kwargs:
+            kwargs[_HIDDEN] = hidden
+        else:
+            args = (hidden, *args[1:])
+        output = self._blocks[block](*args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @contextmanager
+    def tail(self) -> Iterator[Tail]:
+        """A function from final hidden states (batch, rows, hidden) to logits.
+
+        It is the model's own forward with blocks that pass on what they get, but the last,
+        which gives the states instead. Rows are taken for themselves: a final norm and a head do
+        not look at other tokens.
+        """
+        states: list[Tensor] = []
+        # Not the padding: models warn of it.
+        any_token = int(self._model.config.get_text_config().pad_token_id == 0)
+
+        def aside(index: int):  # noqa: ANN202
+            last = index == len(self._blocks) - 1
+
+            def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                x = states[0] if last else _hidden(args, kwargs)
+                return (x, None) if self._returns_tuple[index] else x
+
+            return forward
+
+        @torch.no_grad()
+        def logits(hidden: Shaped[Tensor, "batch rows hidden"]) -> Tensor:
+            states[:] = [hidden]
+            ids = torch.full(hidden.shape[:2], any_token, device=hidden.device)
+            return self._model(ids, use_cache=False).logits
+
+        own = [block.__dict__.get("forward") for block in self._blocks]
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = aside(index)
+            yield logits
+        finally:
+            for block, forward in zip(self._blocks, own, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
+
+
+def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
+    """The option that spares a forward all logits but the last rows', where there is one."""
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if known else {}
+
+
+def perturbed(
+    embedded: Float[Tensor, "tokens hidden"], seed: int
+) -> Float[Tensor, "tokens hidden"]:
+    """Every number that is not zero moved by one unit in its last place, up or down by chance."""
+    integers = torch.int32 if embedded.dtype == torch.float32 else torch.int16
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, embedded.shape, generator=generator, dtype=integers) * 2 - 1
+    bits = embedded.contiguous().view(integers) + signs.to(embedded.device)
+    return torch.where(embedded == 0, embedded, bits.view(embedded.dtype))
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    hidden = kwargs.get(_HIDDEN, args[0] if args else None)
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        raise ModelError(
+            "the blocks of this model take no hidden state (batch, tokens, hidden) as their first "
+            f"argument or as {_HIDDEN}, so it cannot be measured block by block"
+        )
+    return hidden
+
+
+def _without_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    if _HIDDEN in kwargs:
+        return args, {**kwargs, _HIDDEN: None}
+    return (None, *args[1:]), kwargs
+
+
+def _merge(calls: Sequence[Any]) -> Any:  # noqa: ANN401
+    """The same call on several windows as one."""
+    first = calls[0]
+    if isinstance(first, tuple | list):
+        return tuple(_merge(parts) for parts in zip(*calls, strict=True))
+    if isinstance(first, dict):
+        return {key: _merge([call[key] for call in calls]) for key in first}
+    if isinstance(first, Tensor):
+        same = all(call is first or torch.equal(call, first) for call in calls[1:])
+        return first if same else PerWindow(tuple(calls))
+    if hasattr(first, "get_seq_length"):  # a cache made in spite of use_cache=False
+        return None
+    return first
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, tuple | list):
+        return tuple(_map(function, part) for part in value)
+    if isinstance(value, dict):
+        return {key: _map(function, part) for key, part in value.items()}
+    return function(value)
+
+
+def _for_batch(leaf: Any, windows: Sequence[int]) -> Any:  # noqa: ANN401
+    if isinstance(leaf, PerWindow):
+        return torch.cat([leaf.tensors[w] for w in windows])
+    # Axis 0 of what has more than one is the batch; a bare vector (cache positions) has none.
+    if isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.shape[0] == 1:
+        return leaf.expand(len(windows), *leaf.shape[1:])
+    return leaf

@@ -1,0 +1,212 @@
+"""How much runs at once, so that a sweep stays inside its memory.
+
+A hidden state of one window takes tokens * hidden numbers, and a sweep of cells ends with
+one for each variant. What does not fit is cut in this order: fewer windows in a chunk, then
+variants in groups, each a pass of its own over the weights, then states in host memory. The size
+of a batch depends on the model, and on the memory only where nothing else fits, so that a study
+gives the same numbers on a busy machine and an idle one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from fp4scope.errors import StudyError
+from fp4scope.models import LoadedModel
+from fp4scope.records import REFERENCE
+from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.sweep.tree import Tree, build_tree
+from fp4scope.sweep.wavefront import TILE_ROWS, Batches
+
+# Where a device is busy: enough tokens for its matrix products, no more than its caches like.
+_BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
+_HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+# A chunk this large wastes little on quantizing the weights and capturing the inputs.
+_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 19}
+# Passes over the weights that are cheaper than moving the states to the host and back.
+_MOST_GROUPS_BEFORE_SPILL = 8
+_MARGIN = 1 << 29
+_RESERVE = {"cpu": 1 << 27, "cuda": 1 << 27}
+"""Workspaces of libraries, the allocator's own losses."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What runs together.
+
+    `windows` in a chunk; variants in so many `groups`, each a pass over the weights; `block`
+    windows of any variants in a block's batch; `head` states in the head's; with `spill`
+    states wait on the host.
+    """
+
+    windows: int
+    groups: int
+    block: int
+    head: int
+    spill: bool = False
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.block, self.head, self.spill)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Variants that go over the weights together. Those in `carried` are only compared with."""
+
+    variants: tuple[PlannedVariant, ...]
+    carried: int
+    tree: Tree
+
+
+def free_memory(device: torch.device) -> int:
+    """What a sweep may take on a device if the user names nothing: what is free, less a margin."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    return max(0, free - max(_MARGIN, free // 10))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "can't allocate memory" in text
+    )
+
+
+def passes(variants: Sequence[PlannedVariant], groups: int, loaded: LoadedModel) -> list[Pass]:
+    """Variants cut into groups of about the same number, neighbours together.
+
+    Cells of one block are neighbours, so that what they share is computed in few groups. Every
+    group has the reference and whatever else its variants are compared with.
+    """
+    ordered = sorted(variants, key=lambda v: (v.variant.format, v.variant.operands, _place(v)))
+    needed = {v.against for v in variants}
+    fixed = [v for v in variants if not v.replica and v.variant in needed]
+    others = [v for v in ordered if v not in fixed]
+    size = -(-len(others) // groups)
+    found: list[Pass] = []
+    for start in range(0, max(1, len(others)), max(1, size)):
+        chosen = others[start : start + size]
+        wanted = {REFERENCE} | {v.against for v in chosen}
+        carried = [v for v in fixed if v.variant in wanted] if found else fixed
+        members = (*carried, *chosen)
+        tree = build_tree(members, loaded.layout)
+        found.append(Pass(members, len(carried) if found else 0, tree))
+    return found
+
+
+def _place(planned: PlannedVariant) -> tuple[str, int]:
+    variant = planned.variant
+    return variant.direction, -1 if variant.block is None else variant.block
+
+
+class Memory:
+    """What a sweep of some variants takes, by shape. Sizes in bytes, beside the model itself."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        variants: Sequence[PlannedVariant],
+        seq_len: int,
+        captured_bytes: int,
+    ) -> None:
+        self._loaded = loaded
+        self._variants = variants
+        self._seq_len = seq_len
+        self._captured = captured_bytes
+        self._kind = loaded.device.type if loaded.device.type in _BLOCK_TOKENS else "cpu"
+
+    def needed(self, shape: Shape) -> int:
+        """On the device, at the peak."""
+        loaded, tokens = self._loaded, self._seq_len
+        config, size = loaded.config, loaded.dtype.itemsize
+        state = shape.windows * tokens * config.hidden_size * size
+        peak = max(
+            p.tree.peak_states(max(1, shape.block // shape.windows))
+            for p in passes(self._variants, shape.groups, loaded)
+        )
+        weights = loaded.weights
+        widest = max(max(weight.shape) for weight in weights)
+        images = sum(weight.numel() for weight in weights) // loaded.layout.blocks * size
+
+        # Inside a block: what is alive at once around its widest linear, and what quantizing takes.
+        batch = shape.block * tokens
+        numbers = 5 * widest + 8 * config.hidden_size
+        block = batch * numbers * size
+        if self._kind == "cuda":
+            block += 6 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
+        if getattr(config, "_attn_implementation", None) == "eager":
+            block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
+
+        rows = min(tokens, TILE_ROWS + 16)
+        logits = rows * config.vocab_size
+        head = logits * (size + 4) + shape.head * logits * size
+        if self._kind == "cuda":
+            head += 3 * 4 * shape.head * logits
+        kept = len(self._variants) * tokens * 9
+
+        states = 2 * state if shape.spill else peak * state
+        captured = self._captured * shape.windows
+        return states + captured + images + max(block, head + kept) + _RESERVE[self._kind]
+
+    def shape(self, windows: int, budget: int) -> Shape:
+        """The shape to use for so many windows.
+
+        Raises:
+            StudyError: Nothing fits.
+        """
+        shape = self._preferred(windows)
+        while self.needed(shape) > budget and shape.windows > 1:
+            shape = replace(shape, windows=shape.windows // 2)
+        cuda = self._kind == "cuda"
+        most = _MOST_GROUPS_BEFORE_SPILL if cuda else len(self._variants)
+        while self.needed(shape) > budget and shape.groups < most:
+            shape = replace(shape, groups=min(2 * shape.groups, most))
+        if self.needed(shape) > budget and cuda:
+            shape = replace(shape, groups=1, spill=True)
+        while self.needed(shape) > budget and max(shape.block, shape.head) > 1:
+            shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
+        if self.needed(shape) > budget:
+            raise StudyError(
+                f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
+                f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
+                "--memory more, or use a smaller --seq-len"
+            )
+        return shape
+
+    def smaller(self, shape: Shape) -> Shape | None:
+        """About half as much at once; None where nothing is left to halve."""
+        if shape.windows > 1:
+            return replace(shape, windows=shape.windows // 2)
+        if shape.groups < len(self._variants):
+            return replace(shape, groups=min(2 * shape.groups, len(self._variants)))
+        if shape.block > 1 or shape.head > 1:
+            return replace(shape, block=max(1, shape.block // 2), head=max(1, shape.head // 2))
+        if self._kind == "cuda" and not shape.spill:
+            return replace(shape, spill=True)
+        return None
+
+    def _preferred(self, windows: int) -> Shape:
+        config = self._loaded.config
+        block = max(1, _BLOCK_TOKENS[self._kind] // self._seq_len)
+        logits = min(self._seq_len, TILE_ROWS) * config.vocab_size * self._loaded.dtype.itemsize
+        head = max(1, _HEAD_BYTES[self._kind] // logits)
+        chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._variants) * self._seq_len))
+        return Shape(windows=max(1, min(windows, block, chunk)), groups=1, block=block, head=head)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

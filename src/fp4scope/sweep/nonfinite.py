@@ -1,0 +1,51 @@
+"""Where NaN or Inf begins, when a loss is not finite."""
+
+from collections.abc import Iterator
+from math import isfinite
+
+from jaxtyping import Int
+from torch import Tensor
+
+from fp4scope.errors import NonFiniteError
+from fp4scope.inject import Injector
+from fp4scope.metrics import WindowMetrics
+from fp4scope.models import LoadedModel
+from fp4scope.observe import observe_inputs
+from fp4scope.sweep.plan import PlannedVariant
+
+
+def require_finite(
+    loaded: LoadedModel,
+    injector: Injector,
+    planned: PlannedVariant,
+    metrics: WindowMetrics,
+    ids: Int[Tensor, "windows tokens"],
+    window: int,
+) -> None:
+    """Refuse an NLL or KL that is not finite, naming the first linear with such an input.
+
+    Raises:
+        NonFiniteError: It is not.
+    """
+    for name, value in (("NLL", metrics.nll), ("KL", metrics.kl)):
+        if isfinite(value):
+            continue
+
+        def once() -> Iterator[None]:
+            loaded.logits(ids[window], last=1)
+            yield
+
+        with injector.applied(planned.settings):
+            seen = observe_inputs(loaded.model, loaded.layout.linears, once())
+        broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
+        cell = loaded.layout.cell_of[broken[0]] if broken else None
+        where = (
+            f"the first input that is NaN or Inf is that of {broken[0]} (block {cell.block}, "
+            f"component {cell.component})"
+            if cell
+            else "every input of the blocks' linears is finite, so the overflow is behind them"
+        )
+        raise NonFiniteError(
+            f"the {name} of {planned.variant.key} is {value} on window {window} in {loaded.dtype}: "
+            f"{where}; use a dtype with more range (--dtype bfloat16 or float32)"
+        )

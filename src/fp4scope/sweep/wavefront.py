@@ -1,0 +1,219 @@
+"""Every variant in one pass over the blocks, on a chunk of windows.
+
+At first there is one hidden state for each replica: the embeddings, or a perturbation of them.
+At a block the tree says which states go through it in which setting; each setting's states run
+together, in batches, and a state is let go when nothing needs it any more. Behind the last block
+every variant has its final state, and the model's own tail turns them into logits: rows outside,
+variants inside, so that the reference's logits are made once for each tile of rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fp4scope.inject import Injector
+from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
+from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbed
+from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.sweep.tree import Tree
+
+_T = TypeVar("_T")
+
+TILE_ROWS = 128
+# A matrix product of fewer rows rounds differently in CPU libraries.
+FEWEST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How much runs together: windows through a block, states through the head.
+
+    With `spill`, states wait in host memory.
+    """
+
+    block: int
+    head: int
+    spill: bool = False
+
+
+class Compared(NamedTuple):
+    """A node whose logits are wanted, and the node that they are compared with."""
+
+    node: int
+    against: int
+
+
+class Wavefront:
+    """Measures variants together, chunk by chunk.
+
+    Args:
+        loaded: The model.
+        injector: Of the same model.
+        variants: What to measure, with the realisation 0 of whatever they are compared with.
+        tree: Of these variants.
+        batches: How much runs together.
+        seed: Of the perturbations.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        injector: Injector,
+        variants: Sequence[PlannedVariant],
+        tree: Tree,
+        batches: Batches,
+        seed: int,
+    ) -> None:
+        self._stack = loaded.stack
+        self._device = loaded.device
+        self._injector = injector
+        self._tree = tree
+        self._batches = batches
+        self._seed = seed
+        self._head_in_blocks = head_in_blocks(loaded)
+        self._store = torch.device("cpu") if batches.spill else loaded.device
+        origin = {
+            v.variant.key: leaf
+            for v, leaf in zip(variants, tree.leaves, strict=True)
+            if v.replica == 0
+        }
+        self._wanted = [
+            Compared(leaf, origin[v.against.key])
+            for v, leaf in zip(variants, tree.leaves, strict=True)
+        ]
+
+    @torch.no_grad()
+    def measure(
+        self,
+        ids: Int[Tensor, "windows tokens"],
+        windows: Sequence[int],
+        advance: Callable[[float], None] = lambda share: None,
+    ) -> list[list[WindowMetrics]]:
+        """Metrics of every variant on every window.
+
+        Args:
+            ids: Token ids of the chunk.
+            windows: Which windows of the text these are: it decides their perturbation.
+            advance: Told as the work goes on how much of it was done since the last time, in
+                blocks run on one window; the head counts as `head_in_blocks` of them.
+
+        Raises:
+            NonFiniteError: NaN or Inf in a quantized input.
+        """
+        inputs = self._stack.capture(ids)
+        states = self._embedded(inputs, windows)
+        uses = self._tree.uses()
+        for block, steps in enumerate(self._tree.steps):
+            for step in steps:
+                with self._injector.applied(step.settings):
+                    for edges in _pieces(step.edges, max(1, self._batches.block // len(ids))):
+                        self._run(block, edges, states, inputs)
+                        for parent, _ in edges:
+                            uses[parent] -= 1
+                            if not uses[parent]:
+                                del states[parent]
+                        advance(len(edges) * len(ids))
+            self._injector.forget({name for step in steps for name in step.settings})
+        with self._stack.tail() as tail:
+            measured = [
+                self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
+                for w in range(len(ids))
+            ]
+        return [list(by_window) for by_window in zip(*measured, strict=True)]
+
+    def _embedded(self, inputs: BlockInputs, windows: Sequence[int]) -> dict[int, Tensor]:
+        states = {}
+        for replica, root in self._tree.roots.items():
+            state = inputs.embedded
+            if replica:
+                seeds = ((self._seed * 1_000_003 + replica) * 1_000_003 + w for w in windows)
+                state = torch.stack([perturbed(x, s) for x, s in zip(state, seeds, strict=True)])
+            states[root] = state.to(self._store)
+        return states
+
+    def _run(
+        self,
+        block: int,
+        edges: Sequence[tuple[int, int]],
+        states: dict[int, Tensor],
+        inputs: BlockInputs,
+    ) -> None:
+        """A batch of states through a block; at most so many windows of a state at a time."""
+        windows = len(inputs.embedded)
+        step = min(windows, self._batches.block)
+        outputs: list[Tensor] = []
+        for start in range(0, windows, step):
+            chosen = range(windows)[start : start + step]
+            together = torch.cat(
+                [states[parent][chosen.start : chosen.stop] for parent, _ in edges]
+            )
+            out = self._stack.run(block, together.to(self._device), inputs, [*chosen] * len(edges))
+            outputs.append(out.to(self._store).view(len(edges), len(chosen), *out.shape[1:]))
+        results = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        for (_, child), state in zip(edges, results, strict=True):
+            states[child] = state
+
+    def _head(
+        self,
+        tail: Tail,
+        states: dict[int, Tensor],
+        ids: Int[Tensor, " tokens"],
+        advance: Callable[[float], None],
+    ) -> list[WindowMetrics]:
+        """One window's final states to metrics, variants in the order of the plan."""
+        targets = ids[1:].to(self._device)
+        rows: dict[Compared, list[RowMetrics]] = {pair: [] for pair in self._wanted}
+        for tile in tiles(len(ids)):
+            expected = targets[tile]
+
+            def logits(
+                nodes: Sequence[int], tile: slice = tile, kept: int = len(expected)
+            ) -> Tensor:
+                together = torch.stack([states[node][tile] for node in nodes])
+                return tail(together.to(self._device))[:, :kept]
+
+            for against in dict.fromkeys(pair.against for pair in rows):
+                own = logits([against])[0]
+                reference = reference_predictions(own)
+                others = [p for p in rows if p.against == against and p.node != against]
+                if (itself := Compared(against, against)) in rows:
+                    rows[itself].append(compare(own, expected, reference))
+                share = len(expected) / len(targets) * self._head_in_blocks
+                advance(share)
+                for pairs in _pieces(others, self._batches.head):
+                    found = compare(logits([p.node for p in pairs]), expected, reference)
+                    for i, pair in enumerate(pairs):
+                        rows[pair].append(RowMetrics(found.nll[i], found.kl[i], found.top1[i]))
+                    advance(share * len(pairs))
+        sums = {pair: _joined(parts).window() for pair, parts in rows.items()}
+        return [sums[pair] for pair in self._wanted]
+
+
+def head_in_blocks(loaded: LoadedModel) -> float:
+    """How many blocks the head is worth, by the size of their weights."""
+    head = loaded.config.vocab_size * loaded.config.hidden_size
+    return head * loaded.layout.blocks / sum(weight.numel() for weight in loaded.weights)
+
+
+def tiles(rows: int) -> Iterator[slice]:
+    """Slices of at most about `TILE_ROWS` rows, none of them short unless it is the only one."""
+    start = 0
+    while start < rows:
+        stop = start + TILE_ROWS
+        if rows - stop < FEWEST_ROWS:
+            stop = rows
+        yield slice(start, stop)
+        start = stop
+
+
+def _joined(parts: Sequence[RowMetrics]) -> RowMetrics:
+    return RowMetrics(*(torch.cat([getattr(p, n) for p in parts]) for n in ("nll", "kl", "top1")))
+
+
+def _pieces(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
