@@ -22,7 +22,7 @@ class Variant:
     """A point of the sweep.
 
     `direction` is `reference` (nothing quantized), `baseline` (everything targeted is), `jitter`
-    (one of these again, from perturbed embeddings, compared with itself), `restore` or
+    (one of these again under perturbations, compared with itself), `restore` or
     `isolate`. `level` is `model` for the first three; else it says what kind of unit `unit`
     names: a component, a block, a cell or a pattern. A cell's `unit` is its component and
     `block` its block; a block's `unit` is empty.

@@ -101,8 +101,8 @@ class Study(BaseModel):
     replicas: int = Field(
         1,
         ge=1,
-        description="realisations of every variant, each from embeddings perturbed by one "
-        "unit in the last place (but the first); their mean is what counts",
+        description="realisations of every variant, all but the first perturbed by one unit in "
+        "the last place at every block; their mean is what counts",
     )
     jitter: int = Field(
         1, ge=1, description="perturbed realisations of the reference and the baselines, at least"

@@ -24,7 +24,7 @@ from fp4scope.sweep.wavefront import TILE_ROWS, Batches
 _BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
 _HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
 # A chunk this large wastes little on quantizing the weights and capturing the inputs.
-_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 19}
+_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 22}
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29

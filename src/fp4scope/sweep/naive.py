@@ -17,8 +17,8 @@ from fp4scope.metrics import WindowMetrics, compare, reference_predictions
 from fp4scope.models import LoadedModel
 from fp4scope.sweep.plan import PlannedVariant
 
-Perturb = Callable[[Tensor, int, int], Tensor]
-"""Embeddings (tokens, hidden), replica and window to perturbed embeddings."""
+Perturb = Callable[[Tensor, int, int, int], Tensor]
+"""What enters a block (tokens, hidden), replica, window and block to its perturbation."""
 
 
 def measure_naively(
@@ -35,7 +35,7 @@ def measure_naively(
         ids: Token ids.
         variants: What to measure; what a variant is compared with may be among them or not.
         injector: Of the same model.
-        perturb: What a replica starts from; only needed if there are any.
+        perturb: What a replica does to the entrance of a block; only needed if there are any.
     """
     settings = {v.variant.key: v.settings for v in variants if not v.replica}
     measured: list[list[WindowMetrics]] = [[] for _ in variants]
@@ -46,31 +46,34 @@ def measure_naively(
             with injector.applied(settings[against]):
                 compared[against] = reference_predictions(loaded.logits(row)[:-1])
         for planned, results in zip(variants, measured, strict=True):
-            with injector.applied(planned.settings), _start(loaded, planned.replica, w, perturb):
+            with (
+                injector.applied(planned.settings),
+                _moved(loaded, planned.replica, w, perturb),
+            ):
                 logits = loaded.logits(row)[:-1]
             results.append(compare(logits, targets, compared[planned.against.key]).window())
     return measured
 
 
 @contextmanager
-def _start(
+def _moved(
     loaded: LoadedModel, replica: int, window: int, perturb: Perturb | None
 ) -> Iterator[None]:
-    """Perturb what enters block 0, until the block ends."""
-    if not replica:
-        yield
-        return
-    assert perturb is not None
+    """Perturb what enters every block, until the `with` block ends."""
+    hooks: list[Any] = []
+    blocks = loaded.model.get_submodule(loaded.layout.blocks_path).children() if replica else ()
+    for index, block in enumerate(blocks):
+        assert perturb is not None
 
-    def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        if args:
-            return (perturb(args[0][0], replica, window)[None], *args[1:]), kwargs
-        hidden = kwargs["hidden_states"][0]
-        return args, {**kwargs, "hidden_states": perturb(hidden, replica, window)[None]}
+        def hook(_: nn.Module, args: Any, kwargs: Any, b: int = index) -> Any:  # noqa: ANN401
+            if args:
+                return (perturb(args[0][0], replica, window, b)[None], *args[1:]), kwargs
+            hidden = kwargs["hidden_states"][0]
+            return args, {**kwargs, "hidden_states": perturb(hidden, replica, window, b)[None]}
 
-    first = loaded.model.get_submodule(f"{loaded.layout.blocks_path}.0")
-    handle = first.register_forward_pre_hook(hook, with_kwargs=True)
+        hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in hooks:
+            handle.remove()

@@ -12,10 +12,11 @@ from fp4scope.study import Direction, Level, Operands, Study
 
 @dataclass(frozen=True)
 class PlannedVariant:
-    """A realisation of a variant: the setting of every linear that it quantizes, and its start.
+    """A realisation of a variant: the setting of every linear that it quantizes.
 
-    Replica 0 starts from the model's own embeddings, replica r > 0 from the r-th perturbation of
-    them by one unit in the last place. KL and top-1 are taken against replica 0 of `against`.
+    Replica 0 is the model as it is; replica r > 0 is perturbed by one unit in the last place at
+    the entrance of every block, by its own dice. KL and top-1 are taken against replica 0 of
+    `against`.
     """
 
     variant: Variant

@@ -28,11 +28,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Tree:
-    """Steps by block, the root of each replica, and the node that each variant ends in."""
+    """Steps by block, the root of each replica, and the node that each variant ends in.
+
+    Replicas share nothing, since they are perturbed at every block; `replica_of` has every node's.
+    """
 
     steps: tuple[tuple[Step, ...], ...]
     roots: Mapping[int, int]
     leaves: tuple[int, ...]
+    replica_of: tuple[int, ...]
 
     @property
     def executions(self) -> int:
@@ -76,7 +80,7 @@ def build_tree(variants: Sequence[PlannedVariant], layout: Layout) -> Tree:
 
     roots = {replica: i for i, replica in enumerate(sorted({v.replica for v in variants}))}
     at = [roots[v.replica] for v in variants]
-    count = len(roots)
+    replica_of = list(roots)
     steps: list[tuple[Step, ...]] = []
     for block in range(layout.blocks):
         edges: dict[Settings, dict[int, int]] = {}
@@ -84,8 +88,8 @@ def build_tree(variants: Sequence[PlannedVariant], layout: Layout) -> Tree:
             settings = tuple(sorted(blocks.get(block, ()), key=lambda item: item[0]))
             children = edges.setdefault(settings, {})
             if at[i] not in children:
-                children[at[i]] = count
-                count += 1
+                children[at[i]] = len(replica_of)
+                replica_of.append(variants[i].replica)
             at[i] = children[at[i]]
         # Nodes in the order in which they were made: neighbours stay neighbours.
         steps.append(
@@ -94,4 +98,4 @@ def build_tree(variants: Sequence[PlannedVariant], layout: Layout) -> Tree:
                 for settings, children in edges.items()
             )
         )
-    return Tree(tuple(steps), roots, tuple(at))
+    return Tree(tuple(steps), roots, tuple(at), tuple(replica_of))

@@ -1,10 +1,10 @@
 """Every variant in one pass over the blocks, on a chunk of windows.
 
-At first there is one hidden state for each replica: the embeddings, or a perturbation of them.
-At a block the tree says which states go through it in which setting; each setting's states run
-together, in batches, and a state is let go when nothing needs it any more. Behind the last block
-every variant has its final state, and the model's own tail turns them into logits: rows outside,
-variants inside, so that the reference's logits are made once for each tile of rows.
+At first there is one hidden state for each replica: the embeddings. At a block the tree says
+which states go through it in which setting; each setting's states run together, in batches, and a
+state is let go when nothing needs it any more. Behind the last block every variant has its final
+state, and the model's own tail turns them into logits: rows outside, variants inside, so that the
+reference's logits are made once for each tile of rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -105,13 +105,14 @@ class Wavefront:
             NonFiniteError: NaN or Inf in a quantized input.
         """
         inputs = self._stack.capture(ids)
-        states = self._embedded(inputs, windows)
+        states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
         uses = self._tree.uses()
         for block, steps in enumerate(self._tree.steps):
+            nudge = self._perturbation(block, windows)
             for step in steps:
                 with self._injector.applied(step.settings):
                     for edges in _pieces(step.edges, max(1, self._batches.block // len(ids))):
-                        self._run(block, edges, states, inputs)
+                        self._run(block, edges, states, inputs, nudge)
                         for parent, _ in edges:
                             uses[parent] -= 1
                             if not uses[parent]:
@@ -125,15 +126,21 @@ class Wavefront:
             ]
         return [list(by_window) for by_window in zip(*measured, strict=True)]
 
-    def _embedded(self, inputs: BlockInputs, windows: Sequence[int]) -> dict[int, Tensor]:
-        states = {}
-        for replica, root in self._tree.roots.items():
-            state = inputs.embedded
-            if replica:
-                seeds = ((self._seed * 1_000_003 + replica) * 1_000_003 + w for w in windows)
-                state = torch.stack([perturbed(x, s) for x, s in zip(state, seeds, strict=True)])
-            states[root] = state.to(self._store)
-        return states
+    def _perturbation(self, block: int, windows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        """A function of a node and its state (windows, tokens, hidden) to what enters a block."""
+
+        def nudge(node: int, state: Tensor) -> Tensor:
+            replica = self._tree.replica_of[node]
+            if not replica:
+                return state
+            return torch.stack(
+                [
+                    perturbed(x, seed=self._seed, replica=replica, window=w, block=block)
+                    for x, w in zip(state, windows, strict=True)
+                ]
+            )
+
+        return nudge
 
     def _run(
         self,
@@ -141,17 +148,15 @@ class Wavefront:
         edges: Sequence[tuple[int, int]],
         states: dict[int, Tensor],
         inputs: BlockInputs,
+        nudge: Callable[[int, Tensor], Tensor],
     ) -> None:
-        """A batch of states through a block; at most so many windows of a state at a time."""
-        windows = len(inputs.embedded)
-        step = min(windows, self._batches.block)
+        """A batch of states through a block, windows in parts if a state has more than fit."""
+        entering = [nudge(parent, states[parent]) for parent, _ in edges]
         outputs: list[Tensor] = []
-        for start in range(0, windows, step):
-            chosen = range(windows)[start : start + step]
-            together = torch.cat(
-                [states[parent][chosen.start : chosen.stop] for parent, _ in edges]
-            )
-            out = self._stack.run(block, together.to(self._device), inputs, [*chosen] * len(edges))
+        for chosen in _pieces(range(len(inputs.embedded)), self._batches.block):
+            together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
+            together = together.to(self._device)
+            out = self._stack.run(block, together, inputs, [*chosen] * len(edges))
             outputs.append(out.to(self._store).view(len(edges), len(chosen), *out.shape[1:]))
         results = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         for (_, child), state in zip(edges, results, strict=True):
