@@ -3,8 +3,9 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,6 +100,30 @@ def run(
     options = {k: v for k, v in locals().items() if k not in ("out", "config", "pattern")}
     study = _study(options | {"patterns": pattern or None}, config)
     _diagnose(study, out or Path(f"fp4scope-{_slug(study.model)}"))
+
+
+def _options_of(command: Callable[..., None], *, but: str) -> Callable[[Any], Any]:
+    """Give a command that takes `**options` the options of another, without one."""
+
+    def decorate(function: Any) -> Any:  # noqa: ANN401
+        parameters = inspect.signature(command).parameters
+        kept = [parameter for name, parameter in parameters.items() if name != but]
+        function.__signature__ = inspect.Signature(kept)
+        function.__annotations__ = {p.name: p.annotation for p in kept}
+        return function
+
+    return decorate
+
+
+@app.command()
+@_options_of(run, but="out")
+def plan(**options: Any) -> None:  # noqa: ANN401
+    """What a run with these options would take and reach: variants, memory, time, intervals."""
+    from fp4scope.cli.plan import print_plan
+
+    config, patterns = options.pop("config"), options.pop("pattern")
+    with _stoppable("nothing was written"):
+        print_plan(_study(options | {"patterns": patterns or None}, config))
 
 
 @app.command()

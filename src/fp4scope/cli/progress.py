@@ -32,6 +32,7 @@ _PHASES = {
     "calibrating": "calibrating on the full-precision model",
     "observing": "observing activations",
     "measuring": "measuring",
+    "probing": "probing speed and spread",
     "writing": "writing tables, figures and the report",
 }
 

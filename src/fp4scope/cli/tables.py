@@ -23,13 +23,13 @@ def console(stderr: bool = False) -> Console:
 
 def print_formats() -> None:
     out = console()
-    table = _table(("format", "element", "scale"), ("block", "bits/element"))
+    table = new_table(("format", "element", "scale"), ("block", "bits/element"))
     for fmt in FORMATS.values():
         aliases = [a for a, name in ALIASES.items() if name == fmt.name]
         name = fmt.name + (f" (= {', '.join(aliases)})" if aliases else "")
         bits = f"{fmt.bits_per_element:g}"
         table.add_row(name, fmt.element.name, fmt.scale, str(fmt.block_size), bits)
-    out.print(_titled("Number formats", table))
+    out.print(titled("Number formats", table))
     out.print("\nScale of a block, from its amax a", style="bold")
     for fmt in FORMATS.values():
         out.print(f"{fmt.name:13} {fmt.rule.formula}")
@@ -76,12 +76,12 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 def baselines(diagnosis: Diagnosis) -> Group:
     several = len(set(diagnosis.baselines["operands"]) - {""}) > 1
-    table = _table(("format",), ("PPL", "cost (millinats)", "KL (nats)", "top-1"))
+    table = new_table(("format",), ("PPL", "cost (millinats)", "KL (nats)", "top-1"))
     for row in diagnosis.baselines:
         name = f"{row['format']}, {row['operands']}" if several else row["format"]
         values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
         table.add_row(name.removesuffix(", "), *values)
-    return _titled("What each format costs", table)
+    return titled("What each format costs", table)
 
 
 def unit_tables(diagnosis: Diagnosis) -> list[Group]:
@@ -98,10 +98,10 @@ def unit_tables(diagnosis: Diagnosis) -> list[Group]:
             if title == "Cells" and len(rows) > CELLS_SHOWN:
                 heading += f": the {CELLS_SHOWN} largest of {len(rows)}"
                 rows = rows[:CELLS_SHOWN]
-            table = _table(names, ("PPL", "difference (millinats)"))
+            table = new_table(names, ("PPL", "difference (millinats)"))
             for row in rows:
                 table.add_row(*(str(row[n]) for n in names), number(row["ppl"]), interval(row))
-            tables.append(_titled(heading, table))
+            tables.append(titled(heading, table))
     return tables
 
 
@@ -118,25 +118,25 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
         largest: dict[str, float] = defaultdict(float)
         for row in rows:
             largest[row["component"]] = max(largest[row["component"]], row["delta_nll"] or 0.0)
-        table = _table(("component",), by_format)
+        table = new_table(("component",), by_format)
         for name in sorted(largest, key=lambda n: -largest[n]):
             table.add_row(
                 name, *(interval(f[name]) if name in f else "" for f in by_format.values())
             )
         meaning = MEANING[direction]
-        tables.append(_titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
+        tables.append(titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
     return tables
 
 
 def activations(diagnosis: Diagnosis) -> Group:
-    table = _table(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
+    table = new_table(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
     for row in diagnosis.component_activations:
         values = (row["max"], row["p999"], row["ratio"], row["ratio_max"])
         table.add_row(row["component"], *(number(v) for v in values))
-    return _titled("|x| entering each component, means over blocks", table)
+    return titled("|x| entering each component, means over blocks", table)
 
 
-def _table(names: Iterable[str], values: Iterable[str]) -> Table:
+def new_table(names: Iterable[str], values: Iterable[str]) -> Table:
     """Columns of names, then of numbers; where space is short they fold and lose nothing."""
     table = Table(box=None, pad_edge=False)
     for name in names:
@@ -146,5 +146,6 @@ def _table(names: Iterable[str], values: Iterable[str]) -> Table:
     return table
 
 
-def _titled(title: str, table: Table) -> Group:
-    return Group(Text(title, style="bold"), table)
+def titled(title: str, body: Table) -> Group:
+    """A table under its title."""
+    return Group(Text(title, style="bold"), body)

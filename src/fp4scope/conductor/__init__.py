@@ -1,6 +1,16 @@
 """The conductor: a study in, a diagnosis out."""
 
+from fp4scope.conductor.forecast import Family, StudyForecast, forecast
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.run import activation_statistics, diagnose, run_study
 
-__all__ = ["Listener", "Progress", "activation_statistics", "diagnose", "run_study"]
+__all__ = [
+    "Family",
+    "Listener",
+    "Progress",
+    "StudyForecast",
+    "activation_statistics",
+    "diagnose",
+    "forecast",
+    "run_study",
+]

@@ -15,8 +15,8 @@ class Progress:
     """
 
     phase: str
-    done: float = 0
-    total: float = 0
+    done: int | float = 0
+    total: int | float = 0
     detail: str = ""
     note: str | None = None
     diagnosis: Diagnosis | None = None

@@ -1,17 +1,19 @@
 """Planning a study into variants, measuring them, and keeping what was measured."""
 
 from fp4scope.sweep.journal import Journal, Measured, check_folder
-from fp4scope.sweep.measure import Progress, Sweep
+from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.plan import PlannedVariant, plan
 
 __all__ = [
+    "Forecast",
     "Journal",
     "Measured",
     "PlannedVariant",
     "Progress",
     "Sweep",
     "check_folder",
+    "forecast_sweep",
     "measure_naively",
     "plan",
 ]

@@ -37,6 +37,59 @@ class Progress:
     note: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a sweep will take: its shape, bytes beside the model, and work.
+
+    `work` is in blocks run on one window, the head counted as `head_in_blocks` for each final
+    state; `executions` is without the head. `passes` is how often the weights are read.
+    """
+
+    shape: Shape
+    memory_bytes: int
+    budget_bytes: int
+    executions: int
+    work: float
+    passes: int
+
+
+def forecast_sweep(
+    loaded: LoadedModel,
+    variants: Sequence[PlannedVariant],
+    windows: int,
+    seq_len: int,
+    captured_bytes: int,
+    budget: int | None = None,
+) -> Forecast:
+    """What a sweep of all these windows will take, without running anything.
+
+    Raises:
+        StudyError: No chunk is small enough for the memory.
+    """
+    memory = Memory(loaded, variants, seq_len, captured_bytes)
+    budget = free_memory(loaded.device) if budget is None else budget
+    shape = memory.shape(windows, budget)
+    parts = passes(variants, shape.groups, loaded)
+    return Forecast(
+        shape=shape,
+        memory_bytes=memory.needed(shape),
+        budget_bytes=budget,
+        executions=_executions(parts, loaded) * windows,
+        work=_work(parts, loaded) * windows,
+        passes=-(-windows // shape.windows) * len(parts),
+    )
+
+
+def _executions(parts: Sequence[Pass], loaded: LoadedModel) -> int:
+    """Blocks to run on each window, the capture of their inputs among them."""
+    return sum(part.tree.executions + loaded.layout.blocks for part in parts)
+
+
+def _work(parts: Sequence[Pass], loaded: LoadedModel) -> float:
+    heads = sum(len(part.variants) for part in parts)
+    return _executions(parts, loaded) + heads * head_in_blocks(loaded)
+
+
 class Sweep:
     """Measures a study's variants on its windows.
 
@@ -82,14 +135,12 @@ class Sweep:
     @property
     def executions(self) -> int:
         """Blocks to run on each window, the capture of their inputs among them."""
-        blocks = len(self._loaded.stack)
-        return sum(p.tree.executions + blocks for p in self._passes)
+        return _executions(self._passes, self._loaded)
 
     @property
     def work(self) -> float:
         """The same with the head, which counts as `head_in_blocks` blocks for each final state."""
-        heads = sum(len(p.variants) for p in self._passes)
-        return self.executions + heads * head_in_blocks(self._loaded)
+        return _work(self._passes, self._loaded)
 
     def run(self, progress: Callable[[Progress], None] = lambda event: None) -> None:
         """Measure what the journal lacks.
@@ -109,7 +160,7 @@ class Sweep:
             finished = total - len(left)
             progress(Progress(finished, finished * self.work + done, total * self.work, note))
 
-        tell(0)
+        tell(0.0)
         while left:
             chunk = left[: self.shape.windows]
             done = 0.0
@@ -128,10 +179,10 @@ class Sweep:
             else:
                 self._journal.add(chunk, measured, self.shape.to_json())
                 left = left[len(chunk) :]
-                tell(0)
+                tell(0.0)
                 continue
             self._shrink(failed)
-            tell(0, self.notes[-1])
+            tell(0.0, self.notes[-1])
 
     def _first_shape(self) -> Shape:
         shape = self._memory.shape(len(self._ids), self.budget)

@@ -18,7 +18,7 @@ from fp4scope.models import LoadedModel
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, build_tree
-from fp4scope.sweep.wavefront import TILE_ROWS, Batches
+from fp4scope.sweep.wavefront import FEWEST_ROWS, TILE_ROWS, Batches
 
 # Where a device is busy: enough tokens for its matrix products, no more than its caches like.
 _BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
@@ -28,7 +28,7 @@ _CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 22}
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29
-_RESERVE = {"cpu": 1 << 27, "cuda": 1 << 27}
+_RESERVE = 1 << 27
 """Workspaces of libraries, the allocator's own losses."""
 
 
@@ -131,36 +131,36 @@ class Memory:
 
     def needed(self, shape: Shape) -> int:
         """On the device, at the peak."""
-        loaded, tokens = self._loaded, self._seq_len
-        config, size = loaded.config, loaded.dtype.itemsize
-        state = shape.windows * tokens * config.hidden_size * size
+        config, size = self._loaded.config, self._loaded.dtype.itemsize
+        state = shape.windows * self._seq_len * config.hidden_size * size
         peak = max(
             p.tree.peak_states(max(1, shape.block // shape.windows))
-            for p in passes(self._variants, shape.groups, loaded)
+            for p in passes(self._variants, shape.groups, self._loaded)
         )
-        weights = loaded.weights
-        widest = max(max(weight.shape) for weight in weights)
-        images = sum(weight.numel() for weight in weights) // loaded.layout.blocks * size
+        states = 2 * state if shape.spill else peak * state
+        captured = self._captured * shape.windows
+        return states + captured + self._workspace(shape) + _RESERVE
 
-        # Inside a block: what is alive at once around its widest linear, and what quantizing takes.
+    def _workspace(self, shape: Shape) -> int:
+        """What a batch takes inside a block or in the head, whichever is more."""
+        config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
+        weights = self._loaded.weights
+        widest = max(max(weight.shape) for weight in weights)
+        images = sum(weight.numel() for weight in weights) // self._loaded.layout.blocks * size
+
         batch = shape.block * tokens
-        numbers = 5 * widest + 8 * config.hidden_size
-        block = batch * numbers * size
-        if self._kind == "cuda":
-            block += 6 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
+        block = batch * (5 * widest + 8 * config.hidden_size) * size
+        if self._kind == "cuda":  # there, quantizing goes through whole tensors
+            block += 4 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
         if getattr(config, "_attn_implementation", None) == "eager":
             block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
 
-        rows = min(tokens, TILE_ROWS + 16)
-        logits = rows * config.vocab_size
+        logits = min(tokens, TILE_ROWS + FEWEST_ROWS) * config.vocab_size
         head = logits * (size + 4) + shape.head * logits * size
         if self._kind == "cuda":
             head += 3 * 4 * shape.head * logits
-        kept = len(self._variants) * tokens * 9
-
-        states = 2 * state if shape.spill else peak * state
-        captured = self._captured * shape.windows
-        return states + captured + images + max(block, head + kept) + _RESERVE[self._kind]
+        kept = len(self._variants) * tokens * 9  # NLL, KL and top-1 of every row
+        return images + max(block, head + kept)
 
     def shape(self, windows: int, budget: int) -> Shape:
         """The shape to use for so many windows.
@@ -169,6 +169,9 @@ class Memory:
             StudyError: Nothing fits.
         """
         shape = self._preferred(windows)
+        # A batch may take a quarter; smaller ones cost little until they are very small.
+        while self._workspace(shape) > budget // 4 and shape.block * shape.head > 1:
+            shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
         while self.needed(shape) > budget and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
         cuda = self._kind == "cuda"
@@ -177,8 +180,6 @@ class Memory:
             shape = replace(shape, groups=min(2 * shape.groups, most))
         if self.needed(shape) > budget and cuda:
             shape = replace(shape, groups=1, spill=True)
-        while self.needed(shape) > budget and max(shape.block, shape.head) > 1:
-            shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
         if self.needed(shape) > budget:
             raise StudyError(
                 f"memory is {_gb(budget)} beside the model, but a sweep of one window of "

@@ -46,12 +46,14 @@ def measure_naively(
             with injector.applied(settings[against]):
                 compared[against] = reference_predictions(loaded.logits(row)[:-1])
         for planned, results in zip(variants, measured, strict=True):
-            with (
-                injector.applied(planned.settings),
-                _moved(loaded, planned.replica, w, perturb),
-            ):
-                logits = loaded.logits(row)[:-1]
-            results.append(compare(logits, targets, compared[planned.against.key]).window())
+            against = compared[planned.against.key]
+            if planned.variant == planned.against and not planned.replica:
+                logits = against.logits
+            else:
+                moved = _moved(loaded, planned.replica, w, perturb)
+                with injector.applied(planned.settings), moved:
+                    logits = loaded.logits(row)[:-1]
+            results.append(compare(logits, targets, against).window())
     return measured
 
 

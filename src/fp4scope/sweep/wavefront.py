@@ -117,7 +117,7 @@ class Wavefront:
                             uses[parent] -= 1
                             if not uses[parent]:
                                 del states[parent]
-                        advance(len(edges) * len(ids))
+                        advance(float(len(edges) * len(ids)))
             self._injector.forget({name for step in steps for name in step.settings})
         with self._stack.tail() as tail:
             measured = [

@@ -1,0 +1,53 @@
+"""`fp4scope plan`: what a study will take and reach."""
+
+from collections import Counter
+
+from fp4scope.cli.progress import Screen, clock
+from fp4scope.cli.tables import console, new_table, number, titled
+from fp4scope.study import Study
+
+
+def print_plan(study: Study) -> None:
+    """Load the model, probe it shortly, and say what a run would do."""
+    with Screen() as screen:
+        screen.note("loading torch and the model ...")
+        from fp4scope.conductor import forecast
+
+        found = forecast(study, progress=screen)
+    out, sweep, model = console(), found.sweep, found.model
+    shape = sweep.shape
+    levels = Counter()
+    for family in found.families:
+        levels[f"{family.level} ({family.direction})"] += family.units
+    kinds = ", ".join(f"{count} {kind}" for kind, count in levels.items())
+    passes = f"{sweep.passes} over the weights"
+    if shape.groups > 1:
+        passes += f" ({shape.groups} groups of variants a chunk)"
+    share = 1 - sweep.executions / (found.variants * model["blocks"] * found.windows)
+    rows = {
+        "coverage": f"{model['coverage']:.1%} of the blocks' parameters, "
+        f"{model['blocks']} blocks, {len(model['components'])} components",
+        "variants": f"{found.variants}: {kinds}, the rest reference, baselines and jitter",
+        "windows": f"{found.windows} of {found.tokens} tokens",
+        "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
+        f"{shape.head} in the head" + (", states on the host" if shape.spill else ""),
+        "memory": f"{sweep.memory_bytes / 1e9:.1f} GB beside the model "
+        f"(of {sweep.budget_bytes / 1e9:.1f} GB)",
+        "passes": passes,
+        "work": f"{sweep.executions:,} blocks on one window, "
+        f"{share:.0%} fewer than one run for each variant",
+        "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
+    }
+    facts = new_table(("", ""), ())
+    for name, text in rows.items():
+        facts.add_row(name, text)
+    out.print()
+    out.print(titled(f"Plan for {model['name']}, {model['dtype']} on {model['device']}", facts))
+    widths = new_table(("format", "operands", "direction", "units"), ("number", "± millinats"))
+    for family in found.families:
+        reached = "" if family.half_width is None else number(1e3 * family.half_width)
+        names = (family.format, family.operands, family.direction, family.level)
+        widths.add_row(*names, str(family.units), reached)
+    out.print()
+    out.print(titled(f"Half-width of the 95% intervals after {found.windows} windows", widths))
+    out.print(f"\nEstimated from a probe: {found.probe}.", soft_wrap=True)

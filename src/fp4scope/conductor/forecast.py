@@ -1,0 +1,187 @@
+"""What a study will take and reach, from a short probe instead of a run.
+
+The probe measures a few units of every kind on a few windows. Its speed gives the time, its
+spread over windows the half-width of the intervals.
+"""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fp4scope.conductor.calibrate import observe
+from fp4scope.conductor.prepare import Prepared, prepare
+from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.inject import Injector
+from fp4scope.models import check_name, resolve_device
+from fp4scope.records import REFERENCE, Observation, Variant, baseline
+from fp4scope.stats import CONFIDENCE
+from fp4scope.study import Study, parse_memory
+from fp4scope.sweep import Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
+
+_WINDOWS = 4
+_TOKENS = {"cpu": 256, "cuda": 1024}
+_UNITS = 4
+"""So many of each format, operands, direction and level."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units of one kind, and how wide the intervals of their differences will be.
+
+    `half_width` is in nats per token, the median over the units probed; None if it cannot be told.
+    """
+
+    format: str
+    operands: str
+    direction: str
+    level: str
+    units: int
+    half_width: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyForecast:
+    """What `fp4scope plan` shows."""
+
+    study: Study
+    model: dict[str, Any]
+    windows: int
+    tokens: int
+    variants: int
+    sweep: Forecast
+    calibration_s: float
+    sweep_s: float
+    families: tuple[Family, ...]
+    probe: str
+
+
+def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
+    """What this study will take and reach.
+
+    Raises:
+        Fp4ScopeError: As for a run: everything that can fail before measuring is tried.
+    """
+    from fp4scope.conductor.provenance import describe_model
+
+    tell = progress or (lambda event: None)
+    check_name(study.model)
+    resolve_device(study.device)
+    prepared = prepare(study, tell)
+    loaded, windows = prepared.loaded, prepared.windows
+    memory = None if study.memory is None else parse_memory(study.memory)
+
+    probe = _Probe(prepared, study)
+    probe.run(tell)
+    planned = forecast_sweep(
+        loaded, prepared.variants, len(windows), windows.seq_len, probe.captured_bytes, memory
+    )
+    longer = windows.seq_len / probe.tokens
+    calibration = prepared.calibration
+    return StudyForecast(
+        study=study,
+        model=describe_model(loaded),
+        windows=len(windows),
+        tokens=windows.seq_len,
+        variants=len(prepared.variants),
+        sweep=planned,
+        calibration_s=len(calibration)
+        * loaded.layout.blocks
+        * calibration.seq_len
+        / probe.tokens
+        * probe.seconds_per_block,
+        sweep_s=planned.work * longer * probe.seconds_per_block,
+        families=tuple(probe.families(prepared.variants, len(windows), longer)),
+        probe=f"{len(probe.variants)} of {len(prepared.variants)} variants on "
+        f"{len(probe.ids)} windows of {probe.tokens} tokens",
+    )
+
+
+class _Probe:
+    """A few units of every kind on a few, possibly shorter, windows."""
+
+    def __init__(self, prepared: Prepared, study: Study) -> None:
+        loaded = prepared.loaded
+        self._loaded, self._study, self._prepared = loaded, study, prepared
+        self.tokens = min(prepared.windows.seq_len, _TOKENS.get(loaded.device.type, 256))
+        self.ids = prepared.windows.ids[:_WINDOWS, : self.tokens]
+        self.variants = list(_some(prepared.variants))
+        self.seconds_per_block = 0.0
+        self.captured_bytes = 0
+        self._observations: dict[str, Observation] = {}
+
+    def run(self, tell: Listener) -> None:
+        calibration = self._prepared.calibration
+        few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
+        observed = observe(self._loaded, few, tell, "calibrating")
+        static = self._study.activation_scale == "calibrated"
+        amax = {name: statistics.max for name, statistics in observed.items()}
+        injector = Injector(self._loaded.model, amax if static else None)
+        with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
+            journal = Journal(Path(folder) / "journal.jsonl", {})
+            try:
+                sweep = Sweep(self._loaded, self.ids, self.variants, injector, journal)
+                begun = time.monotonic()
+                sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
+                work = sweep.work * len(self.ids)
+                self.seconds_per_block = (time.monotonic() - begun) / work
+                self._observations = journal.observations
+            finally:
+                journal.close()
+        scale = self._prepared.windows.seq_len / self.tokens
+        self.captured_bytes = int(sweep.check.captured_bytes * scale**2)
+
+    def families(
+        self, variants: Sequence[PlannedVariant], windows: int, longer: float
+    ) -> Iterator[Family]:
+        """Of all the study's variants, widths scaled to so many windows, so much longer."""
+        counts = Counter(_family(v.variant) for v in variants if not v.replica)
+        for family, units in counts.items():
+            if family[3] == "model":
+                continue
+            spreads = [
+                s
+                for v in self.variants
+                if _family(v.variant) == family
+                for s in self._spread(v.variant)
+            ]
+            # Longer windows average over more tokens.
+            spread = float(np.sqrt(np.mean(np.square(spreads)) / longer)) if spreads else None
+            width = None
+            if spread is not None and windows > 1:
+                t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, windows - 1))
+                width = t * spread / windows**0.5
+            yield Family(*family, units, width)
+
+    def _spread(self, variant: Variant) -> Iterator[float]:
+        """The standard deviation over windows of a unit's difference, in nats per token."""
+        restore = variant.direction == "restore"
+        other = baseline(variant.format, variant.operands) if restore else REFERENCE
+        a, b = self._observations[variant.key], self._observations[other.key]
+        if len(a.windows) > 1:
+            difference = (np.array(a.nll) - np.array(b.nll)) / np.array(a.tokens)
+            yield float(difference.std(ddof=1))
+
+
+def _some(variants: Sequence[PlannedVariant]) -> Iterator[PlannedVariant]:
+    """The controls, and units evenly out of every family; one realisation of each."""
+    groups: dict[tuple[str, str, str, str], list[PlannedVariant]] = {}
+    for planned in variants:
+        if not planned.replica:
+            groups.setdefault(_family(planned.variant), []).append(planned)
+    for family, members in groups.items():
+        if family[3] == "model":
+            yield from members
+        else:
+            step = max(1, -(-len(members) // _UNITS))
+            yield from members[step // 2 :: step]
+
+
+def _family(variant: Variant) -> tuple[str, str, str, str]:
+    return variant.format, variant.operands, variant.direction, variant.level
