@@ -89,7 +89,13 @@ class Study(BaseModel):
     )
     formats: tuple[str, ...] = Field(("mxfp4:floor", "nvfp4"), min_length=1)
     operands: tuple[Operands, ...] = Field((Operands.BOTH,), min_length=1)
-    sweep: tuple[Level, ...] = Field((Level.COMPONENTS, Level.CELLS))
+    sweep: tuple[str, ...] = Field(
+        ("components", "cells"),
+        description="levels; one with a direction of its own is written cells:isolate",
+    )
+    cells: tuple[str, ...] = Field(
+        (), description="patterns of the linears whose cells are swept; all"
+    )
     direction: tuple[Direction, ...] = Field((Direction.RESTORE, Direction.ISOLATE), min_length=1)
     patterns: tuple[str, ...] = Field((), description="more units: shell patterns of linear names")
     activation_scale: Literal["calibrated", "dynamic"] = Field(
@@ -117,7 +123,9 @@ class Study(BaseModel):
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")
 
-    @field_validator("formats", "operands", "sweep", "direction", "patterns", mode="before")
+    @field_validator(
+        "formats", "operands", "sweep", "cells", "direction", "patterns", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401
         """`a,b` and a list mean the same; a name given twice is one."""
@@ -129,6 +137,30 @@ class Study(BaseModel):
     @classmethod
     def _full_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(get_format(name).name for name in value))
+
+    @field_validator("sweep")
+    @classmethod
+    def _known_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        levels, directions = ([member.value for member in kind] for kind in (Level, Direction))
+        for item in value:
+            level, _, direction = item.partition(":")
+            if level not in levels:
+                raise StudyError(f"sweep: unknown {level!r}; {nearest(level, levels)}")
+            if direction and direction not in directions:
+                hint = nearest(direction, directions)
+                raise StudyError(f"sweep: unknown direction {direction!r} in {item!r}; {hint}")
+        return value
+
+    def directions(self, level: Level | None) -> tuple[Direction, ...]:
+        """The directions in which a level is swept: its own, or the study's; None: patterns."""
+        if level is None:
+            return self.direction
+        found: list[Direction] = []
+        for item in self.sweep:
+            name, _, own = item.partition(":")
+            if name == level.value:
+                found += [Direction(own)] if own else self.direction
+        return tuple(dict.fromkeys(found))
 
     @field_validator("memory")
     @classmethod
@@ -192,7 +224,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0]) if problem["loc"] else "study"
     value = problem["input"]
-    kind = {"sweep": Level, "direction": Direction, "operands": Operands}.get(field)
+    kind = {"direction": Direction, "operands": Operands}.get(field)
     if problem["type"] == "missing":
         return f"{field} is missing"
     if kind is not None and isinstance(value, str):

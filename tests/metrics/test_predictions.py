@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from fp4scope.metrics import WindowMetrics, compare, reference_metrics
+from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 
-# One row, around a tile of 128, several tiles with and without a rest.
-ROWS = (1, 127, 128, 129, 256, 300)
+# One row, around the pieces of 16 that a CPU takes, several with and without a rest.
+ROWS = (1, 15, 16, 17, 32, 300)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PARTS = ("logits", "probabilities", "logsumexp", "best")
 
 
 def predictions(rows, dtype=torch.float32, noise=0.3, vocab=211):
@@ -18,6 +19,18 @@ def predictions(rows, dtype=torch.float32, noise=0.3, vocab=211):
     variant = reference + noise * torch.randn(rows, vocab, generator=generator)
     targets = torch.randint(0, vocab, (rows,), generator=generator)
     return reference.to(dtype), variant.to(dtype), targets
+
+
+def against(variant, targets, reference):
+    """Metrics of a window's logits against the reference's."""
+    return compare(variant, targets, reference_predictions(reference)).window()
+
+
+def assert_same_rows(first, second, lead=0):
+    """Bit for bit; `second` may have more leading axes."""
+    for name in ("nll", "kl", "top1"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert torch.equal(one, other.reshape(one.shape) if lead else other), name
 
 
 def nll_fp64(logits, targets):
@@ -33,24 +46,25 @@ def kl_fp64(logits, reference):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_pytorch_in_fp64(dtype, rows):
     reference, variant, targets = predictions(rows, dtype)
-    own, stored = reference_metrics(reference, targets)
+    own = against(reference, targets, reference)
     assert own == WindowMetrics(rows, own.nll, 0.0, rows)
     assert own.nll == pytest.approx(nll_fp64(reference, targets), rel=1e-6)
 
-    metrics = compare(variant, targets, stored)
+    metrics = against(variant, targets, reference)
     assert metrics.tokens == rows
     assert metrics.nll == pytest.approx(nll_fp64(variant, targets), rel=1e-6)
     assert metrics.kl == pytest.approx(kl_fp64(variant, reference), rel=1e-4)
-    assert metrics.top1 == int((variant.argmax(-1) == reference.argmax(-1)).sum())
-    assert rows == 1 or 0 < metrics.top1 < rows
+    best = reference.argmax(-1, keepdim=True)
+    agrees = variant.gather(-1, best)[:, 0] == variant.amax(-1)
+    assert metrics.top1 == int(agrees.sum())
+    assert rows < 300 or 0 < metrics.top1 < rows
 
 
 @pytest.mark.parametrize("noise", [1e-4, 1e-3, 1e-2, 3.0])
 def test_kl_is_within_2e_6_nats_of_a_token(noise):
     """The rounding of FP32 logits and log-sum-exps, whatever the size of the KL."""
     reference, variant, targets = predictions(300, noise=noise)
-    _, stored = reference_metrics(reference, targets)
-    error = compare(variant, targets, stored).kl - kl_fp64(variant, reference)
+    error = against(variant, targets, reference).kl - kl_fp64(variant, reference)
     assert abs(error) / 300 < 2e-6
 
 
@@ -58,39 +72,80 @@ def test_kl_is_within_2e_6_nats_of_a_token(noise):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_identical_logits_have_a_kl_of_exactly_zero(dtype, rows):
     reference, _, targets = predictions(rows, dtype)
-    own, stored = reference_metrics(reference, targets)
-    assert compare(reference.clone(), targets, stored) == own
-    assert own.kl == 0.0
+    rows_of = compare(reference.clone(), targets, reference_predictions(reference))
+    assert (rows_of.kl == 0).all()
+    assert rows_of.top1.all()
+    assert rows_of.window().kl == 0.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_comparing_changes_neither_side(dtype):
     reference, variant, targets = predictions(300, dtype)
     kept = reference.clone(), variant.clone()
-    own, stored = reference_metrics(reference, targets)
-    parts = stored.logsumexp.clone(), stored.best.clone()
+    stored = reference_predictions(reference)
+    parts = [getattr(stored, name).clone() for name in PARTS]
     first = compare(variant, targets, stored)
-    assert compare(variant, targets, stored) == first
-    assert compare(reference, targets, stored) == own
+    assert_same_rows(compare(variant, targets, stored), first)
     assert torch.equal(reference, kept[0])
     assert torch.equal(variant, kept[1])
-    assert torch.equal(stored.logits, kept[0])
-    assert torch.equal(stored.logsumexp, parts[0])
-    assert torch.equal(stored.best, parts[1])
+    for name, part in zip(PARTS, parts, strict=True):
+        assert torch.equal(getattr(stored, name), part)
 
 
-def test_tiles_do_not_show():
-    """A sum over rows is the sum of the rows, each alone."""
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_several_at_once_are_each_alone(dtype, rows):
+    """A variant's numbers do not depend on what shares its batch, to the bit."""
+    reference, _, targets = predictions(rows, dtype)
+    variants = torch.stack([predictions(rows, dtype, noise)[1] for noise in (0.01, 0.3, 0.0, 2.0)])
+    stored = reference_predictions(reference)
+    together = compare(variants, targets, stored)
+    assert together.nll.shape == together.kl.shape == together.top1.shape == (4, rows)
+    for i, variant in enumerate(variants):
+        alone = compare(variant, targets, stored)
+        assert_same_rows(alone, RowMetrics(together.nll[i], together.kl[i], together.top1[i]))
+        assert_same_rows(alone, compare(variants[i : i + 1], targets, stored), lead=1)
+    assert (together.kl[2] == 0).all()
+    folded = compare(variants.view(2, 2, rows, -1), targets, stored)
+    assert_same_rows(together, folded, lead=2)
+
+
+def test_rows_are_each_alone():
+    """Cutting rows into tiles does not show: a row's numbers are its own."""
     reference, variant, targets = predictions(260)
-    whole = compare(variant, targets, reference_metrics(reference, targets)[1])
-    rows = [slice(i, i + 1) for i in range(260)]
-    alone = [
-        compare(variant[r], targets[r], reference_metrics(reference[r], targets[r])[1])
-        for r in rows
-    ]
-    assert whole.top1 == sum(m.top1 for m in alone)
-    assert whole.nll == pytest.approx(sum(m.nll for m in alone), rel=1e-12)
-    assert whole.kl == pytest.approx(sum(m.kl for m in alone), rel=1e-6)
+    whole = compare(variant, targets, reference_predictions(reference))
+    for start, stop in ((0, 128), (128, 245), (245, 260), (259, 260)):
+        r = slice(start, stop)
+        alone = compare(variant[r], targets[r], reference_predictions(reference[r]))
+        assert_same_rows(alone, RowMetrics(whole.nll[r], whole.kl[r], whole.top1[r]))
+    window = whole.window()
+    assert window.tokens == 260
+    assert window.nll == whole.nll.double().sum().item()
+    assert window.kl == whole.kl.double().sum().item()
+    assert window.top1 == int(whole.top1.sum())
+
+
+def test_the_sum_of_a_window_is_fp64():
+    """FP32 would lose the small row behind the large ones."""
+    rows = RowMetrics(
+        torch.tensor([2.0**24, 1.0, 1.0]), torch.tensor([0.0, 2.0**-30, 1.0]), torch.ones(3) > 0
+    )
+    assert rows.window() == WindowMetrics(3, 2.0**24 + 2, 1 + 2.0**-30, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tie_with_the_references_best_token_agrees(dtype):
+    reference = torch.tensor([[1.0, 3.0, 2.0], [4.0, 0.0, 4.0]], dtype=dtype)
+    targets = torch.tensor([0, 0])
+    stored = reference_predictions(reference)
+    assert stored.best.tolist() == [1, 0]
+    for logits, agrees in (
+        ([[5.0, 5.0, 5.0], [2.0, 2.0, 2.0]], [True, True]),
+        ([[5.0, 4.0, 5.0], [2.0, 1.0, 2.0]], [False, True]),
+        ([[0.0, 7.0, 7.0], [2.0, 1.0, 3.0]], [True, False]),
+    ):
+        found = compare(torch.tensor(logits, dtype=dtype), targets, stored)
+        assert found.top1.tolist() == agrees
 
 
 def test_kl_has_its_direction():
@@ -99,7 +154,7 @@ def test_kl_has_its_direction():
     variant = torch.tensor([[0.0, 0.0, 0.0]])
     targets = torch.tensor([0])
     forward, backward = (
-        compare(b, targets, reference_metrics(a, targets)[1]).kl
+        against(b, targets, a).kl
         for a, b in ((reference, variant), (variant, reference))
     )
     assert forward == pytest.approx(kl_fp64(variant, reference), rel=1e-5)
@@ -110,16 +165,14 @@ def test_kl_has_its_direction():
 def test_large_logits_do_not_overflow(shift):
     reference, variant, targets = predictions(130)
     reference, variant = reference + shift, variant + shift
-    own, stored = reference_metrics(reference, targets)
-    assert own.nll == pytest.approx(nll_fp64(reference, targets), rel=1e-3)
-    assert compare(variant, targets, stored).kl == pytest.approx(
-        kl_fp64(variant, reference), rel=0.02
-    )
+    metrics = against(variant, targets, reference)
+    assert metrics.nll == pytest.approx(nll_fp64(variant, targets), rel=1e-3)
+    assert metrics.kl == pytest.approx(kl_fp64(variant, reference), rel=0.02)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nonfinite_logits_show_in_the_metrics(bad):
     reference, variant, targets = predictions(130)
     variant[129, 5] = bad
-    metrics = compare(variant, targets, reference_metrics(reference, targets)[1])
+    metrics = against(variant, targets, reference)
     assert not torch.tensor([metrics.nll, metrics.kl]).isfinite().all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.stats import mean, paired, perplexity_difference
+from fp4scope.stats import MIN_WINDOWS, mean, paired, perplexity_difference
 
 
 def test_mean_agrees_with_scipy():
@@ -22,6 +22,17 @@ def test_one_window_has_no_interval():
     assert estimate.mean == 2.5
     assert (estimate.stderr, estimate.low, estimate.high) == (None, None, None)
     assert estimate.n == 1
+
+
+@pytest.mark.parametrize("n", [2, MIN_WINDOWS - 1])
+@pytest.mark.parametrize("difference", [paired, perplexity_difference])
+def test_a_few_windows_have_a_standard_error_and_no_interval(difference, n):
+    rng = np.random.default_rng(n)
+    more, less = rng.normal(3.0, 0.1, (2, MIN_WINDOWS))
+    estimate = difference(more[:n], less[:n])
+    assert estimate.stderr > 0
+    assert (estimate.low, estimate.high, estimate.n) == (None, None, n)
+    assert None not in (difference(more, less).low, difference(more, less).high)
 
 
 def test_no_window_is_an_error():
@@ -57,7 +68,7 @@ def test_perplexity_difference_of_one_window():
     assert estimate.low is None
 
 
-@pytest.mark.parametrize("n", [2, 8, 64])
+@pytest.mark.parametrize("n", [MIN_WINDOWS, 16, 64])
 def test_the_interval_covers_the_truth_19_times_in_20(n):
     rng = np.random.default_rng(n)
     hits = 0

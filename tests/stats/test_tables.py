@@ -1,14 +1,20 @@
 """Tables: which variant is compared with which, and the sign of every difference."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Variant, baseline
 from fp4scope.stats import (
+    MIN_WINDOWS,
     activation_table,
     baseline_table,
     component_activation_table,
+    holm,
+    significant,
+    undecided,
     unit_table,
 )
 
@@ -20,7 +26,7 @@ def observe(variant, per_token_nll, kl=0.0, windows=None):
     observation = Observation(variant=variant)
     for i, nll in enumerate(per_token_nll):
         window = i if windows is None else windows[i]
-        observation.add(window, tokens=TOKENS, nll=nll * TOKENS, kl=kl * TOKENS, top1=7)
+        observation.add(window, 0, tokens=TOKENS, nll=nll * TOKENS, kl=kl * TOKENS, top1=7)
     return observation
 
 
@@ -44,11 +50,11 @@ def unit(direction, level="components", name="q_proj", block=None):
 @pytest.fixture
 def study():
     return results(
-        observe(REFERENCE, [2.0, 3.0, 4.0]),
-        observe(baseline("nvfp4", BOTH), [2.5, 3.6, 4.4], kl=0.4),
-        observe(unit("restore"), [2.4, 3.5, 4.1]),
-        observe(unit("isolate"), [2.1, 3.0, 4.2]),
-        observe(unit("restore", "cells", "q_proj", 3), [2.6, 3.7, 4.5]),
+        observe(REFERENCE, [2.0, 3.0, 4.0] * 3),
+        observe(baseline("nvfp4", BOTH), [2.5, 3.6, 4.4] * 3, kl=0.4),
+        observe(unit("restore"), [2.4, 3.5, 4.1] * 3),
+        observe(unit("isolate"), [2.1, 3.0, 4.2] * 3),
+        observe(unit("restore", "cells", "q_proj", 3), [2.6, 3.7, 4.5] * 3),
     )
 
 
@@ -59,7 +65,7 @@ def test_the_baseline_is_compared_with_the_reference(study):
     assert base["delta_nll"] == pytest.approx(0.5)
     assert base["delta_nll_low"] < 0.5 < base["delta_nll_high"]
     assert base["kl"] == pytest.approx(0.4)
-    assert (base["windows"], base["tokens"], base["top1"]) == (3, 30, 0.7)
+    assert (base["windows"], base["tokens"], base["top1"]) == (9, 90, 0.7)
 
 
 def test_restore_is_baseline_minus_variant_and_isolate_variant_minus_reference(study):
@@ -97,16 +103,110 @@ def test_nothing_to_compare_with_leaves_the_difference_empty():
 def test_columns_are_those_the_readme_promises(study):
     columns = (
         "format,operands,ppl,nll,nll_stderr,delta_nll,delta_nll_stderr,delta_nll_low,"
-        "delta_nll_high,kl,kl_stderr,top1,windows,tokens"
+        "delta_nll_high,kl,kl_stderr,top1,windows,tokens,jitter_nll,jitter_kl"
     )
     assert ",".join(baseline_table(study).columns) == columns
-    assert unit_table(study, "components").columns[:4] == (
-        "format",
-        "direction",
-        "component",
-        "operands",
+    columns = (
+        "format,direction,component,operands,ppl,nll,nll_stderr,delta_nll,delta_nll_stderr,"
+        "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,p,p_holm,tier,p_top,"
+        "kl,kl_stderr,top1,windows,tokens"
     )
-    assert unit_table(study, "cells").columns[:4] == ("format", "direction", "component", "block")
+    assert ",".join(unit_table(study, "components").columns) == columns
+    names = {"blocks": "block", "patterns": "pattern"}
+    for level, name in names.items():
+        expected = columns.replace("component", name)
+        assert ",".join(unit_table(study, level).columns) == expected
+    cells = columns.replace("component", "component,block").replace(",tier", "")
+    assert ",".join(unit_table(study, "cells").columns) == cells
+
+
+def family(direction, fmt="nvfp4", level="components", count=4, windows=12):
+    """Units that cost 1, 2, ... millinats, in windows that differ by far more."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 1, windows)
+    for i in range(count):
+        cost = rng.normal(1e-3 * (i + 1), 1e-4, windows)
+        variant = replace(unit(direction, level, f"u{i}"), format=fmt)
+        yield observe(variant, base - cost if direction == "restore" else base + cost)
+
+
+def controls(*formats, windows=12):
+    base = np.random.default_rng(0).normal(3, 1, windows)
+    variants = [REFERENCE, *(baseline(f, BOTH) for f in formats)]
+    return [observe(variant, base) for variant in variants]
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_a_family_is_one_format_and_direction(direction):
+    other = "isolate" if direction == "restore" else "restore"
+    alone = unit_table(results(*controls("nvfp4"), *family(direction)), "components")
+    crowd = unit_table(
+        results(
+            *controls("nvfp4", "mxfp4:floor"),
+            *family(other),
+            *family(direction, count=3, fmt="mxfp4:floor"),
+            *family(direction, level="patterns"),
+            *family(direction),
+        ),
+        "components",
+    )
+    assert list(crowd.where(format="nvfp4", direction=direction)) == list(alone)
+    assert alone["tier"] == ["d", "c", "b", "a"]
+    assert alone["p_top"] == [0.0, 0.0, 1.0, 1.0]
+    assert alone["p_holm"] == holm(alone["p"])
+    assert all(significant(row) and not undecided(row) for row in alone)
+
+
+def test_patterns_have_a_top_of_one_and_cells_no_tier():
+    study = results(
+        *controls("nvfp4"), *family("isolate", level="patterns"), *family("isolate", level="cells")
+    )
+    assert unit_table(study, "patterns")["p_top"] == [0.0, 0.0, 0.0, 1.0]
+    assert unit_table(study, "patterns")["tier"] == ["d", "c", "b", "a"]
+    assert unit_table(study, "cells")["p_top"] == [1.0] * 4
+    assert "tier" not in unit_table(study, "cells").columns
+
+
+def test_below_min_windows_there_is_a_standard_error_only():
+    windows = MIN_WINDOWS - 1
+    study = results(*controls("nvfp4", windows=windows), *family("isolate", windows=windows))
+    for row in unit_table(study, "components"):
+        assert row["delta_nll_stderr"] > 0
+        empty = ("delta_nll_low", "delta_ppl_high", "p", "p_holm", "tier", "p_top")
+        assert [row[column] for column in empty] == [None] * 6
+        assert not significant(row)
+
+
+def test_families_are_compared_over_the_windows_that_all_have():
+    units = list(family("isolate"))
+    late = units[0]
+    short = observe(late.variant, [x / TOKENS for x in late.nll[3:]], windows=late.windows[3:])
+    trimmed = [
+        observe(u.variant, [x / TOKENS for x in u.nll[3:]], windows=u.windows[3:]) for u in units
+    ]
+    ragged = unit_table(results(*controls("nvfp4"), short, *units[1:]), "components")
+    even = unit_table(results(*controls("nvfp4"), *trimmed), "components")
+    assert ragged["tier"] == even["tier"]
+    assert ragged["p_top"] == even["p_top"]
+    assert ragged["windows"] == [9, 12, 12, 12]  # a row's own difference keeps all it has
+    assert ragged["p"][1] != even["p"][1]
+
+
+def test_tables_do_not_depend_on_the_order_of_measuring(study):
+    from_file = Results.from_json(study.to_json())
+    for level in ("components", "cells"):
+        assert list(unit_table(from_file, level)) == list(unit_table(study, level))
+    shuffled = results(*(reverse(o) for o in study.observations.values()))
+    for level in ("components", "cells"):
+        assert list(unit_table(shuffled, level)) == list(unit_table(study, level))
+
+
+def reverse(observation):
+    found = Observation(variant=observation.variant)
+    columns = ("windows", "replicas", "tokens", "nll", "kl", "top1")
+    for name in columns:
+        setattr(found, name, getattr(observation, name)[::-1])
+    return found
 
 
 def test_the_component_ratio_is_the_mean_of_the_ratios():

@@ -2,13 +2,16 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.metrics import WindowMetrics
-from fp4scope.records import REFERENCE, Variant
-from fp4scope.sweep import Journal, check_folder
+from fp4scope.records import REFERENCE, Variant, jitter
+from fp4scope.sweep import Journal, Measured, check_folder
 
 IDENTITY = {"seq_len": 8, "formats": ["nvfp4"], "model": "abc"}
 CELL = Variant(
@@ -16,16 +19,30 @@ CELL = Variant(
 )
 
 
+SHAPE = {"windows": 2, "groups": 1, "block": 4, "head": 8, "spill": False}
+SMALLER = SHAPE | {"windows": 1}
+
+
 def metrics(nll):
     return WindowMetrics(tokens=7, nll=nll, kl=nll / 3, top1=5)
+
+
+def measured(*nll):
+    """A chunk: the reference, a cell and its second realisation, and a control."""
+    return [
+        Measured(REFERENCE, 0, tuple(metrics(x) for x in nll)),
+        Measured(CELL, 0, tuple(metrics(2 * x) for x in nll)),
+        Measured(CELL, 1, tuple(metrics(3 * x) for x in nll)),
+        Measured(jitter(REFERENCE), 1, tuple(metrics(4 * x) for x in nll)),
+    ]
 
 
 @pytest.fixture
 def path(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
     journal.note("inputs", {"amax": 0.1})
-    journal.add(REFERENCE, {0: metrics(1 / 3), 4: metrics(2e-300)})
-    journal.add(CELL, {4: metrics(0.1)})
+    journal.add([4, 0], measured(2e-300, 1 / 3), SHAPE)
+    journal.add([2], measured(0.1), SMALLER)
     journal.close()
     return journal.path
 
@@ -34,30 +51,71 @@ def test_a_rerun_finds_exactly_what_was_kept(path):
     journal = Journal(path, IDENTITY)
     assert not journal.dropped
     assert journal.notes == {"inputs": {"amax": 0.1}}
-    assert journal.observations[REFERENCE.key].nll == [1 / 3, 2e-300]
-    assert journal.observations[CELL.key].variant == CELL
-    assert journal.missing(REFERENCE, [0, 1, 4]) == [1]
-    assert journal.missing(CELL, [0, 4]) == [0]
+    assert journal.windows == [4, 0, 2]
+    reference = journal.observations[REFERENCE.key]
+    assert reference.windows == [4, 0, 2]
+    assert reference.replicas == [0, 0, 0]
+    assert reference.nll == [2e-300, 1 / 3, 0.1]
+    assert reference.kl == [x / 3 for x in reference.nll]
+    assert (reference.tokens, reference.top1) == ([7] * 3, [5] * 3)
+    cell = journal.observations[CELL.key]
+    assert cell.variant == CELL
+    assert list(zip(cell.windows, cell.replicas, cell.nll, strict=True)) == [
+        (4, 0, 4e-300), (0, 0, 2 / 3), (4, 1, 6e-300), (0, 1, 1.0), (2, 0, 0.2), (2, 1, 0.1 * 3),
+    ]  # fmt: skip
+    assert journal.observations[jitter(REFERENCE).key].replicas == [1, 1, 1]
     journal.close()
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_in_memory_is_what_a_rerun_reads(path):
+    journal = Journal(path, IDENTITY)
+    journal.add([7, 1], measured(1e300, 5e-324), SHAPE)
+    kept = journal.observations, journal.windows, journal.shapes, journal.notes
+    journal.close()
+    again = Journal(path, IDENTITY)
+    assert (again.observations, again.windows, again.shapes, again.notes) == kept
+    again.close()
+
+
+def test_shapes_are_kept_as_they_change(path):
+    journal = Journal(path, IDENTITY)
+    assert journal.shapes == [SHAPE, SMALLER]
+    journal.add([5], measured(1.0), SMALLER)
+    assert journal.shapes == [SHAPE, SMALLER]
+    journal.add([6], measured(1.0), SHAPE)
+    assert journal.shapes == [SHAPE, SMALLER, SHAPE]
+    journal.close()
+
+
+@pytest.mark.parametrize("cut", [1, 5, 300])
 def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     journal = Journal(path, IDENTITY)
     assert journal.dropped
-    assert journal.missing(CELL, [4]) == [4]
-    journal.add(CELL, {4: metrics(0.1)})
+    assert journal.windows == [4, 0]
+    journal.add([2], measured(0.1), SMALLER)
     journal.close()
     assert path.read_bytes() == whole
 
 
 def test_every_possible_cut_can_be_resumed(path):
+    """Whatever a crash leaves: whole lines are kept, and the journal grows back to the same."""
     whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        Journal(path, IDENTITY).close()
+        journal = Journal(path, IDENTITY)
+        assert journal.dropped == (size not in (0, *ends))
+        assert journal.windows == [4, 0][: 2 * (size >= ends[2])]
+        assert journal.shapes == [SHAPE][: size >= ends[2]]
+        if not journal.notes:
+            journal.note("inputs", {"amax": 0.1})
+        if not journal.windows:
+            journal.add([4, 0], measured(2e-300, 1 / 3), SHAPE)
+        journal.add([2], measured(0.1), SMALLER)
+        journal.close()
+        assert path.read_bytes() == whole
 
 
 def test_damage_before_the_end_is_an_error_that_names_the_line(path):
@@ -65,6 +123,29 @@ def test_damage_before_the_end_is_an_error_that_names_the_line(path):
     lines[2] = lines[2][:-9]
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(OutputError, match="damaged in line 3"):
+        Journal(path, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[1]", b"null", b"\xff", b'{"chunk": [1], "shape": {}, "measured": [{}]}']
+)
+def test_a_line_that_is_no_record_is_an_error(path, line):
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(OutputError, match=r"(?s)damaged in line 5.*cut it before line 5"):
+        Journal(path, IDENTITY)
+
+
+def test_a_chunk_whose_rows_do_not_fit_its_windows_is_an_error(path):
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b'"chunk": [4, 0]', b'"chunk": [4]')
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(OutputError, match="damaged in line 3"):
+        Journal(path, IDENTITY)
+
+
+def test_another_version_is_an_error(path):
+    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 2', b'"fp4scope_journal": 1'))
+    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 2\)"):
         Journal(path, IDENTITY)
 
 
@@ -102,11 +183,13 @@ def test_a_full_disk_leaves_what_was_kept(path, monkeypatch):
     real = journal._file
     journal._file = FullDisk(real)
     with pytest.raises(OutputError, match=r"No space left.*kept.*run the same command again"):
-        journal.add(CELL, {5: metrics(1.0)})
+        journal.add([5], measured(1.0), SHAPE)
     assert path.read_bytes() == before
-    assert journal.missing(CELL, [5]) == [5]
+    assert journal.windows == [4, 0, 2]
+    assert journal.shapes == [SHAPE, SMALLER]
     journal._file = real
-    journal.add(CELL, {5: metrics(1.0)})
+    journal.add([5], measured(1.0), SHAPE)
+    assert journal.windows == [4, 0, 2, 5]
     journal.close()
     assert path.read_bytes().startswith(before)
 
@@ -130,7 +213,61 @@ def test_a_short_write_counts_as_a_full_disk(path):
     Journal(path, IDENTITY).close()
 
 
+def test_every_line_is_on_disk_when_add_returns(path, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(number):
+        real(number)
+        synced.append(os.fstat(number).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal = Journal(path, IDENTITY)
+    journal.note("x", 1)
+    journal.add([5], measured(1.0), SHAPE)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert synced == [sum(map(len, lines[:-1])), sum(map(len, lines))]
+
+
+SECOND_WRITER = """
+import sys
+from pathlib import Path
+from fp4scope.sweep import Journal
+journal = Journal(Path(sys.argv[1]), {"seq_len": 8, "formats": ["nvfp4"], "model": "abc"})
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock is of POSIX")
+def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(path):
+    before = path.read_bytes()
+    command = [sys.executable, "-c", SECOND_WRITER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "open\n"
+        with pytest.raises(OutputError, match=rf"another run .*\(process {first.pid} on ") as caught:
+            Journal(path, IDENTITY)
+        assert "choose another folder with -o" in str(caught.value)
+        first.kill()
+    assert path.read_bytes() == before
+    # A claim ends with its process, however that ended.
+    Journal(path, IDENTITY).close()
+
+
 def test_lines_are_plain_json(path):
-    first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
-    assert first["study"] == IDENTITY
-    assert [set(r) for r in rest] == [{"note", "data"}, {"variant", "rows"}, {"variant", "rows"}]
+    first, note, *chunks = [json.loads(line) for line in path.read_text().splitlines()]
+    assert first == {"fp4scope_journal": 2, "study": IDENTITY}
+    assert note == {"note": "inputs", "data": {"amax": 0.1}}
+    for chunk in chunks:
+        assert set(chunk) == {"chunk", "shape", "measured"}
+        for one in chunk["measured"]:
+            assert set(one) == {"variant", "replica", "rows"}
+            assert len(one["rows"]) == len(chunk["chunk"])
+    assert chunks[1]["measured"][0] == {
+        "variant": {"format": "reference", "direction": "reference", "level": "model"},
+        "replica": 0,
+        "rows": [[7, 0.1, 0.1 / 3, 5]],
+    }

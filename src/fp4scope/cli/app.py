@@ -55,7 +55,11 @@ def run(
     out: Out = None,
     formats: Formats = None,
     sweep: Annotated[
-        str | None, typer.Option(help="Of components,blocks,cells (components,cells).")
+        str | None,
+        typer.Option(help="Of components,blocks,cells; also cells:isolate (components,cells)."),
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option(help="Only cells of these linears, as down_proj,*.0.* (all).")
     ] = None,
     direction: Annotated[
         str | None, typer.Option(help="Of restore,isolate (restore,isolate).")

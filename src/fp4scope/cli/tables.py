@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -54,7 +55,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         "\nDifferences are millinats per token, more quantized minus less quantized (positive: "
         f"quantizing this costs),\npaired over {data['windows']} windows of {data['seq_len']} "
         "tokens, with 95% t intervals. restore: everything quantized but\nthis, what keeping it "
-        "saves; isolate: only this quantized, what it costs.",
+        "saves; isolate: only this quantized, what it costs. Components that share a letter\n"
+        "cannot be told apart. Rerun noise: what rounding alone does to a mean NLL, millinats.",
         soft_wrap=True,
     )
     if prior := diagnosis.results.model["prior_quantization"]:
@@ -76,11 +78,13 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 def baselines(diagnosis: Diagnosis) -> Group:
     several = len(set(diagnosis.baselines["operands"]) - {""}) > 1
-    table = new_table(("format",), ("PPL", "cost (millinats)", "KL (nats)", "top-1"))
+    columns = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
+    table = new_table(("format",), columns)
     for row in diagnosis.baselines:
         name = f"{row['format']}, {row['operands']}" if several else row["format"]
         values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
-        table.add_row(name.removesuffix(", "), *values)
+        jitter = "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}"
+        table.add_row(name.removesuffix(", "), *values, jitter)
     return titled("What each format costs", table)
 
 
@@ -121,11 +125,15 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
         table = new_table(("component",), by_format)
         for name in sorted(largest, key=lambda n: -largest[n]):
             table.add_row(
-                name, *(interval(f[name]) if name in f else "" for f in by_format.values())
+                name, *(_with_tier(f[name]) if name in f else "" for f in by_format.values())
             )
         meaning = MEANING[direction]
         tables.append(titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
     return tables
+
+
+def _with_tier(row: dict[str, Any]) -> str:
+    return f"{interval(row)} {row['tier']}" if row["tier"] else interval(row)
 
 
 def activations(diagnosis: Diagnosis) -> Group:

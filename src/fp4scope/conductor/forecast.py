@@ -26,7 +26,7 @@ from fp4scope.study import Study, parse_memory
 from fp4scope.sweep import Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
 
 _WINDOWS = 4
-_TOKENS = {"cpu": 256, "cuda": 1024}
+_TOKENS = {"cpu": 128, "cuda": 1024}
 _UNITS = 4
 """So many of each format, operands, direction and level."""
 

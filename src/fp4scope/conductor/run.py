@@ -182,6 +182,8 @@ def _run_in(
             _measure(study, prepared, inputs, journal, results, tell)
     finally:
         journal.close()
+    results.protocol["self_check"] = journal.notes.get("self_check")
+    results.protocol["notes"] = journal.notes.get("notes", [])
     results.environment["wall_s"] = time.monotonic() - started
     results.observations = {
         v.variant.key: journal.observations[v.variant.key].sorted() for v in prepared.variants
@@ -220,7 +222,8 @@ def _measure(
         seed=study.seed,
         memory=None if study.memory is None else parse_memory(study.memory),
     )
-    results.protocol["self_check"] = asdict(sweep.check)
+    if "self_check" not in journal.notes:
+        journal.note("self_check", asdict(sweep.check))
     for note in sweep.notes:
         tell(Progress("loading", note=note))
     if journal.windows:
@@ -232,8 +235,11 @@ def _measure(
         diagnosis = Diagnosis(results) if journal.windows else None
         tell(Progress("measuring", event.done, event.total, detail, event.note, diagnosis))
 
-    sweep.run(measured)
-    results.protocol["notes"] = sweep.notes
+    try:
+        sweep.run(measured)
+    finally:
+        if sweep.notes:
+            journal.note("notes", [*journal.notes.get("notes", []), *sweep.notes])
 
 
 def _writable(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fp4scope.errors import StudyError
 from fp4scope.records import Table
-from fp4scope.stats import undecided
+from fp4scope.stats import noise_floor, significant
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -34,6 +34,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
+_CONTROL = {"restore": "baseline", "isolate": "reference, a lower bound"}
 _SAVES = "nats saved by keeping it in full precision"
 _COSTS = "nats lost by quantizing it alone"
 
@@ -109,10 +110,14 @@ def components_figure(
 def cells_figure(
     diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
 ) -> Figure:
-    """Curves over depth, one panel a component, on a symmetric log axis."""
+    """Curves over depth, one panel a component, on a symmetric log axis.
+
+    Dashed: how far rounding alone moves such a difference (95%), on the format's baseline for
+    restore, on the reference for isolate.
+    """
     table = _select(diagnosis.cells, direction, operands)
-    direction = table[0]["direction"]
-    unit = _SAVES if direction == "restore" else _COSTS
+    way: str = table[0]["direction"]
+    unit = _SAVES if way == "restore" else _COSTS
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
@@ -123,11 +128,17 @@ def cells_figure(
             axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
+    for i, name in enumerate(dict.fromkeys(table["format"])):
+        floor = noise_floor(diagnosis.results, name, table[0]["operands"], way) or 0.0
+        for axis in axes if floor else ():
+            for edge in (-1e3 * floor, 1e3 * floor):
+                axis.axhline(edge, color=_COLOURS[i], linewidth=0.7, linestyle=(0, (4, 3)))
     linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
     figure.supylabel(f"milli{unit}, per token (symlog)", fontsize=9)
-    figure.suptitle(_title(diagnosis, f"Cells, {direction}", table), fontsize=10)
+    title = _title(diagnosis, f"Cells, {way}", table)
+    figure.suptitle(f"{title}; dashed: rerun noise of the {_CONTROL[way]}", fontsize=10)
     return figure
 
 
@@ -188,7 +199,7 @@ def heatmap_figure(
                 if row is None:
                     continue
                 values[i, j] = 1e3 * row["delta_nll"]
-                if undecided(row):
+                if row["p_holm"] is not None and not significant(row):
                     unsure.append((j, i))
         peak = float(np.nanmax(np.abs(values))) or 1.0
         norm = SymLogNorm(
@@ -203,7 +214,7 @@ def heatmap_figure(
         axis.spines[:].set_visible(False)
         axis.set_title(name, loc="left")
         figure.colorbar(image, ax=axis, label="millinats per token", pad=0.01)
-    axes[-1].set_xlabel("block (a cross: the 95% interval holds zero)")
+    axes[-1].set_xlabel("block (a cross: not told from zero, Holm at 5%)")
     figure.suptitle(_title(diagnosis, f"Cells, {direction}", table), fontsize=10)
     return figure
 

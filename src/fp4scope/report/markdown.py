@@ -1,11 +1,11 @@
 """`report.md`: the study in words and tables, from a template."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.figures import figure_names
-from fp4scope.stats import undecided
+from fp4scope.stats import MIN_WINDOWS, TOP_K, neighbour_correlation, significant, undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -23,7 +23,13 @@ def markdown(diagnosis: "Diagnosis") -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    environment.filters |= {"interval": interval, "number": number, "percent": percent}
+    environment.filters |= {
+        "interval": interval,
+        "noise": noise,
+        "number": number,
+        "percent": percent,
+    }
+    environment.tests["significant"] = significant
     results = diagnosis.results
     return environment.get_template("report.md.j2").render(
         d=diagnosis,
@@ -39,6 +45,9 @@ def markdown(diagnosis: "Diagnosis") -> str:
         block_groups=list(groups(diagnosis.blocks)),
         pattern_groups=list(groups(diagnosis.patterns)),
         figures=figure_names(diagnosis),
+        neighbours=neighbour_correlation(results),
+        min_windows=MIN_WINDOWS,
+        top_k=TOP_K,
     )
 
 
@@ -59,7 +68,21 @@ def headlines(diagnosis: "Diagnosis") -> list[str]:
                 f"full precision saves most, {interval(first)}{_undecided(first)}; "
                 f"{last['component']} saves least, {interval(last)}{_undecided(last)}."
             )
+    found += [
+        f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
+        f"{cells_found(rows)}."
+        for group, rows in groups(diagnosis.cells)
+        if rows[0]["p_holm"] is not None
+    ]
     return found
+
+
+def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many cells are told from zero, of how many, and which way."""
+    found = [row for row in rows if significant(row)]
+    negative = sum(row["delta_nll"] < 0 for row in found)
+    wrong = f", {negative} of them negative" if negative else ""
+    return f"{len(found)} of {len(rows)} cells are told from zero (Holm, 5%){wrong}"
 
 
 def _undecided(row: Mapping[str, Any]) -> str:
@@ -76,16 +99,23 @@ def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]
 
 
 def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0) -> str:
-    """`+1.23 [+0.45, +2.01]`; without an interval where there is one window only."""
+    """`+1.23 [+0.45, +2.01]`; without an interval where there are too few windows for one."""
     value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
     if value is None:
         return ""
     if low is None or high is None:
-        return f"{number(scale * value, sign=True)} (one window: no interval)"
+        return f"{number(scale * value, sign=True)} (no interval)"
     return (
         f"{number(scale * value, sign=True)} "
         f"[{number(scale * low, sign=True)}, {number(scale * high, sign=True)}]"
     )
+
+
+def noise(row: Mapping[str, Any]) -> str:
+    """What rounding alone does to a mean NLL, in millinats, and between two runs, as KL."""
+    if row["jitter_nll"] is None:
+        return ""
+    return f"±{number(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
 
 
 def number(value: float | None, sign: bool = False) -> str:
@@ -93,7 +123,9 @@ def number(value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
     size = abs(value)
-    if 0 < size < 0.1:
+    if size < 1e-5:
+        return f"{value:{'+' if sign else ''}.0e}" if value else "0"
+    if size < 0.1:
         return f"{value:{'+' if sign else ''}.2g}"
     digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
     return f"{value:{'+' if sign else ''}.{digits}f}"

@@ -4,7 +4,18 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
-from fp4scope.stats.intervals import CONFIDENCE, Estimate, mean, paired, perplexity_difference
+from fp4scope.stats.intervals import (
+    CONFIDENCE,
+    MIN_WINDOWS,
+    Estimate,
+    mean,
+    paired,
+    perplexity_difference,
+)
+from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
+from fp4scope.stats.neighbours import NeighbourCorrelation, neighbour_correlation
+from fp4scope.stats.noise import RerunNoise, noise_floor, rerun_noise
+from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.tables import (
     activation_table,
     baseline_table,
@@ -12,16 +23,30 @@ from fp4scope.stats.tables import (
     undecided,
     unit_table,
 )
+from fp4scope.stats.tiers import tiers
 
 __all__ = [
     "CONFIDENCE",
+    "MIN_WINDOWS",
+    "SIGNIFICANCE",
+    "TOP_K",
     "Estimate",
+    "NeighbourCorrelation",
+    "RerunNoise",
     "activation_table",
     "baseline_table",
     "component_activation_table",
+    "holm",
     "mean",
+    "neighbour_correlation",
+    "noise_floor",
+    "p_value",
     "paired",
     "perplexity_difference",
+    "rerun_noise",
+    "significant",
+    "tiers",
+    "top_probabilities",
     "undecided",
     "unit_table",
 ]

@@ -3,21 +3,37 @@
 Windows all have the same number of targets. With n of them and per-window means x_1..x_n, the
 estimate is their mean, its standard error s / sqrt(n), and the interval mean +- t(n - 1) *
 stderr. One window has neither.
+
+Windows are not normal, so whether the interval covers in 95 of 100 samples was measured: by
+resampling the paired differences of 870 baselines, components and cells (SmolLM2-135M, MXFP4 and
+NVFP4, both directions, 90 windows of 512 tokens). Averaged over a family it covers in 93% to 97%
+at every n from 2 on. But rows are read one at a time, and of single rows (both `delta_nll` and
+`delta_ppl`)
+
+| windows | 3 | 4 | 5 | 6 | 7 | 8 | 16 |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| outside 93-97% | 4.4% | 4.0% | 1.7% | 0.9% | 0.5% | 0.3% | none |
+| the worst covers | 90.4% | 90.2% | 90.8% | 91.4% | 91.7% | 92.1% | 93.3% |
+
+`MIN_WINDOWS` is the smallest n at which 99 of 100 rows are inside however often the study is
+repeated; at 6 and 7 it depends on the draws. `tests/stats/test_coverage.py` repeats it.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+MIN_WINDOWS = 8
+"""Below it there is no interval and no p-value."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` windows; `stderr`, `low` and `high` are None for fewer than two."""
+    """A mean over `n` windows; no `stderr` for one, no `low` and `high` below `MIN_WINDOWS`."""
 
     mean: float
     stderr: float | None
@@ -35,20 +51,14 @@ def mean(values: ArrayLike) -> Estimate:
     """The mean of per-window values.
 
     Example:
-        >>> e = mean([1.0, 2.0, 3.0])
+        >>> e = mean([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
         >>> round(e.mean, 3), round(e.stderr, 3), round(e.low, 3), e.n
-        (2.0, 0.577, -0.484, 3)
+        (4.5, 0.866, 2.452, 8)
     """
     x = np.asarray(values, dtype=np.float64)
-    n = len(x)
-    if n == 0:
+    if len(x) == 0:
         raise ValueError("a mean needs at least one window")
-    centre = float(x.mean())
-    if n == 1:
-        return Estimate(centre, None, None, None, 1)
-    stderr = float(x.std(ddof=1) / np.sqrt(n))
-    half = _t(n) * stderr
-    return Estimate(centre, stderr, centre - half, centre + half, n)
+    return _estimate(float(x.mean()), x)
 
 
 def paired(more: ArrayLike, less: ArrayLike) -> Estimate:
@@ -64,9 +74,17 @@ def perplexity_difference(more: ArrayLike, less: ArrayLike) -> Estimate:
     """
     a, b = np.asarray(more, np.float64), np.asarray(less, np.float64)
     ppl_a, ppl_b = np.exp(a.mean()), np.exp(b.mean())
-    spread = mean(ppl_a * (a - a.mean()) - ppl_b * (b - b.mean()))
-    difference = float(ppl_a - ppl_b)
-    if spread.stderr is None:
-        return Estimate(difference, None, None, None, spread.n)
-    half = _t(spread.n) * spread.stderr
-    return Estimate(difference, spread.stderr, difference - half, difference + half, spread.n)
+    return _estimate(float(ppl_a - ppl_b), ppl_a * a - ppl_b * b)
+
+
+def _estimate(centre: float, shares: NDArray[np.float64]) -> Estimate:
+    """`centre` with the standard error of the mean of what each window has a share in."""
+    n = len(shares)
+    if n == 1:
+        return Estimate(centre, None, None, None, 1)
+    deviations = shares - shares.mean()
+    stderr = float(np.sqrt(deviations @ deviations / (n - 1) / n))
+    if n < MIN_WINDOWS:
+        return Estimate(centre, stderr, None, None, n)
+    half = _t(n) * stderr
+    return Estimate(centre, stderr, centre - half, centre + half, n)

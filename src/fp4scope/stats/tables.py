@@ -4,6 +4,9 @@ Every difference is paired over the windows that both sides have seen and means 
 quantized minus less quantized*: positive says that quantizing this costs. So a baseline is
 compared with the reference, an isolated unit with the reference, and a restored unit's
 baseline with the restored unit.
+
+The last columns of a difference look at its whole family: the units of the same level, format,
+operands and direction (`multiple`, `tiers`, `ranks`).
 """
 
 from collections import defaultdict
@@ -13,21 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table, baseline
+from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table
 from fp4scope.stats.intervals import mean, paired, perplexity_difference
+from fp4scope.stats.multiple import holm, p_value
+from fp4scope.stats.noise import rerun_noise
+from fp4scope.stats.ranks import TOP_K, top_probabilities
+from fp4scope.stats.tiers import tiers
+from fp4scope.stats.windows import Pairing, Series, aligned, by_window, difference, family
 
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
 _DELTA_PPL = ("delta_ppl", "delta_ppl_low", "delta_ppl_high")
 _REST = ("kl", "kl_stderr", "top1", "windows", "tokens")
 
-BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST)
-_UNIT_TAIL = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, *_REST)
+_NOISE = ("jitter_nll", "jitter_kl")
+
+BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST, *_NOISE)
+_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, "p", "p_holm")
 UNIT_COLUMNS = {
-    "components": ("format", "direction", "component", *_UNIT_TAIL),
-    "blocks": ("format", "direction", "block", *_UNIT_TAIL),
-    "cells": ("format", "direction", "component", "block", *_UNIT_TAIL),
-    "patterns": ("format", "direction", "pattern", *_UNIT_TAIL),
+    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", "p_top", *_REST),
+    "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", "p_top", *_REST),
+    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, "p_top", *_REST),
+    "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", "p_top", *_REST),
 }
 _UNIT_NAME = {"components": "component", "cells": "component", "patterns": "pattern"}
 ACTIVATION_COLUMNS = ("block", "component", "max", "p999", "ratio")
@@ -35,46 +45,64 @@ COMPONENT_ACTIVATION_COLUMNS = ("component", "max", "p999", "ratio", "ratio_max"
 
 
 def baseline_table(results: Results) -> Table:
-    """The reference and every baseline, with each baseline's cost over the reference."""
-    reference = results.observation(REFERENCE)
+    """The reference and every baseline: what each costs, and how much rounding alone moves it."""
+    pairing = Pairing(results)
     rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
         if not variant.is_control or variant.direction == "jitter" or not observation.windows:
             continue
-        row = {"format": variant.format, "operands": variant.operands, **_measures(observation)}
-        if variant != REFERENCE and reference is not None:
-            row |= _difference(observation, reference)
+        nll = by_window(observation, "nll")
+        row = {"format": variant.format, "operands": variant.operands}
+        row |= _measures(observation, nll)
+        if variant != REFERENCE:
+            row |= _difference(pairing.sides(observation, nll))
+        if (noise := rerun_noise(results, variant)) is not None:
+            row |= {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
         rows.append(row)
     return Table(BASELINE_COLUMNS, rows)
 
 
 def unit_table(results: Results, level: str) -> Table:
     """Every unit of a level (`components`, `blocks`, `cells`, `patterns`), in sweep order."""
+    pairing = Pairing(results)
     rows: list[dict[str, Any]] = []
+    families: dict[Any, list[tuple[dict[str, Any], Series]]] = defaultdict(list)
     for observation in results.observations.values():
         variant = observation.variant
         if variant.level != level or not observation.windows:
             continue
+        nll = by_window(observation, "nll")
+        sides = pairing.sides(observation, nll)
         row = {
             "format": variant.format,
             "direction": variant.direction,
             "operands": variant.operands,
             "block": variant.block,
             _UNIT_NAME.get(level, "unit"): variant.unit,
-            **_measures(observation),
+            **_measures(observation, nll),
+            **_difference(sides),
         }
-        if variant.direction == "restore":
-            more, less = (
-                results.observation(baseline(variant.format, variant.operands)),
-                observation,
-            )
-        else:
-            more, less = observation, results.observation(REFERENCE)
-        if more is not None and less is not None:
-            row |= _difference(more, less)
         rows.append(row)
+        if sides is not None:
+            families[family(variant)].append((row, difference(sides)))
+    for members in families.values():
+        _compare(level, *zip(*members, strict=True))
     return Table(UNIT_COLUMNS[level], rows)
+
+
+def _compare(level: str, rows: Sequence[dict[str, Any]], costs: Sequence[Series]) -> None:
+    """Fill in what depends on the whole family."""
+    _, matrix = aligned(costs)
+    columns: dict[str, Sequence[float | str | None]] = {
+        "p_holm": holm([row["p"] for row in rows]),
+        "p_top": top_probabilities(matrix, TOP_K[level]),
+    }
+    if "tier" in UNIT_COLUMNS[level]:
+        columns["tier"] = tiers(matrix)
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
 
 
 def activation_table(activations: Sequence[ActivationRecord]) -> Table:
@@ -112,30 +140,28 @@ def undecided(row: Mapping[str, Any]) -> bool:
     return low is not None and low <= 0 <= high
 
 
-def _measures(observation: Observation) -> dict[str, Any]:
-    tokens = np.asarray(observation.tokens, np.float64)
-    nll = mean([*_by_window(observation, "nll").values()])
-    kl = mean([*_by_window(observation, "kl").values()])
+def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:
+    tokens = sum(observation.tokens)
+    nll = mean(by_nll.values)
+    kl = mean(by_window(observation, "kl").values)
     return {
         "ppl": float(np.exp(nll.mean)),
         "nll": nll.mean,
         "nll_stderr": nll.stderr,
         "kl": kl.mean,
         "kl_stderr": kl.stderr,
-        "top1": float(np.sum(observation.top1) / tokens.sum()),
+        "top1": sum(observation.top1) / tokens,
         "windows": nll.n,
-        "tokens": int(tokens.sum()) // len(set(observation.replicas)),
+        "tokens": tokens // len(set(observation.replicas)),
     }
 
 
-def _difference(more: Observation, less: Observation) -> dict[str, Any]:
+def _difference(sides: tuple[Series, Series] | None) -> dict[str, Any]:
     """Paired over the windows that both have seen; nothing where there is none."""
-    a, b = _by_window(more, "nll"), _by_window(less, "nll")
-    common = sorted(a.keys() & b.keys())
-    if not common:
+    if sides is None:
         return {}
-    x, y = [a[w] for w in common], [b[w] for w in common]
-    nll, ppl = paired(x, y), perplexity_difference(x, y)
+    more, less = (side.values for side in sides)
+    nll, ppl = paired(more, less), perplexity_difference(more, less)
     return {
         "delta_nll": nll.mean,
         "delta_nll_stderr": nll.stderr,
@@ -144,13 +170,5 @@ def _difference(more: Observation, less: Observation) -> dict[str, Any]:
         "delta_ppl": ppl.mean,
         "delta_ppl_low": ppl.low,
         "delta_ppl_high": ppl.high,
+        "p": p_value(nll),
     }
-
-
-def _by_window(observation: Observation, column: str) -> dict[int, float]:
-    """Per token, the mean over replicas."""
-    sums: dict[int, list[float]] = defaultdict(list)
-    rows = zip(observation.windows, getattr(observation, column), observation.tokens, strict=True)
-    for window, value, tokens in rows:
-        sums[window].append(value / tokens)
-    return {window: fmean(values) for window, values in sums.items()}

@@ -31,6 +31,7 @@ class _Unit:
     name: str
     block: int | None
     linears: frozenset[str]
+    directions: tuple[Direction, ...]
 
 
 def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
@@ -49,8 +50,10 @@ def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
             setting = _setting(name, operands)
             everything = dict.fromkeys(layout.linears, setting)
             variants += _realisations(study, baseline(name, operands.value), everything)
-            for direction in study.direction:
+            for direction in Direction:
                 for unit in units:
+                    if direction not in unit.directions:
+                        continue
                     restore = direction is Direction.RESTORE
                     chosen = [n for n in layout.linears if (n in unit.linears) != restore]
                     variant = Variant(
@@ -90,18 +93,20 @@ def _setting(name: str, operands: Operands) -> Setting:
 
 def _units(study: Study, layout: Layout) -> Iterator[_Unit]:
     cells = layout.cells.items()
-    if Level.COMPONENTS in study.sweep:
+    if directions := study.directions(Level.COMPONENTS):
         for component in layout.components:
             names = [n for cell, found in cells if cell.component == component for n in found]
-            yield _Unit("components", component, None, frozenset(names))
-    if Level.BLOCKS in study.sweep:
+            yield _Unit("components", component, None, frozenset(names), directions)
+    if directions := study.directions(Level.BLOCKS):
         for block in dict.fromkeys(cell.block for cell in layout.cells):
             names = [n for cell, found in cells if cell.block == block for n in found]
-            yield _Unit("blocks", "", block, frozenset(names))
+            yield _Unit("blocks", "", block, frozenset(names), directions)
     for pattern in study.patterns:
-        yield _Unit("patterns", pattern, None, frozenset(layout.match(pattern)))
-    if Level.CELLS in study.sweep:
+        names = layout.match(pattern)
+        yield _Unit("patterns", pattern, None, frozenset(names), study.directions(None))
+    if directions := study.directions(Level.CELLS):
+        chosen = {n for pattern in study.cells or ("*",) for n in layout.match(pattern)}
         for component in layout.components:
             for cell, found in cells:
-                if cell.component == component:
-                    yield _Unit("cells", component, cell.block, frozenset(found))
+                if cell.component == component and chosen.intersection(found):
+                    yield _Unit("cells", component, cell.block, frozenset(found), directions)

@@ -1,0 +1,69 @@
+"""Whether windows next to each other in the text are alike.
+
+Every interval takes windows for independent draws. Texts have topics, so the NLL of neighbours
+is alike; pairing removes most of what they share. What remains makes the intervals of
+differences too narrow by about sqrt((1 + r) / (1 - r)), r the lag-1 autocorrelation, if the
+windows are all of a text; a sparse sample has few neighbours in it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from fp4scope.records import REFERENCE, Results
+from fp4scope.stats.windows import Pairing, Series, by_window, difference
+
+MIN_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class NeighbourCorrelation:
+    """Lag-1 autocorrelation of windows over `pairs` neighbours, both of which were measured.
+
+    `nll` is that of the reference's NLL, `difference` the median over the units' paired
+    differences, None where no unit has any.
+    """
+
+    nll: float
+    difference: float | None
+    pairs: int
+
+
+def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
+    """How alike neighbouring windows are; None below eight pairs of neighbours."""
+    reference = results.observation(REFERENCE)
+    if reference is None or not reference.windows:
+        return None
+    series = by_window(reference, "nll")
+    nll = _lag1(series)
+    if nll is None:
+        return None
+    found = [r for d in _differences(results) if (r := _lag1(d)) is not None]
+    return NeighbourCorrelation(nll, median(found) if found else None, len(_neighbours(series)))
+
+
+def _differences(results: Results) -> Iterator[Series]:
+    pairing = Pairing(results)
+    for observation in results.observations.values():
+        if observation.variant.is_control or not observation.windows:
+            continue
+        sides = pairing.sides(observation, by_window(observation, "nll"))
+        if sides is not None:
+            yield difference(sides)
+
+
+def _neighbours(series: Series) -> np.ndarray:
+    """Positions of windows whose successor in the text was measured too."""
+    return np.flatnonzero(np.diff(series.windows) == 1)
+
+
+def _lag1(series: Series) -> float | None:
+    """The mean product of neighbours' deviations over the variance; None if there is none."""
+    first = _neighbours(series)
+    centred = series.values - series.values.mean()
+    variance = np.mean(centred**2)
+    if len(first) < MIN_PAIRS or variance == 0:
+        return None
+    return float(np.mean(centred[first] * centred[first + 1]) / variance)

@@ -1,0 +1,73 @@
+"""A real study's NLL by window. Where from: `tests/data/README.md`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fp4scope.records import Observation, Results, Variant
+
+DATA = Path(__file__).parents[1] / "data" / "sensitivity.npz"
+TOKENS = 511
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    """Windows, and per variant key the NLL in nats per token of each."""
+    with np.load(DATA) as file:
+        keys = [key.decode() for key in file["variants"]]
+        return file["windows"].astype(int), dict(zip(keys, file["nll"].astype(float), strict=True))
+
+
+@pytest.fixture(scope="session")
+def families(recorded):
+    """Per (level, format, direction): the more and the less quantized, windows by units."""
+    _, nll = recorded
+    found = {}
+    for key, values in nll.items():
+        if key.startswith("reference") or "|jitter|" in key:
+            continue
+        fmt, operands, direction, level = key.split("|")[:4]
+        if direction == "restore":
+            sides = nll[f"{fmt}|{operands}|baseline|model"], values
+        else:
+            sides = values, nll["reference"]
+        found.setdefault((level, fmt, direction), []).append(sides)
+    return {
+        name: tuple(np.stack(side, axis=1) for side in zip(*sides, strict=True))
+        for name, sides in found.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def study(recorded):
+    """The recorded study as `Results`; KL and top-1 were not kept."""
+    windows, nll = recorded
+    observations = {}
+    for key, values in nll.items():
+        variant = _variant(key)
+        observation = Observation(variant=variant)
+        for window, value in zip(windows.tolist(), values.tolist(), strict=True):
+            replica = int(variant.direction == "jitter")
+            observation.add(window, replica, tokens=TOKENS, nll=value * TOKENS, kl=0.0, top1=0)
+        observations[variant.key] = observation
+    return Results(
+        study={}, model={}, data={}, protocol={}, environment={}, observations=observations
+    )
+
+
+def _variant(key):
+    parts = key.split("|")
+    if parts[0] == "reference":
+        direction = "jitter" if len(parts) > 1 else "reference"
+        return Variant(format="reference", direction=direction)
+    fmt, operands, direction, level, *unit = parts
+    block, _, name = unit[0].rpartition(".") if unit else ("", "", "")
+    return Variant(
+        format=fmt,
+        operands=operands,
+        direction=direction,
+        level=level,
+        unit=name,
+        block=int(block) if block else None,
+    )

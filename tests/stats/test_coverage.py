@@ -1,0 +1,99 @@
+"""Whether the intervals cover on real data, which is not normal: a study's windows resampled.
+
+The recorded windows are the population and their means the truth. n of them are drawn with
+replacement, the interval is built, and it holds the truth or not.
+"""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from fp4scope.stats import MIN_WINDOWS, paired, perplexity_difference
+
+DRAWS = 10_000
+
+
+def intervals(more, less, counts):
+    """The intervals of both differences at once, for rows that say how often a window was drawn.
+
+    Returns:
+        Low, high and truth of `delta_nll`, then those of `delta_ppl`; draws by units.
+    """
+    n = counts.sum(axis=1, keepdims=True)
+    half = scipy_stats.t.ppf(0.975, n[0, 0] - 1) / np.sqrt(n - 1)
+    a0, b0 = more.mean(axis=0), less.mean(axis=0)
+    x, y = more - a0, less - b0  # centred, so that variances lose no digits
+    moments = counts @ np.concatenate([x, y, x * x, y * y, x * y], axis=1) / n
+    a, b, aa, bb, ab = np.split(moments, 5, axis=1)
+    aa, bb, ab = aa - a * a, bb - b * b, ab - a * b
+    nll, nll_half = a0 - b0 + a - b, half * root(aa + bb - 2 * ab)
+    p, q = np.exp(a0 + a), np.exp(b0 + b)
+    ppl, ppl_half = p - q, half * root(p * p * aa + q * q * bb - 2 * p * q * ab)
+    return (
+        (nll - nll_half, nll + nll_half, a0 - b0),
+        (ppl - ppl_half, ppl + ppl_half, np.exp(a0) - np.exp(b0)),
+    )
+
+
+def root(x):
+    return np.sqrt(np.maximum(x, 0))
+
+
+@pytest.fixture(scope="module")
+def coverage(families):
+    """Per number of windows: {family: how often both differences' intervals cover, by unit}."""
+    found = {}
+
+    def measure(n):
+        if n not in found:
+            rng = np.random.default_rng(n)
+            found[n] = {name: np.zeros((2, side.shape[1])) for name, (side, _) in families.items()}
+            for _ in range(DRAWS // 1000):
+                for name, (more, less) in families.items():
+                    counts = rng.multinomial(n, np.full(len(more), 1 / len(more)), 1000)
+                    for kind, (low, high, truth) in enumerate(intervals(more, less, counts)):
+                        inside = (low <= truth) & (truth <= high)
+                        found[n][name][kind] += inside.sum(axis=0) / DRAWS
+        return found[n]
+
+    return measure
+
+
+def test_the_study_uses_the_intervals_that_tables_print(families):
+    rng = np.random.default_rng(0)
+    for more, less in families.values():
+        picks = rng.integers(0, len(more), MIN_WINDOWS)
+        counts = np.bincount(picks, minlength=len(more))[None]
+        unit = int(rng.integers(more.shape[1]))
+        nll, ppl = intervals(more[:, [unit]], less[:, [unit]], counts)
+        for (low, high, _), estimate in (
+            (nll, paired(more[picks, unit], less[picks, unit])),
+            (ppl, perplexity_difference(more[picks, unit], less[picks, unit])),
+        ):
+            assert estimate.low == pytest.approx(low.item(), rel=1e-6, abs=1e-9)
+            assert estimate.high == pytest.approx(high.item(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [MIN_WINDOWS, 24, 90])
+def test_intervals_cover_in_93_to_97_of_100_samples(coverage, n):
+    measured = coverage(n)
+    assert len(measured) == 10  # two formats: a baseline, components and cells both ways
+    for family, by_unit in measured.items():
+        for kind, value in zip(("delta_nll", "delta_ppl"), by_unit.mean(axis=1), strict=True):
+            assert 0.93 <= value <= 0.97, (family, kind, n)
+
+
+def outside(measured):
+    """The share of rows, over all families and both differences, that cover too little or much."""
+    rows = np.concatenate([by_unit.ravel() for by_unit in measured.values()])
+    return np.mean((rows < 0.93) | (rows > 0.97))
+
+
+@pytest.mark.parametrize("n", [MIN_WINDOWS, 24])
+def test_from_min_windows_on_99_of_100_rows_cover_so(coverage, n):
+    assert outside(coverage(n)) <= 0.01
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_below_min_windows_they_do_not(coverage, n):
+    assert outside(coverage(n)) > 0.01

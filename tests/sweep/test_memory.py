@@ -1,0 +1,335 @@
+"""Memory: how a sweep is cut to fit, that cutting changes no number, and that the bound holds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fp4scope.errors import StudyError
+from fp4scope.models import BlockStack
+from fp4scope.records import REFERENCE
+from fp4scope.sweep import memory as memory_module
+from fp4scope.sweep.memory import Memory, Shape, free_memory, is_out_of_memory, passes
+
+
+@pytest.fixture(scope="module")
+def loaded(adopted):
+    return adopted("qwen2-sliding")
+
+
+@pytest.fixture(scope="module")
+def variants(loaded, planned):
+    return planned(loaded, sweep="components,cells", replicas=2)
+
+
+@pytest.fixture
+def memory(loaded, variants, monkeypatch):
+    """Of 2048-token windows, and without the fixed reserve, which hides what is small."""
+    monkeypatch.setattr(memory_module, "_RESERVE", 0)
+    # Chunks of several windows, which a CPU prefers for short ones only.
+    monkeypatch.setattr(memory_module, "_BLOCK_TOKENS", {"cpu": 1 << 14, "cuda": 1 << 15})
+    monkeypatch.setattr(memory_module, "_CHUNK_TOKENS", {"cpu": 1 << 22, "cuda": 1 << 22})
+    return Memory(loaded, variants, 2048, captured_bytes=100_000)
+
+
+def shapes(memory, budgets):
+    """The shape for every budget that has one."""
+    found = {}
+    for budget in budgets:
+        try:
+            found[budget] = memory.shape(64, budget)
+        except StudyError:
+            break
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_shape_needs_no_more_than_the_budget(memory, kind):
+    memory._kind = kind
+    most = memory.needed(memory.shape(64, 10**12))
+    found = shapes(memory, [int(most * 0.8**i) for i in range(60)])
+    assert len(found) > 10
+    for budget, shape in found.items():
+        assert memory.needed(shape) <= budget, shape
+        # Windows first: there is one group as long as there are several windows.
+        assert shape.windows == 1 or shape.groups == 1
+        assert not shape.spill or (kind, shape.windows, shape.groups) == ("cuda", 1, 1)
+    windows, groups = ([getattr(s, n) for s in found.values()] for n in ("windows", "groups"))
+    assert windows == sorted(windows, reverse=True)
+    assert windows[0] > 4
+    assert windows[-1] == 1
+    assert max(groups) > 1
+    assert any(s.spill for s in found.values()) == (kind == "cuda")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_less_memory_than_the_least_is_an_error_with_both_numbers(memory, kind):
+    memory._kind = kind
+    with pytest.raises(
+        StudyError,
+        match=r"memory is 0\.00 GB beside the model, but .* one window of 2048 tokens at a time "
+        r"takes 0\.\d\d GB; give --memory more, or use a smaller --seq-len",
+    ):
+        memory.shape(64, 1_000_000)
+
+
+def test_more_of_anything_needs_more(memory):
+    shape = Shape(windows=2, groups=4, block=4, head=4)
+    needed = memory.needed(shape)
+    assert memory.needed(replace(shape, windows=4)) > needed
+    assert memory.needed(replace(shape, groups=1)) > needed
+    assert memory.needed(replace(shape, head=4000)) > needed
+    assert memory.needed(replace(shape, block=400)) > needed
+    assert memory.needed(replace(shape, spill=True)) < needed
+
+
+def test_halving_ends_at_the_smallest(memory):
+    shape = memory.shape(64, 10**12)
+    seen = []
+    while shape is not None:
+        seen.append(shape)
+        shape = memory.smaller(shape)
+    assert len(seen) == len(set(seen)) < 60
+    assert (seen[-1].windows, seen[-1].block, seen[-1].head) == (1, 1, 1)
+    assert seen[-1].groups == len(memory._variants)
+    first_group = next(s for s in seen if s.groups > 1)
+    assert first_group.windows == 1
+    memory._kind = "cuda"
+    assert memory.smaller(seen[-1]) == replace(seen[-1], spill=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 1000])
+def test_passes_keep_every_variant_once_and_carry_what_is_compared_with(groups, loaded, variants):
+    parts = passes(variants, groups, loaded)
+    assert len(parts) <= groups
+    assert groups < 1000 or len(parts) > 100
+
+    def names(members):
+        return [(v.variant.key, v.replica) for v in members]
+
+    kept = [name for part in parts for name in names(part.variants[part.carried :])]
+    assert sorted(kept) == sorted(names(variants))
+    assert parts[0].carried == 0
+    for part in parts:
+        own = names(part.variants)
+        assert len(own) == len(set(own))
+        assert (REFERENCE.key, 0) in own
+        for v in part.variants:
+            assert (v.against.key, 0) in own
+        assert len(part.tree.leaves) == len(own)
+
+
+def test_passes_are_of_about_the_same_number(loaded, variants):
+    sizes = [len(part.variants) - part.carried for part in passes(variants, 4, loaded)]
+    assert len(sizes) == 4
+    assert max(sizes) - min(sizes) <= 8
+
+
+@pytest.fixture(scope="module")
+def small(adopted, planned, calibrated, ids):
+    """A W4A4 study of a model, its windows and its injector."""
+    loaded = adopted("llama")
+    four = torch.cat([ids, ids.flip(0).roll(1, 1)])
+    variants = planned(loaded, sweep="blocks", replicas=2)
+    return loaded, four, variants, calibrated(loaded, four)
+
+
+@pytest.fixture(scope="module")
+def expected(small, naive_numbers):
+    return naive_numbers(*small)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(windows=4, groups=1, block=42, head=100),
+        Shape(windows=3, groups=1, block=2, head=3),
+        Shape(windows=2, groups=3, block=5, head=2),
+        Shape(windows=1, groups=6, block=1, head=1),
+        Shape(windows=2, groups=1, block=4, head=7, spill=True),
+    ],
+    ids=str,
+)
+def test_no_number_depends_on_the_shape(shape, small, expected, open_sweep, numbers_of):
+    """Quantized activations included: whatever shares a chunk, a batch or a pass."""
+    sweep = open_sweep(*small, shape=shape)
+    sweep.run()
+    assert numbers_of(sweep) == expected
+    assert sweep._journal.shapes == [shape.to_json()]
+
+
+def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
+    before = Shape(windows=3, groups=2, block=4, head=3)
+    first = open_sweep(*small, shape=before)
+
+    def stop(event):
+        if event.windows:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    assert len(first._journal.windows) == 3
+    again = open_sweep(*small, journal=first._journal)
+    assert again.shape == before
+    assert again.notes == []
+    again.run()
+    assert numbers_of(again) == expected
+    assert again._journal.shapes == [before.to_json()]
+
+
+def test_a_shape_that_no_longer_fits_is_flagged(small, open_sweep):
+    large = Shape(windows=4, groups=1, block=4000, head=100)
+    loaded, _, variants, _ = small
+    needed = Memory(loaded, variants, 24, 100_000).needed(large)
+    first = open_sweep(*small, shape=large, memory=2 * needed)
+    assert first.notes == []
+    again = open_sweep(*small, journal=first._journal, memory=needed // 2)
+    assert again.shape != large
+    assert again.memory_bytes <= needed // 2
+    assert len(again.notes) == 1
+    assert again.notes[0].startswith("warning: less memory is free than when this folder was begun")
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_what_is_out_of_memory(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(KeyboardInterrupt("not enough memory"))
+
+
+def failing(monkeypatch, error, calls):
+    """`BlockStack.run` raises at these calls."""
+    own, count = BlockStack.run, iter(range(10**9))
+
+    def run(self, *args):
+        if next(count) in calls:
+            raise error
+        return own(self, *args)
+
+    monkeypatch.setattr(BlockStack, "run", run)
+
+
+@pytest.mark.parametrize("error", ERRORS[:2], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("calls", [{7}, {0, 1, 2, 3}, {3, 60}], ids=str)
+def test_out_of_memory_on_the_way_halves_the_chunk_and_goes_on(
+    error, calls, small, expected, open_sweep, numbers_of, monkeypatch, unchanged
+):
+    start = Shape(windows=4, groups=1, block=2, head=8)
+    sweep = open_sweep(*small, shape=start)
+    failing(monkeypatch, error, calls)
+    events = []
+    with unchanged(small[0].model):
+        sweep.run(events.append)
+    assert numbers_of(sweep) == expected
+    assert len(sweep.notes) == len(calls)
+    assert sweep.notes[0] == (
+        "out of memory with 4 windows a chunk, batches of 2; going on with 2 windows a chunk, "
+        "batches of 2"
+    )
+    assert [e.note for e in events if e.note] == sweep.notes
+    assert sweep.shape.windows == max(1, 4 >> len(calls))
+    assert sweep._journal.shapes[-1] == sweep.shape.to_json()
+    assert events[-1].windows == 4
+
+
+def test_nothing_left_to_halve_is_an_error(small, open_sweep, monkeypatch, unchanged):
+    sweep = open_sweep(*small, shape=Shape(windows=4, groups=1, block=8, head=8))
+    failing(monkeypatch, ERRORS[0], range(10**9))
+    with (
+        unchanged(small[0].model),
+        pytest.raises(
+            StudyError, match=r"out of memory with one window of 24 .*Tried to allocate.*--seq-len"
+        ),
+    ):
+        sweep.run()
+    assert sweep._journal.windows == []
+
+
+def test_another_error_is_not_taken_for_memory(small, open_sweep, monkeypatch):
+    sweep = open_sweep(*small)
+    failing(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), {5})
+    with pytest.raises(RuntimeError, match="mat1"):
+        sweep.run()
+    assert sweep.notes == []
+
+
+def test_free_memory_is_some_of_what_there_is():
+    import psutil
+
+    assert 0 < free_memory(torch.device("cpu")) < psutil.virtual_memory().total
+
+
+BOUNDED = """
+import json, sys, tempfile
+from pathlib import Path
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from fp4scope.inject import Injector
+from fp4scope.models import adopt
+from fp4scope.study import Study
+from fp4scope.sweep import Journal, Sweep, plan
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+config = LlamaConfig(
+    hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, vocab_size=4096, max_position_embeddings=256,
+)
+loaded = adopt(LlamaForCausalLM(config), None, name="random")
+ids = torch.randint(0, 4096, (1, 256))
+variants = plan(Study.build(model="x", sweep="cells", formats="nvfp4"), loaded.layout)
+
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def growth(memory):
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.jsonl", {})
+        injector = Injector(loaded.model, None)
+        sweep = Sweep(loaded, ids, variants, injector, journal, memory=memory)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        before = resident("VmRSS")
+        sweep.run()
+        journal.close()
+        return {
+            "grew": resident("VmHWM") - before,
+            "needed": sweep.memory_bytes,
+            "nll": [o.nll for o in journal.observations.values()],
+        }
+
+
+print(json.dumps([growth(int(sys.argv[1])), growth(10**10)]))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc"
+)
+def test_a_run_stays_inside_its_memory():
+    """A process' own peak, under a bound far below what it takes without one."""
+    bound = 165_000_000
+    run = subprocess.run(
+        [sys.executable, "-c", BOUNDED, str(bound)], capture_output=True, text=True, check=True
+    )
+    bounded, free = json.loads(run.stdout)
+    assert bounded["needed"] <= bound < free["needed"]
+    assert bounded["grew"] < bound
+    assert free["grew"] < free["needed"]
+    # The bound is what kept it small, and it moved no number.
+    assert free["grew"] > 1.5 * bounded["grew"]
+    assert free["nll"] == bounded["nll"]

@@ -1,0 +1,194 @@
+"""The prefix tree: what is shared is computed once, and the cost is what was promised."""
+
+from collections import Counter
+
+import pytest
+
+from fp4scope.inject import Injector
+from fp4scope.records import REFERENCE, Variant
+from fp4scope.sweep import PlannedVariant
+from fp4scope.sweep.memory import Shape
+from fp4scope.sweep.tree import build_tree
+from fp4scope.sweep.wavefront import Wavefront
+
+FAMILIES = ("llama", "qwen2-sliding", "gemma3", "gpt2", "qwen2-moe")
+
+
+@pytest.fixture(params=FAMILIES)
+def loaded(request, adopted):
+    return adopted(request.param)
+
+
+def executions(planned, loaded, **study):
+    """Of the tree of a study, less what its controls alone take."""
+    options = {"formats": "mxfp4"} | study
+    variants = planned(loaded, **options)
+    controls = [v for v in variants if v.variant.is_control]
+    own = build_tree(controls, loaded.layout).executions
+    units = len({v.variant.key for v in variants if not v.variant.is_control})
+    return build_tree(variants, loaded.layout).executions - own, units
+
+
+def different_prefixes(variants, layout):
+    """Brute force: how many different (replica, settings of blocks 0 to b) there are."""
+    block_of = {name: cell.block for name, cell in layout.cell_of.items()}
+    found = set()
+    for v in variants:
+        for block in range(layout.blocks):
+            upto = frozenset((n, s) for n, s in v.settings.items() if block_of[n] <= block)
+            found.add((v.replica, block, upto))
+    return len(found)
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_cells_cost_half_a_model_on_average(direction, loaded, planned):
+    """Exactly (L + 1) / 2 blocks a cell, where every block has the same components."""
+    blocks = loaded.layout.blocks
+    ran, cells = executions(planned, loaded, sweep="cells", direction=direction)
+    assert cells == len(loaded.layout.cells)
+    per_block = Counter(cell.block for cell in loaded.layout.cells)
+    assert ran == sum(count * (blocks - block) for block, count in per_block.items())
+    if len(set(per_block.values())) == 1:
+        assert 2 * ran == cells * (blocks + 1)
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_components_cost_a_model_each(direction, loaded, planned):
+    ran, components = executions(planned, loaded, sweep="components", direction=direction)
+    if len({c for b, c in loaded.layout.cells if b == 0}) == components:
+        assert ran == components * loaded.layout.blocks
+
+
+def test_a_component_and_its_cell_in_block_0_share_that_block(adopted, planned):
+    """Quantizing a component alone, and only in block 0, is the same up to there."""
+    loaded = adopted("llama")
+    cells, _ = executions(planned, loaded, sweep="cells", direction="isolate")
+    components, _ = executions(planned, loaded, sweep="components", direction="isolate")
+    both, _ = executions(planned, loaded, sweep="cells,components", direction="isolate")
+    assert both == cells + components - 7
+
+
+def test_every_different_prefix_runs_exactly_once(loaded, planned):
+    variants = planned(
+        loaded,
+        operands="weights+activations,weights",
+        sweep="components,blocks,cells",
+        patterns=["*.1.*", "*mlp*"],
+        replicas=2,
+    )
+    tree = build_tree(variants, loaded.layout)
+    assert tree.executions == different_prefixes(variants, loaded.layout)
+
+
+def test_steps_give_every_variant_its_settings(loaded, planned):
+    """A walk from a variant's leaf to its root meets exactly the variant's settings."""
+    variants = planned(loaded, sweep="components,cells", replicas=2)
+    tree = build_tree(variants, loaded.layout)
+    above = {}
+    for block, steps in enumerate(tree.steps):
+        for step in steps:
+            for parent, child in step.edges:
+                assert child not in above
+                above[child] = block, parent, step.settings
+    for planned_variant, leaf in zip(variants, tree.leaves, strict=True):
+        met, node = {}, leaf
+        for block in reversed(range(loaded.layout.blocks)):
+            at, node, settings = above[node]
+            assert at == block
+            met |= settings
+        assert met == planned_variant.settings
+        assert node == tree.roots[planned_variant.replica]
+        assert tree.replica_of[leaf] == planned_variant.replica
+
+
+def test_uses_are_children_and_variants(loaded, planned):
+    tree = build_tree(planned(loaded, sweep="components,cells", replicas=2), loaded.layout)
+    expected = Counter(tree.leaves)
+    for steps in tree.steps:
+        for step in steps:
+            expected.update(parent for parent, _ in step.edges)
+    assert tree.uses() == expected
+    assert set(tree.uses()) == set(range(len(tree.replica_of)))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_peak_states_is_what_a_sweep_holds(
+    at_once, adopted, ids, planned, calibrated, monkeypatch, open_sweep
+):
+    loaded = adopted("qwen2-sliding")
+    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="cells", replicas=2)
+    held = []
+    own = Wavefront._run
+
+    def counted(self, block, edges, states, *rest):
+        own(self, block, edges, states, *rest)
+        held.append(len(states))
+
+    monkeypatch.setattr(Wavefront, "_run", counted)
+    shape = Shape(windows=1, groups=1, block=at_once, head=8)
+    sweep = open_sweep(loaded, ids[:1], variants, calibrated(loaded, ids), shape=shape)
+    sweep.run()
+    assert max(held) == build_tree(variants, loaded.layout).peak_states(at_once)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_blocks_really_run_that_often(
+    groups, loaded, ids, planned, open_sweep, monkeypatch, calibrated
+):
+    """`Sweep.executions` windows' worth of batch entries go through the blocks' own forward."""
+    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="cells")
+    shape = Shape(windows=2, groups=groups, block=6, head=8)
+    sweep = open_sweep(loaded, ids, variants, calibrated(loaded, ids), shape=shape)
+    ran = []
+    # The classes' forward, because the tail calls the blocks too but puts them aside.
+    for kind in {type(block) for block in loaded.model.get_submodule(loaded.layout.blocks_path)}:
+        monkeypatch.setattr(kind, "forward", _counting(kind.forward, ran))
+    events = []
+    sweep.run(events.append)
+    assert sum(ran) == sweep.executions * len(ids)
+    # The progress counts the same, the capture of the inputs aside, which is not told.
+    done = [event.done for event in events]
+    assert done == sorted(done)
+    assert events[0].done == 0
+    assert events[-1].done == events[-1].total == pytest.approx(sweep.work * len(ids))
+
+
+def _counting(forward, ran):
+    def counted(self, hidden_states, *args, **kwargs):
+        ran.append(len(hidden_states))
+        return forward(self, hidden_states, *args, **kwargs)
+
+    return counted
+
+
+def test_what_changes_nothing_is_the_reference_itself(loaded, ids, planned, open_sweep, numbers_of):
+    """The control: all restored, or nothing isolated, ends in the reference's own node."""
+    variants = planned(loaded, formats="mxfp4", sweep="blocks", patterns=["*"])
+    nothing = Variant(
+        format="mxfp4:floor",
+        operands="weights+activations",
+        direction="isolate",
+        level="patterns",
+        unit="nothing",
+    )
+    variants.append(PlannedVariant(nothing, {}))
+    leaf = {
+        (v.variant.key, v.replica): leaf
+        for v, leaf in zip(variants, build_tree(variants, loaded.layout).leaves, strict=True)
+    }
+    stem = "mxfp4:floor|weights+activations"
+    everything = f"{stem}|restore|patterns|*"
+    assert leaf[everything, 0] == leaf[nothing.key, 0] == leaf["reference", 0]
+    assert leaf[f"{stem}|isolate|patterns|*", 0] == leaf[f"{stem}|baseline|model", 0]
+
+    sweep = open_sweep(loaded, ids, variants, Injector(loaded.model, None))
+    sweep.run()
+    found = numbers_of(sweep)
+    for window in range(len(ids)):
+        reference = found[REFERENCE.key, 0, window]
+        assert reference[2:] == [0.0, reference[0]]
+        assert found[everything, 0, window] == reference
+        assert found[nothing.key, 0, window] == reference
+        whole = found[f"{stem}|baseline|model", 0, window]
+        assert found[f"{stem}|isolate|patterns|*", 0, window] == whole
+        assert whole[2] > 0

@@ -1,0 +1,219 @@
+"""The wavefront against the naive path, which shares no sweep code with it.
+
+On a CPU in FP32 a matrix product of 16 rows or more gives a row the same bits whatever the other
+rows are, if its widths are multiples of 16. There the two paths must agree bit for bit, although
+quantizing activations magnifies any difference. Elsewhere (experts, which see other rows in a
+batch; short windows; BF16) they agree to rounding, which only quantized weights leave small.
+"""
+
+import random
+
+import pytest
+import torch
+
+from fp4scope.inject import Injector
+from fp4scope.sweep.memory import Shape
+from fp4scope.sweep.wavefront import FEWEST_ROWS, TILE_ROWS, tiles
+
+EVERYTHING = {
+    "formats": "mxfp4:floor,nvfp4",
+    "operands": "weights+activations,weights,activations",
+    "direction": "restore,isolate",
+    "sweep": "components,blocks,cells",
+    "replicas": 2,
+}
+
+
+def sample(variants, seed):
+    """The W4A4 controls, and a variant of each operands, direction and level: any format and unit.
+
+    Every other one is a second realisation.
+    """
+    dice = random.Random(seed)
+    controls, kinds = [], {}
+    for planned in variants:
+        v = planned.variant
+        if not v.is_control:
+            kinds.setdefault((v.operands, v.direction, v.level), []).append(planned)
+        elif v.operands in ("", "weights+activations"):
+            controls.append(planned)
+    units = []
+    for i, kind in enumerate(kinds.values()):
+        units.append(dice.choice([v for v in kind if v.replica == i % 2]))
+    return controls + units
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    different = {k: (found[k], expected[k]) for k in expected if found[k] != expected[k]}
+    assert different == {}
+
+
+def assert_close(found, expected, nats_per_token):
+    assert found.keys() == expected.keys()
+    for key, (tokens, nll, kl, top1) in expected.items():
+        assert found[key][0] == tokens
+        assert abs(found[key][1] - nll) < nats_per_token * tokens, key
+        assert abs(found[key][2] - kl) < nats_per_token * tokens, key
+        assert abs(found[key][3] - top1) <= 1, key
+
+
+def test_equal_to_the_bit(
+    family, adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers, unchanged
+):
+    """Every family, with every kind of variant."""
+    loaded = adopted(family)
+    injector = calibrated(loaded, ids)
+    variants = sample(planned(loaded, patterns=["*.mlp.*"], **EVERYTHING), family)
+    assert {v.variant.format for v in variants} == {"reference", "mxfp4:floor", "nvfp4"}
+    assert len(variants) == 3 + 2 * 3 + 3 * 2 * 4
+    sweep = open_sweep(loaded, ids, variants, injector)
+    assert sweep.check.difference == 0
+    assert sweep.shape.windows == 2
+    assert sweep.shape.block > 2
+    with unchanged(loaded.model):
+        sweep.run()
+    found = numbers_of(sweep)
+    assert len(found) == 2 * len(variants)
+    assert_same(found, naive_numbers(loaded, ids, variants, injector))
+
+
+@pytest.mark.parametrize("block", [1, 3, 42])
+def test_dynamic_scales_are_of_a_window_not_of_a_batch(
+    block, adopted, ids, planned, open_sweep, numbers_of, naive_numbers
+):
+    """NVFP4 without calibration: every window has its own tensor scale, whatever shares a batch."""
+    loaded = adopted("llama")
+    injector = Injector(loaded.model, None)
+    variants = planned(
+        loaded, formats="nvfp4", operands="weights+activations", sweep="blocks", replicas=2
+    )
+    shape = Shape(windows=2, groups=1, block=block, head=4)
+    sweep = open_sweep(loaded, ids, variants, injector, shape=shape)
+    sweep.run()
+    assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
+
+
+def test_several_tiles_of_rows(
+    adopted, planned, calibrated, open_sweep, numbers_of, naive_numbers
+):
+    """Windows of more tokens than a tile, with a rest too short to be one and a rest that is."""
+    loaded = adopted("smollm2", max_position_embeddings=512)
+    for tokens in (TILE_ROWS + FEWEST_ROWS - 1, 2 * TILE_ROWS + FEWEST_ROWS + 5):
+        ids = torch.randint(4, 96, (2, tokens), generator=torch.Generator().manual_seed(tokens))
+        injector = calibrated(loaded, ids)
+        variants = planned(loaded, formats="mxfp4", sweep="blocks")
+        sweep = open_sweep(loaded, ids, variants, injector)
+        sweep.run()
+        assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
+
+
+def test_tiles_cover_every_row_once_and_none_is_short():
+    for rows in (*range(1, 3 * TILE_ROWS + 2), 2048):
+        found = list(tiles(rows))
+        assert [r for tile in found for r in range(rows)[tile]] == list(range(rows))
+        sizes = [tile.stop - tile.start for tile in found]
+        assert len(sizes) == 1 or min(sizes) >= FEWEST_ROWS
+        assert max(sizes) < TILE_ROWS + FEWEST_ROWS
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_experts_agree_to_rounding(
+    family, adopted, ids, planned, open_sweep, numbers_of, naive_numbers, unchanged
+):
+    """An expert's tokens come from all windows of a batch, so its products round in another way.
+
+    Weights only: 1e-5 nats a token is a hundred roundings of a loss of four nats.
+    """
+    loaded = adopted(family)
+    injector = Injector(loaded.model, None)
+    variants = planned(loaded, formats="mxfp4:floor", operands="weights", sweep="components,blocks")
+    sweep = open_sweep(loaded, ids, variants, injector)
+    assert sweep.check.batches
+    with unchanged(loaded.model):
+        sweep.run()
+    assert_close(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector), 1e-5)
+
+
+def test_experts_in_batches_of_one_are_equal_to_the_bit(
+    adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers
+):
+    """The difference above is the batch and nothing else: even quantized activations agree."""
+    loaded = adopted("mixtral")
+    injector = calibrated(loaded, ids)
+    variants = planned(loaded, formats="nvfp4", sweep="blocks")
+    sweep = open_sweep(loaded, ids, variants, injector, shape=Shape(2, 1, block=1, head=1))
+    sweep.run()
+    assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_bfloat16_agrees_to_rounding(
+    family, adopted, ids, planned, open_sweep, numbers_of, naive_numbers
+):
+    """BF16 rounds logits of about 4 to 1/64, so a window's mean NLL to some hundredths."""
+    loaded = adopted(family, torch.bfloat16)
+    injector = Injector(loaded.model, None)
+    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="components")
+    sweep = open_sweep(loaded, ids, variants, injector)
+    sweep.run()
+    assert_close(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "tokens"),
+    [("llama", {}, 12), ("llama", {}, 2), ("mistral", {"intermediate_size": 83}, 24)],
+)
+def test_short_windows_and_odd_widths_agree_to_rounding(
+    family, config, tokens, adopted, ids, planned, open_sweep, numbers_of, naive_numbers
+):
+    """Fewer than 16 rows, or widths with a rest, take other code in a matrix product."""
+    loaded = adopted(family, **config)
+    injector = Injector(loaded.model, None)
+    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="blocks,cells")
+    sweep = open_sweep(loaded, ids[:, :tokens], variants, injector)
+    sweep.run()
+    expected = naive_numbers(loaded, ids[:, :tokens], variants, injector)
+    assert_close(numbers_of(sweep), expected, 1e-5)
+
+
+def test_the_order_and_the_seed_decide_nothing_but_the_perturbation(
+    adopted, ids, planned, calibrated, open_sweep, numbers_of
+):
+    """A window's numbers belong to the window: another order of the text, the same numbers."""
+    loaded = adopted("qwen3")
+    injector = calibrated(loaded, ids)
+    variants = planned(loaded, formats="nvfp4", sweep="components", replicas=2)
+    one, other = (open_sweep(loaded, ids, variants, injector) for _ in range(2))
+    other._seed += 1
+    one.run()
+    other.run()
+    found, changed = numbers_of(one), numbers_of(other)
+    plain = [key for key in found if not key[1]]
+    assert plain
+    assert all(found[key] == changed[key] for key in plain)
+    perturbed = [key for key in found if key[1]]
+    assert all(found[key] != changed[key] for key in perturbed if "nvfp4" in key[0])
+
+
+def test_a_damaged_wavefront_would_be_noticed(
+    adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers, monkeypatch
+):
+    """The comparison has teeth: one ulp in one block of one window shows in some variant."""
+    loaded = adopted("llama")
+    injector = calibrated(loaded, ids)
+    variants = planned(loaded, formats="mxfp4", sweep="blocks")
+    sweep = open_sweep(loaded, ids, variants, injector)
+    own = type(loaded.stack).run
+
+    def off_by_an_ulp(self, block, hidden, *rest):
+        out = own(self, block, hidden, *rest)
+        if block == 1:
+            out[0] = torch.nextafter(out[0], out[0] + 1)
+        return out
+
+    monkeypatch.setattr(type(loaded.stack), "run", off_by_an_ulp)
+    sweep.run()
+    expected = naive_numbers(loaded, ids, variants, injector)
+    with pytest.raises(AssertionError):
+        assert_same(numbers_of(sweep), expected)
