@@ -75,8 +75,8 @@ def main() -> int:
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; {loaded.name}, "
-        f"{loaded.dtype_name}, weights {weights / 1e9:.2f} GB; {len(variants)} variants, one window "
-        f"of {options.seq_len} tokens, {seconds:.0f} s\n{sweep.shape}\n"
+        f"{loaded.dtype_name}, weights {weights / 1e9:.2f} GB; {len(variants)} variants, one "
+        f"window of {options.seq_len} tokens, {seconds:.0f} s\n{sweep.shape}\n"
         f"allowed {allowed / 1e9:.2f} GB, planned {sweep.memory_bytes / 1e9:.2f} GB, "
         f"taken {taken / 1e9:.2f} GB beside the model"
     )

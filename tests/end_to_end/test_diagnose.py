@@ -11,7 +11,9 @@ from transformers import BertConfig, BertLMHeadModel
 import fp4scope
 from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
 from fp4scope.models import load_model
-from fp4scope.sweep import naive
+from fp4scope.records import RESULTS_VERSION
+from fp4scope.sweep import Sweep, memory
+from fp4scope.sweep.wavefront import Wavefront
 
 COMPONENTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -90,7 +92,7 @@ def test_files(finished):
 
 def test_results_json_holds_the_windows_and_the_conditions(finished):
     data = json.loads((finished.folder / "results.json").read_text())
-    assert data["version"] == 1
+    assert data["version"] == RESULTS_VERSION
     one = data["observations"][1]
     assert one["windows"] == list(range(3))
     assert len(one["nll"]) == len(one["kl"]) == 3
@@ -204,8 +206,8 @@ def test_a_second_run_in_the_same_folder_is_refused(model_folder, options, tmp_p
 
 def test_results_of_another_version_are_refused_with_advice(finished, tmp_path):
     data = json.loads((finished.folder / "results.json").read_text())
-    (tmp_path / "results.json").write_text(json.dumps(data | {"version": 2}))
-    with pytest.raises(OutputError, match="has version 2; this fp4scope reads version 1"):
+    (tmp_path / "results.json").write_text(json.dumps(data | {"version": 99}))
+    with pytest.raises(OutputError, match=f"has version 99; this fp4scope reads version {RESULTS_VERSION}"):
         fp4scope.load(tmp_path)
 
 
@@ -231,67 +233,66 @@ def test_a_continued_folder_says_when_the_machine_is_another(
     assert any("begun with" in note for note in notes)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 7, 20])
+@pytest.fixture
+def chunks(monkeypatch):
+    """The windows of every chunk that is measured, two at a time."""
+    monkeypatch.setattr(memory, "_BLOCK_TOKENS", {"cpu": 2 * 32})
+    measured = []
+    own = Sweep._chunk
+
+    def chunk(self, windows, advance):
+        measured.append(list(windows))
+        return own(self, windows, advance)
+
+    monkeypatch.setattr(Sweep, "_chunk", chunk)
+    return measured
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
 def test_stopped_and_resumed_equals_run_through(
-    model_folder, options, tmp_path, stop_after, monkeypatch
+    model_folder, options, tmp_path, stop_after, chunks
 ):
-    monkeypatch.setattr(naive, "REFERENCE_LOGITS_BYTES", 2 * 32 * 96 * 4)  # chunks of 2 windows
-    whole = fp4scope.diagnose(
-        model_folder, sweep="components", output_dir=tmp_path / "whole", **options
-    )
-    seen = 0
+    study = options | {"sweep": "components", "formats": "nvfp4"}
+    whole = fp4scope.diagnose(model_folder, output_dir=tmp_path / "whole", **study)
+    order = list(chunks)
+    assert [len(chunk) for chunk in order] == [2, 2, 2]
+    assert sorted(sum(order, [])) == list(range(6)) != sum(order, [])
+    chunks.clear()
 
     def stop(event):
-        nonlocal seen
-        seen += event.diagnosis is not None
-        if seen > stop_after:
+        if event.phase == "measuring" and event.detail == f"{2 * stop_after} of 6 windows":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fp4scope.diagnose(
-            model_folder,
-            sweep="components",
-            output_dir=tmp_path / "parts",
-            progress=stop,
-            **options,
-        )
+        fp4scope.diagnose(model_folder, output_dir=tmp_path / "parts", progress=stop, **study)
     with pytest.raises(OutputError, match="has not finished"):
         fp4scope.load(tmp_path / "parts")
-
-    forwards = []
-    monkeypatch.setattr(naive, "_variant", _counting(naive._variant, forwards))
-    parts = fp4scope.diagnose(
-        model_folder, sweep="components", output_dir=tmp_path / "parts", **options
-    )
+    parts = fp4scope.diagnose(model_folder, output_dir=tmp_path / "parts", **study)
+    assert chunks == order
     assert parts.components.rows == whole.components.rows
     assert parts.baselines.rows == whole.baselines.rows
-    for name in ("baselines.csv", "components.csv", "activations.csv"):
+    for name in ("baselines.csv", "components.csv", "activations.csv", "journal.jsonl"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    # 3 chunks of 30 variants beside the reference, which came first and is not among these.
-    assert len(forwards) == 3 * 30 - stop_after
-
-
-def _counting(function, calls):
-    def counted(*args):
-        calls.append(args)
-        return function(*args)
-
-    return counted
 
 
 def test_a_finished_run_measures_nothing_again(model_folder, options, tmp_path, monkeypatch):
     first = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
-    monkeypatch.setattr(naive, "_reference", None)
-    monkeypatch.setattr(naive, "_variant", None)
+    monkeypatch.setattr(Wavefront, "measure", None)
     again = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
     assert again.baselines.rows == first.baselines.rows
 
 
-def test_chunks_and_order_do_not_change_a_number(model_folder, options, monkeypatch):
-    one = fp4scope.diagnose(model_folder, sweep="components", **options)
-    monkeypatch.setattr(naive, "REFERENCE_LOGITS_BYTES", 1)
-    other = fp4scope.diagnose(model_folder, sweep="components", seed=5, **options)
-    assert one.components.rows == other.components.rows
+def test_chunks_and_order_do_not_change_a_number(model_folder, options, chunks):
+    """Another order and other chunks; the jitter, which the seed decides too, aside."""
+    seen = []
+    for seed in (0, 5):
+        d = fp4scope.diagnose(
+            model_folder, sweep="components", formats="mxfp4", seed=seed, **options
+        )
+        observed = d.results.observations.values()
+        seen.append([o for o in observed if o.variant.direction != "jitter"])
+    assert chunks[:3] != chunks[3:]
+    assert seen[0] == seen[1]
 
 
 def test_another_study_in_the_folder_is_refused(model_folder, options, tmp_path):

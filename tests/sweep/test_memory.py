@@ -222,7 +222,7 @@ def failing(monkeypatch, error, calls):
 
 
 @pytest.mark.parametrize("error", ERRORS[:2], ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize("calls", [{7}, {0, 1, 2, 3}, {3, 60}], ids=str)
+@pytest.mark.parametrize("calls", [{7}, {0, 1, 2, 3}, {3, 40}], ids=str)
 def test_out_of_memory_on_the_way_halves_the_chunk_and_goes_on(
     error, calls, small, expected, open_sweep, numbers_of, monkeypatch, unchanged
 ):

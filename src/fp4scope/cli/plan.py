@@ -45,7 +45,9 @@ def print_plan(study: Study) -> None:
     out.print(titled(f"Plan for {model['name']}, {model['dtype']} on {model['device']}", facts))
     widths = new_table(("format", "operands", "direction", "units"), ("number", "± millinats"))
     for family in found.families:
-        reached = "" if family.half_width is None else number(1e3 * family.half_width)
+        reached = (
+            "too few windows" if family.half_width is None else number(1e3 * family.half_width)
+        )
         names = (family.format, family.operands, family.direction, family.level)
         widths.add_row(*names, str(family.units), reached)
     out.print()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fp4scope.conductor.calibrate import observe
 from fp4scope.conductor.prepare import Prepared, prepare
@@ -21,7 +20,7 @@ from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.inject import Injector
 from fp4scope.models import check_name, resolve_device
 from fp4scope.records import REFERENCE, Observation, Variant, baseline
-from fp4scope.stats import CONFIDENCE
+from fp4scope.stats import half_width
 from fp4scope.study import Study, parse_memory
 from fp4scope.sweep import Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
 
@@ -153,10 +152,7 @@ class _Probe:
             ]
             # Longer windows average over more tokens.
             spread = float(np.sqrt(np.mean(np.square(spreads)) / longer)) if spreads else None
-            width = None
-            if spread is not None and windows > 1:
-                t = float(stats.t.ppf(0.5 + CONFIDENCE / 2, windows - 1))
-                width = t * spread / windows**0.5
+            width = None if spread is None else half_width(spread, windows)
             yield Family(*family, units, width)
 
     def _spread(self, variant: Variant) -> Iterator[float]:

@@ -230,9 +230,14 @@ def _measure(
         note = f"{len(journal.windows)} of {len(windows)} windows were measured before"
         tell(Progress("measuring", note=note))
 
+    so_far: dict[int, Diagnosis] = {}  # tables are derived once a chunk, not at every step
+
     def measured(event: SweepProgress) -> None:
+        if event.windows and event.windows not in so_far:
+            so_far.clear()
+            so_far[event.windows] = Diagnosis(results)
         detail = f"{event.windows} of {len(windows)} windows"
-        diagnosis = Diagnosis(results) if journal.windows else None
+        diagnosis = so_far.get(event.windows)
         tell(Progress("measuring", event.done, event.total, detail, event.note, diagnosis))
 
     try:

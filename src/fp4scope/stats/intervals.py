@@ -47,6 +47,16 @@ def _t(n: int) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
 
 
+def half_width(spread: float, n: int) -> float | None:
+    """Half an interval's width over `n` values of standard deviation `spread`; None for too few.
+
+    Example:
+        >>> round(half_width(1.0, 16), 3), half_width(1.0, 2)
+        (0.533, None)
+    """
+    return None if n < MIN_WINDOWS else _t(n) * spread / n**0.5
+
+
 def mean(values: ArrayLike) -> Estimate:
     """The mean of per-window values.
 

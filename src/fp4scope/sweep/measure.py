@@ -190,7 +190,7 @@ class Sweep:
             self.check.flattens and self._injector.activation_amax is None
         )
         if not several:  # a state may not depend on what shares its batch
-            shape = replace(shape, windows=1, block=1)
+            shape = replace(shape, windows=1, block=1, head=shape.head if self.check.batches else 1)
         if not self._journal.shapes:
             return shape
         before = Shape(**self._journal.shapes[-1])

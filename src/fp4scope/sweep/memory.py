@@ -28,7 +28,7 @@ _CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 22}
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29
-_RESERVE = 1 << 27
+_RESERVE = 3 << 26
 """Workspaces of libraries, the allocator's own losses."""
 
 

@@ -1,0 +1,267 @@
+"""Block by block is the model's own forward, and leaves the model as it was."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from fp4scope.errors import ModelError
+from fp4scope.models import BlockStack, find_layout, perturbed
+
+EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
+FAMILIES = (
+    "qwen2", "qwen2-sliding", "qwen3", "llama", "llama-biased", "smollm2", "mistral", "gemma3",
+    "gpt2", *EXPERTS,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def own_logits(model, row):
+    return model(row[None], use_cache=False).logits[0]
+
+
+def stack_of(model):
+    return BlockStack(model, find_layout(model))
+
+
+def run_through(stack, inputs, windows):
+    hidden = inputs.embedded[windows]
+    for block in range(len(stack)):
+        hidden = stack.run(block, hidden, inputs, windows)
+    return hidden
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_capture_run_and_tail_are_the_models_own_forward(family, tiny_model, ids, unchanged):
+    """To the bit, also in a batch that is no multiple of the windows; experts to rounding."""
+    model = tiny_model(family)
+    with unchanged(model):
+        stack = stack_of(model)
+        inputs = stack.capture(ids)
+        assert inputs.embedded.shape == (2, 24, inputs.embedded.shape[-1])
+        windows = [1, 0, 1]
+        hidden = run_through(stack, inputs, windows)
+        with stack.tail() as tail:
+            logits = tail(hidden)
+            some = tail(hidden[:2, 5:21])
+    assert not any("forward" in vars(module) for module in model.modules())
+    for found, window in zip(logits, windows, strict=True):
+        expected = own_logits(model, ids[window])
+        if family in EXPERTS:
+            assert torch.allclose(found, expected, atol=1e-4)
+        else:
+            assert torch.equal(found, expected)
+    assert torch.equal(some, logits[:2, 5:21])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2-sliding", "mistral"])
+def test_every_block_has_its_own_mask(family, tiny_model, ids):
+    """One block at a time against the hidden states that the model itself passes on."""
+    model = tiny_model(family)
+    stack = stack_of(model)
+    inputs = stack.capture(ids)
+    with torch.no_grad():
+        states = model(ids[:1], use_cache=False, output_hidden_states=True).hidden_states
+    assert torch.equal(inputs.embedded[:1], states[0])
+    # The last of `states` is behind the final norm.
+    for block in range(len(stack) - 1):
+        assert torch.equal(stack.run(block, states[block], inputs, [0]), states[block + 1])
+
+
+def test_sliding_windows_are_told_apart(tiny_model, ids):
+    """A full and a sliding block are called with different masks, and it matters."""
+    model = tiny_model("gemma3")
+    stack = stack_of(model)
+    inputs = stack.capture(ids[:1])
+    kinds = model.config.layer_types
+    full, sliding = kinds.index("full_attention"), kinds.index("sliding_attention")
+    exchanged = list(inputs.calls)
+    exchanged[full] = inputs.calls[sliding]
+    wrong = type(inputs)(inputs.embedded, tuple(exchanged))
+    right, other = (stack.run(full, inputs.embedded, i, [0]) for i in (inputs, wrong))
+    assert not torch.equal(right, other)
+
+
+def test_what_is_the_same_for_all_windows_is_kept_once(tiny_model, ids):
+    stack = stack_of(tiny_model("gemma3"))
+    one, two = stack.capture(ids[:1]), stack.capture(ids)
+    assert two.size_bytes - one.size_bytes == one.embedded.numel() * 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_forwards_are_put_back_after_an_exception(family, tiny_model, ids, unchanged):
+    model = tiny_model(family)
+    stack = stack_of(model)
+    with unchanged(model):
+        with pytest.raises(KeyError, match="away"), stack.tail():
+            raise KeyError("away")
+        with pytest.raises(IndexError):
+            stack.capture(torch.full_like(ids, 10**6))
+    assert not any("forward" in vars(module) for module in model.modules())
+    hidden = run_through(stack, stack.capture(ids), [0])
+    with stack.tail() as tail:
+        assert torch.equal(tail(hidden)[0], own_logits(model, ids[0]))
+
+
+def test_a_blocks_own_instance_forward_is_put_back(tiny_model, ids):
+    """Libraries that patch `block.forward` find their patch again."""
+    model = tiny_model("llama")
+    block = model.model.layers[1]
+    own = block.forward
+
+    def patched(*args, **kwargs):
+        return own(*args, **kwargs) * 2
+
+    block.forward = patched
+    stack = stack_of(model)
+    hidden = run_through(stack, stack.capture(ids), [0, 1])
+    with stack.tail() as tail:
+        logits = tail(hidden)
+    assert vars(block)["forward"] is patched
+    assert "forward" not in vars(model.model.layers[0])
+    assert torch.equal(logits[1], own_logits(model, ids[1]))
+
+
+def test_a_hidden_state_is_not_changed(tiny_model, ids):
+    for family in FAMILIES:
+        stack = stack_of(tiny_model(family))
+        inputs = stack.capture(ids)
+        kept = inputs.embedded.clone()
+        for block in range(len(stack)):
+            stack.run(block, inputs.embedded, inputs, [0, 1])
+        assert torch.equal(inputs.embedded, kept), family
+
+
+class _Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, hidden, shift=None, table=None):
+        mixed = self.up(hidden).tanh()
+        if shift is not None:
+            mixed = mixed * shift
+        if table is not None:
+            mixed = mixed + table["rows"][0]
+        return hidden + self.down(mixed)
+
+
+class Toy(PreTrainedModel):
+    """Blocks called as `order` says, with tensors that depend on the ids where `per_window`."""
+
+    config_class = LlamaConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(_Block(config.hidden_size) for _ in range(3))
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.order, self.per_window = [0, 1, 2], False
+        self.post_init()
+
+    def forward(self, input_ids, use_cache=None):
+        hidden = self.embed(input_ids)
+        extra = {}
+        if self.per_window:
+            rows = input_ids[..., None].float() / 100
+            extra = {"shift": 1 + rows, "table": {"rows": (rows.cos(),)}}
+        for index in self.order:
+            hidden = self.blocks[index](hidden, **extra)
+        return CausalLMOutput(logits=self.head(hidden))
+
+
+@pytest.fixture
+def toy():
+    torch.manual_seed(0)
+    return Toy(LlamaConfig(vocab_size=96, hidden_size=32)).eval().requires_grad_(False)
+
+
+def test_tensors_of_each_window_go_with_it(toy, ids, unchanged):
+    """A block whose arguments depend on the ids, in a batch of several windows."""
+    toy.per_window = True
+    with unchanged(toy):
+        stack = stack_of(toy)
+        inputs = stack.capture(ids)
+        windows = [1, 0, 0, 1, 1]
+        hidden = run_through(stack, inputs, windows)
+        with stack.tail() as tail:
+            logits = tail(hidden)
+    for found, window in zip(logits, windows, strict=True):
+        assert torch.equal(found, own_logits(toy, ids[window]))
+    # The wrong window's arguments give something else, so the above says something.
+    swapped = inputs.embedded
+    for block in range(len(stack)):
+        swapped = stack.run(block, swapped, inputs, [1, 0])
+    with stack.tail() as tail:
+        assert not torch.equal(tail(swapped)[0], logits[1])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 2], [0, 2, 1], [0, 1], [], [0, 0, 1, 1, 2, 2]], ids=str)
+def test_blocks_that_do_not_run_once_in_order_are_refused(order, toy, ids, unchanged):
+    toy.order = order
+    with (
+        unchanged(toy),
+        pytest.raises(ModelError, match=r"Toy does not run its 3 blocks once each and in order"),
+    ):
+        stack_of(toy).capture(ids)
+
+
+def test_blocks_without_a_hidden_state_are_refused(toy, ids, unchanged):
+    toy.embed = nn.Sequential(toy.embed, nn.Flatten(0, 1))
+    with unchanged(toy), pytest.raises(ModelError, match="take no hidden state"):
+        stack_of(toy).capture(ids)
+
+
+DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+KEY = {"seed": 0, "replica": 1, "window": 2, "block": 3}
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def hidden(request):
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    x = (x**5).to(request.param)
+    x[::7] = 0
+    x[3, ::2] = -0.0
+    return x
+
+
+def test_a_perturbation_is_a_quarter_of_the_numbers_by_one_ulp(hidden):
+    moved = perturbed(hidden, **KEY)
+    assert moved.dtype == hidden.dtype
+    bits = [x.view(DTYPES[x.dtype]).long() for x in (moved, hidden)]
+    steps = bits[0] - bits[1]
+    assert steps.abs().max() == 1
+    zeros = hidden == 0
+    assert (steps[zeros] == 0).all()
+    n = int((~zeros).sum())
+    # Five standard deviations of a binomial distribution.
+    for step in (1, -1):
+        share = float((steps[~zeros] == step).sum()) / n
+        assert abs(share - 1 / 8) < 5 * (7 / 64 / n) ** 0.5
+    # A step of the integer is one of the number: none is skipped, none changes the sign.
+    assert (moved * hidden >= 0).all()
+    upwards = torch.nextafter(hidden.abs(), torch.tensor(torch.inf, dtype=hidden.dtype))
+    assert torch.equal(moved.abs()[steps == 1], upwards[steps == 1])
+
+
+def test_a_perturbation_belongs_to_seed_replica_window_and_block(hidden):
+    moved = perturbed(hidden, **KEY)
+    assert torch.equal(perturbed(hidden.clone(), **KEY), moved)
+    for name in KEY:
+        other = perturbed(hidden, **KEY | {name: KEY[name] + 1})
+        assert 0.2 < float((other != moved)[hidden != 0].float().mean()) < 0.6, name
+
+
+def test_a_perturbation_changes_neither_its_input_nor_the_generator(hidden):
+    kept = hidden.clone()
+    state = torch.random.get_rng_state()
+    perturbed(hidden, **KEY)
+    assert torch.equal(hidden, kept)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_perturbing_what_is_not_contiguous_is_the_same(hidden):
+    across = hidden.T.contiguous().T
+    assert not across.is_contiguous()
+    assert torch.equal(perturbed(across, **KEY), perturbed(hidden, **KEY))
