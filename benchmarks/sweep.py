@@ -4,9 +4,10 @@
     python benchmarks/sweep.py --model model.gguf    # a real one
 
 Prints times, their ratio, and how many blocks each cell cost: the wavefront's mean over cells must
-be (L + 1) / 2L of the naive sweep's, or this exits with 1. Cells of one component, restore,
-weights and activations. A head that is large beside the blocks (small models have one) limits the
-ratio, because every variant needs its own logits; so the head's size is printed too.
+be (L + 1) / 2L of the naive sweep's, or this exits with 1. All cells (or some: --cells, whole
+components), restore, weights and activations; the self-check is in the time. A head that is large
+beside the blocks (small models have one) limits the ratio, because every variant needs its own
+logits; so the head's size is printed too.
 """
 
 import argparse
@@ -42,9 +43,9 @@ CONFIG = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a GGUF file, folder or hub id; default: random weights")
-    parser.add_argument("--component", default="down_proj")
+    parser.add_argument("--cells", default="", help="only of these linears, such as down_proj")
     parser.add_argument("--format", default="mxfp4:floor")
-    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -53,14 +54,11 @@ def main() -> int:
     generator = torch.Generator().manual_seed(0)
     shape = (options.windows, options.seq_len)
     ids = torch.randint(5, loaded.config.vocab_size, shape, generator=generator)
-    study = Study.build(model="-", formats=options.format, sweep="cells", direction="restore")
-    variants = [
-        v
-        for v in plan(study, loaded.layout)
-        if v.variant.level != "cells" or v.variant.unit == options.component
-    ]
-    # Without its jitter control: the naive sweep would not have one.
-    variants = [v for v in variants if v.variant.direction != "jitter"]
+    study = Study.build(
+        model="-", formats=options.format, sweep="cells", cells=options.cells, direction="restore"
+    )
+    # Without the jitter controls: the naive sweep would not have them.
+    variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
 
     def forwards() -> Iterator[None]:
         for row in ids:

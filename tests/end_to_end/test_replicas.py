@@ -88,15 +88,28 @@ def test_rounding_alone_moves_the_reference_by_next_to_nothing(results):
     assert any(nll != plain[w] for w, nll in zip(control.windows, control.nll, strict=True))
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_quantized_activations_magnify_rounding(fmt, results):
-    """The baseline differs from itself by far more than the reference does."""
-    control = kl_per_token(results.observation(jitter(baseline(fmt, W4A4))))
-    floor = abs(kl_per_token(results.observation(jitter(REFERENCE))))
-    assert control > 1e-4
-    assert control > 100 * floor
-    # And by less than from the reference: it is the same model.
-    assert control < kl_per_token(results.observation(baseline(fmt, W4A4)))
+def test_quantized_activations_magnify_rounding(model_folder, text_file):
+    """A baseline differs from itself by far more than the reference does from itself.
+
+    In BF16, where rounding is coarse enough to flip quantized values in a model this small.
+    """
+    results = fp4scope.diagnose(
+        model_folder,
+        text=str(text_file),
+        seq_len=32,
+        windows=3,
+        calibration_windows=4,
+        calibration_seq_len=32,
+        sweep="",
+        dtype="bfloat16",
+    ).results
+    floor = kl_per_token(results.observation(jitter(REFERENCE)))
+    assert 0 < floor < 0.02
+    for fmt in FORMATS:
+        control = kl_per_token(results.observation(jitter(baseline(fmt, W4A4))))
+        assert control > 20 * floor
+        # And by less than from the reference: it is compared with itself.
+        assert control < 0.7 * kl_per_token(results.observation(baseline(fmt, W4A4)))
 
 
 def test_a_control_is_the_replica_that_it_repeats(results):

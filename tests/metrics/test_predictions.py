@@ -154,8 +154,7 @@ def test_kl_has_its_direction():
     variant = torch.tensor([[0.0, 0.0, 0.0]])
     targets = torch.tensor([0])
     forward, backward = (
-        against(b, targets, a).kl
-        for a, b in ((reference, variant), (variant, reference))
+        against(b, targets, a).kl for a, b in ((reference, variant), (variant, reference))
     )
     assert forward == pytest.approx(kl_fp64(variant, reference), rel=1e-5)
     assert backward > 3 * forward

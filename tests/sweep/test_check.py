@@ -10,6 +10,7 @@ from fp4scope.errors import ModelError
 from fp4scope.inject import Injector
 from fp4scope.models import adopt
 from fp4scope.sweep.check import self_check
+from fp4scope.sweep.memory import Shape
 
 
 class _Block(nn.Module):
@@ -18,11 +19,11 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
         self.calls, self.fault = 0, ""
 
-    def forward(self, hidden):
+    def forward(self, hidden, shift=1):
         self.calls += 1
         if self.fault == "raises in a batch" and len(hidden) > 1:
             raise ValueError(f"a batch of {len(hidden)}")
-        mixed = self.up(hidden).tanh()
+        mixed = self.up(hidden).tanh() * shift
         if self.fault == "mixes a batch":
             mixed = mixed + hidden.mean(0)
         if self.fault == "flat":
@@ -49,8 +50,9 @@ class Toy(PreTrainedModel):
         if self.fault == "takes one window" and len(input_ids) > 1:
             raise ValueError(f"{len(input_ids)} windows")
         hidden = self.embed(input_ids)
+        shift = 1 + input_ids[..., None] / 96
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, shift) if self.fault == "per window" else block(hidden)
         if self.fault == "looks back":
             count = torch.arange(1, hidden.shape[1] + 1)[:, None]
             hidden = hidden + hidden.cumsum(1) / count
@@ -136,6 +138,21 @@ def test_a_linear_that_sees_a_flat_batch(
     variants = planned(loaded, formats="nvfp4", sweep="blocks")
     sweep = open_sweep(loaded, long_ids, variants, injector)
     assert (sweep.shape.block == 1) == (not calibrate)
+    sweep.run()
+    assert numbers_of(sweep) == naive_numbers(loaded, long_ids, variants, injector)
+
+
+@pytest.mark.parametrize("block", [2, 7])
+def test_what_differs_by_window_goes_with_it(
+    block, toy, long_ids, planned, calibrated, open_sweep, numbers_of, naive_numbers
+):
+    """Blocks that are handed something of each window's own, several windows in a batch."""
+    loaded = toy("per window")
+    assert self_check(loaded, long_ids).batches
+    injector = calibrated(loaded, long_ids)
+    variants = planned(loaded, formats="nvfp4", sweep="blocks", replicas=2)
+    shape = Shape(windows=3, groups=1, block=block, head=9)
+    sweep = open_sweep(loaded, long_ids, variants, injector, shape=shape)
     sweep.run()
     assert numbers_of(sweep) == naive_numbers(loaded, long_ids, variants, injector)
 

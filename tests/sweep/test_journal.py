@@ -248,7 +248,9 @@ def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(path):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout.readline() == "open\n"
-        with pytest.raises(OutputError, match=rf"another run .*\(process {first.pid} on ") as caught:
+        with pytest.raises(
+            OutputError, match=rf"another run .*\(process {first.pid} on "
+        ) as caught:
             Journal(path, IDENTITY)
         assert "choose another folder with -o" in str(caught.value)
         first.kill()

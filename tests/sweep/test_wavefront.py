@@ -94,9 +94,7 @@ def test_dynamic_scales_are_of_a_window_not_of_a_batch(
     assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
 
 
-def test_several_tiles_of_rows(
-    adopted, planned, calibrated, open_sweep, numbers_of, naive_numbers
-):
+def test_several_tiles_of_rows(adopted, planned, calibrated, open_sweep, numbers_of, naive_numbers):
     """Windows of more tokens than a tile, with a rest too short to be one and a rest that is."""
     loaded = adopted("smollm2", max_position_embeddings=512)
     for tokens in (TILE_ROWS + FEWEST_ROWS - 1, 2 * TILE_ROWS + FEWEST_ROWS + 5):

@@ -28,13 +28,13 @@ def demo_study(from_hub: bool) -> Study:
     return Study.build(
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
-        seq_len=160,
+        seq_len=80,
         windows=8,
         formats="mxfp4:floor,nvfp4",
         sweep="components,cells:isolate",
         cells="down_proj",
         calibration_windows=16,
-        calibration_seq_len=160,
+        calibration_seq_len=80,
     )
 
 
