@@ -279,8 +279,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fp4scope.inject import Injector
 from fp4scope.models import adopt
 from fp4scope.study import Study
-from fp4scope.sweep import Journal, Sweep, plan
+from fp4scope.sweep import Journal, Sweep, memory, plan
 
+memory._RESERVE = 1 << 27  # less than usual, which would be most of a model this small
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -297,11 +298,11 @@ def resident(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def growth(memory):
+def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl", {})
         injector = Injector(loaded.model, None)
-        sweep = Sweep(loaded, ids, variants, injector, journal, memory=memory)
+        sweep = Sweep(loaded, ids, variants, injector, journal, memory=budget)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = resident("VmRSS")
         sweep.run()
@@ -331,5 +332,5 @@ def test_a_run_stays_inside_its_memory():
     assert bounded["grew"] < bound
     assert free["grew"] < free["needed"]
     # The bound is what kept it small, and it moved no number.
-    assert free["grew"] > 1.5 * bounded["grew"]
+    assert free["grew"] > 2 * bounded["grew"]
     assert free["nll"] == bounded["nll"]
