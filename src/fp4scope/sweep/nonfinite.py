@@ -11,6 +11,7 @@ from fp4scope.inject import Injector
 from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel
 from fp4scope.observe import observe_inputs
+from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
 
 
@@ -45,7 +46,8 @@ def require_finite(
             if cell
             else "every input of the blocks' linears is finite, so the overflow is behind them"
         )
+        who = "the reference" if planned.variant == REFERENCE else planned.variant.key
         raise NonFiniteError(
-            f"the {name} of {planned.variant.key} is {value} on window {window} in {loaded.dtype}: "
+            f"the {name} of {who} is {value} on window {window} in {loaded.dtype}: "
             f"{where}; use a dtype with more range (--dtype bfloat16 or float32)"
         )
