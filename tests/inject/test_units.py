@@ -17,10 +17,15 @@ def study(**options):
     return Study.build(**{"model": "m", "formats": "mxfp4", "direction": "isolate"} | options)
 
 
+def planned_for(study, layout):
+    """The plan without its jitter controls, which repeat the reference and the baselines."""
+    return [v for v in plan(study, layout) if v.variant.direction != "jitter"]
+
+
 def test_units_name_the_linears_they_say(family, tiny_model):
     layout = find_layout(tiny_model(family))
     options = {"sweep": "components,blocks,cells", "direction": "isolate,restore"}
-    variants = plan(study(**options, patterns="*.1.*"), layout)
+    variants = planned_for(study(**options, patterns="*.1.*"), layout)
     units = len(layout.components) + layout.blocks + len(layout.cells) + 1
     assert len(variants) == 2 + 2 * units
     assert len({v.variant.key for v in variants}) == len(variants)
@@ -44,9 +49,13 @@ def test_units_name_the_linears_they_say(family, tiny_model):
 
 def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model):
     layout = find_layout(tiny_model(family))
-    reference, baseline = plan(study(sweep=()), layout)
+    reference, baseline = planned_for(study(sweep=()), layout)
     assert reference.settings == {}
     assert set(baseline.settings) == set(layout.linears)
+    controls = [v for v in plan(study(sweep=()), layout) if v.variant.direction == "jitter"]
+    assert [v.settings for v in controls] == [reference.settings, baseline.settings]
+    assert [v.against for v in controls] == [reference.variant, baseline.variant]
+    assert [v.replica for v in controls] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,7 @@ def test_operands(operands, weights, activations, name, tiny_model):
     layout = find_layout(tiny_model("gpt2"))
     fmt = FORMATS[name]
     setting = Setting(weights=fmt if weights else None, activations=fmt if activations else None)
-    for planned in plan(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
+    for planned in planned_for(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
         assert set(planned.settings.values()) == {setting}
 
 
@@ -73,7 +82,7 @@ def test_a_cell_holds_all_experts_of_its_block():
 
     model = nn.Module()
     model.layers = nn.ModuleList(Moe() for _ in range(2))
-    variants = plan(study(sweep="cells"), find_layout(model))
+    variants = planned_for(study(sweep="cells"), find_layout(model))
     by_key = {v.variant.key: set(v.settings) for v in variants}
     assert by_key["mxfp4:floor|weights+activations|isolate|cells|1.up_proj"] == {
         f"layers.1.experts.{i}.up_proj" for i in range(3)
@@ -83,4 +92,4 @@ def test_a_cell_holds_all_experts_of_its_block():
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
     with pytest.raises(UnitError, match="matches none of the 8 linears"):
-        plan(study(patterns="*.mlp.*,*.experts.*"), find_layout(tiny_model("gpt2")))
+        planned_for(study(patterns="*.mlp.*,*.experts.*"), find_layout(tiny_model("gpt2")))
