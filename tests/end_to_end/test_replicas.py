@@ -10,6 +10,7 @@ from fp4scope.records import REFERENCE, Results, baseline, jitter
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 W4A4 = "weights+activations"
+SMALL = {"seq_len": 32, "windows": 3, "calibration_windows": 4, "calibration_seq_len": 32}
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +18,7 @@ def finished(model_folder, text_file, tmp_path_factory):
     return fp4scope.diagnose(
         model_folder,
         text=str(text_file),
-        seq_len=32,
-        windows=3,
-        calibration_windows=4,
-        calibration_seq_len=32,
+        **SMALL,
         sweep="blocks",
         direction="restore",
         replicas=2,
@@ -96,10 +94,7 @@ def test_quantized_activations_magnify_rounding(model_folder, text_file):
     results = fp4scope.diagnose(
         model_folder,
         text=str(text_file),
-        seq_len=32,
-        windows=3,
-        calibration_windows=4,
-        calibration_seq_len=32,
+        **SMALL,
         sweep="",
         dtype="bfloat16",
     ).results

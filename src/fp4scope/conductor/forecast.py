@@ -17,6 +17,7 @@ import numpy as np
 from fp4scope.conductor.calibrate import observe
 from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.conductor.provenance import describe_model
 from fp4scope.inject import Injector
 from fp4scope.models import check_name, resolve_device
 from fp4scope.records import REFERENCE, Observation, Variant, baseline
@@ -34,7 +35,8 @@ _UNITS = 4
 class Family:
     """Units of one kind, and how wide the intervals of their differences will be.
 
-    `half_width` is in nats per token, the median over the units probed; None if it cannot be told.
+    `half_width` is in nats per token, the root mean square of the units probed; None if it cannot
+    be told.
     """
 
     format: str
@@ -67,8 +69,6 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     Raises:
         Fp4ScopeError: As for a run: everything that can fail before measuring is tried.
     """
-    from fp4scope.conductor.provenance import describe_model
-
     tell = progress or (lambda event: None)
     check_name(study.model)
     resolve_device(study.device)

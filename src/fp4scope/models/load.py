@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
@@ -71,10 +72,14 @@ class LoadedModel:
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
-    def weights(self) -> list[torch.Tensor]:
-        """Of the linears that can be quantized."""
+    def linears(self) -> list[torch.nn.Linear | Conv1D]:
+        """The modules that can be quantized."""
         modules = map(self.model.get_submodule, self.layout.linears)
-        return [module.weight for module in modules if is_linear(module)]
+        return [module for module in modules if is_linear(module)]
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [module.weight for module in self.linears]
 
     @property
     def tokenizer_sha256(self) -> str | None:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fp4scope.errors import ModelError
-from fp4scope.models import LoadedModel, is_linear
+from fp4scope.models import LoadedModel
 from fp4scope.sweep.memory import is_out_of_memory
 
 _LAST_ROWS = 64
@@ -73,9 +73,9 @@ def _block_by_block(
     """Logits of the last rows; whether a linear saw a flat input; bytes of one capture."""
     stack = loaded.stack
     flat: list[bool] = []
-    linears = [m for m in map(loaded.model.get_submodule, loaded.layout.linears) if is_linear(m)]
     hooks = [
-        m.register_forward_pre_hook(lambda _, args: flat.append(args[0].ndim < 3)) for m in linears
+        linear.register_forward_pre_hook(lambda _, args: flat.append(args[0].ndim < 3))
+        for linear in loaded.linears
     ]
     found: list[Tensor] = []
     captured = 0

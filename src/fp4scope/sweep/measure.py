@@ -18,7 +18,7 @@ from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel
 from fp4scope.sweep.check import SelfCheck, self_check
 from fp4scope.sweep.journal import Journal, Measured
-from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory, passes
+from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
@@ -69,7 +69,7 @@ def forecast_sweep(
     memory = Memory(loaded, variants, seq_len, captured_bytes)
     budget = free_memory(loaded.device) if budget is None else budget
     shape = memory.shape(windows, budget)
-    parts = passes(variants, shape.groups, loaded)
+    parts = memory.passes(shape.groups)
     return Forecast(
         shape=shape,
         memory_bytes=memory.needed(shape),
@@ -125,7 +125,10 @@ class Sweep:
         self.budget = free_memory(loaded.device) if memory is None else memory
         self.notes: list[str] = []
         self.shape = self._first_shape()
-        self._passes: list[Pass] = passes(variants, self.shape.groups, loaded)
+
+    @property
+    def _passes(self) -> list[Pass]:
+        return self._memory.passes(self.shape.groups)
 
     @property
     def memory_bytes(self) -> int:
@@ -175,13 +178,14 @@ class Sweep:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                failed = error
+                # Not the error itself: its traceback holds the states that must go.
+                reason = str(error)
             else:
                 self._journal.add(chunk, measured, self.shape.to_json())
                 left = left[len(chunk) :]
                 tell(0.0)
                 continue
-            self._shrink(failed)
+            self._shrink(reason)
             tell(0.0, self.notes[-1])
 
     def _first_shape(self) -> Shape:
@@ -202,19 +206,17 @@ class Sweep:
         )
         return shape
 
-    def _shrink(self, error: BaseException) -> None:
+    def _shrink(self, reason: str) -> None:
         shape = self._memory.smaller(self.shape)
         if shape is None:
             raise StudyError(
                 f"out of memory with one window of {self._ids.shape[1]} tokens and one variant "
-                f"at a time ({error}); use a smaller --seq-len, or a device with more memory"
-            ) from None
+                f"at a time ({reason}); use a smaller --seq-len, or a device with more memory"
+            )
         self.notes.append(
             f"out of memory with {_described(self.shape)}; going on with {_described(shape)}"
         )
         self.shape = shape
-        self._passes = passes(self._variants, shape.groups, self._loaded)
-        del error
         gc.collect()
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()

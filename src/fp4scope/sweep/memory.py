@@ -127,7 +127,14 @@ class Memory:
         self._variants = variants
         self._seq_len = seq_len
         self._captured = captured_bytes
+        self._by_groups: dict[int, list[Pass]] = {}
         self._kind = loaded.device.type if loaded.device.type in _BLOCK_TOKENS else "cpu"
+
+    def passes(self, groups: int) -> list[Pass]:
+        """The variants in so many groups; made once for each number of them."""
+        if groups not in self._by_groups:
+            self._by_groups[groups] = passes(self._variants, groups, self._loaded)
+        return self._by_groups[groups]
 
     def needed(self, shape: Shape) -> int:
         """On the device, at the peak."""
@@ -135,7 +142,7 @@ class Memory:
         state = shape.windows * self._seq_len * config.hidden_size * size
         peak = max(
             p.tree.peak_states(max(1, shape.block // shape.windows))
-            for p in passes(self._variants, shape.groups, self._loaded)
+            for p in self.passes(shape.groups)
         )
         states = 2 * state if shape.spill else peak * state
         captured = self._captured * shape.windows
