@@ -7,7 +7,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from fp4scope.errors import ModelError
-from fp4scope.models import BlockStack, find_layout, perturbed
+from fp4scope.models import BlockStack, find_layout, perturbation, perturbed
 
 EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
 FAMILIES = (
@@ -101,7 +101,24 @@ def test_forwards_are_put_back_after_an_exception(family, tiny_model, ids, uncha
     assert not any("forward" in vars(module) for module in model.modules())
     hidden = run_through(stack, stack.capture(ids), [0])
     with stack.tail() as tail:
-        assert torch.equal(tail(hidden)[0], own_logits(model, ids[0]))
+        logits = tail(hidden)
+    assert torch.equal(logits[0], own_logits(model, ids[0]))
+
+
+def test_nothing_runs_inside_a_tail(tiny_model, ids):
+    """There the blocks step aside, and what ran through them would be a wrong number."""
+    model = tiny_model("llama")
+    stack = stack_of(model)
+    inputs = stack.capture(ids)
+    with stack.tail() as tail:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"inside `tail\(\)`; leave that `with`"):
+                stack.run(0, inputs.embedded, inputs, [0, 1])
+            with pytest.raises(RuntimeError, match="leave that `with`"):
+                stack.capture(ids)
+            with pytest.raises(RuntimeError, match="leave that `with`"):
+                own_logits(model, ids[0])
+            tail(inputs.embedded)
 
 
 def test_a_blocks_own_instance_forward_is_put_back(tiny_model, ids):
@@ -232,6 +249,10 @@ DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16
 KEY = {"seed": 0, "replica": 1, "window": 2, "block": 3}
 
 
+def moved_by(hidden, **key):
+    return perturbed(hidden, perturbation(hidden.shape, **key))
+
+
 @pytest.fixture(params=DTYPES, ids=str)
 def hidden(request):
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
@@ -242,7 +263,7 @@ def hidden(request):
 
 
 def test_a_perturbation_is_a_quarter_of_the_numbers_by_one_ulp(hidden):
-    moved = perturbed(hidden, **KEY)
+    moved = moved_by(hidden, **KEY)
     assert moved.dtype == hidden.dtype
     bits = [x.view(DTYPES[x.dtype]).long() for x in (moved, hidden)]
     steps = bits[0] - bits[1]
@@ -261,17 +282,17 @@ def test_a_perturbation_is_a_quarter_of_the_numbers_by_one_ulp(hidden):
 
 
 def test_a_perturbation_belongs_to_seed_replica_window_and_block(hidden):
-    moved = perturbed(hidden, **KEY)
-    assert torch.equal(perturbed(hidden.clone(), **KEY), moved)
+    moved = moved_by(hidden, **KEY)
+    assert torch.equal(moved_by(hidden.clone(), **KEY), moved)
     for name in KEY:
-        other = perturbed(hidden, **KEY | {name: KEY[name] + 1})
+        other = moved_by(hidden, **KEY | {name: KEY[name] + 1})
         assert 0.2 < float((other != moved)[hidden != 0].float().mean()) < 0.6, name
 
 
 def test_a_perturbation_changes_neither_its_input_nor_the_generator(hidden):
     kept = hidden.clone()
     state = torch.random.get_rng_state()
-    perturbed(hidden, **KEY)
+    moved_by(hidden, **KEY)
     assert torch.equal(hidden, kept)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -279,4 +300,4 @@ def test_a_perturbation_changes_neither_its_input_nor_the_generator(hidden):
 def test_perturbing_what_is_not_contiguous_is_the_same(hidden):
     across = hidden.T.contiguous().T
     assert not across.is_contiguous()
-    assert torch.equal(perturbed(across, **KEY), perturbed(hidden, **KEY))
+    assert torch.equal(moved_by(across, **KEY), moved_by(hidden, **KEY))

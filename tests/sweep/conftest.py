@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fp4scope.inject import Injector
-from fp4scope.models import adopt, perturbed
+from fp4scope.models import adopt, perturbation, perturbed
 from fp4scope.observe import observe_inputs
 from fp4scope.study import Study
 from fp4scope.sweep import Journal, Sweep, measure_naively, plan
@@ -98,7 +98,8 @@ def naive_numbers():
 
     def measure(loaded, ids, variants, injector):
         def perturb(entering, replica, window, block):
-            return perturbed(entering, seed=SEED, replica=replica, window=window, block=block)
+            key = {"seed": SEED, "replica": replica, "window": window, "block": block}
+            return perturbed(entering, perturbation(entering.shape, **key))
 
         results = measure_naively(loaded, ids, variants, injector, perturb)
         return {

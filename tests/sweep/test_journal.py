@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from fp4scope.errors import OutputError, StudyError
@@ -257,6 +258,14 @@ def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(path):
     assert path.read_bytes() == before
     # A claim ends with its process, however that ended.
     Journal(path, IDENTITY).close()
+
+
+def test_nothing_stays_open_where_a_journal_cannot_be_opened(tmp_path):
+    (tmp_path / "journal.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*journal\.jsonl") as caught:
+        Journal(tmp_path / "journal.jsonl", IDENTITY)
+    assert caught  # its traceback holds the journal, which would keep what it opened
+    assert [f.path for f in psutil.Process().open_files() if f.path.startswith(str(tmp_path))] == []
 
 
 def test_lines_are_plain_json(path):

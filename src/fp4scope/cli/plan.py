@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from rich.table import Table
+
 from fp4scope.cli.progress import Screen, clock
 from fp4scope.cli.tables import console, new_table, number, titled
 from fp4scope.study import Study
@@ -38,7 +40,7 @@ def print_plan(study: Study) -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
-    facts = new_table(("", ""), ())
+    facts = Table.grid(padding=(0, 2, 0, 0))
     for name, text in rows.items():
         facts.add_row(name, text)
     out.print()

@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from fp4scope.conductor.calibrate import observe
 from fp4scope.conductor.prepare import Prepared, prepare
@@ -20,8 +19,8 @@ from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.inject import Injector
 from fp4scope.models import check_name, resolve_device
-from fp4scope.records import REFERENCE, Observation, Variant, baseline
-from fp4scope.stats import half_width
+from fp4scope.records import Observation, Results, Variant
+from fp4scope.stats import half_width, unit_table
 from fp4scope.study import Study, parse_memory
 from fp4scope.sweep import Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
 
@@ -113,7 +112,7 @@ class _Probe:
         self.variants = list(_some(prepared.variants))
         self.seconds_per_block = 0.0
         self.captured_bytes = 0
-        self._observations: dict[str, Observation] = {}
+        self._observed: dict[str, Observation] = {}
 
     def run(self, tell: Listener) -> None:
         calibration = self._prepared.calibration
@@ -130,7 +129,7 @@ class _Probe:
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
                 work = sweep.work * len(self.ids)
                 self.seconds_per_block = (time.monotonic() - begun) / work
-                self._observations = journal.observations
+                self._observed = journal.observations
             finally:
                 journal.close()
         scale = self._prepared.windows.seq_len / self.tokens
@@ -140,29 +139,23 @@ class _Probe:
         self, variants: Sequence[PlannedVariant], windows: int, longer: float
     ) -> Iterator[Family]:
         """Of all the study's variants, widths scaled to so many windows, so much longer."""
-        counts = Counter(_family(v.variant) for v in variants if not v.replica)
-        for family, units in counts.items():
-            if family[3] == "model":
-                continue
-            spreads = [
-                s
-                for v in self.variants
-                if _family(v.variant) == family
-                for s in self._spread(v.variant)
+        results = Results(
+            study={}, model={}, data={}, protocol={}, environment={}, observations=self._observed
+        )
+        units = [v.variant for v in variants if not v.replica and not v.variant.is_control]
+        for family, count in Counter(map(_family, units)).items():
+            fmt, operands, direction, level = family
+            rows = unit_table(results, level).where(
+                format=fmt, operands=operands, direction=direction
+            )
+            # Of the difference in one window; longer ones average over more tokens.
+            variances = [
+                row["windows"] * row["delta_nll_stderr"] ** 2 / longer
+                for row in rows
+                if row["delta_nll_stderr"] is not None
             ]
-            # Longer windows average over more tokens.
-            spread = float(np.sqrt(np.mean(np.square(spreads)) / longer)) if spreads else None
-            width = None if spread is None else half_width(spread, windows)
-            yield Family(*family, units, width)
-
-    def _spread(self, variant: Variant) -> Iterator[float]:
-        """The standard deviation over windows of a unit's difference, in nats per token."""
-        restore = variant.direction == "restore"
-        other = baseline(variant.format, variant.operands) if restore else REFERENCE
-        a, b = self._observations[variant.key], self._observations[other.key]
-        if len(a.windows) > 1:
-            difference = (np.array(a.nll) - np.array(b.nll)) / np.array(a.tokens)
-            yield float(difference.std(ddof=1))
+            width = half_width(fmean(variances) ** 0.5, windows) if variances else None
+            yield Family(*family, count, width)
 
 
 def _some(variants: Sequence[PlannedVariant]) -> Iterator[PlannedVariant]:
@@ -171,8 +164,8 @@ def _some(variants: Sequence[PlannedVariant]) -> Iterator[PlannedVariant]:
     for planned in variants:
         if not planned.replica:
             groups.setdefault(_family(planned.variant), []).append(planned)
-    for family, members in groups.items():
-        if family[3] == "model":
+    for members in groups.values():
+        if members[0].variant.is_control:
             yield from members
         else:
             step = max(1, -(-len(members) // _UNITS))

@@ -10,9 +10,10 @@ Quantized weights are kept from one `with` to the next while their format stays 
 input that several linears share (q/k/v, gate/up) is quantized once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,30 +140,31 @@ class Injector:
         self._weights[name] = _WeightImage(module.weight, version, fmt, parameter)
         return parameter
 
-    def _input_hook(self, name: str, fmt: BlockFormat) -> Any:  # noqa: ANN401
+    def _input_hook(self, name: str, fmt: BlockFormat) -> Callable[..., tuple[Any, ...]]:
         amax = None
         if fmt.uses_tensor_amax and self.activation_amax is not None:
             amax = self.activation_amax[name]
+        return partial(self._quantize_input, name, fmt, amax)
 
-        def quantize_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = args[0]
-            flag = self._flags.get(name)
-            if flag is None:
-                flag = torch.zeros((), dtype=torch.bool, device=x.device)
-                self._flags[name] = flag
-            if amax == 0 and bool(x.any()):
-                raise NonFiniteError(
-                    f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
-                    "calibrate on more text, or use --activation-scale dynamic"
-                )
-            if self._shared is not None and self._shared.is_for(x, fmt, amax):
-                return (self._shared.image, *args[1:])
-            image = qdq(x, fmt, _amax_tensor(x, fmt, amax), flag)
-            if not x.is_inference():  # such tensors cannot tell whether they were changed
-                self._shared = _SharedInput(x, x._version, fmt, amax, image)
-            return (image, *args[1:])
-
-        return quantize_input
+    def _quantize_input(
+        self, name: str, fmt: BlockFormat, amax: float | None, _: nn.Module, args: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        x = args[0]
+        flag = self._flags.get(name)
+        if flag is None:
+            flag = torch.zeros((), dtype=torch.bool, device=x.device)
+            self._flags[name] = flag
+        if amax == 0 and bool(x.any()):
+            raise NonFiniteError(
+                f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
+                "calibrate on more text, or use --activation-scale dynamic"
+            )
+        if self._shared is not None and self._shared.is_for(x, fmt, amax):
+            return (self._shared.image, *args[1:])
+        image = qdq(x, fmt, _amax_tensor(x, fmt, amax), flag)
+        if not x.is_inference():  # such tensors cannot tell whether they were changed
+            self._shared = _SharedInput(x, x._version, fmt, amax, image)
+        return (image, *args[1:])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from fp4scope.models.gguf import cache_folder, quantization_of
 from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
 from fp4scope.models.load import LoadedModel, adopt, check_name, load_model, resolve_device
-from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbed
+from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
 
 __all__ = [
     "BlockInputs",
@@ -18,6 +18,7 @@ __all__ = [
     "find_layout",
     "is_linear",
     "load_model",
+    "perturbation",
     "perturbed",
     "quantization_of",
     "resolve_device",

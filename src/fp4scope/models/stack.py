@@ -12,10 +12,11 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Int8, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -86,26 +87,20 @@ class BlockStack:
         calls: list[Any] = []
         embedded: list[Tensor] = []
 
-        def before(index: int):  # noqa: ANN202
-            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-                hidden = _hidden(args, kwargs)
-                if not order:
-                    embedded.append(hidden.clone())
-                order.append(index)
-                calls.append(_without_hidden(args, kwargs))
+        def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+            hidden = _hidden(args, kwargs)
+            if not order:
+                embedded.append(hidden.clone())
+            order.append(index)
+            calls.append(_without_hidden(args, kwargs))
 
-            return hook
-
-        def after(index: int):  # noqa: ANN202
-            def hook(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-                self._returns_tuple[index] = isinstance(output, tuple)
-
-            return hook
+        def after(index: int, _: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
+            self._returns_tuple[index] = isinstance(output, tuple)
 
         hooks = []
         for index, block in enumerate(self._blocks):
-            hooks.append(block.register_forward_pre_hook(before(index), with_kwargs=True))
-            hooks.append(block.register_forward_hook(after(index)))
+            hooks.append(block.register_forward_pre_hook(partial(before, index), with_kwargs=True))
+            hooks.append(block.register_forward_hook(partial(after, index)))
         try:
             device = next(self._model.parameters()).device
             self._model(row[None].to(device), use_cache=False, **last_rows(self._model, 1))
@@ -155,25 +150,27 @@ class BlockStack:
         # Not the padding: models warn of it.
         any_token = int(self._model.config.get_text_config().pad_token_id == 0)
 
-        def aside(index: int):  # noqa: ANN202
-            last = index == len(self._blocks) - 1
-
-            def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-                x = states[0] if last else _hidden(args, kwargs)
-                return (x, None) if self._returns_tuple[index] else x
-
-            return forward
+        def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if not states:
+                raise RuntimeError(
+                    "blocks step aside inside `tail()`; leave that `with` to run the model or them"
+                )
+            x = states[0] if index == len(self._blocks) - 1 else _hidden(args, kwargs)
+            return (x, None) if self._returns_tuple[index] else x
 
         @torch.no_grad()
         def logits(hidden: Shaped[Tensor, "batch rows hidden"]) -> Tensor:
-            states[:] = [hidden]
             ids = torch.full(hidden.shape[:2], any_token, device=hidden.device)
-            return self._model(ids, use_cache=False).logits
+            states.append(hidden)
+            try:
+                return self._model(ids, use_cache=False).logits
+            finally:
+                states.clear()
 
         own = [block.__dict__.get("forward") for block in self._blocks]
         try:
             for index, block in enumerate(self._blocks):
-                block.forward = aside(index)
+                block.forward = partial(aside, index)
             yield logits
         finally:
             for block, forward in zip(self._blocks, own, strict=True):
@@ -189,21 +186,27 @@ def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
     return {"logits_to_keep": count} if known else {}
 
 
-def perturbed(
-    hidden: Shaped[Tensor, "tokens hidden"], *, seed: int, replica: int, window: int, block: int
-) -> Shaped[Tensor, "tokens hidden"]:
-    """What enters a block, moved the way that rounding in another order would move it.
+def perturbation(
+    shape: Sequence[int], *, seed: int, replica: int, window: int, block: int
+) -> Int8[Tensor, "tokens hidden"]:
+    """By how many units in the last place to move what enters a block: -1, 0 or 1.
 
-    A quarter of the numbers, chosen by chance, go up or down by one unit in their last place: a
-    root mean square of half a unit, about what the two additions in a block round off. It happens
-    at every block, because the addition of a large number to a small one forgets the small one's
-    last place. Zeros stay. The same arguments give the same perturbation on every device.
+    It imitates rounding in another order. A quarter of the numbers, chosen by chance, go up or
+    down by one unit: a root mean square of half a unit, about what the two additions in a block
+    round off. It is to be done at every block, because adding a large number to a small one forgets
+    the small one's last place. The same arguments give the same perturbation on every machine.
     """
-    integers = torch.int32 if hidden.dtype == torch.float32 else torch.int16
     key = hashlib.sha256(f"{seed} {replica} {window} {block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-    dice = torch.randint(0, 8, hidden.shape, generator=generator, dtype=torch.int8)
-    steps = ((dice == 0).to(integers) - (dice == 1).to(integers)).to(hidden.device)
+    dice = torch.randint(0, 8, shape, generator=generator, dtype=torch.int8)
+    return (dice == 0).to(torch.int8) - (dice == 1).to(torch.int8)
+
+
+def perturbed(
+    hidden: Shaped[Tensor, "*shape"], steps: Int8[Tensor, "*shape"]
+) -> Shaped[Tensor, "*shape"]:
+    """Numbers moved by so many units in their last place. Zeros stay."""
+    integers = torch.int32 if hidden.dtype == torch.float32 else torch.int16
     moved = (hidden.contiguous().view(integers) + steps).view(hidden.dtype)
     return torch.where(hidden == 0, hidden, moved)
 

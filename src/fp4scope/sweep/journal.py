@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,13 +54,14 @@ class Journal:
         self.shapes: list[dict[str, Any]] = []
         """The different shapes of the chunks, as they came."""
         identity = json.loads(json.dumps(identity))
-        try:
-            self._lock = path.with_suffix(".lock").open("a+b", buffering=0)
-            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from None
-        try:
-            _claim(self._lock, path.parent)
+        with ExitStack() as opened:
+            try:
+                lock = opened.enter_context(path.with_suffix(".lock").open("a+b", buffering=0))
+                mode = "r+b" if path.exists() else "w+b"
+                self._file = opened.enter_context(path.open(mode, buffering=0))
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}") from None
+            _claim(lock, path.parent)
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
             """Whether a torn last line was dropped."""
@@ -68,15 +70,12 @@ class Journal:
             self._size = sum(len(line) + 1 for line in lines)
             self._file.truncate(self._size)
             self._file.seek(self._size)
-        except BaseException:
-            self.close()
-            raise
-        if not lines:
-            self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
+            if not lines:
+                self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
+            self._close = opened.pop_all().close
 
     def close(self) -> None:
-        self._file.close()
-        self._lock.close()
+        self._close()
 
     def add(
         self, windows: Sequence[int], measured: Sequence[Measured], shape: Mapping[str, Any]

@@ -140,11 +140,11 @@ class Memory:
         """On the device, at the peak."""
         config, size = self._loaded.config, self._loaded.dtype.itemsize
         state = shape.windows * self._seq_len * config.hidden_size * size
-        peak = max(
-            p.tree.peak_states(max(1, shape.block // shape.windows))
-            for p in self.passes(shape.groups)
-        )
+        trees = [p.tree for p in self.passes(shape.groups)]
+        peak = max(t.peak_states(max(1, shape.block // shape.windows)) for t in trees)
         states = 2 * state if shape.spill else peak * state
+        if not shape.spill:  # a byte says how a perturbation moves a number
+            states += max(len(t.roots) - 1 for t in trees) * state // size
         captured = self._captured * shape.windows
         return states + captured + self._workspace(shape) + _RESERVE
 

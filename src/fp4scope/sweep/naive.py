@@ -7,6 +7,7 @@ hold the wavefront against it, and the benchmark is a ratio to it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jaxtyping import Int
@@ -62,18 +63,18 @@ def _moved(
     loaded: LoadedModel, replica: int, window: int, perturb: Perturb | None
 ) -> Iterator[None]:
     """Perturb what enters every block, until the `with` block ends."""
+
+    def hook(block: int, _: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        assert perturb is not None
+        if args:
+            return (perturb(args[0][0], replica, window, block)[None], *args[1:]), kwargs
+        hidden = kwargs["hidden_states"][0]
+        return args, {**kwargs, "hidden_states": perturb(hidden, replica, window, block)[None]}
+
     hooks: list[Any] = []
     blocks = loaded.model.get_submodule(loaded.layout.blocks_path).children() if replica else ()
     for index, block in enumerate(blocks):
-        assert perturb is not None
-
-        def hook(_: nn.Module, args: Any, kwargs: Any, b: int = index) -> Any:  # noqa: ANN401
-            if args:
-                return (perturb(args[0][0], replica, window, b)[None], *args[1:]), kwargs
-            hidden = kwargs["hidden_states"][0]
-            return args, {**kwargs, "hidden_states": perturb(hidden, replica, window, b)[None]}
-
-        hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+        hooks.append(block.register_forward_pre_hook(partial(hook, index), with_kwargs=True))
     try:
         yield
     finally:

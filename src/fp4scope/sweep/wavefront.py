@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fp4scope.inject import Injector
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
-from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbed
+from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree
 
@@ -108,11 +108,11 @@ class Wavefront:
         states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
         uses = self._tree.uses()
         for block, steps in enumerate(self._tree.steps):
-            nudge = self._perturbation(block, windows)
+            moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
             for step in steps:
                 with self._injector.applied(step.settings):
                     for edges in _pieces(step.edges, max(1, self._batches.block // len(ids))):
-                        self._run(block, edges, states, inputs, nudge)
+                        self._run(block, edges, states, inputs, moves)
                         for parent, _ in edges:
                             uses[parent] -= 1
                             if not uses[parent]:
@@ -126,21 +126,20 @@ class Wavefront:
             ]
         return [list(by_window) for by_window in zip(*measured, strict=True)]
 
-    def _perturbation(self, block: int, windows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
-        """A function of a node and its state (windows, tokens, hidden) to what enters a block."""
-
-        def nudge(node: int, state: Tensor) -> Tensor:
-            replica = self._tree.replica_of[node]
-            if not replica:
-                return state
-            return torch.stack(
+    def _perturbations(
+        self, block: int, windows: Sequence[int], shape: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """How the states of each replica but the first are moved as they enter a block."""
+        return {
+            replica: torch.stack(
                 [
-                    perturbed(x, seed=self._seed, replica=replica, window=w, block=block)
-                    for x, w in zip(state, windows, strict=True)
+                    perturbation(shape, seed=self._seed, replica=replica, window=w, block=block)
+                    for w in windows
                 ]
-            )
-
-        return nudge
+            ).to(self._store)
+            for replica in self._tree.roots
+            if replica
+        }
 
     def _run(
         self,
@@ -148,10 +147,14 @@ class Wavefront:
         edges: Sequence[tuple[int, int]],
         states: dict[int, Tensor],
         inputs: BlockInputs,
-        nudge: Callable[[int, Tensor], Tensor],
+        moves: dict[int, Tensor],
     ) -> None:
         """A batch of states through a block, windows in parts if a state has more than fit."""
-        entering = [nudge(parent, states[parent]) for parent, _ in edges]
+        entering = []
+        for parent, _ in edges:
+            steps = moves.get(self._tree.replica_of[parent])
+            state = states[parent]
+            entering.append(state if steps is None else perturbed(state, steps))
         outputs: list[Tensor] = []
         for chosen in _pieces(range(len(inputs.embedded)), self._batches.block):
             together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
@@ -174,15 +177,8 @@ class Wavefront:
         rows: dict[Compared, list[RowMetrics]] = {pair: [] for pair in self._wanted}
         for tile in tiles(len(ids)):
             expected = targets[tile]
-
-            def logits(
-                nodes: Sequence[int], tile: slice = tile, kept: int = len(expected)
-            ) -> Tensor:
-                together = torch.stack([states[node][tile] for node in nodes])
-                return tail(together.to(self._device))[:, :kept]
-
             for against in dict.fromkeys(pair.against for pair in rows):
-                own = logits([against])[0]
+                own = tail(states[against][None, tile].to(self._device))[0, : len(expected)]
                 reference = reference_predictions(own)
                 others = [p for p in rows if p.against == against and p.node != against]
                 if (itself := Compared(against, against)) in rows:
@@ -190,7 +186,9 @@ class Wavefront:
                 share = len(expected) / len(targets) * self._head_in_blocks
                 advance(share)
                 for pairs in _pieces(others, self._batches.head):
-                    found = compare(logits([p.node for p in pairs]), expected, reference)
+                    together = torch.stack([states[pair.node][tile] for pair in pairs])
+                    logits = tail(together.to(self._device))[:, : len(expected)]
+                    found = compare(logits, expected, reference)
                     for i, pair in enumerate(pairs):
                         rows[pair].append(RowMetrics(found.nll[i], found.kl[i], found.top1[i]))
                     advance(share * len(pairs))
