@@ -71,7 +71,7 @@ class LoadedModel:
     def max_seq_len(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
 
-    @property
+    @cached_property
     def linears(self) -> list[torch.nn.Linear | Conv1D]:
         """The modules that can be quantized."""
         modules = map(self.model.get_submodule, self.layout.linears)

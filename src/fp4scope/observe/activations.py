@@ -8,6 +8,7 @@ that has it; for BF16, whose numbers *are* these 16 bits, it is exact.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,18 +94,15 @@ def observe_inputs(
     collectors = {name: _Collector(device) for name in linears}
     last: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
-    def hook_for(collector: _Collector):  # noqa: ANN202
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            version = -1 if x.is_inference() else x._version
-            if version < 0 or not (last and last[0][0] is x and last[0][1] == version):
-                last[:] = [(x, version, *_bin(x))]
-            collector.add(*last[0][2:])
-
-        return hook
+    def collect(collector: _Collector, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        version = -1 if x.is_inference() else x._version
+        if version < 0 or not (last and last[0][0] is x and last[0][1] == version):
+            last[:] = [(x, version, *_bin(x))]
+        collector.add(*last[0][2:])
 
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(hook_for(collector))
+        model.get_submodule(name).register_forward_pre_hook(partial(collect, collector))
         for name, collector in collectors.items()
     ]
     try:

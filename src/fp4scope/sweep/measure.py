@@ -157,11 +157,11 @@ class Sweep:
         order = torch.randperm(len(self._ids), generator=generator).tolist()
         known = set(self._journal.windows)
         left = [w for w in order if w not in known]
-        total = len(order)
+        total, work = len(order), self.work
 
         def tell(done: float, note: str | None = None) -> None:
             finished = total - len(left)
-            progress(Progress(finished, finished * self.work + done, total * self.work, note))
+            progress(Progress(finished, finished * work + done, total * work, note))
 
         tell(0.0)
         while left:
@@ -186,6 +186,7 @@ class Sweep:
                 tell(0.0)
                 continue
             self._shrink(reason)
+            work = self.work
             tell(0.0, self.notes[-1])
 
     def _first_shape(self) -> Shape:

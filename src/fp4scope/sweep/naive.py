@@ -63,20 +63,26 @@ def _moved(
     loaded: LoadedModel, replica: int, window: int, perturb: Perturb | None
 ) -> Iterator[None]:
     """Perturb what enters every block, until the `with` block ends."""
-
-    def hook(block: int, _: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        assert perturb is not None
-        if args:
-            return (perturb(args[0][0], replica, window, block)[None], *args[1:]), kwargs
-        hidden = kwargs["hidden_states"][0]
-        return args, {**kwargs, "hidden_states": perturb(hidden, replica, window, block)[None]}
-
     hooks: list[Any] = []
     blocks = loaded.model.get_submodule(loaded.layout.blocks_path).children() if replica else ()
     for index, block in enumerate(blocks):
-        hooks.append(block.register_forward_pre_hook(partial(hook, index), with_kwargs=True))
+        assert perturb is not None
+        hook = partial(_move, perturb, (replica, window, index))
+        hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def _move(
+    perturb: Perturb,
+    key: tuple[int, int, int],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (perturb(args[0][0], *key)[None], *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": perturb(kwargs["hidden_states"][0], *key)[None]}
