@@ -12,18 +12,28 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fp4scope.conductor import diagnose
     from fp4scope.errors import Fp4ScopeError
-    from fp4scope.kernels import fake_quantize
+    from fp4scope.kernels import QuantizedTensor, fake_quantize, quantize
     from fp4scope.report import Diagnosis, load
 
 _HOME = {
     "Diagnosis": "fp4scope.report",
     "Fp4ScopeError": "fp4scope.errors",
+    "QuantizedTensor": "fp4scope.kernels",
     "diagnose": "fp4scope.conductor",
     "fake_quantize": "fp4scope.kernels",
     "load": "fp4scope.report",
+    "quantize": "fp4scope.kernels",
 }
 
-__all__ = ["Diagnosis", "Fp4ScopeError", "diagnose", "fake_quantize", "load"]
+__all__ = [
+    "Diagnosis",
+    "Fp4ScopeError",
+    "QuantizedTensor",
+    "diagnose",
+    "fake_quantize",
+    "load",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

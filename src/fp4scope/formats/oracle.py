@@ -4,8 +4,8 @@ Every value is a `Fraction`; `f32` rounds where the format says that FP32 arithm
 happens, `_nearest` finds the element by comparing distances. Nothing here shares a trick
 with the kernels: no bits, no magic constants, no vectors.
 
-Source: OCP MX v1.0 sections 5.3.3 and 6.3 (MXFP4); NVIDIA ModelOpt's order of operations
-(NVFP4).
+Source: OCP MX v1.0 sections 5.3.3 and 6.3 (MX); NVIDIA ModelOpt's order of operations (NVFP4);
+arXiv 2512.02010 (four over six).
 """
 
 import math
@@ -48,25 +48,65 @@ def nearest_element(y: Fraction, fmt: BlockFormat) -> Fraction:
     return -grid[code] if y < 0 else grid[code]
 
 
+def tensor_scale(tensor_amax: Fraction, fmt: BlockFormat) -> Fraction:
+    """The FP32 scale of a whole tensor."""
+    return f32(tensor_amax / Fraction(fmt.tensor_divisor))
+
+
 def block_scale(amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction) -> Fraction:
-    """The number that a block's elements are multiplied by on the way back."""
+    """The number that a block's elements are multiplied by on the way back.
+
+    Under four over six this is the scale that maps the amax to 6.
+    """
     if amax == 0:
         return Fraction(0)
-    if fmt.rule is ScaleRule.TENSOR:
-        g = f32(tensor_amax / 2688)
-        if g == 0:
-            return Fraction(0)
-        s = e4m3(min(f32(amax / f32(6 * g)), Fraction(448)))
-        return f32(s * g)
+    if fmt.uses_tensor_amax:
+        g = tensor_scale(tensor_amax, fmt)
+        return f32(_stored_scale(amax, fmt, g, Fraction(1)) * g)
     emax = fmt.element.max_exponent
     if fmt.rule is ScaleRule.RCEIL:
         q = f32(amax / Fraction(fmt.element.max))
         e = -127 if q == 0 else _exponent(q) + (Fraction(2) ** _exponent(q) != q)
     else:
         e = _exponent(amax) - emax
-        if fmt.rule is ScaleRule.EVEN and amax / Fraction(2) ** _exponent(amax) >= Fraction(7, 4):
-            e += 1
+        if fmt.rule is ScaleRule.EVEN:
+            steps = Fraction(2) ** (fmt.element.mantissa_bits + 1)
+            e += amax / Fraction(2) ** _exponent(amax) >= 2 - 1 / steps
     return Fraction(2) ** max(-127, min(e, 127))
+
+
+def _stored_scale(amax: Fraction, fmt: BlockFormat, g: Fraction, factor: Fraction) -> Fraction:
+    """The E4M3 scale of a block."""
+    if g == 0:
+        return Fraction(0)
+    ratio = amax / f32(Fraction(fmt.element.max) * g)
+    if ratio >= 448:
+        return Fraction(448)
+    return e4m3(min(f32(f32(ratio) * factor), Fraction(448)))
+
+
+def _four_over_six(
+    exact: list[Fraction], amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction
+) -> Fraction:
+    """The block's scale: the one of two with the smaller squared error, 6 on a tie."""
+    g = tensor_scale(tensor_amax, fmt)
+    if g == 0:
+        return Fraction(0)
+    found: list[tuple[Fraction, Fraction]] = []
+    for factor in (Fraction(1), Fraction(3, 2)):
+        s = _stored_scale(amax, fmt, g, factor)
+        scale = f32(s * g)
+        errors: list[Fraction] = []
+        for x in [*exact, *[Fraction(0)] * (fmt.block_size - len(exact))]:
+            q = Fraction(0) if scale == 0 else nearest_element(f32(abs(x) / scale), fmt)
+            difference = f32(f32(q * s) - f32(abs(x) / g))
+            errors.append(f32(difference * difference))
+        while len(errors) > 1:
+            half = len(errors) // 2
+            errors = [f32(a + b) for a, b in zip(errors[:half], errors[half:], strict=True)]
+        found.append((errors[0], scale))
+    (error_six, six), (error_four, four) = found
+    return four if error_four < error_six else six
 
 
 def fake_quantize_block(
@@ -77,12 +117,16 @@ def fake_quantize_block(
     Args:
         values: At most `fmt.block_size` values of one row; missing ones count as zeros.
         fmt: The format.
-        tensor_amax: Amax of the tensor that the block belongs to (NVFP4 only); by default
-            the block's own.
+        tensor_amax: Amax of the tensor that the block belongs to (NVFP4 and its relatives
+            only); by default the block's own.
     """
     exact = [Fraction(v) for v in values]
     amax = max((abs(v) for v in exact), default=Fraction(0))
-    scale = block_scale(amax, fmt, amax if tensor_amax is None else Fraction(tensor_amax))
+    whole = amax if tensor_amax is None else Fraction(tensor_amax)
+    if fmt.rule is ScaleRule.FOUR_OVER_SIX and amax > 0:
+        scale = _four_over_six(exact, amax, fmt, whole)
+    else:
+        scale = block_scale(amax, fmt, whole)
     out: list[float] = []
     for value, x in zip(values, exact, strict=True):
         if scale == 0:
@@ -93,5 +137,7 @@ def fake_quantize_block(
             y = f32(y) if abs(y) < _F32_MAX else y
             y = nearest_element(y, fmt) * scale
             y = min(max(f32(y), -_F32_MAX), _F32_MAX)
-        out.append(math.copysign(float(abs(y)), value))
+        # Two's complement has no negative zero.
+        signed = value if y != 0 or not fmt.element.integer else 1.0
+        out.append(math.copysign(float(abs(y)), signed))
     return out

@@ -1,19 +1,21 @@
-"""FP4 block formats, as data.
+"""Block formats, as data.
 
 A block format cuts the last axis of a tensor into blocks, gives each block one scale, and
 stores every element in a few bits: `x ~ q * block_scale * tensor_scale`.
 
-* The *element* is a small floating-point format. E2M1 has the magnitudes
-  0, 0.5, 1, 1.5, 2, 3, 4, 6; rounding is to nearest, ties to the even code, saturating.
+* The *element* is a small number format. E2M1 has the magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6;
+  rounding is to nearest, ties to the even code, saturating. An integer is a float with one
+  exponent bit: the subnormals and the one normal binade have the same spacing.
 * The *scale rule* says how the block's largest magnitude `a` (its amax) becomes its scale.
-  MXFP4's scale is a power of two (E8M0), and people disagree about which one: that is worth
-  tens of percent of perplexity, so the rule is part of the format's name. NVFP4's scale is
-  an E4M3 number times one FP32 scale for the whole tensor.
+  The scale of an MX format is a power of two (E8M0), and people disagree about which one: that
+  is worth tens of percent of perplexity, so the rule is part of the format's name. The scale of
+  NVFP4 and its relatives is an E4M3 number times one FP32 scale for the whole tensor.
 
 Sources: OCP Microscaling Formats (MX) v1.0, sections 5 and 6; NVIDIA's published NVFP4
-recipe as ModelOpt implements it.
+recipe as ModelOpt implements it; Four Over Six (arXiv 2512.02010); NVINT4 as in arXiv 2510.25602.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -23,9 +25,11 @@ from fp4scope.errors import FormatError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class ElementFormat:
-    """A sign-magnitude floating-point element with subnormals and no NaN or Inf.
+    """A small number format with subnormals and no NaN or Inf.
 
-    `bias` is the exponent bias; `max` the largest magnitude.
+    `bias` is the exponent bias; `max` the largest magnitude. Floats are stored as sign and
+    magnitude; with `integer`, as two's complement, which has no negative zero. The most negative
+    integer is left unused, so that every format is symmetric.
     """
 
     name: str
@@ -33,6 +37,7 @@ class ElementFormat:
     mantissa_bits: int
     bias: int
     max: float
+    integer: bool = False
 
     @property
     def bits(self) -> int:
@@ -46,7 +51,12 @@ class ElementFormat:
     @property
     def max_exponent(self) -> int:
         """Exponent of the largest value: `emax` of the MX specification."""
-        return 2**self.exponent_bits - 1 - self.bias
+        return math.frexp(self.max)[1] - 1
+
+    @property
+    def smallest(self) -> float:
+        """The smallest magnitude above zero, which is also the finest spacing."""
+        return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
     @cached_property
     def magnitudes(self) -> tuple[float, ...]:
@@ -63,7 +73,11 @@ class ElementFormat:
 
 
 class ScaleRule(Enum):
-    """How a block's amax `a` becomes its scale. Value: (formula, source)."""
+    """How a block's amax `a` becomes its scale. Value: (formula, source).
+
+    `max` is the largest element, `m` its mantissa bits, `emax` its exponent; `A` is the amax of the
+    tensor.
+    """
 
     FLOOR = (
         "2^(floor(log2 a) - emax)",
@@ -74,12 +88,16 @@ class ScaleRule(Enum):
         "NVIDIA ModelOpt, cuBLAS and cuDNN, torchao's inference config. Never clips.",
     )
     EVEN = (
-        "2^(floor(log2 a) - emax + [mantissa(a) >= 1.75])",
-        "compressed-tensors and llm-compressor, AMD Quark, vLLM's reference.",
+        "2^(floor(log2 a) - emax + [mantissa(a) >= 2 - 2^-(m + 1)])",
+        "compressed-tensors and llm-compressor, AMD Quark, vLLM's reference. 1.75 for E2M1.",
     )
     TENSOR = (
-        "g * E4M3(a / (6 g)), g = A / 2688 with A the tensor's amax",
-        "NVIDIA ModelOpt; 2688 = 6 * 448, the largest E2M1 times the largest E4M3.",
+        "g * s, s = E4M3(a / (max g)), g = A / (448 max)",
+        "NVIDIA ModelOpt; 448 is the largest E4M3.",
+    )
+    FOUR_OVER_SIX = (
+        "g * s, s = E4M3(a / (6 g)) or E4M3(a / (4 g)), g = A / (256 * 6)",
+        "Four Over Six (arXiv 2512.02010): for each block the one with the smaller squared error.",
     )
 
     @property
@@ -110,39 +128,71 @@ class BlockFormat:
     @property
     def uses_tensor_amax(self) -> bool:
         """Whether the scale needs the amax of the whole tensor, calibrated or measured."""
-        return self.rule is ScaleRule.TENSOR
+        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX)
+
+    @property
+    def tensor_divisor(self) -> float:
+        """What the tensor's amax is divided by to give its scale: the largest block scale that it
+        may get, times the largest element.
+        """
+        # Four over six leaves room for a scale 1.5 times as large.
+        largest = 256.0 if self.rule is ScaleRule.FOUR_OVER_SIX else E4M3.max
+        return largest * self.element.max
 
 
 E2M1 = ElementFormat(name="E2M1", exponent_bits=2, mantissa_bits=1, bias=1, max=6.0)
+E2M3 = ElementFormat(name="E2M3", exponent_bits=2, mantissa_bits=3, bias=1, max=7.5)
+E3M2 = ElementFormat(name="E3M2", exponent_bits=3, mantissa_bits=2, bias=3, max=28.0)
+E4M3 = ElementFormat(name="E4M3", exponent_bits=4, mantissa_bits=3, bias=7, max=448.0)
+E5M2 = ElementFormat(name="E5M2", exponent_bits=5, mantissa_bits=2, bias=15, max=57344.0)
+INT8 = ElementFormat(
+    name="INT8", exponent_bits=1, mantissa_bits=6, bias=1, max=127 / 64, integer=True
+)
+INT4 = ElementFormat(name="INT4", exponent_bits=1, mantissa_bits=2, bias=-1, max=7.0, integer=True)
+
+MX_BLOCK = 32
+NV_BLOCK = 16
 
 
-def _mxfp4(rule: ScaleRule) -> BlockFormat:
+def _mx(name: str, element: ElementFormat, rule: ScaleRule) -> BlockFormat:
     return BlockFormat(
-        name=f"mxfp4:{rule.name.lower()}",
-        element=E2M1,
-        block_size=32,
-        scale="E8M0",
+        name=name, element=element, block_size=MX_BLOCK, scale="E8M0", scale_bits=8, rule=rule
+    )
+
+
+def _mx_with_each_rule(name: str, element: ElementFormat) -> list[BlockFormat]:
+    rules = (ScaleRule.FLOOR, ScaleRule.RCEIL, ScaleRule.EVEN)
+    return [_mx(f"{name}:{rule.name.lower()}", element, rule) for rule in rules]
+
+
+def _nv(name: str, element: ElementFormat, rule: ScaleRule) -> BlockFormat:
+    return BlockFormat(
+        name=name,
+        element=element,
+        block_size=NV_BLOCK,
+        scale="E4M3 x FP32",
         scale_bits=8,
         rule=rule,
     )
 
 
 _ALL = (
-    _mxfp4(ScaleRule.FLOOR),
-    _mxfp4(ScaleRule.RCEIL),
-    _mxfp4(ScaleRule.EVEN),
-    BlockFormat(
-        name="nvfp4",
-        element=E2M1,
-        block_size=16,
-        scale="E4M3 x FP32",
-        scale_bits=8,
-        rule=ScaleRule.TENSOR,
-    ),
+    *_mx_with_each_rule("mxfp4", E2M1),
+    _nv("nvfp4", E2M1, ScaleRule.TENSOR),
+    _nv("nvfp4:4over6", E2M1, ScaleRule.FOUR_OVER_SIX),
+    _nv("nvint4", INT4, ScaleRule.TENSOR),
+    *_mx_with_each_rule("mxfp6:e2m3", E2M3),
+    *_mx_with_each_rule("mxfp6:e3m2", E3M2),
+    *_mx_with_each_rule("mxfp8:e4m3", E4M3),
+    *_mx_with_each_rule("mxfp8:e5m2", E5M2),
+    _mx("mxint8", INT8, ScaleRule.FLOOR),
 )
 
 FORMATS: dict[str, BlockFormat] = {f.name: f for f in _ALL}
-ALIASES: dict[str, str] = {"mxfp4": "mxfp4:floor"}
+# The rule of the MX specification, where a name leaves it open.
+ALIASES: dict[str, str] = {
+    name.removesuffix(":floor"): name for name in FORMATS if name.endswith(":floor")
+}
 
 
 def get_format(name: str) -> BlockFormat:

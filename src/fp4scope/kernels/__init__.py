@@ -1,10 +1,21 @@
 """Fast quantize-dequantize (QDQ): one interface, identical results on every backend.
 
 `qdq` is what the instrument runs on every operand; `fake_quantize` is the same with checks,
-for users. The one backend so far is plain torch (`eager`), for CPU and CUDA.
+for users; `quantize` gives the bytes that engines store. Backends: plain torch (`eager`), for CPU
+and CUDA, and numba (`compiled`), for CPU.
 """
 
-from fp4scope.kernels.eager import NUMERICS_VERSION, qdq
+from fp4scope.kernels.dispatch import BACKENDS, NUMERICS_VERSION, backend, qdq, using
+from fp4scope.kernels.packed import QuantizedTensor, quantize
 from fp4scope.kernels.public import fake_quantize
 
-__all__ = ["NUMERICS_VERSION", "fake_quantize", "qdq"]
+__all__ = [
+    "BACKENDS",
+    "NUMERICS_VERSION",
+    "QuantizedTensor",
+    "backend",
+    "fake_quantize",
+    "qdq",
+    "quantize",
+    "using",
+]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fp4scope.errors import FormatError
 from fp4scope.formats import BlockFormat, get_format
-from fp4scope.kernels.eager import qdq
+from fp4scope.kernels.dispatch import qdq
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,23 +38,36 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([0.1, 1.0, 2.4, 6.0]), "mxfp4").tolist()
         [0.0, 1.0, 2.0, 6.0]
     """
+    fmt, scale_amax = checked(x, format, amax, finite=False)
+    nonfinite = torch.zeros((), dtype=torch.bool, device=x.device)
+    out = qdq(x, fmt, scale_amax, nonfinite)
+    if nonfinite.item():
+        _refuse_nonfinite(x, fmt)
+    return out
+
+
+def checked(
+    x: Tensor, format: str | BlockFormat, amax: float | Tensor | None, *, finite: bool = True
+) -> tuple[BlockFormat, Tensor | None]:
+    """The format and the FP32 amax that were meant, or an error; `finite` looks for NaN too."""
     fmt = format if isinstance(format, BlockFormat) else get_format(format)
     if x.dtype not in _DTYPES:
         raise FormatError(
             f"x has dtype {x.dtype}; {fmt.name} quantizes float32, bfloat16 or float16: "
             "convert it with x.to(torch.float32)"
         )
-    scale_amax = None if amax is None else _checked_amax(amax, fmt, x)
-    nonfinite = torch.zeros((), dtype=torch.bool, device=x.device)
-    out = qdq(x, fmt, scale_amax, nonfinite)
-    if nonfinite.item():
-        bad = int((~torch.isfinite(x)).sum())
-        raise FormatError(
-            f"{fmt.element.name} has no NaN or Inf, but {bad} of {x.numel()} values of x "
-            f"(shape {tuple(x.shape)}, dtype {x.dtype}) are not finite; drop the batch, or find "
-            "the layer that overflowed with `fp4scope stats`"
-        )
-    return out
+    if finite and not bool(torch.isfinite(x).all()):
+        _refuse_nonfinite(x, fmt)
+    return fmt, None if amax is None else _checked_amax(amax, fmt, x)
+
+
+def _refuse_nonfinite(x: Tensor, fmt: BlockFormat) -> None:
+    bad = int((~torch.isfinite(x)).sum())
+    raise FormatError(
+        f"{fmt.name} has no NaN or Inf, but {bad} of {x.numel()} values of x "
+        f"(shape {tuple(x.shape)}, dtype {x.dtype}) are not finite; drop the batch, or find "
+        "the layer that overflowed with `fp4scope stats`"
+    )
 
 
 def _checked_amax(amax: float | Tensor, fmt: BlockFormat, x: Tensor) -> Tensor:

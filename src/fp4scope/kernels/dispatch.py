@@ -1,0 +1,140 @@
+"""`qdq`: shapes, dtypes and tensor scales, the same for every backend.
+
+A backend turns FP32 blocks into FP32 blocks, bit for bit the same as any other. Which one runs: on
+a CPU with numba (`pip install 'fp4scope[fast]'`) the compiled kernels, else plain torch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fp4scope.errors import FormatError, nearest
+from fp4scope.formats import BlockFormat
+from fp4scope.kernels import eager
+
+NUMERICS_VERSION = 1
+"""Changes when any quantized value does: results of two versions must not be mixed."""
+
+BACKENDS = ("numba", "torch")
+# On a CPU, so that a piece and what is made of it stay in the cache.
+_PIECE_ELEMENTS = 1 << 17
+
+_forced: str | None = None
+
+
+def backend(device: torch.device) -> str:
+    """Which backend quantizes there: `numba` or `torch`."""
+    if _forced is not None and (_forced != "numba" or device.type == "cpu"):
+        return _forced
+    return "numba" if device.type == "cpu" and find_spec("numba") else "torch"
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Only this backend, where it can run, until the block ends; for tests and benchmarks.
+
+    Raises:
+        FormatError: There is no such backend, or it is not installed.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise FormatError(f"unknown backend {name!r}; {nearest(name, BACKENDS)}")
+    if name == "numba" and not find_spec("numba"):
+        raise FormatError("the backend 'numba' is not installed; run pip install 'fp4scope[fast]'")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def qdq(
+    x: Float[Tensor, "*shape"],
+    fmt: BlockFormat,
+    amax: Float[Tensor, "*lead"] | None = None,
+    nonfinite: Bool[Tensor, ""] | None = None,
+    out: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, "*shape"]:
+    """Quantize the blocks of the last axis to `fmt` and dequantize them again.
+
+    Args:
+        x: FP32, BF16 or FP16, on any device; a last axis that is no multiple of the block
+            is computed as if padded with zeros.
+        fmt: The format.
+        amax: FP32 amax that fixes the tensor scale (NVFP4): one number, or a shape that
+            broadcasts against `x` with a last axis of 1, one number for each such part.
+            By default the amax of the whole of `x`. The MX formats take none.
+        nonfinite: Set to true if `x` holds NaN or Inf. Nothing waits for it; read it when
+            convenient. The values of such a block are unspecified.
+        out: Where to write: contiguous, of the shape, dtype and device of `x`; may be `x`.
+            By default a new tensor.
+
+    Returns:
+        A contiguous tensor of the shape and dtype of `x`. Arithmetic is FP32; the one
+        cast back saturates at the largest finite value of the dtype.
+    """
+    x = x.detach()
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel() == 0:
+        return out
+    cols = x.shape[-1] if x.ndim else 1
+    rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
+    g = tensor_scales(x, fmt, amax) if fmt.uses_tensor_amax else None
+    blocks = _blocks_function(x.device)
+    direct = x.dtype == torch.float32 and cols % fmt.block_size == 0 and rows_in.is_contiguous()
+    limit = torch.finfo(x.dtype).max
+    for rows in _pieces(rows_in, whole=x.is_cuda or (direct and blocks is not eager.qdq_blocks)):
+        y = rows_in[rows] if direct else padded(rows_in[rows], fmt)
+        target = rows_out[rows] if direct else torch.empty_like(y)
+        in_blocks = (y.shape[0], -1, fmt.block_size)
+        blocks(
+            y.view(in_blocks),
+            fmt,
+            None if g is None else g[rows].view(-1, 1, 1),
+            target.view(in_blocks),
+            limit,
+            nonfinite,
+        )
+        if not direct:
+            rows_out[rows] = target[:, :cols]
+    return out
+
+
+def tensor_scales(
+    x: Float[Tensor, "*shape"], fmt: BlockFormat, amax: Tensor | None
+) -> Float[Tensor, "rows 1"]:
+    """The FP32 tensor scale of every row of `x`."""
+    if amax is None:
+        amax = x.abs().amax()
+    amax = amax.to(device=x.device, dtype=torch.float32)
+    # A tensor, not a number: CUDA multiplies by the reciprocal of a number.
+    g = amax / torch.full_like(amax, fmt.tensor_divisor)
+    lead = (*x.shape[:-1], 1) if x.ndim else (1,)
+    return g.expand(lead).reshape(-1, 1)
+
+
+def padded(rows: Float[Tensor, "rows cols"], fmt: BlockFormat) -> Float[Tensor, "rows padded"]:
+    """In FP32, contiguous, with zeros up to a whole number of blocks."""
+    y = torch.nn.functional.pad(rows.to(torch.float32), (0, -rows.shape[1] % fmt.block_size))
+    return y.contiguous()
+
+
+def _blocks_function(device: torch.device) -> Callable[..., None]:
+    if backend(device) == "numba":
+        from fp4scope.kernels import compiled
+
+        return compiled.qdq_blocks
+    return eager.qdq_blocks
+
+
+def _pieces(rows: Float[Tensor, "rows cols"], whole: bool) -> Iterator[slice]:
+    """Rows that are worked on together: all, or about as many as the cache holds."""
+    count = 1 if whole else -(-rows.numel() // _PIECE_ELEMENTS)
+    step = -(-len(rows) // count)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
