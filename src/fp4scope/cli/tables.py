@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4scope.formats import FORMATS
-from fp4scope.formats.spec import ALIASES
+from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
 from fp4scope.report.markdown import groups, headlines, interval, number, percent
 
 CELLS_SHOWN = 10
+GRID_SHOWN = 32
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 
 
@@ -24,21 +25,34 @@ def console(stderr: bool = False) -> Console:
 
 def print_formats() -> None:
     out = console()
-    table = new_table(("format", "element", "scale"), ("block", "bits/element"))
+    table = new_table(("format", "element", "scale", "rule"), ("block", "bits/element"))
     for fmt in FORMATS.values():
-        aliases = [a for a, name in ALIASES.items() if name == fmt.name]
-        name = fmt.name + (f" (= {', '.join(aliases)})" if aliases else "")
-        bits = f"{fmt.bits_per_element:g}"
-        table.add_row(name, fmt.element.name, fmt.scale, str(fmt.block_size), bits)
+        names = (fmt.name, fmt.element.name, fmt.scale, fmt.rule.label)
+        table.add_row(*names, str(fmt.block_size), f"{fmt.bits_per_element:g}")
     out.print(titled("Number formats", table))
-    out.print("\nScale of a block, from its amax a", style="bold")
-    for fmt in FORMATS.values():
-        out.print(f"{fmt.name:13} {fmt.rule.formula}")
-        out.print(f"{'':13} {fmt.rule.source}", style="dim", soft_wrap=True)
+    short = [f"{alias} is {name}" for alias, name in ALIASES.items()]
+    out.print(f"Bits count the block scales. Short names: {', '.join(short)}.")
+    out.print("\nRules: the scale of a block", style="bold")
+    out.print(
+        "a: amax of the block; A: amax of the tensor; max: largest element; emax: its exponent; "
+        "m: mantissa bits"
+    )
+    for rule in dict.fromkeys(fmt.rule for fmt in FORMATS.values()):
+        out.print(f"{rule.label:10} {rule.formula}")
+        out.print(f"{'':10} {rule.source}", style="dim", soft_wrap=True)
     out.print("\nElements: round to nearest, ties to the even code, saturating", style="bold")
-    for element in {fmt.element.name: fmt.element for fmt in FORMATS.values()}.values():
-        grid = ", ".join(f"{m:g}" for m in element.magnitudes)
-        out.print(f"{element.name:13} ±{{{grid}}}")
+    for element in dict.fromkeys(fmt.element for fmt in FORMATS.values()):
+        out.print(f"{element.name:10} {_grid(element)}", soft_wrap=True)
+
+
+def _grid(element: ElementFormat) -> str:
+    """Its magnitudes, or how many and how large if they would fill the screen."""
+    magnitudes = element.magnitudes
+    if len(magnitudes) <= GRID_SHOWN:
+        return f"±{{{', '.join(f'{m:g}' for m in magnitudes)}}}"
+    smallest = magnitudes[1]
+    step = f"steps of {smallest:g}" if element.integer else f"smallest {smallest:g}"
+    return f"0 to ±{element.max:g} in {len(magnitudes)} magnitudes, {step}"
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

@@ -9,9 +9,11 @@ arXiv 2512.02010 (four over six).
 """
 
 import math
+from bisect import bisect_right
 from fractions import Fraction
+from functools import cache
 
-from fp4scope.formats.spec import BlockFormat, ScaleRule
+from fp4scope.formats.spec import BlockFormat, ElementFormat, ScaleRule
 
 _F32_MAX = Fraction((2 - 2**-23) * 2.0**127)
 
@@ -43,9 +45,17 @@ def e4m3(x: Fraction) -> Fraction:
 
 def nearest_element(y: Fraction, fmt: BlockFormat) -> Fraction:
     """The element nearest to `y`, ties to the even code, saturating; sign kept."""
-    grid = [Fraction(m) for m in fmt.element.magnitudes]
-    code = min(range(len(grid)), key=lambda c: (abs(abs(y) - grid[c]), c % 2))
+    grid = _grid(fmt.element)
+    above = bisect_right(grid, abs(y))
+    code = min(
+        range(len(grid))[above - 1 : above + 1], key=lambda c: (abs(abs(y) - grid[c]), c % 2)
+    )
     return -grid[code] if y < 0 else grid[code]
+
+
+@cache
+def _grid(element: ElementFormat) -> list[Fraction]:
+    return [Fraction(m) for m in element.magnitudes]
 
 
 def tensor_scale(tensor_amax: Fraction, fmt: BlockFormat) -> Fraction:

@@ -101,6 +101,10 @@ class ScaleRule(Enum):
     )
 
     @property
+    def label(self) -> str:
+        return self.name.lower().replace("four_over_six", "4over6")
+
+    @property
     def formula(self) -> str:
         return self.value[0]
 

@@ -21,7 +21,7 @@ NUMERICS_VERSION = 1
 
 BACKENDS = ("numba", "torch")
 # On a CPU, so that a piece and what is made of it stay in the cache.
-_PIECE_ELEMENTS = 1 << 17
+_PIECE_ELEMENTS = 1 << 18
 
 _forced: str | None = None
 

@@ -138,7 +138,7 @@ def _power_of_two_scale(
 def two_to(byte: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """2^(byte - 127); byte 0 is 2^-127, which FP32 holds only as a subnormal: no shift makes it."""
     half = 1 << (_MANTISSA_BITS - 1)
-    return torch.where(byte == 0, half, byte << _MANTISSA_BITS).view(torch.float32)
+    return (byte << _MANTISSA_BITS).clamp_(min=half).view(torch.float32)
 
 
 def _block_scale(

@@ -1,0 +1,243 @@
+"""Quantize-dequantize against a copy and against the peers, and what it costs a forward pass.
+
+    python benchmarks/qdq.py                  # CPU, FP32
+    python benchmarks/qdq.py --device cuda    # BF16
+
+The first table: `out.copy_(x)` with a reused output, ours on every backend, and every installed
+peer, on the same tensor in one run; ratios to the copy, and how many elements a peer has otherwise
+(a last bit counts). The second: a forward pass of a model the size of SmolLM2-135M with every
+linear quantized in weights (once, before) and activations, as a ratio to the same forward without.
+Interleaved runs, medians.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import transformers
+
+from fp4scope.formats import FORMATS, BlockFormat
+from fp4scope.inject import Injector, Setting
+from fp4scope.kernels import BACKENDS, qdq, using
+from fp4scope.models import adopt
+
+Function = Callable[[], torch.Tensor]
+SHAPES = [(2048, 896), (4096, 4096)]
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49_152,
+    "tie_word_embeddings": True,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--formats", default="mxfp4:floor,mxfp4:rceil,nvfp4")
+    parser.add_argument("--shapes", help="such as 2048x896,4096x4096", default=None)
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--skip-forward", action="store_true")
+    options = parser.parse_args()
+    cuda = options.device == "cuda"
+    torch.manual_seed(0)
+    name = torch.cuda.get_device_name() if cuda else _processor()
+    dtype = torch.bfloat16 if cuda else torch.float32
+    print(
+        f"{time.strftime('%Y-%m-%d')}, python {platform.python_version()}, torch "
+        f"{torch.__version__}, {name}, {torch.get_num_threads()} threads, {dtype}\n"
+    )
+    shapes = SHAPES
+    if options.shapes:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
+    formats = [FORMATS[f] for f in options.formats.split(",")]
+    for shape in shapes:
+        _table(shape, dtype, options.device, formats, options.repeat)
+    if not options.skip_forward:
+        _forwards(dtype, options.device, formats, options.repeat)
+    return 0
+
+
+def _table(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, formats: list[BlockFormat], repeat: int
+) -> None:
+    x = torch.randn(shape, dtype=dtype, device=device)
+    out = torch.empty_like(x)
+    amax = x.abs().amax().float()
+    copied: Function = partial(out.copy_, x)
+    print(f"{shape[0]} x {shape[1]}")
+    print(f"  {'format':18}{'who':34}{'ms':>9}{'x copy':>9}{'differ':>9}")
+    for fmt in formats:
+        expected = qdq(x, fmt, amax if fmt.uses_tensor_amax else None)
+        rivals = list(_ours(x, fmt, amax, out)) + list(_peers(x, fmt, amax))
+        times = _interleaved([copied, *(function for _, function in rivals)], device, repeat)
+        print(f"  {fmt.name:18}{'copy':34}{1e3 * times[0]:9.3f}{1:9.2f}")
+        for (who, function), seconds in zip(rivals, times[1:], strict=True):
+            differ = int((function() != expected).sum())
+            ratio = seconds / times[0]
+            print(f"  {'':18}{who:34}{1e3 * seconds:9.3f}{ratio:9.2f}{differ:9d}")
+    print()
+
+
+def _ours(
+    x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor, out: torch.Tensor
+) -> Iterator[tuple[str, Function]]:
+    scale_amax = amax if fmt.uses_tensor_amax else None
+    for name in _backends(x.device):
+
+        def run(name: str = name) -> torch.Tensor:
+            with using(name):
+                return qdq(x, fmt, scale_amax, out=out)
+
+        yield f"fp4scope, {name}", run
+
+
+def _backends(device: torch.device) -> list[str]:
+    found = []
+    for name in BACKENDS:
+        try:
+            with using(name):
+                found.append(name)
+        except ValueError:
+            continue
+    return [name for name in found if device.type == "cpu" or name != "numba"]
+
+
+def _peers(x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor) -> Iterator[tuple[str, Function]]:
+    for peer in (_torchao, _compressed_tensors, _modelopt):
+        try:
+            yield from peer(x, fmt, amax)
+        except ImportError:
+            continue
+
+
+def _torchao(
+    x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor
+) -> Iterator[tuple[str, Function]]:
+    import torchao
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor, ScaleCalculationMode
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+
+    def mx(x: torch.Tensor) -> torch.Tensor:
+        mode = ScaleCalculationMode[fmt.rule.name]
+        packed = MXTensor.to_mx(x, torch.float4_e2m1fn_x2, fmt.block_size, mode)
+        return packed.dequantize(x.dtype)
+
+    def nv(x: torch.Tensor) -> torch.Tensor:
+        scale = per_tensor_amax_to_scale(amax)
+        return NVFP4Tensor.to_nvfp4(x, per_tensor_scale=scale).dequantize(x.dtype)
+
+    function = nv if fmt.name == "nvfp4" else mx if fmt.name.startswith("mxfp4") else None
+    if function is None:
+        return
+    yield f"torchao {torchao.__version__}, eager", partial(function, x)
+    if x.is_cuda:
+        yield f"torchao {torchao.__version__}, compiled", partial(torch.compile(function), x)
+
+
+def _compressed_tensors(
+    x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor
+) -> Iterator[tuple[str, Function]]:
+    import compressed_tensors
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+    from compressed_tensors.quantization.utils import (
+        compute_dynamic_scales_and_zp,
+        generate_gparam,
+    )
+
+    scheme = {"nvfp4": "NVFP4", "mxfp4:even": "MXFP4"}.get(fmt.name)
+    if scheme is None:
+        return
+    arguments = PRESET_SCHEMES[scheme]["input_activations"]
+    scale = generate_gparam(-amax, amax) if fmt.uses_tensor_amax else None
+
+    def run() -> torch.Tensor:
+        scales, zeros = compute_dynamic_scales_and_zp(x, arguments, None, scale)
+        return fake_quantize(x, scales, zeros, arguments, scale)
+
+    yield f"compressed-tensors {compressed_tensors.__version__}", run
+
+
+def _modelopt(
+    x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor
+) -> Iterator[tuple[str, Function]]:
+    if not x.is_cuda or fmt.name != "nvfp4":
+        return
+    import modelopt
+    from modelopt.torch.quantization.triton import fp4_fake_quant_block
+
+    yield f"modelopt {modelopt.__version__}, triton", partial(fp4_fake_quant_block, x, amax)
+
+
+def _forwards(dtype: torch.dtype, device: str, formats: list[BlockFormat], repeat: int) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMOLLM2))
+    loaded = adopt(model.to(device, dtype), None, name="random")
+    ids = torch.randint(5, SMOLLM2["vocab_size"], (1, 512), device=device)
+    injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        return loaded.model(ids, use_cache=False).logits
+
+    print(f"one forward of 512 tokens, {len(loaded.layout.linears)} linears, SmolLM2-135M's size")
+    print(f"  {'format':18}{'who':34}{'ms':>9}{'x plain':>9}")
+    for fmt in formats:
+        settings = dict.fromkeys(loaded.layout.linears, Setting(weights=fmt, activations=fmt))
+
+        def quantized(backend: str, settings: dict[str, Setting] = settings) -> torch.Tensor:
+            with using(backend), injector.applied(settings):
+                return forward()
+
+        backends = _backends(ids.device)
+        times = _interleaved(
+            [forward, *(partial(quantized, name) for name in backends)], device, repeat
+        )
+        print(f"  {fmt.name:18}{'plain':34}{1e3 * times[0]:9.1f}{1:9.3f}")
+        for name, seconds in zip(backends, times[1:], strict=True):
+            who = f"W4A4, {name}"
+            print(f"  {'':18}{who:34}{1e3 * seconds:9.1f}{seconds / times[0]:9.3f}")
+
+
+def _interleaved(functions: list[Function], device: str, repeat: int) -> list[float]:
+    """Median seconds of each, all functions in turn, after two rounds to warm up."""
+    taken: list[list[float]] = [[] for _ in functions]
+    for turn in range(repeat + 2):
+        for times, function in zip(taken, functions, strict=True):
+            seconds = _seconds(function, device)
+            if turn >= 2:
+                times.append(seconds)
+    return [statistics.median(times) for times in taken]
+
+
+def _seconds(function: Function, device: str) -> float:
+    if device == "cpu":
+        begun = time.perf_counter()
+        function()
+        return time.perf_counter() - begun
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(": ")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
