@@ -1,21 +1,15 @@
 """A tiny random model with a tokenizer in a folder, and a text for it."""
 
 import random
+import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-WORDS = [f"w{i}" for i in range(94)]
+from fp4scope.cli import main
 
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer():
-    vocab = {word: i for i, word in enumerate(["<unk>", "<s>", *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>")
+WORDS = [f"w{i}" for i in range(92)]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +27,7 @@ def model_folder(tmp_path_factory, tiny_tokenizer):
     )
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -54,3 +48,31 @@ def options(text_file):
         "calibration_windows": 8,
         "calibration_seq_len": 32,
     }
+
+
+@pytest.fixture
+def fp4scope(capsys, monkeypatch, tmp_path):
+    """Runs a command in this process; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fp4scope", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def small(model_folder, text_file):
+    """Arguments of a run of a second."""
+    return [
+        model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
+        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "components",
+    ]  # fmt: skip

@@ -10,34 +10,7 @@ import time
 import pytest
 import yaml
 
-from fp4scope.cli import demo, main
-
-
-@pytest.fixture
-def fp4scope(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process; gives its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fp4scope", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def small(model_folder, text_file):
-    return [
-        model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
-        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "components",
-    ]  # fmt: skip
+from fp4scope.cli import demo
 
 
 def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):

@@ -183,7 +183,7 @@ def test_a_model_that_sees_its_targets_is_refused(tiny_tokenizer, options):
         max_position_embeddings=64,
     )
     with pytest.raises(ModelError, match="is not causal"):
-        fp4scope.diagnose(BertLMHeadModel(config), tokenizer=tiny_tokenizer, **options)
+        fp4scope.diagnose(BertLMHeadModel(config), tokenizer=tiny_tokenizer(), **options)
 
 
 def test_calibration_on_the_evaluated_text_is_said(model_folder, options):

@@ -1,0 +1,211 @@
+"""`fp4scope plan`: what it says a run will take and reach is what a run takes and reaches."""
+
+import json
+import tempfile
+from collections import Counter
+from statistics import geometric_mean
+
+import numpy as np
+import pytest
+
+import fp4scope as library
+from fp4scope.conductor import forecast
+from fp4scope.conductor.forecast import _TOKENS
+from fp4scope.models import load_model
+from fp4scope.stats import MIN_WINDOWS
+from fp4scope.study import Study
+
+LEVELS = ("components", "blocks", "cells", "patterns")
+
+
+@pytest.fixture(scope="module")
+def study(model_folder, text_file):
+    return Study.build(
+        model=model_folder,
+        text=text_file,
+        seq_len=32,
+        windows=20,
+        calibration_windows=8,
+        calibration_seq_len=32,
+        sweep="components:restore,cells:isolate",
+        cells="down_proj,*.0.*",
+        patterns="*.1.mlp.*",
+        replicas=2,
+        jitter=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def planned(study):
+    return forecast(study)
+
+
+@pytest.fixture(scope="module")
+def executed(study, tmp_path_factory):
+    """The run of the same study: its diagnosis, last progress, and blocks run on one window."""
+    loaded = load_model(study.model)
+    measuring, batches = [], []
+
+    def tell(event):
+        if event.phase == "measuring":
+            measuring.append(event)
+
+    def count(_, args):
+        if measuring:  # what was before is the calibration and the self-check
+            batches.append(len(args[0]))
+
+    for block in loaded.model.model.layers:
+        block.input_layernorm.register_forward_pre_hook(count)
+    diagnosis = library.diagnose(
+        loaded.model,
+        tokenizer=loaded.tokenizer,
+        progress=tell,
+        output_dir=tmp_path_factory.mktemp("out"),
+        **study.model_dump(exclude={"model", "device", "dtype", "revision"}),
+    )
+    return diagnosis, measuring[-1], sum(batches)
+
+
+def test_variants_are_those_that_a_run_writes(planned, executed):
+    diagnosis, _, _ = executed
+    observations = diagnosis.results.observations.values()
+    assert planned.variants == sum(len(set(o.replicas)) for o in observations)
+    written = Counter(
+        (row["format"], row["operands"], row["direction"], level)
+        for level in LEVELS
+        for row in getattr(diagnosis, level)
+    )
+    families = {(f.format, f.operands, f.direction, f.level): f.units for f in planned.families}
+    assert families == dict(written)
+    assert {count for family, count in families.items() if family[3] == "cells"} == {3 + 6}
+
+
+def test_work_is_what_a_run_does(planned, executed):
+    diagnosis, last, batches = executed
+    assert planned.sweep.executions == batches
+    assert (last.done, last.total) == (planned.sweep.work, planned.sweep.work)
+    assert planned.windows == diagnosis.results.data["windows"]
+
+
+def test_passes_are_those_of_the_journal(planned, executed):
+    diagnosis, _, _ = executed
+    lines = map(json.loads, (diagnosis.folder / "journal.jsonl").read_text().splitlines())
+    chunks = [line["shape"] for line in lines if "chunk" in line]
+    assert chunks == [planned.sweep.shape.to_json()] * len(chunks)
+    assert planned.sweep.passes == sum(shape["groups"] for shape in chunks)
+
+
+@pytest.mark.parametrize("tokens", [128, 16], ids=["whole windows", "shorter windows"])
+def test_intervals_are_about_as_wide_as_forecast(tokens, study, executed, monkeypatch):
+    """To a factor of three, from four windows. Those of a single unit say next to nothing."""
+    monkeypatch.setitem(_TOKENS, "cpu", tokens)
+    planned = forecast(study)
+    assert planned.probe.endswith(f" on 4 windows of {min(32, tokens)} tokens")
+    diagnosis, _, _ = executed
+    several = [family for family in planned.families if family.units > 1]
+    assert len(several) == 2 * 2
+    ratios = []
+    for family in several:
+        rows = getattr(diagnosis, family.level).where(
+            format=family.format, operands=family.operands, direction=family.direction
+        )
+        widths = [(row["delta_nll_high"] - row["delta_nll_low"]) / 2 for row in rows]
+        reached = np.sqrt(np.mean(np.square(widths)))
+        ratios.append(family.half_width / reached)
+    assert all(1 / 3 < ratio < 3 for ratio in ratios)
+    assert 2 / 3 < geometric_mean(ratios) < 3 / 2
+
+
+def test_intervals_shrink_with_windows_and_there_are_none_for_too_few(study, planned):
+    few = forecast(study.model_copy(update={"windows": MIN_WINDOWS}))
+    for wide, narrow in zip(few.families, planned.families, strict=True):
+        assert wide.half_width > narrow.half_width
+    fewer = forecast(study.model_copy(update={"windows": MIN_WINDOWS - 1}))
+    assert [f.half_width for f in fewer.families] == [None] * len(planned.families)
+
+
+def test_less_memory_means_more_passes(study, planned):
+    budget = planned.sweep.memory_bytes * 7 // 10
+    less = forecast(study.model_copy(update={"memory": str(budget)}))
+    assert less.sweep.memory_bytes <= less.sweep.budget_bytes == budget
+    assert less.sweep.passes > planned.sweep.passes
+    assert less.variants == planned.variants
+
+
+@pytest.fixture
+def plan(fp4scope, tmp_path, monkeypatch):
+    """`fp4scope plan` in an empty folder, temporary files in another."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def run(*arguments):
+        found = fp4scope("plan", *arguments)
+        assert [*tmp_path.rglob("*")] == [temporary]
+        return found
+
+    return run
+
+
+def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
+    code, out, err = plan(*small, "--sweep", "components,cells:restore", "--windows", 9)
+    assert code == 0
+    assert "calibrating" in err
+    first, *lines = [line for line in out.splitlines() if line.strip()]
+    assert first == "Plan for tiny-llama, float32 on cpu"
+    facts = dict(line.split(maxsplit=1) for line in lines[:8])
+    assert list(facts) == [
+        "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
+    ]  # fmt: skip
+    assert "% of the blocks' parameters, 3 blocks, 7 components" in facts["coverage"]
+    # Reference and two baselines, a control for each; per format 7 + 7 components and 21 cells.
+    assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21)}: ")
+    for kind in ("14 components (restore)", "14 components (isolate)", "42 cells (restore)"):
+        assert kind in facts["variants"]
+    assert facts["windows"].strip() == "9 of 32 tokens"
+    assert facts["chunk"].startswith("7 windows; batches of ")
+    assert " GB beside the model (of " in facts["memory"]
+    assert facts["passes"].strip() == "2 over the weights"
+    assert "% fewer than one run for each variant" in facts["work"]
+    assert facts["time"].startswith("about 0:0")
+    assert lines[8] == "Half-width of the 95% intervals after 9 windows"
+    table = [line.split() for line in lines[10:-1]]
+    assert [row[:-1] for row in table] == [
+        [fmt, "weights+activations", direction, level, count]
+        for fmt in ("mxfp4:floor", "nvfp4")
+        for direction, level, count in (
+            ("restore", "components", "7"),
+            ("restore", "cells", "21"),
+            ("isolate", "components", "7"),
+        )
+    ]
+    assert all(0.01 < float(row[-1]) < 1000 for row in table)
+    assert lines[-1].startswith("Estimated from a probe: ")
+
+
+def test_too_few_windows_are_said(plan, small):
+    code, out, _ = plan(*small, "--windows", MIN_WINDOWS - 1)
+    assert code == 0
+    assert out.count("too few windows") == 4
+
+
+BAD = {
+    "no model": ((), "which model?"),
+    "a level": (("--sweep", "cell"), "unknown 'cell'; did you mean cells"),
+    "a pattern": (("--pattern", "*.moe.*"), "matches none of the 21 linears"),
+    "cells": (("--sweep", "cells", "--cells", "*.moe.*"), "matches none of the 21 linears"),
+    "windows": (("--windows", 999), "--windows 62"),
+    "a text": (("--text", "no.txt"), "cannot read the text no.txt"),
+    "a size": (("--memory", "plenty"), "memory is 'plenty'; give a size such as 8GB"),
+    "too little": (("--memory", "1MB"), "memory is 0.00 GB beside the model"),
+    "a folder": (("-o", "out"), "No such option: -o"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_exit_code_2(case, plan, small):
+    options, message = BAD[case]
+    code, out, err = plan(*(small if options else ()), *options)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert message in " ".join(err.split())
