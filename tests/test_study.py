@@ -3,7 +3,7 @@
 import pytest
 
 from fp4scope.errors import FormatError, StudyError
-from fp4scope.study import Direction, Level, Operands, Study, read_options
+from fp4scope.study import Direction, Level, Operands, Study, parse_memory, read_options
 
 
 def test_defaults_are_the_published_protocol():
@@ -49,11 +49,89 @@ def test_a_study_cannot_be_changed():
         ({"text": "a", "dataset": "wikitext2"}, "give one of them"),
         ({"dtype": "fp8"}, "dtype is 'fp8'"),
         ({"version": 2}, "version is 2"),
+        ({"sweep": "cells:isolated"}, "unknown direction 'isolated' in 'cells:isolated'; did you "),
+        ({"sweep": "cells,:isolate"}, "sweep: unknown ''; choices: components, blocks, cells"),
+        ({"sweep": "cell:isolate"}, "sweep: unknown 'cell'; did you mean cells"),
+        ({"sweep": "cells:isolate:restore"}, "unknown direction 'isolate:restore' in 'cells:"),
+        ({"replicas": 0}, "replicas is 0: input should be greater than or equal to 1"),
+        ({"replicas": 1.5}, "replicas is 1.5: input should be a valid integer"),
+        ({"jitter": 0}, "jitter is 0: input should be greater than or equal to 1"),
+        ({"jitter": "some"}, "jitter is 'some': input should be a valid integer"),
+        ({"memory": ["8GB"]}, r"memory is \"\['8GB'\]\"; give a size such as 8GB"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(StudyError, match=message):
         Study.build(model="m", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GB", 8 * 10**9),
+        ("8g", 8 * 10**9),
+        (" 1.5 GiB ", 3 * 2**29),
+        ("500mb", 500 * 10**6),
+        ("500Mi", 500 * 2**20),
+        ("64k", 64_000),
+        ("1T", 10**12),
+        ("123456789", 123456789),
+        ("123 B", 123),
+    ],
+)
+def test_sizes_of_memory(text, size):
+    assert parse_memory(text) == size
+    assert Study.build(model="m", memory=text).memory == text
+
+
+def test_a_number_of_bytes_need_not_be_quoted(tmp_path):
+    (tmp_path / "study.yaml").write_text("model: m\nmemory: 8000000000\n")
+    study = Study.build(**read_options(tmp_path / "study.yaml"))
+    assert study == Study.build(model="m", memory=8 * 10**9)
+    assert parse_memory(study.memory) == 8 * 10**9
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8 GB of it", "8PB", "8iB", "1,5GB", "50%"])
+def test_what_is_no_size_of_memory(text):
+    with pytest.raises(StudyError) as caught:
+        Study.build(model="m", memory=text)
+    assert str(caught.value) == (f"memory is {text!r}; give a size such as 8GB, 1.5GiB or 500MB")
+
+
+BOTH = (Direction.RESTORE, Direction.ISOLATE)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "direction", "expected"),
+    [
+        ("components,cells", "restore,isolate", {"components": BOTH, "cells": BOTH}),
+        ("components,cells", "isolate", {"components": BOTH[1:], "cells": BOTH[1:]}),
+        ("components,cells:isolate", BOTH, {"components": BOTH, "cells": BOTH[1:]}),
+        ("cells:isolate", "restore", {"cells": BOTH[1:]}),
+        ("cells:isolate,cells:restore", "restore", {"cells": BOTH[::-1]}),
+        ("cells:isolate,cells", "restore,isolate", {"cells": BOTH[::-1]}),
+        ("blocks:restore", "isolate", {"blocks": BOTH[:1]}),
+        ("", "isolate", {}),
+    ],
+)
+def test_a_level_is_swept_in_its_own_direction_or_in_the_studys(sweep, direction, expected):
+    study = Study.build(model="m", sweep=sweep, direction=direction)
+    found = {level.value: study.directions(level) for level in Level}
+    assert {level: directions for level, directions in found.items() if directions} == expected
+    assert study.directions(None) == study.direction  # patterns
+    assert Study.build(**study.model_dump(mode="json")) == study
+
+
+def test_cells_are_patterns_as_words_or_a_list():
+    study = Study.build(model="m", cells="down_proj, *.0.*,down_proj")
+    assert study.cells == ("down_proj", "*.0.*")
+    assert Study.build(model="m", cells=["down_proj", "*.0.*"]) == study
+    assert Study.build(model="m").cells == ()
+
+
+def test_replicas_and_jitter():
+    study = Study.build(model="m", replicas="4", jitter=2)
+    assert (study.replicas, study.jitter) == (4, 2)
 
 
 def test_an_unknown_format_is_a_format_error():

@@ -162,11 +162,12 @@ class Study(BaseModel):
                 found += [Direction(own)] if own else self.direction
         return tuple(dict.fromkeys(found))
 
-    @field_validator("memory")
+    @field_validator("memory", mode="before")
     @classmethod
-    def _a_size(cls, value: str | None) -> str | None:
+    def _a_size(cls, value: Any) -> str | None:  # noqa: ANN401
+        """In YAML and Python a number of bytes is a number."""
         if value is not None:
-            parse_memory(value)
+            parse_memory(value := str(value))
         return value
 
     @field_validator("dataset")
