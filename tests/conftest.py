@@ -19,6 +19,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from fp4scope.records import Observation, Results
+
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(92))]
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _COMMON = _SPECIAL | {
@@ -137,6 +139,35 @@ def tiny_tokenizer():
         named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
         return PreTrainedTokenizerFast(
             tokenizer_object=backend, unk_token="<unk>", **named | special
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def observe():
+    """`observe(variant, nll)`: an observation with this NLL per token in windows of ten tokens."""
+
+    def build(variant, nll, *, windows=None, replicas=0, kl=0.0):
+        observation = Observation(variant=variant)
+        for i, value in enumerate(nll):
+            window = i if windows is None else windows[i]
+            replica = replicas if isinstance(replicas, int) else replicas[i]
+            observation.add(window, replica, tokens=10, nll=10 * value, kl=10 * kl, top1=7)
+        return observation
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def results():
+    """`results(*observations)`: a study that measured these and says nothing of its conditions."""
+
+    def build(*observations, **conditions):
+        names = ("study", "model", "data", "protocol", "environment")
+        return Results(
+            **{name: {} for name in names} | conditions,
+            observations={o.variant.key: o for o in observations},
         )
 
     return build

@@ -1,0 +1,94 @@
+"""Figures: what is drawn is what the tables hold."""
+
+import re
+
+import numpy as np
+import pytest
+
+from fp4scope.report.figures import save
+from fp4scope.stats import noise_floor, significant
+
+BOTH = "weights+activations"
+FORMATS = ("mxfp4:floor", "nvfp4")
+DIRECTIONS = ("restore", "isolate")
+
+
+def svg_of(figure, tmp_path):
+    save(figure, tmp_path / "figure.svg", "svg")
+    return (tmp_path / "figure.svg").read_text()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_cells_that_holm_does_not_tell_from_zero_are_crossed_out(direction, known, tmp_path):
+    diagnosis = known()
+    figure = diagnosis.plot("heatmap", direction=direction)
+    panels = [axis for axis in figure.axes if axis.get_title(loc="left") in FORMATS]
+    crosses = 0
+    for axis in panels:
+        rows = diagnosis.cells.where(format=axis.get_title(loc="left"), direction=direction)
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        unsure = {(r["block"], r["component"]) for r in rows if not significant(r)}
+        (marks,) = axis.collections
+        assert {(int(x), names[int(y)]) for x, y in marks.get_offsets()} == unsure
+        crosses += len(unsure)
+    assert len(panels) == 2
+    assert crosses == 2 + 7
+    # In the file a mark is one `use` of the shape of its collection.
+    groups = re.findall(
+        r'<g id="PathCollection_\d+">(.*?)</g>\s*</g>', svg_of(figure, tmp_path), re.S
+    )
+    assert sum(group.count("<use ") for group in groups) == crosses
+
+
+def test_what_is_drawn_in_a_heatmap_is_the_difference(known):
+    diagnosis = known()
+    figure = diagnosis.plot("heatmap", direction="isolate")
+    (image,) = figure.axes[0].images
+    for row in diagnosis.cells.where(format="mxfp4:floor", direction="isolate"):
+        drawn = image.get_array()[["q_proj", "down_proj"].index(row["component"]), row["block"]]
+        assert drawn == pytest.approx(1e3 * row["delta_nll"])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_rerun_noise_is_a_pair_of_dashed_lines_in_every_panel(direction, known, tmp_path):
+    diagnosis = known()
+    figure = diagnosis.plot("cells", direction=direction)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["q_proj", "down_proj"]
+    floors = [1e3 * noise_floor(diagnosis.results, f, BOTH, direction) for f in FORMATS]
+    # 1.96 sqrt(2) of a standard deviation of 1.5 and 3 millinats, or of 1 micronat.
+    known_floors = [4.1577, 8.3154] if direction == "restore" else [0.0027718] * 2
+    assert floors == pytest.approx(known_floors, rel=1e-4)
+    for axis in figure.axes:
+        curves = {line.get_label(): line.get_color() for line in axis.lines}
+        dashed = [line for line in axis.lines if line.get_linestyle() == "--"]
+        drawn = [(line.get_color(), line.get_ydata()[0]) for line in dashed]
+        expected = [
+            (curves[fmt], sign * floor)
+            for fmt, floor in zip(FORMATS, floors, strict=True)
+            for sign in (-1, 1)
+        ]
+        assert [colour for colour, _ in drawn] == [colour for colour, _ in expected]
+        assert [y for _, y in drawn] == pytest.approx([y for _, y in expected])
+    assert svg_of(figure, tmp_path).count("stroke-dasharray") == 2 * 2 * 2
+
+
+def test_without_controls_there_is_no_floor(known, tmp_path):
+    figure = known(noise=False).plot("cells")
+    assert "stroke-dasharray" not in svg_of(figure, tmp_path)
+
+
+def test_curves_are_the_differences_with_their_intervals(known):
+    diagnosis = known()
+    for axis in diagnosis.plot("cells", direction="restore").axes:
+        component = axis.get_title(loc="left")
+        lines = {line.get_label(): line for line in axis.lines}
+        assert len(axis.collections) == len(FORMATS)
+        for fmt, band in zip(FORMATS, axis.collections, strict=True):
+            rows = diagnosis.cells.where(format=fmt, direction="restore", component=component)
+            assert list(lines[fmt].get_xdata()) == rows["block"]
+            assert list(lines[fmt].get_ydata()) == pytest.approx(
+                [1e3 * value for value in rows["delta_nll"]]
+            )
+            edges = np.concatenate([path.vertices for path in band.get_paths()])[:, 1]
+            assert edges.min() == pytest.approx(1e3 * min(rows["delta_nll_low"]))
+            assert edges.max() == pytest.approx(1e3 * max(rows["delta_nll_high"]))

@@ -1,0 +1,103 @@
+"""`report.md` and the CSV files hold the numbers of the results."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from fp4scope.records import REFERENCE, baseline
+from fp4scope.report import load, write_outputs
+
+BOTH = "weights+activations"
+
+
+def tables(text):
+    """Every table by the heading above it, as a list of dicts."""
+    found, heading, lines = {}, "", []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        if line.startswith("| "):
+            lines.append([cell.strip() for cell in line.strip("|").split(" | ")])
+        elif lines:
+            names, _, *rows = lines
+            found.setdefault(heading, [dict(zip(names, row, strict=True)) for row in rows])
+            lines = []
+    return found
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"[-+]?\d[\d.e-]*", text)]
+
+
+def test_rerun_noise_is_a_column_of_the_formats(known):
+    rows = tables(known().report())["What each format costs"]
+    # Two runs d apart in each of eight windows: sqrt(d^2 / 2 / 8) = d / 4 of 0.004, 6, 12 millinats.
+    assert [row["rerun noise"] for row in rows] == [
+        "±0.001, KL 0",
+        "±1.50, KL 0.05",
+        "±3.00, KL 0.05",
+    ]
+    quiet = tables(known(noise=False).report())["What each format costs"]
+    assert [row["rerun noise"] for row in quiet] == [""] * 3
+    assert [row["cost (millinats/token)"] for row in quiet] == [
+        "", "+120.0 [+120.0, +120.0]", "+240.0 [+240.0, +240.0]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_components_have_their_difference_and_tier(direction, known):
+    diagnosis = known()
+    found = tables(diagnosis.report())
+    for fmt in ("mxfp4:floor", "nvfp4"):
+        rows = found[f"{fmt}, {BOTH}, {direction}"]
+        of = {
+            r["component"]: r for r in diagnosis.components.where(format=fmt, direction=direction)
+        }
+        assert {row["component"] for row in rows} == of.keys()
+        for row in rows:
+            expected = of[row["component"]]
+            assert row["tier"] == expected["tier"]
+            value, low, high = numbers(row["difference (millinats/token)"])
+            assert value == pytest.approx(1e3 * expected["delta_nll"], abs=0.01)
+            assert low == pytest.approx(1e3 * expected["delta_nll_low"], abs=0.01)
+            assert high == pytest.approx(1e3 * expected["delta_nll_high"], abs=0.01)
+    # Under NVFP4 one costs five millinats and the other nothing; under MXFP4 both cost five.
+    tiers = {
+        fmt: {r["component"]: r["tier"] for r in found[f"{fmt}, {BOTH}, {direction}"]}
+        for fmt in ("mxfp4:floor", "nvfp4")
+    }
+    assert tiers["nvfp4"] == {"down_proj": "a", "q_proj": "b"}
+    assert set(tiers["mxfp4:floor"].values()) == {"a"}
+
+
+def test_every_csv_is_the_difference_of_the_observations(known, tmp_path):
+    diagnosis = known()
+    observations = diagnosis.results.observations
+    write_outputs(diagnosis, tmp_path)
+    for name, count in (("components", 2 * 2 * 2), ("cells", 2 * 2 * 2 * 6)):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == count
+        for row in rows:
+            where = f"{row['block']}.{row['component']}" if name == "cells" else row["component"]
+            own = observations["|".join([row["format"], BOTH, row["direction"], name, where])]
+            restored = row["direction"] == "restore"
+            other = observations[(baseline(row["format"], BOTH) if restored else REFERENCE).key]
+            cost = np.subtract(own.nll, other.nll) / 10 * (-1 if restored else 1)
+            assert float(row["delta_nll"]) == pytest.approx(cost.mean(), abs=1e-12)
+            stderr = cost.std(ddof=1) / 8**0.5
+            assert float(row["delta_nll_stderr"]) == pytest.approx(stderr)
+            assert float(row["nll"]) == pytest.approx(np.mean(own.nll) / 10)
+    again = load(tmp_path)
+    assert again.cells.rows == diagnosis.cells.rows
+    assert (tmp_path / "report.md").read_text() == again.report() == diagnosis.report()
+
+
+def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
+    text = known().report()
+    for direction in ("Restore", "Isolate"):
+        # All but block 0; under NVFP4 those of q_proj neither.
+        for fmt, count in (("mxfp4:floor", 10), ("nvfp4", 5)):
+            assert f"{direction}, {fmt} ({BOTH}): {count} of 12 cells are told from zero" in text
