@@ -33,7 +33,7 @@ def numbers(text):
 
 def test_rerun_noise_is_a_column_of_the_formats(known):
     rows = tables(known().report())["What each format costs"]
-    # Two runs d apart in each of eight windows: sqrt(d^2 / 2 / 8) = d / 4 of 0.004, 6, 12 millinats.
+    # Two runs d apart in each of eight windows: sqrt(d^2 / 2 / 8) = d / 4; d is 0.004, 6, 12.
     assert [row["rerun noise"] for row in rows] == [
         "±0.001, KL 0",
         "±1.50, KL 0.05",

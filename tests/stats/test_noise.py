@@ -5,39 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, Observation, Results, baseline, jitter
+from fp4scope.records import REFERENCE, baseline, jitter
 from fp4scope.stats import baseline_table, noise_floor, rerun_noise
 
 BOTH = "weights+activations"
 BASE = baseline("nvfp4", BOTH)
-TOKENS = 10
+TOKENS = 10  # of `observe`
 
 
-def observe(variant, rows, kl=0.0):
-    """Rows are (window, replica, NLL per token)."""
-    observation = Observation(variant=variant)
-    for window, replica, nll in rows:
-        observation.add(
-            window, replica, tokens=TOKENS, nll=nll * TOKENS, kl=kl * TOKENS, top1=TOKENS
-        )
-    return observation
-
-
-def results(*observations):
-    return Results(
-        study={},
-        model={},
-        data={},
-        protocol={},
-        environment={},
-        observations={o.variant.key: o for o in observations},
-    )
-
-
-def test_by_hand():
+def test_by_hand(observe, results):
     study = results(
-        observe(BASE, [(0, 0, 3.0), (1, 0, 4.0)]),
-        observe(jitter(BASE), [(0, 1, 3.2), (1, 1, 4.4)], kl=0.05),
+        observe(BASE, [3.0, 4.0]),
+        observe(jitter(BASE), [3.2, 4.4], replicas=1, kl=0.05),
     )
     noise = rerun_noise(study, BASE)
     # Variances (0.2^2) / 2 and (0.4^2) / 2, on average 0.05; over two windows.
@@ -45,35 +24,36 @@ def test_by_hand():
     assert noise.kl == pytest.approx(0.05)
 
 
-def test_a_replica_of_the_baseline_is_a_control_already():
-    rows = [(0, 1, 3.2), (0, 2, 3.5), (1, 1, 4.4), (1, 2, 4.1)]
-    shaken = observe(jitter(BASE), rows)
-    plain = [(0, 0, 3.0), (1, 0, 4.0)]
-    once = rerun_noise(results(observe(BASE, plain), shaken), BASE)
-    replicated = rerun_noise(results(observe(BASE, plain + rows), shaken), BASE)
+def test_a_replica_of_the_baseline_is_a_control_already(observe, results):
+    nll, windows, replicas = [3.2, 3.5, 4.4, 4.1], [0, 0, 1, 1], [1, 2, 1, 2]
+    shaken = observe(jitter(BASE), nll, windows=windows, replicas=replicas)
+    plain = observe(BASE, [3.0, 4.0])
+    both = observe(BASE, [3.0, 4.0, *nll], windows=[0, 1, *windows], replicas=[0, 0, *replicas])
+    once = rerun_noise(results(plain, shaken), BASE)
+    replicated = rerun_noise(results(both, shaken), BASE)
     assert once == replicated
     expected = (np.var([3.0, 3.2, 3.5], ddof=1) + np.var([4.0, 4.4, 4.1], ddof=1)) / 2
     assert once.nll == pytest.approx(math.sqrt(expected / 2))
 
 
-def test_nothing_without_a_control():
-    study = results(observe(REFERENCE, [(0, 0, 3.0)]), observe(BASE, [(0, 0, 3.0)]))
+def test_nothing_without_a_control(observe, results):
+    study = results(observe(REFERENCE, [3.0]), observe(BASE, [3.0]))
     assert rerun_noise(study, BASE) is None
     assert noise_floor(study, "nvfp4", BOTH, "restore") is None
     assert [row["jitter_nll"] for row in baseline_table(study)] == [None, None]
 
 
-def test_nothing_where_no_window_was_realised_twice():
-    study = results(observe(BASE, [(0, 0, 3.0)]), observe(jitter(BASE), [(1, 1, 3.0)]))
+def test_nothing_where_no_window_was_realised_twice(observe, results):
+    study = results(observe(BASE, [3.0]), observe(jitter(BASE), [3.0], windows=[1], replicas=1))
     assert rerun_noise(study, BASE) is None
 
 
-def test_the_floor_is_that_of_the_control_and_shrinks_with_replicas():
+def test_the_floor_is_that_of_the_control_and_shrinks_with_replicas(observe, results):
     study = results(
-        observe(REFERENCE, [(0, 0, 2.0)]),
-        observe(jitter(REFERENCE), [(0, 1, 2.002)]),
-        observe(BASE, [(0, 0, 3.0)]),
-        observe(jitter(BASE), [(0, 1, 3.2)]),
+        observe(REFERENCE, [2.0]),
+        observe(jitter(REFERENCE), [2.002], replicas=1),
+        observe(BASE, [3.0]),
+        observe(jitter(BASE), [3.2], replicas=1),
     )
     restore = noise_floor(study, "nvfp4", BOTH, "restore")
     assert restore == pytest.approx(1.96 * math.sqrt(2) * math.sqrt(0.02), rel=1e-3)
@@ -83,15 +63,15 @@ def test_the_floor_is_that_of_the_control_and_shrinks_with_replicas():
     assert noise_floor(study, "nvfp4", BOTH, "restore") == pytest.approx(restore / 2)
 
 
-def test_two_realisations_differ_by_less_than_the_floor_19_times_in_20():
+def test_two_realisations_differ_by_less_than_the_floor_19_times_in_20(observe, results):
     rng = np.random.default_rng(0)
     windows, spread, outside = 30, 0.1, 0
     for _ in range(200):
         level = rng.normal(3, 1, windows)  # windows differ far more than realisations
         plain, control, other = level + rng.normal(0, spread, (3, windows))
         study = results(
-            observe(BASE, [(i, 0, x) for i, x in enumerate(plain)]),
-            observe(jitter(BASE), [(i, 1, x) for i, x in enumerate(control)]),
+            observe(BASE, plain),
+            observe(jitter(BASE), control, replicas=1),
         )
         difference = abs(plain.mean() - other.mean())
         outside += difference > noise_floor(study, "nvfp4", BOTH, "restore")

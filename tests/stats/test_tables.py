@@ -19,26 +19,7 @@ from fp4scope.stats import (
 )
 
 BOTH = "weights+activations"
-TOKENS = 10
-
-
-def observe(variant, per_token_nll, kl=0.0, windows=None):
-    observation = Observation(variant=variant)
-    for i, nll in enumerate(per_token_nll):
-        window = i if windows is None else windows[i]
-        observation.add(window, 0, tokens=TOKENS, nll=nll * TOKENS, kl=kl * TOKENS, top1=7)
-    return observation
-
-
-def results(*observations):
-    return Results(
-        study={},
-        model={},
-        data={},
-        protocol={},
-        environment={},
-        observations={o.variant.key: o for o in observations},
-    )
+TOKENS = 10  # of `observe`
 
 
 def unit(direction, level="components", name="q_proj", block=None):
@@ -48,7 +29,7 @@ def unit(direction, level="components", name="q_proj", block=None):
 
 
 @pytest.fixture
-def study():
+def study(observe, results):
     return results(
         observe(REFERENCE, [2.0, 3.0, 4.0] * 3),
         observe(baseline("nvfp4", BOTH), [2.5, 3.6, 4.4] * 3, kl=0.4),
@@ -83,7 +64,7 @@ def test_a_cell_that_does_better_quantized_is_negative(study):
     assert cell["delta_nll_high"] < 0
 
 
-def test_differences_pair_only_the_windows_that_both_have_seen():
+def test_differences_pair_only_the_windows_that_both_have_seen(observe, results):
     study = results(
         observe(REFERENCE, [1.0, 2.0, 3.0]),
         observe(unit("isolate"), [3.5, 1.5], windows=[2, 0]),
@@ -94,7 +75,7 @@ def test_differences_pair_only_the_windows_that_both_have_seen():
     assert row["windows"] == 2
 
 
-def test_nothing_to_compare_with_leaves_the_difference_empty():
+def test_nothing_to_compare_with_leaves_the_difference_empty(observe, results):
     (row,) = unit_table(results(observe(unit("restore"), [1.0, 2.0])), "components")
     assert row["delta_nll"] is None
     assert row["delta_nll_low"] is None
@@ -120,33 +101,42 @@ def test_columns_are_those_the_readme_promises(study):
     assert ",".join(unit_table(study, "cells").columns) == cells
 
 
-def family(direction, fmt="nvfp4", level="components", count=4, windows=12):
+@pytest.fixture
+def costly(observe):
     """Units that cost 1, 2, ... millinats, in windows that differ by far more."""
-    rng = np.random.default_rng(0)
-    base = rng.normal(3, 1, windows)
-    for i in range(count):
-        cost = rng.normal(1e-3 * (i + 1), 1e-4, windows)
-        variant = replace(unit(direction, level, f"u{i}"), format=fmt)
-        yield observe(variant, base - cost if direction == "restore" else base + cost)
+
+    def build(direction, fmt="nvfp4", level="components", count=4, windows=12):
+        rng = np.random.default_rng(0)
+        base = rng.normal(3, 1, windows)
+        for i in range(count):
+            cost = rng.normal(1e-3 * (i + 1), 1e-4, windows)
+            variant = replace(unit(direction, level, f"u{i}"), format=fmt)
+            yield observe(variant, base - cost if direction == "restore" else base + cost)
+
+    return build
 
 
-def controls(*formats, windows=12):
-    base = np.random.default_rng(0).normal(3, 1, windows)
-    variants = [REFERENCE, *(baseline(f, BOTH) for f in formats)]
-    return [observe(variant, base) for variant in variants]
+@pytest.fixture
+def controls(observe):
+    def build(*formats, windows=12):
+        base = np.random.default_rng(0).normal(3, 1, windows)
+        variants = [REFERENCE, *(baseline(f, BOTH) for f in formats)]
+        return [observe(variant, base) for variant in variants]
+
+    return build
 
 
 @pytest.mark.parametrize("direction", ["restore", "isolate"])
-def test_a_family_is_one_format_and_direction(direction):
+def test_a_family_is_one_format_and_direction(direction, results, costly, controls):
     other = "isolate" if direction == "restore" else "restore"
-    alone = unit_table(results(*controls("nvfp4"), *family(direction)), "components")
+    alone = unit_table(results(*controls("nvfp4"), *costly(direction)), "components")
     crowd = unit_table(
         results(
             *controls("nvfp4", "mxfp4:floor"),
-            *family(other),
-            *family(direction, count=3, fmt="mxfp4:floor"),
-            *family(direction, level="patterns"),
-            *family(direction),
+            *costly(other),
+            *costly(direction, count=3, fmt="mxfp4:floor"),
+            *costly(direction, level="patterns"),
+            *costly(direction),
         ),
         "components",
     )
@@ -157,9 +147,9 @@ def test_a_family_is_one_format_and_direction(direction):
     assert all(significant(row) and not undecided(row) for row in alone)
 
 
-def test_patterns_have_a_top_of_one_and_cells_no_tier():
+def test_patterns_have_a_top_of_one_and_cells_no_tier(results, costly, controls):
     study = results(
-        *controls("nvfp4"), *family("isolate", level="patterns"), *family("isolate", level="cells")
+        *controls("nvfp4"), *costly("isolate", level="patterns"), *costly("isolate", level="cells")
     )
     assert unit_table(study, "patterns")["p_top"] == [0.0, 0.0, 0.0, 1.0]
     assert unit_table(study, "patterns")["tier"] == ["d", "c", "b", "a"]
@@ -167,9 +157,9 @@ def test_patterns_have_a_top_of_one_and_cells_no_tier():
     assert "tier" not in unit_table(study, "cells").columns
 
 
-def test_below_min_windows_there_is_a_standard_error_only():
+def test_below_min_windows_there_is_a_standard_error_only(results, costly, controls):
     windows = MIN_WINDOWS - 1
-    study = results(*controls("nvfp4", windows=windows), *family("isolate", windows=windows))
+    study = results(*controls("nvfp4", windows=windows), *costly("isolate", windows=windows))
     for row in unit_table(study, "components"):
         assert row["delta_nll_stderr"] > 0
         empty = ("delta_nll_low", "delta_ppl_high", "p", "p_holm", "tier", "p_top")
@@ -177,8 +167,8 @@ def test_below_min_windows_there_is_a_standard_error_only():
         assert not significant(row)
 
 
-def test_families_are_compared_over_the_windows_that_all_have():
-    units = list(family("isolate"))
+def test_families_are_compared_over_the_windows_that_all_have(observe, results, costly, controls):
+    units = list(costly("isolate"))
     late = units[0]
     short = observe(late.variant, [x / TOKENS for x in late.nll[3:]], windows=late.windows[3:])
     trimmed = [
@@ -192,7 +182,7 @@ def test_families_are_compared_over_the_windows_that_all_have():
     assert ragged["p"][1] != even["p"][1]
 
 
-def test_tables_do_not_depend_on_the_order_of_measuring(study):
+def test_tables_do_not_depend_on_the_order_of_measuring(study, results):
     from_file = Results.from_json(study.to_json())
     for level in ("components", "cells"):
         assert list(unit_table(from_file, level)) == list(unit_table(study, level))
