@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers.modeling_utils  # noqa: F401  # see below
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -84,6 +85,8 @@ _MOE = {
 }
 
 
+# `modeling_utils` imports torchao where that is installed. Inside jaxtyping's import hook it would be
+# compiled anew, with a warning that is an error here; so it comes before any of fp4scope.
 # Tiny operations lose more by waiting for threads than they win.
 torch.set_num_threads(1)
 
