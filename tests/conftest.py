@@ -85,8 +85,9 @@ _MOE = {
 }
 
 
-# `modeling_utils` imports torchao where that is installed. Inside jaxtyping's import hook it would be
-# compiled anew, with a warning that is an error here; so it comes before any of fp4scope.
+# `modeling_utils` imports torchao where that is installed. Inside jaxtyping's import hook that
+# would be compiled anew, with a warning that is an error here; so it comes before any fp4scope.
+
 # Tiny operations lose more by waiting for threads than they win.
 torch.set_num_threads(1)
 
