@@ -7,7 +7,6 @@ the peer's values exactly. Where the values come from: `tests/data/README.md`.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from fp4scope.errors import FormatError
 from fp4scope.formats import FORMATS
 from fp4scope.kernels import fake_quantize
 
-DATA = Path(__file__).parents[1] / "data"
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+from .reference import DATA, DEVICES, golden_inputs, stored
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 # Reasons.
 NO_SATURATION = "4 * 2^126 = 2^128 becomes Inf; we saturate at the largest finite value"
@@ -204,16 +204,8 @@ PEERS = {
 }
 
 
-def stored(array):
-    """A stored array as a tensor: BF16 is kept as uint16."""
-    x = torch.from_numpy(array)
-    return x.view(torch.bfloat16) if array.dtype == np.uint16 else x
-
-
-def load():
-    """Inputs by `dtype/case`, and outputs by peer and `dtype/case`."""
-    with np.load(DATA / "golden_inputs.npz") as file:
-        inputs = {key: stored(file[key]) for key in file.files}
+def load_outputs():
+    """Outputs by peer and `dtype/case`."""
     outputs = {}
     for name in ("mxfp4", "nvfp4"):
         with np.load(DATA / f"golden_{name}.npz") as file:
@@ -222,10 +214,10 @@ def load():
                 value = stored(file[key])
                 for peer in peers.split("+"):
                     outputs.setdefault(peer, {})[case] = value
-    return inputs, outputs
+    return outputs
 
 
-INPUTS, OUTPUTS = load()
+INPUTS, OUTPUTS = golden_inputs(), load_outputs()
 REFUSED = [key for key in INPUTS if key.endswith(("/nan", "/inf", "/infnan"))]
 
 

@@ -98,7 +98,11 @@ def _stored_scale(amax: Fraction, fmt: BlockFormat, g: Fraction, factor: Fractio
 def _four_over_six(
     exact: list[Fraction], amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction
 ) -> Fraction:
-    """The block's scale: the one of two with the smaller squared error, 6 on a tie."""
+    """The block's scale: the one of two with the smaller squared error, 6 on a tie.
+
+    An |x| / g, or its square, beyond FP32 is Inf in the kernels and a large number here. Either
+    way it is a tie: a calibrated amax so much too small makes both scales 448.
+    """
     g = tensor_scale(tensor_amax, fmt)
     if g == 0:
         return Fraction(0)
