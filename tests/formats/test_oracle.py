@@ -10,11 +10,27 @@ import numpy as np
 import pytest
 
 from fp4scope.formats import FORMATS, get_format
-from fp4scope.formats.oracle import block_scale, e4m3, f32, fake_quantize_block, nearest_element
+from fp4scope.formats.oracle import (
+    block_scale,
+    e4m3,
+    f32,
+    fake_quantize_block,
+    nearest_element,
+    tensor_scale,
+)
 
 F32_MAX = float(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # the smallest FP32 subnormal
 FP4 = get_format("mxfp4")
+# A format of every element.
+ELEMENTS = {f.element.name: name for name, f in FORMATS.items()}
+REFERENCES = {
+    "E2M1": "float4_e2m1fn",
+    "E2M3": "float6_e2m3fn",
+    "E3M2": "float6_e3m2fn",
+    "E4M3": "float8_e4m3fn",
+    "E5M2": "float8_e5m2",
+}
 
 
 def two_to(exponent: int) -> Fraction:
@@ -91,12 +107,33 @@ def test_nearest_element_of_grid_points_ties_and_large_values(y, rounded):
     assert nearest_element(-Fraction(y), FP4) == -Fraction(rounded)
 
 
-def test_nearest_element_on_either_side_of_a_tie():
-    grid = [Fraction(m) for m in FP4.element.magnitudes]
+@pytest.mark.parametrize("name", ELEMENTS.values(), ids=ELEMENTS)
+def test_nearest_element_on_either_side_of_a_tie(name):
+    fmt = get_format(name)
+    grid = [Fraction(m) for m in fmt.element.magnitudes]
     for low, high in pairwise(grid):
         tie, tiny = (low + high) / 2, two_to(-200)
-        assert nearest_element(tie - tiny, FP4) == low
-        assert nearest_element(tie + tiny, FP4) == high
+        assert nearest_element(tie - tiny, fmt) == low
+        assert nearest_element(tie + tiny, fmt) == high
+        assert nearest_element(-tie - tiny, fmt) == -high
+
+
+@pytest.mark.parametrize("name", ELEMENTS.values(), ids=ELEMENTS)
+def test_nearest_element_at_grid_points_and_midpoints_is_that_of_ml_dtypes(name):
+    fmt = get_format(name)
+    element = fmt.element
+    grid = np.array(element.magnitudes)
+    points = np.concatenate([grid, (grid[1:] + grid[:-1]) / 2])
+    if element.integer:
+        rounded = np.rint(points / element.smallest) * element.smallest
+    else:
+        reference = getattr(ml_dtypes, REFERENCES[element.name])
+        rounded = points.astype(np.float32).astype(reference).astype(np.float64)
+    for point, expected in zip(points.tolist(), rounded.tolist(), strict=True):
+        assert nearest_element(Fraction(point), fmt) == Fraction(expected), point
+    for large in (element.max * 1.01, 2 * element.max, 3e38, math.ldexp(1, 200)):
+        assert nearest_element(Fraction(large), fmt) == Fraction(element.max)
+        assert nearest_element(-Fraction(large), fmt) == -Fraction(element.max)
 
 
 # ---- the three MX scale rules -------------------------------------------------------------------
@@ -147,6 +184,33 @@ def test_mx_scale_by_hand(amax, floor, rceil, even):
     assert scales == {"floor": two_to(floor), "rceil": two_to(rceil), "even": two_to(even)}
 
 
+@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if not f.uses_tensor_amax])
+@pytest.mark.parametrize("k", [-126, -100, -1, 0, 7, 110])
+def test_where_the_scale_rules_step(name, k):
+    """An amax of max * 2^k has the scale 2^k under every rule. Then each has its own step."""
+    fmt = get_format(name)
+    element = fmt.element
+
+    def exponent(amax):
+        scale = block_scale(Fraction(amax), fmt, Fraction(0))
+        return math.frexp(float(scale))[1] - 1
+
+    top = element.max * 2.0**k
+    binade = 2.0 ** (k + element.max_exponent)  # where max * 2^k lies
+    even = (2 - 2.0 ** -(element.mantissa_bits + 1)) * binade
+    assert exponent(top) == k
+    assert [exponent(v) for v in (binade, below(2 * binade), 2 * binade)] == {
+        "FLOOR": [k, k, k + 1],
+        "RCEIL": [k, k + 1, k + 1],
+        "EVEN": [k, k + 1, k + 1],
+    }[fmt.rule.name]
+    assert [exponent(v) for v in (above(top), below(even), even, above(even))] == {
+        "FLOOR": [k, k, k, k],
+        "RCEIL": [k + 1, k + 1, k + 1, k + 1],
+        "EVEN": [k, k, k + 1, k + 1],
+    }[fmt.rule.name]
+
+
 # ---- the NVFP4 scale ----------------------------------------------------------------------------
 # A = 2688 makes g = 1, so the block scale is E4M3(a / 6) itself.
 
@@ -182,6 +246,17 @@ def test_nvfp4_scale_by_hand(amax, tensor_amax, scale):
     assert block_scale(Fraction(amax), FORMATS["nvfp4"], Fraction(tensor_amax)) == scale
 
 
+def test_nvint4_and_four_over_six_have_their_own_tensor_scales():
+    # 448 * 7 = 3136, and 256 * 6 = 1536.
+    for name, tensor_amax in (("nvfp4", 2688.0), ("nvint4", 3136.0), ("nvfp4:4over6", 1536.0)):
+        fmt = get_format(name)
+        assert tensor_scale(Fraction(tensor_amax), fmt) == 1
+        assert tensor_scale(Fraction(1.0), fmt) == f32(Fraction(1) / Fraction(tensor_amax))
+        largest = Fraction(fmt.element.max)
+        assert block_scale(largest, fmt, Fraction(tensor_amax)) == 1
+        assert block_scale(1000 * largest, fmt, Fraction(tensor_amax)) == 448
+
+
 # ---- whole blocks -------------------------------------------------------------------------------
 
 
@@ -189,7 +264,7 @@ def test_nvfp4_scale_by_hand(amax, tensor_amax, scale):
     ("name", "values", "tensor_amax", "expected"),
     [
         # Scale 1 (amax 6 for every MX rule): the values are their own grid coordinates.
-        *((n, [6, 0.2, -0.75, 2.5, 5], None, [6, 0, -1, 2, 4]) for n in FORMATS if n != "nvfp4"),
+        *((n, [6, 0.2, -0.75, 2.5, 5], None, [6, 0, -1, 2, 4]) for n in FORMATS if "mxfp4" in n),
         # amax 7: floor clips at 6 * 1; rceil and even take scale 2, where 7/2 ties to 4.
         ("mxfp4:floor", [7, 1, -0.5], None, [6, 1, -0.5]),
         ("mxfp4:rceil", [7, 1, -0.5], None, [8, 1, 0]),
@@ -212,6 +287,36 @@ def test_nvfp4_scale_by_hand(amax, tensor_amax, scale):
         # The FP32 roundings are in the definition: g = fp32(11 / 2688) is no exact 11 / 2688, and
         # 6 * fp32(448 g) misses 11 by one step.
         ("nvfp4", [11], None, [above(11.0)]),
+        # Integers, multiples of 1/64 in [-127/64, 127/64]: scale 1, then 2, and no -128/64.
+        ("mxint8", [1, -0.5, 1 / 64, 1 / 128, 3 / 128], None, [1, -0.5, 1 / 64, 0, 2 / 64]),
+        ("mxint8", [2, 1 / 64, -3 / 64], None, [2, 0, -4 / 64]),
+        ("mxint8", [-below(2.0)], None, [-127 / 64]),
+        # Integers in [-7, 7], scale 1; ties to even.
+        ("nvint4", [7, -6.5, 2.5, 0.5, -1.5], 3136.0, [7, -6, 2, 0, -2]),
+        ("nvint4", [3136, -7000], 1568.0, [1568, -1568]),
+        # E2M3 with scale 1: steps of 1/8 below 2, of 1/2 above 4; 7.75 is a tie with 8.
+        ("mxfp6:e2m3:floor", [7.5, 0.1875, 4.25, 1.1], None, [7.5, 0.25, 4, 1.125]),
+        ("mxfp6:e2m3:floor", [7.75, 0.125], None, [7.5, 0.125]),
+        ("mxfp6:e2m3:rceil", [7.75, 0.125], None, [8, 0]),
+        ("mxfp6:e2m3:even", [7.75, 0.125], None, [8, 0]),
+        ("mxfp6:e2m3:even", [below(7.75), 0.125], None, [7.5, 0.125]),
+        # E3M2 with scale 1: the largest is 28, the smallest 1/16.
+        ("mxfp6:e3m2", [28, 0.0625, 0.03125, -27], None, [28, 0.0625, 0, -28]),
+        # E4M3 with scale 1: 464 is a tie with 480, which is NaN in E4M3.
+        ("mxfp8:e4m3:floor", [464, 2.0**-9, 500], None, [448, 2.0**-9, 448]),
+        ("mxfp8:e4m3:rceil", [464, 2.0**-9], None, [448, 0]),
+        ("mxfp8:e4m3:even", [464, 2.0**-9, -300], None, [448, 2.0**-9, -288]),
+        ("mxfp8:e5m2", [57344, 2.0**-16, 2.0**-17, 60000], None, [57344, 2.0**-16, 0, 57344]),
+        # Four over six with g = 1. 4.5 is worst under 6's scale 1 and exact under 1.5.
+        ("nvfp4:4over6", [6, 4.5, -1.5], 1536.0, [6, 4.5, -1.5]),
+        ("nvfp4:4over6", [6, 4, -1.5, 0.5], 1536.0, [6, 4, -1.5, 0.5]),
+        # 5 is nearer to 4.5 = 3 * 1.5 than to 4.
+        ("nvfp4:4over6", [6, 5], 1536.0, [6, 4.5]),
+        # 4.25 is as far from 4 as from 4.5: a tie, where 6's scale stays.
+        ("nvfp4:4over6", [6, 4.25], 1536.0, [6, 4]),
+        # An amax far too small: both scales are 448, and |x| / g is beyond FP32.
+        ("nvfp4:4over6", [3e38, -1.0], 1536 * 2.0**-100, [2688 * 2.0**-100, -2688 * 2.0**-100]),
+        ("nvfp4:4over6", [1.0, 0.0], SMALLEST, [0, 0]),  # g underflows
     ],
 )
 def test_blocks_by_hand(name, values, tensor_amax, expected):
@@ -220,10 +325,14 @@ def test_blocks_by_hand(name, values, tensor_amax, expected):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_zeros_keep_their_sign(name):
-    for values in ([0.0, -0.0], [6.0, 0.0, -0.0, 0.1, -0.1]):
-        out = fake_quantize_block(values, get_format(name))
-        assert [math.copysign(1, v) for v in out] == [math.copysign(1, v) for v in values]
+def test_zeros_keep_their_sign_but_for_integers(name):
+    fmt = get_format(name)
+    for values in ([0.0, -0.0], [6.0, 0.0, -0.0, 1e-9, -1e-9, -6.0]):
+        out = fake_quantize_block(values, fmt)
+        signs = [math.copysign(1, v) for v in values]
+        if fmt.element.integer:
+            signs = [-1 if v < 0 else 1 for v in out]
+        assert [math.copysign(1, v) for v in out] == signs
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fp4scope.errors import FormatError
-from fp4scope.formats import FORMATS, ElementFormat, ScaleRule, get_format
-from fp4scope.formats.spec import ALIASES, E2M1
+from fp4scope.formats import FORMATS, ScaleRule, get_format
+from fp4scope.formats.spec import ALIASES, E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8
 
 # OCP MX v1.0, table 5: the value of S_EE_M, by its three bits EE_M.
 TABLE_5 = {
@@ -34,28 +34,49 @@ def test_e2m1_parameters_are_those_of_the_specification():
     assert E2M1.max == E2M1.magnitudes[-1]
 
 
+FLOATS = [
+    (E2M1, ml_dtypes.float4_e2m1fn),
+    (E2M3, ml_dtypes.float6_e2m3fn),
+    (E3M2, ml_dtypes.float6_e3m2fn),
+    (E4M3, ml_dtypes.float8_e4m3fn),
+    (E5M2, ml_dtypes.float8_e5m2),
+]
+
+
 @pytest.mark.parametrize(
-    ("element", "reference"),
-    [
-        (E2M1, ml_dtypes.float4_e2m1fn),
-        (
-            ElementFormat(name="E2M3", exponent_bits=2, mantissa_bits=3, bias=1, max=7.5),
-            ml_dtypes.float6_e2m3fn,
-        ),
-        (
-            ElementFormat(name="E3M2", exponent_bits=3, mantissa_bits=2, bias=3, max=28.0),
-            ml_dtypes.float6_e3m2fn,
-        ),
-    ],
-    ids=lambda v: getattr(v, "name", getattr(v, "__name__", "")),
+    ("element", "reference"), FLOATS, ids=lambda v: getattr(v, "name", getattr(v, "__name__", ""))
 )
 def test_magnitudes_by_code_equal_ml_dtypes(element, reference):
     codes = np.arange(2 ** (element.bits - 1), dtype=np.uint8)
-    assert list(element.magnitudes) == codes.view(reference).astype(np.float32).tolist()
+    values = codes.view(reference).astype(np.float32)
+    used = len(element.magnitudes)
+    assert list(element.magnitudes) == values[:used].tolist()
+    assert not np.isfinite(values[used:]).any(), "codes past the largest are NaN or Inf"
     info = ml_dtypes.finfo(reference)
-    assert element.max == float(info.max)
+    assert element.bits == info.bits
+    assert element.max == float(info.max) == element.magnitudes[-1]
     assert 2.0**element.min_exponent == float(info.smallest_normal)
+    assert element.smallest == float(info.smallest_subnormal) == element.magnitudes[1]
     assert 2.0**element.max_exponent <= element.max < 2.0 ** (element.max_exponent + 1)
+    assert not element.integer
+
+
+@pytest.mark.parametrize(("element", "bits", "unit"), [(INT4, 4, 1), (INT8, 8, 1 / 64)])
+def test_integers_are_floats_of_one_binade(element, bits, unit):
+    """Symmetric: the most negative of two's complement is left unused."""
+    assert (element.bits, element.integer, element.smallest) == (bits, True, unit)
+    largest = 2 ** (bits - 1) - 1
+    assert element.magnitudes == tuple(n * unit for n in range(largest + 1))
+    assert element.max == largest * unit == element.magnitudes[-1]
+    if element is INT4:
+        assert largest == int(ml_dtypes.iinfo(ml_dtypes.int4).max)
+        assert element.max_exponent == 2
+    else:  # MX: largest exponent 0, and an implied scale of 2^-6 (OCP MX v1.0, section 5.3.4)
+        assert element.max_exponent == 0
+
+
+def test_every_element_is_checked_above():
+    assert {f.element for f in FORMATS.values()} == {*(e for e, _ in FLOATS), INT4, INT8}
 
 
 def test_formats_are_complete():
@@ -63,13 +84,32 @@ def test_formats_are_complete():
         name: (f.element, f.block_size, f.rule, f.bits_per_element, f.uses_tensor_amax)
         for name, f in FORMATS.items()
     }
+    rules = (ScaleRule.FLOOR, ScaleRule.RCEIL, ScaleRule.EVEN)
+    mx = (
+        ("mxfp4", E2M1, 4.25),
+        ("mxfp6:e2m3", E2M3, 6.25),
+        ("mxfp6:e3m2", E3M2, 6.25),
+        ("mxfp8:e4m3", E4M3, 8.25),
+        ("mxfp8:e5m2", E5M2, 8.25),
+    )
     assert rows == {
-        "mxfp4:floor": (E2M1, 32, ScaleRule.FLOOR, 4.25, False),
-        "mxfp4:rceil": (E2M1, 32, ScaleRule.RCEIL, 4.25, False),
-        "mxfp4:even": (E2M1, 32, ScaleRule.EVEN, 4.25, False),
+        **{f"{n}:{r.name.lower()}": (e, 32, r, b, False) for n, e, b in mx for r in rules},
+        "mxint8": (INT8, 32, ScaleRule.FLOOR, 8.25, False),
         "nvfp4": (E2M1, 16, ScaleRule.TENSOR, 4.5, True),
+        "nvfp4:4over6": (E2M1, 16, ScaleRule.FOUR_OVER_SIX, 4.5, True),
+        "nvint4": (INT4, 16, ScaleRule.TENSOR, 4.5, True),
     }
     assert all(name == f.name for name, f in FORMATS.items())
+    scales = {f.scale: f.scale_bits for f in FORMATS.values()}
+    assert scales == {"E8M0": 8, "E4M3 x FP32": 8}
+    assert {f.scale == "E8M0" for f in FORMATS.values() if not f.uses_tensor_amax} == {True}
+
+
+def test_tensor_divisors():
+    """448 is the largest E4M3; four over six leaves room for 1.5 times 256, also E4M3."""
+    divisors = {name: f.tensor_divisor for name, f in FORMATS.items() if f.uses_tensor_amax}
+    assert divisors == {"nvfp4": 2688.0, "nvfp4:4over6": 1536.0, "nvint4": 3136.0}
+    assert 1.5 * 256 in E4M3.magnitudes
 
 
 def test_every_rule_has_a_format_a_formula_and_a_source():
@@ -79,7 +119,12 @@ def test_every_rule_has_a_format_a_formula_and_a_source():
 
 @pytest.mark.parametrize(
     ("name", "full_name"),
-    [("mxfp4", "mxfp4:floor"), ("MXFP4:RCEIL", "mxfp4:rceil"), (" NVFP4 ", "nvfp4")]
+    [
+        ("mxfp4", "mxfp4:floor"),
+        ("mxfp6:e3m2", "mxfp6:e3m2:floor"),
+        ("MXFP4:RCEIL", "mxfp4:rceil"),
+        (" NVFP4 ", "nvfp4"),
+    ]
     + [(name, name) for name in FORMATS],
 )
 def test_names_and_aliases(name, full_name):
@@ -94,9 +139,10 @@ def test_aliases_name_formats_and_hide_none():
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("nvpf4", "did you mean nvfp4?"),
+        ("nvpf4", "did you mean nvfp4"),
         ("mxfp4:ceil", "did you mean mxfp4:rceil"),
-        ("int8", "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4"),
+        ("bf16", "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4, nvfp4:4over6, nvint4, mx"),
+        ("int8", "did you mean mxint8"),
         ("", "choices: mxfp4:floor"),
     ],
 )
