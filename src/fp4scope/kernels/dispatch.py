@@ -1,11 +1,12 @@
 """`qdq`: shapes, dtypes and tensor scales, the same for every backend.
 
-A backend turns FP32 blocks into FP32 blocks, bit for bit the same as any other. Which one runs: on
-a CPU with numba (`pip install 'fp4scope[fast]'`) the compiled kernels, else plain torch.
+Every backend gives the same bits. Which one runs: on a CPU the compiled kernels if numba is there
+(`pip install 'fp4scope[fast]'`), on CUDA Triton's, else plain torch.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -19,7 +20,8 @@ from fp4scope.kernels import eager
 NUMERICS_VERSION = 1
 """Changes when any quantized value does: results of two versions must not be mixed."""
 
-BACKENDS = ("numba", "torch")
+BACKENDS = ("numba", "triton", "torch")
+_DEVICE = {"numba": "cpu", "triton": "cuda"}
 # On a CPU, so that a piece and what is made of it stay in the cache.
 _PIECE_ELEMENTS = 1 << 18
 
@@ -27,10 +29,11 @@ _forced: str | None = None
 
 
 def backend(device: torch.device) -> str:
-    """Which backend quantizes there: `numba` or `torch`."""
-    if _forced is not None and (_forced != "numba" or device.type == "cpu"):
-        return _forced
-    return "numba" if device.type == "cpu" and find_spec("numba") else "torch"
+    """Which backend quantizes there: `numba`, `triton` or `torch`."""
+    for name in BACKENDS if _forced is None else (_forced,):
+        if _DEVICE.get(name, device.type) == device.type and _installed(name):
+            return name
+    return "torch"
 
 
 @contextmanager
@@ -43,13 +46,18 @@ def using(name: str) -> Iterator[None]:
     global _forced
     if name not in BACKENDS:
         raise FormatError(f"unknown backend {name!r}; {nearest(name, BACKENDS)}")
-    if name == "numba" and not find_spec("numba"):
-        raise FormatError("the backend 'numba' is not installed; run pip install 'fp4scope[fast]'")
+    if not _installed(name):
+        raise FormatError(f"the backend {name!r} is not installed; run pip install {name}")
     before, _forced = _forced, name
     try:
         yield
     finally:
         _forced = before
+
+
+@cache
+def _installed(name: str) -> bool:
+    return find_spec(name) is not None
 
 
 def qdq(
@@ -84,6 +92,11 @@ def qdq(
         return out
     cols = x.shape[-1] if x.ndim else 1
     rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
+    if backend(x.device) == "triton":
+        _on_cuda(
+            rows_in, fmt, _amaxes(x, amax) if fmt.uses_tensor_amax else None, rows_out, nonfinite
+        )
+        return out
     g = tensor_scales(x, fmt, amax) if fmt.uses_tensor_amax else None
     blocks = _blocks_function(x.device)
     direct = x.dtype == torch.float32 and cols % fmt.block_size == 0 and rows_in.is_contiguous()
@@ -109,13 +122,36 @@ def tensor_scales(
     x: Float[Tensor, "*shape"], fmt: BlockFormat, amax: Tensor | None
 ) -> Float[Tensor, "rows 1"]:
     """The FP32 tensor scale of every row of `x`."""
-    if amax is None:
-        amax = x.abs().amax()
-    amax = amax.to(device=x.device, dtype=torch.float32)
+    amaxes = _amaxes(x, amax)
     # A tensor, not a number: CUDA multiplies by the reciprocal of a number.
-    g = amax / torch.full_like(amax, fmt.tensor_divisor)
-    lead = (*x.shape[:-1], 1) if x.ndim else (1,)
-    return g.expand(lead).reshape(-1, 1)
+    g = amaxes / torch.full_like(amaxes, fmt.tensor_divisor)
+    return g.expand(x.shape[:-1].numel()).reshape(-1, 1)
+
+
+def _amaxes(x: Float[Tensor, "*shape"], amax: Tensor | None) -> Float[Tensor, " parts"]:
+    """FP32: one for the whole tensor, or one for every row."""
+    amax = x.abs().amax() if amax is None else amax
+    amax = amax.to(device=x.device, dtype=torch.float32)
+    if amax.numel() == 1:
+        return amax.reshape(1)
+    return amax.expand(*x.shape[:-1], 1).reshape(-1)
+
+
+def _on_cuda(
+    rows: Float[Tensor, "rows cols"],
+    fmt: BlockFormat,
+    amax: Float[Tensor, " parts"] | None,
+    out: Float[Tensor, "rows cols"],
+    nonfinite: Bool[Tensor, ""] | None,
+) -> None:
+    from fp4scope.kernels import fused
+
+    if rows.shape[1] % fmt.block_size == 0:
+        fused.qdq(rows.contiguous(), fmt, amax, out, nonfinite)
+        return
+    whole = torch.nn.functional.pad(rows, (0, -rows.shape[1] % fmt.block_size)).contiguous()
+    fused.qdq(whole, fmt, amax, whole, nonfinite)
+    out.copy_(whole[:, : rows.shape[1]])
 
 
 def padded(rows: Float[Tensor, "rows cols"], fmt: BlockFormat) -> Float[Tensor, "rows padded"]:

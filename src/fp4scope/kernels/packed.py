@@ -130,9 +130,7 @@ def _encode(
     return (code | (signed.signbit().to(torch.int32) << (element.bits - 1))).to(torch.uint8)
 
 
-def _decode(
-    codes: UInt8[Tensor, "*shape"], element: ElementFormat
-) -> Float[Tensor, "*shape"]:
+def _decode(codes: UInt8[Tensor, "*shape"], element: ElementFormat) -> Float[Tensor, "*shape"]:
     """The value of every code; NaN for codes that stand for nothing."""
     half = 2 ** (element.bits - 1)
     positive = torch.full((half,), torch.nan)

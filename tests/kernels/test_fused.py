@@ -1,0 +1,117 @@
+"""The CUDA kernel's logic, run by Triton's interpreter on a CPU, against plain torch.
+
+The interpreter divides as IEEE says where a GPU does not, and truncates to BF16 where a GPU rounds:
+it proves the logic and not the device. `benchmarks/qdq.py --device cuda` compares there.
+"""
+
+import math
+import os
+
+import pytest
+import torch
+
+from fp4scope.formats import get_format
+from fp4scope.kernels import qdq, using
+
+from .reference import NV, assert_same, gaussian, golden_finite, random_bits
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if not os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("needs TRITON_INTERPRET=1, which scripts/test sets", allow_module_level=True)
+
+from fp4scope.kernels import fused
+
+# What the kernel's own arithmetic meets, numpy warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|divide by zero|invalid value|underflow) encountered:RuntimeWarning"
+)
+# Every rule, and every kind of element.
+NAMES = ["mxfp4:floor", "mxfp4:rceil", "mxfp8:e5m2:even", "mxint8", *NV]
+
+
+@pytest.fixture
+def check():
+    """`check(x, name, amax=None)`: the kernel gives the bits of plain torch, and flags nothing."""
+
+    def run(x, name, amax=None):
+        fmt = get_format(name)
+        if name in NV and amax is None:
+            amax = x.abs().amax().to(torch.float32).reshape(1)
+        out, flag = torch.full_like(x, torch.nan), torch.zeros((), dtype=torch.bool)
+        fused.qdq(x, fmt, amax, out, flag)
+        with using("torch"):
+            expected = qdq(x, fmt, amax if amax is None or amax.numel() == 1 else amax[:, None])
+        assert_same(out, expected, x)
+        assert not flag
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_inputs_of_whole_blocks(check, name):
+    tried = 0
+    for x in golden_finite().values():
+        whole = x.numel() // 32 * 32
+        if whole:
+            check(x.flatten()[:whole].view(-1, 32).to(torch.float32), name)
+            tried += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_of_fp32_and_fp16(check, name):
+    for dtype in (torch.float32, torch.float16):
+        limit = torch.finfo(dtype).max
+        check(random_bits(70, 96, seed=1).clamp(-limit, limit).to(dtype), name)
+    rows = torch.ldexp(gaussian(254, 64, seed=2), (torch.arange(254) - 130).int()[:, None])
+    check(rows, name)
+    check(torch.zeros(3, 64), name)
+    check(-torch.zeros(3, 64), name)
+
+
+@pytest.mark.parametrize("name", NV)
+@pytest.mark.parametrize("factor", [1e-30, 0.3, 1.0, 5.0, 1e30])
+def test_a_given_amax(check, name, factor):
+    x = gaussian(20, 64) * torch.logspace(-3, 3, 20)[:, None]
+    check(x, name, factor * x.abs().amax().reshape(1))
+    check(x, name, factor * x.abs().amax(-1))
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "nvint4"])
+@pytest.mark.parametrize("away", [-65, -64, -63, -1, 0, 1, 63, 64, 65])
+def test_values_beside_ties_where_the_quotient_is_hard(check, name, away):
+    """Tensor scales whose significand is that many units from a multiple of 2^20."""
+    fmt = get_format(name)
+    multiples = torch.arange(8, 16, dtype=torch.int32)
+    g = ((127 << 23) + ((multiples - 8) << 20) + away).view(torch.float32)
+    amax = g * fmt.tensor_divisor
+    halves = torch.tensor([m + 0.5 for m in range(7)] + [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+    ties = (halves[None] * g[:, None]).view(torch.int32)
+    x = torch.stack([(ties + step).view(torch.float32) for step in (-2, -1, 0, 1, 2)], 1)
+    # The first of each block decides that s is 1, so that the block's scale is g.
+    first = (fmt.element.max * g)[:, None, None].expand(-1, 5, 2)
+    check(torch.cat([first, x], -1).reshape(len(g), -1), name, amax)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_raise_the_flag(name, bad):
+    amax = torch.full((1,), 5.0) if name in NV else None
+    for place in ((0, 0), (99, 63)):
+        x, flag = gaussian(100, 64), torch.zeros((), dtype=torch.bool)
+        x[place] = bad
+        fused.qdq(x, get_format(name), amax, torch.empty_like(x), flag)
+        assert flag
+        fused.qdq(gaussian(100, 64), get_format(name), amax, torch.empty_like(x), flag)
+        assert flag, "the flag is sticky"
+        fused.qdq(x, get_format(name), amax, torch.empty_like(x), None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_place(name):
+    x = gaussian(50, 64)
+    amax = x.abs().amax().reshape(1) if name in NV else None
+    with using("torch"):
+        expected = qdq(x, get_format(name))
+    fused.qdq(x, get_format(name), amax, x, None)
+    assert_same(x, expected)
