@@ -27,6 +27,7 @@ from .reference import (
 )
 
 ELEMENTS = [E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8]
+MAXIMA = [e.max / 2**e.max_exponent for e in ELEMENTS]
 CPU = torch.device("cpu")
 
 
@@ -41,6 +42,9 @@ def shared_inputs():
         limit = torch.finfo(dtype).max
         yield random_bits(500, 96, seed=1).clamp(-limit, limit).to(dtype)
     yield torch.ldexp(gaussian(508, 192, seed=2), (torch.arange(508) // 2 - 130).int()[:, None])
+    # The largest element of every format and powers of two, at all ends of the range.
+    peaks = [m * 2.0**k for k in (-149, *range(-130, -120), 0, 112) for m in (1, 7.5, *MAXIMA)]
+    yield torch.from_numpy(np.outer(neighbours(peaks), np.linspace(1, -1, 32)).astype(np.float32))
     heavy = gaussian(300, 70, seed=3) ** 5
     yield from (heavy, heavy.T, torch.zeros(3, 40))
 
