@@ -90,8 +90,8 @@ def test_rounding_at_every_grid_point_and_midpoint_in_torch(element):
     assert_same(round_(torch.from_numpy(y.copy()), element), expected)
 
 
-def test_the_references_rounding_is_not_torchs():
-    """Else the tests above would compare torch with itself."""
+def test_every_element_is_rounded_by_ml_dtypes_or_numpy():
+    assert {f.element for f in FORMATS.values()} == set(ELEMENTS)
     assert set(ML_DTYPES) == {e.name for e in ELEMENTS if not e.integer}
 
 
@@ -212,6 +212,10 @@ def _forget_installed(monkeypatch):
     remembered = getattr(dispatch, "_installed", None)
     if remembered is not None:
         monkeypatch.setattr(dispatch, "_installed", remembered.__wrapped__)
+
+
+def test_both_backends_of_a_cpu_are_tested():
+    assert {"numba", "torch"} <= set(HERE)
 
 
 def test_numba_never_runs_on_a_gpu():

@@ -243,6 +243,27 @@ def test_an_amax_for_each_part(name, shape):
             assert_same(whole[i, j], fake_quantize(x[i, j], name, amax=part))
 
 
+ORDER_DECIDES = [
+    [24, 3.5, 4.75, 0.5, 4.25, 9.5, 6, 5.5, 7.25, 2.75, 11.5, 4.75, 9.75, 1.75, 10.5, 5],
+    [6, 1, 4, 3.25, 3, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 1],
+    [24, 9.25, 5.75, 3.25, 6.5, 5.25, 2.5, 6.5, 0.25, 8, 11.5, 11.25, 3.75, 1.5, 2.25, 5.25],
+]
+
+
+@pytest.mark.parametrize("amax", [1536.0, 1700.0])
+def test_four_over_six_where_the_errors_are_nearly_equal(amax):
+    """FP32's roundings decide here, and the order in which the squares are added."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 49, (50_000, 16), generator=generator).to(torch.float32) / 4
+    x[:, 0] = 6 * 2.0 ** torch.randint(0, 4, (50_000,), generator=generator)
+    x = torch.minimum(x, x[:, :1]) * (1 / 3)
+    check(x, "nvfp4:4over6", amax, reference=by_numpy)
+    # Adding neighbours first would choose the other scale.
+    x = tensor(ORDER_DECIDES) * (1 / 3)
+    check(x, "nvfp4:4over6", 1536.0)
+    check(x, "nvfp4:4over6", 1536.0, reference=by_numpy)
+
+
 # ---- shapes, layouts, dtypes --------------------------------------------------------------------
 
 
