@@ -118,6 +118,25 @@ def test_tensor_scaled_formats_at_grid_points_midpoints_and_edges(name, factor):
     assert_same(qdq(x, fmt, amax), by_numpy(x, name, amax.numpy()), x)
 
 
+@pytest.mark.parametrize("name", NV)
+def test_quotients_that_fp32_rounds_onto_a_tie(name):
+    """With a scale that is no power of two, x / d can be a tie in FP32 and beside it exactly."""
+    fmt = get_format(name)
+    grid = np.array(fmt.element.magnitudes, dtype=np.float32)
+    ties, moved = (grid[1:] + grid[:-1]) / 2, 0
+    for scale in np.linspace(1.01, 1.99, 15).astype(np.float32):
+        amax = float(np.float32(scale * np.float32(fmt.tensor_divisor)))
+        d = np.float32(amax) / np.float32(fmt.tensor_divisor)  # times s = 1
+        near = neighbours(ties * d)
+        exact = near.astype(np.float64) / np.float64(d)
+        moved += (np.isin(near / d, ties) & ~np.isin(exact, ties)).sum()
+        rows = np.pad(near, (0, -len(near) % 15)).reshape(-1, 15)
+        x = torch.from_numpy(np.insert(rows, 0, grid[-1] * d, axis=1))
+        check(x, name, amax)
+        check(x, name, amax, reference=by_numpy)
+    assert moved > 20
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_random_values_of_every_magnitude(name):
     """Mantissas and exponents at random, over all of FP32."""
