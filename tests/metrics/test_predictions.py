@@ -23,14 +23,22 @@ def predictions(rows, dtype=torch.float32, noise=0.3, vocab=211):
 
 def against(variant, targets, reference):
     """Metrics of a window's logits against the reference's."""
-    return compare(variant, targets, reference_predictions(reference)).window()
+    return rows_of(variant, targets, reference_predictions(reference)).windows()[0]
 
 
-def assert_same_rows(first, second, lead=0):
-    """Bit for bit; `second` may have more leading axes."""
+def rows_of(variant, targets, reference):
+    """Metrics of one variant."""
+    return compare(variant[None], targets, reference)
+
+
+def assert_same_rows(first, second):
+    """Bit for bit."""
     for name in ("nll", "kl", "top1"):
-        one, other = getattr(first, name), getattr(second, name)
-        assert torch.equal(one, other.reshape(one.shape) if lead else other), name
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def part(metrics, variants, rows):
+    return RowMetrics(*(getattr(metrics, n)[variants, rows] for n in ("nll", "kl", "top1")))
 
 
 def nll_fp64(logits, targets):
@@ -72,10 +80,10 @@ def test_kl_is_within_2e_6_nats_of_a_token(noise):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_identical_logits_have_a_kl_of_exactly_zero(dtype, rows):
     reference, _, targets = predictions(rows, dtype)
-    rows_of = compare(reference.clone(), targets, reference_predictions(reference))
-    assert (rows_of.kl == 0).all()
-    assert rows_of.top1.all()
-    assert rows_of.window().kl == 0.0
+    found = rows_of(reference.clone(), targets, reference_predictions(reference))
+    assert (found.kl == 0).all()
+    assert found.top1.all()
+    assert found.windows()[0].kl == 0.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,8 +92,8 @@ def test_comparing_changes_neither_side(dtype):
     kept = reference.clone(), variant.clone()
     stored = reference_predictions(reference)
     parts = [getattr(stored, name).clone() for name in PARTS]
-    first = compare(variant, targets, stored)
-    assert_same_rows(compare(variant, targets, stored), first)
+    first = rows_of(variant, targets, stored)
+    assert_same_rows(rows_of(variant, targets, stored), first)
     assert torch.equal(reference, kept[0])
     assert torch.equal(variant, kept[1])
     for name, part in zip(PARTS, parts, strict=True):
@@ -102,35 +110,38 @@ def test_several_at_once_are_each_alone(dtype, rows):
     together = compare(variants, targets, stored)
     assert together.nll.shape == together.kl.shape == together.top1.shape == (4, rows)
     for i, variant in enumerate(variants):
-        alone = compare(variant, targets, stored)
-        assert_same_rows(alone, RowMetrics(together.nll[i], together.kl[i], together.top1[i]))
-        assert_same_rows(alone, compare(variants[i : i + 1], targets, stored), lead=1)
+        alone = rows_of(variant, targets, stored)
+        assert_same_rows(alone, part(together, slice(i, i + 1), slice(None)))
+        assert alone.windows() == together.windows()[i : i + 1]
     assert (together.kl[2] == 0).all()
-    folded = compare(variants.view(2, 2, rows, -1), targets, stored)
-    assert_same_rows(together, folded, lead=2)
 
 
 def test_rows_are_each_alone():
     """Cutting rows into tiles does not show: a row's numbers are its own."""
     reference, variant, targets = predictions(260)
-    whole = compare(variant, targets, reference_predictions(reference))
+    whole = rows_of(variant, targets, reference_predictions(reference))
+    filled = RowMetrics.empty(1, 260, variant.device)
     for start, stop in ((0, 128), (128, 245), (245, 260), (259, 260)):
         r = slice(start, stop)
-        alone = compare(variant[r], targets[r], reference_predictions(reference[r]))
-        assert_same_rows(alone, RowMetrics(whole.nll[r], whole.kl[r], whole.top1[r]))
-    window = whole.window()
+        alone = rows_of(variant[r], targets[r], reference_predictions(reference[r]))
+        assert_same_rows(alone, part(whole, slice(None), r))
+        filled.put(slice(0, 1), r, alone)
+    assert_same_rows(filled, whole)
+    (window,) = whole.windows()
     assert window.tokens == 260
-    assert window.nll == whole.nll.double().sum().item()
-    assert window.kl == whole.kl.double().sum().item()
+    assert window.nll == pytest.approx(whole.nll.double().sum().item(), rel=1e-14)
+    assert window.kl == pytest.approx(whole.kl.double().sum().item(), rel=1e-14)
     assert window.top1 == int(whole.top1.sum())
 
 
 def test_the_sum_of_a_window_is_fp64():
     """FP32 would lose the small row behind the large ones."""
     rows = RowMetrics(
-        torch.tensor([2.0**24, 1.0, 1.0]), torch.tensor([0.0, 2.0**-30, 1.0]), torch.ones(3) > 0
+        torch.tensor([[2.0**24, 1.0, 1.0]]),
+        torch.tensor([[0.0, 2.0**-30, 1.0]]),
+        torch.ones(1, 3) > 0,
     )
-    assert rows.window() == WindowMetrics(3, 2.0**24 + 2, 1 + 2.0**-30, 3)
+    assert rows.windows() == [WindowMetrics(3, 2.0**24 + 2, 1 + 2.0**-30, 3)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,8 +155,8 @@ def test_a_tie_with_the_references_best_token_agrees(dtype):
         ([[5.0, 4.0, 5.0], [2.0, 1.0, 2.0]], [False, True]),
         ([[0.0, 7.0, 7.0], [2.0, 1.0, 3.0]], [True, False]),
     ):
-        found = compare(torch.tensor(logits, dtype=dtype), targets, stored)
-        assert found.top1.tolist() == agrees
+        found = rows_of(torch.tensor(logits, dtype=dtype), targets, stored)
+        assert found.top1[0].tolist() == agrees
 
 
 def test_kl_has_its_direction():

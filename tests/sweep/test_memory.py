@@ -277,10 +277,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from fp4scope.inject import Injector
+from fp4scope.kernels import fake_quantize
 from fp4scope.models import adopt
 from fp4scope.study import Study
 from fp4scope.sweep import Journal, Sweep, memory, plan
 
+fake_quantize(torch.ones(16), "nvfp4")  # a compiler that is loaded for it is no part of a sweep
 memory._RESERVE = 1 << 27  # less than usual, which would be most of a model this small
 torch.set_num_threads(1)
 torch.manual_seed(0)

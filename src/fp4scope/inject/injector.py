@@ -55,11 +55,13 @@ class Injector:
         self._shared: _SharedInput | None = None
 
     @contextmanager
-    def applied(self, settings: Mapping[str, Setting]) -> Iterator[None]:
+    def applied(self, settings: Mapping[str, Setting], *, check: bool = True) -> Iterator[None]:
         """The model with these settings, until the block ends.
 
         Args:
             settings: By full module name, such as `model.layers.0.mlp.up_proj`.
+            check: Check the inputs when the block ends, which waits for its forwards. Else
+                call `check` after several blocks.
 
         Raises:
             NonFiniteError: NaN or Inf in a weight, or (when the block ends) in an input.
@@ -81,13 +83,16 @@ class Injector:
                     hook = self._input_hook(name, setting.activations)
                     hooks.append(module.register_forward_pre_hook(hook))
             yield
-            self.check()
+            if check:
+                self.check()
+        except BaseException:
+            self._flags.clear()
+            raise
         finally:
             for module, parameter in reversed(originals):
                 module._parameters["weight"] = parameter  # type: ignore[assignment]
             for hook in hooks:
                 hook.remove()
-            self._flags.clear()
             self._shared = None
             self._active = False
 
@@ -97,10 +102,11 @@ class Injector:
         Raises:
             NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
-        names = list(self._flags)
-        if not names or not bool(torch.stack(list(self._flags.values())).any()):
+        flags = dict(self._flags)
+        self._flags.clear()
+        if not flags or not bool(torch.stack(list(flags.values())).any()):
             return
-        first = next(name for name in names if bool(self._flags[name]))
+        first = next(name for name, flag in flags.items() if bool(flag))
         dtype = next(self.model.parameters()).dtype
         raise NonFiniteError(
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "

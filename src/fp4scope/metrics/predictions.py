@@ -1,6 +1,7 @@
 """NLL, KL(reference || variant) and top-1 agreement, row by row of logits.
 
-The arithmetic is FP32, over pieces small enough for a CPU's cache; sums over a window are FP64.
+The arithmetic is FP32, over pieces small enough for a CPU's cache, or in one Triton kernel on CUDA;
+sums over a window are FP64.
 The KL of logits equal to the reference's is exactly zero: the difference of logits is taken
 first, then weighted. A row counts for top-1 when the reference's most likely token is also the
 variant's, or as likely as it: BF16 logits are often tied.
@@ -9,9 +10,12 @@ variant's, or as likely as it: BF16 logits are often tied.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from fp4scope.kernels import backend
 
 _CPU_PIECE_ROWS = 16
 
@@ -30,28 +34,53 @@ class WindowMetrics:
 class RowMetrics:
     """The same before summing: one value for each row of logits."""
 
-    nll: Float[Tensor, "*lead rows"]
-    kl: Float[Tensor, "*lead rows"]
-    top1: Bool[Tensor, "*lead rows"]
+    nll: Float[Tensor, "variants rows"]
+    kl: Float[Tensor, "variants rows"]
+    top1: Bool[Tensor, "variants rows"]
 
-    def window(self) -> WindowMetrics:
-        """The sums, of rows that make up one window."""
-        nll, kl = (x.sum(-1, dtype=torch.float64).item() for x in (self.nll, self.kl))
-        return WindowMetrics(self.nll.shape[-1], nll, kl, int(self.top1.sum()))
+    @classmethod
+    def empty(cls, variants: int, rows: int, device: torch.device) -> "RowMetrics":
+        """Room for so many values."""
+        nll, kl = (torch.empty(variants, rows, device=device) for _ in range(2))
+        return cls(nll, kl, torch.empty(variants, rows, dtype=torch.bool, device=device))
+
+    def put(self, variants: slice, rows: slice, other: "RowMetrics") -> None:
+        """Fill in a part."""
+        self.nll[variants, rows] = other.nll
+        self.kl[variants, rows] = other.kl
+        self.top1[variants, rows] = other.top1
+
+    def windows(self) -> list[WindowMetrics]:
+        """The sums of each variant's rows, which make up one window."""
+        rows = self.nll.shape[-1]
+        nll, kl = (x.cpu().numpy().astype(np.float64).sum(-1) for x in (self.nll, self.kl))
+        top1 = self.top1.cpu().numpy().sum(-1)
+        return [
+            WindowMetrics(rows, float(nll[v]), float(kl[v]), int(top1[v])) for v in range(len(nll))
+        ]
 
 
 @dataclass(frozen=True)
 class ReferencePredictions:
-    """What others are compared with: logits, probabilities, log-sum-exp and best token."""
+    """What others are compared with: logits, probabilities, log-sum-exp and best token.
+
+    On CUDA the probabilities are made where they are used.
+    """
 
     logits: Shaped[Tensor, "rows vocab"]
-    probabilities: Float[Tensor, "rows vocab"]
+    probabilities: Float[Tensor, "rows vocab"] | None
     logsumexp: Float[Tensor, " rows"]
     best: Int[Tensor, " rows"]
 
 
 def reference_predictions(logits: Shaped[Tensor, "rows vocab"]) -> ReferencePredictions:
     """What these logits predict, ready for others to be compared with."""
+    if _is_fused(logits):
+        from fp4scope.metrics import fused
+
+        most = logits.argmax(-1)
+        *_, logsumexp = fused.compare_rows(logits[None], most, logits, None, most)
+        return ReferencePredictions(logits, None, logsumexp[0], most)
     probabilities = torch.empty_like(logits, dtype=torch.float32)
     lse: list[Tensor] = []
     best: list[Tensor] = []
@@ -64,34 +93,41 @@ def reference_predictions(logits: Shaped[Tensor, "rows vocab"]) -> ReferencePred
 
 
 def compare(
-    logits: Shaped[Tensor, "*lead rows vocab"],
+    logits: Shaped[Tensor, "variants rows vocab"],
     targets: Int[Tensor, " rows"],
     reference: ReferencePredictions,
 ) -> RowMetrics:
     """Metrics of each row against the reference's; the reference's own KL is exactly 0.
 
     Args:
-        logits: Of one or several variants on the same rows.
+        logits: Of variants on the same rows.
         targets: The tokens that came next.
         reference: On the same rows.
     """
-    *lead, rows, vocab = logits.shape
-    several = logits.reshape(-1, rows, vocab)
-    nll = torch.empty(several.shape[:2], device=logits.device)
-    kl, top1 = torch.empty_like(nll), torch.empty_like(nll, dtype=torch.bool)
+    if reference.probabilities is None:
+        from fp4scope.metrics import fused
+
+        found = fused.compare_rows(
+            logits, targets, reference.logits, reference.logsumexp, reference.best
+        )
+        return RowMetrics(*found[:3])
+    out = RowMetrics.empty(logits.shape[0], logits.shape[1], logits.device)
     # On a CPU one variant at a time, so that a piece stays in the cache.
-    for v in range(len(several)) if logits.device.type == "cpu" else (slice(None),):
+    for v in range(len(logits)) if logits.device.type == "cpu" else (slice(None),):
         for r in _pieces(logits):
-            z = several[v, r].float()
+            z = logits[v, r].float()
             peak = z.amax(-1)
             lse = _logsumexp(z, peak)
-            nll[v, r] = lse - _at(z, targets[r])
-            top1[v, r] = _at(z, reference.best[r]) >= peak
+            out.nll[v, r] = lse - _at(z, targets[r])
+            out.top1[v, r] = _at(z, reference.best[r]) >= peak
             difference = reference.logits[r].float() - z
             weighted = difference.mul_(reference.probabilities[r]).sum(-1)
-            kl[v, r] = weighted + (lse - reference.logsumexp[r])
-    shape = (*lead, rows)
-    return RowMetrics(nll.view(shape), kl.view(shape), top1.view(shape))
+            out.kl[v, r] = weighted + (lse - reference.logsumexp[r])
+    return out
+
+
+def _is_fused(logits: Tensor) -> bool:
+    return backend(logits.device) == "triton"
 
 
 def _pieces(logits: Tensor) -> Iterator[slice]:

@@ -117,7 +117,6 @@ def cells_figure(
     """
     table = _select(diagnosis.cells, direction, operands)
     way: str = table[0]["direction"]
-    unit = _SAVES if way == "restore" else _COSTS
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
@@ -136,7 +135,7 @@ def cells_figure(
     linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
-    figure.supylabel(f"milli{unit}, per token (symlog)", fontsize=9)
+    figure.supylabel("millinats per token (symlog)", fontsize=9)
     title = _title(diagnosis, f"Cells, {way}", table)
     figure.suptitle(f"{title}; dashed: rerun noise of the {_CONTROL[way]}", fontsize=10)
     return figure
@@ -187,7 +186,7 @@ def heatmap_figure(
     figure, axes = _new(
         len(formats),
         1,
-        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (0.9 + 0.24 * len(components))),
+        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (1.1 + 0.22 * len(components))),
     )
     for axis, name in zip(axes, formats, strict=True):
         rows = {(r["component"], r["block"]): r for r in table.where(format=name)}
@@ -213,9 +212,10 @@ def heatmap_figure(
         axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
         axis.spines[:].set_visible(False)
         axis.set_title(name, loc="left")
-        figure.colorbar(image, ax=axis, label="millinats per token", pad=0.01)
+        figure.colorbar(image, ax=axis, label="millinats", pad=0.01)
     axes[-1].set_xlabel("block (a cross: not told from zero, Holm at 5%)")
-    figure.suptitle(_title(diagnosis, f"Cells, {direction}", table), fontsize=10)
+    what = f"Cells, {direction}, millinats per token"
+    figure.suptitle(_title(diagnosis, what, table), fontsize=10)
     return figure
 
 
@@ -252,7 +252,7 @@ def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]
     components = list(dict.fromkeys(table["component"]))
     columns = min(2, len(components))
     rows = ceil(len(components) / columns)
-    figure, axes = _new(rows, columns, (8.4, 1.2 + 1.7 * rows))
+    figure, axes = _new(rows, columns, (8.4, 1.4 + 1.7 * rows))
     for axis, component in zip(axes, components, strict=False):
         for i, name in enumerate(dict.fromkeys(table["format"])):
             chosen = table.where(component=component, format=name).rows

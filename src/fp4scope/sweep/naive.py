@@ -54,7 +54,7 @@ def measure_naively(
                 moved = _moved(loaded, planned.replica, w, perturb)
                 with injector.applied(planned.settings), moved:
                     logits = loaded.logits(row)[:-1]
-            results.append(compare(logits, targets, against).window())
+            results += compare(logits[None], targets, against).windows()
     return measured
 
 

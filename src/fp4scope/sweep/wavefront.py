@@ -9,6 +9,7 @@ reference's logits are made once for each tile of rows.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -85,6 +86,9 @@ class Wavefront:
             Compared(leaf, origin[v.against.key])
             for v, leaf in zip(variants, tree.leaves, strict=True)
         ]
+        # In the head, those that are compared with the same one follow it.
+        pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
+        self._order = {pair: place for place, pair in enumerate(pairs)}
 
     @torch.no_grad()
     def measure(
@@ -110,7 +114,7 @@ class Wavefront:
         for block, steps in enumerate(self._tree.steps):
             moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
             for step in steps:
-                with self._injector.applied(step.settings):
+                with self._injector.applied(step.settings, check=False):
                     for edges in _pieces(step.edges, max(1, self._batches.block // len(ids))):
                         self._run(block, edges, states, inputs, moves)
                         for parent, _ in edges:
@@ -118,6 +122,7 @@ class Wavefront:
                             if not uses[parent]:
                                 del states[parent]
                         advance(float(len(edges) * len(ids)))
+            self._injector.check()
             self._injector.forget({name for step in steps for name in step.settings})
         with self._stack.tail() as tail:
             measured = [
@@ -174,26 +179,27 @@ class Wavefront:
     ) -> list[WindowMetrics]:
         """One window's final states to metrics, variants in the order of the plan."""
         targets = ids[1:].to(self._device)
-        rows: dict[Compared, list[RowMetrics]] = {pair: [] for pair in self._wanted}
+        found = RowMetrics.empty(len(self._order), len(targets), self._device)
         for tile in tiles(len(ids)):
             expected = targets[tile]
-            for against in dict.fromkeys(pair.against for pair in rows):
-                own = tail(states[against][None, tile].to(self._device))[0, : len(expected)]
-                reference = reference_predictions(own)
-                others = [p for p in rows if p.against == against and p.node != against]
-                if (itself := Compared(against, against)) in rows:
-                    rows[itself].append(compare(own, expected, reference))
-                share = len(expected) / len(targets) * self._head_in_blocks
+            rows = slice(tile.start, tile.start + len(expected))
+            share = len(expected) / len(targets) * self._head_in_blocks
+            for against, pairs in groupby(self._order, lambda pair: pair.against):
+                own = tail(states[against][None, tile].to(self._device))[:, : len(expected)]
+                reference = reference_predictions(own[0])
                 advance(share)
-                for pairs in _pieces(others, self._batches.head):
-                    together = torch.stack([states[pair.node][tile] for pair in pairs])
+                others = list(pairs)
+                if others[0].node == against:
+                    place = self._order[others.pop(0)]
+                    found.put(slice(place, place + 1), rows, compare(own, expected, reference))
+                for some in _pieces(others, self._batches.head):
+                    together = torch.stack([states[pair.node][tile] for pair in some])
                     logits = tail(together.to(self._device))[:, : len(expected)]
-                    found = compare(logits, expected, reference)
-                    for i, pair in enumerate(pairs):
-                        rows[pair].append(RowMetrics(found.nll[i], found.kl[i], found.top1[i]))
-                    advance(share * len(pairs))
-        sums = {pair: _joined(parts).window() for pair, parts in rows.items()}
-        return [sums[pair] for pair in self._wanted]
+                    places = slice(self._order[some[0]], self._order[some[-1]] + 1)
+                    found.put(places, rows, compare(logits, expected, reference))
+                    advance(share * len(some))
+        sums = found.windows()
+        return [sums[self._order[pair]] for pair in self._wanted]
 
 
 def head_in_blocks(loaded: LoadedModel) -> float:
@@ -211,10 +217,6 @@ def tiles(rows: int) -> Iterator[slice]:
             stop = rows
         yield slice(start, stop)
         start = stop
-
-
-def _joined(parts: Sequence[RowMetrics]) -> RowMetrics:
-    return RowMetrics(*(torch.cat([getattr(p, n) for p in parts]) for n in ("nll", "kl", "top1")))
 
 
 def _pieces(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

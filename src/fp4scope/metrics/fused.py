@@ -1,0 +1,95 @@
+"""NLL, KL and top-1 of rows of logits on CUDA: one Triton kernel that reads each logit once."""
+
+# pyright: basic
+
+from typing import Any, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+_TILE = 4096
+_WARPS = 8
+
+
+def compare_rows(
+    logits: Shaped[Tensor, "variants rows vocab"],
+    targets: Int[Tensor, " rows"],
+    reference: Shaped[Tensor, "rows vocab"],
+    reference_logsumexp: Float[Tensor, " rows"] | None,
+    best: Int[Tensor, " rows"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """NLL, KL, top-1 agreement and log-sum-exp of each row (variants, rows).
+
+    Args:
+        logits: The last axis contiguous.
+        targets: The tokens that came next.
+        reference: Logits to compare with.
+        reference_logsumexp: Of these; without it the KL is left out (zero).
+        best: The reference's most likely token.
+    """
+    variants, rows, vocab = logits.shape
+    shape = (variants, rows)
+    nll, kl, logsumexp = (torch.empty(shape, device=logits.device) for _ in range(3))
+    top1 = torch.empty(shape, dtype=torch.bool, device=logits.device)
+    with torch.cuda.device_of(logits):
+        # Variants of one row together: they share the reference's row in the cache.
+        launch: Any = _kernel[(variants, rows)]
+        launch(
+            logits,
+            targets,
+            reference,
+            nll if reference_logsumexp is None else reference_logsumexp,
+            best,
+            nll,
+            kl,
+            top1.view(torch.uint8),
+            logsumexp,
+            rows,
+            vocab,
+            logits.stride(0),
+            logits.stride(1),
+            reference.stride(0),
+            COMPARED=reference_logsumexp is not None,
+            TILE=_TILE,
+            num_warps=_WARPS,
+        )
+    return nll, kl, top1, logsumexp
+
+
+@triton.jit
+@no_type_check
+def _kernel(
+    logits, targets, reference, reference_logsumexp, best, nll, kl, top1, logsumexp,
+    rows, vocab, variant_stride, row_stride, reference_stride,
+    COMPARED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    variant, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    mine = logits + variant * variant_stride + row * row_stride
+    theirs = reference + row * reference_stride
+    if COMPARED:
+        other = tl.load(reference_logsumexp + row)
+    peak = float("-inf")
+    total = tl.zeros((TILE,), tl.float32)
+    divergence = tl.zeros((TILE,), tl.float32)
+    for start in range(0, vocab, TILE):
+        column = start + tl.arange(0, TILE)
+        inside = column < vocab
+        z = tl.load(mine + column, mask=inside, other=float("-inf")).to(tl.float32)
+        new_peak = tl.maximum(peak, tl.max(z, axis=0))
+        total = total * tl.exp(peak - new_peak) + tl.exp(z - new_peak)
+        peak = new_peak
+        if COMPARED:
+            r = tl.load(theirs + column, mask=inside, other=float("-inf")).to(tl.float32)
+            divergence += tl.where(inside, tl.exp(r - other) * (r - z), 0.0)
+    mine_logsumexp = tl.log(tl.sum(total, axis=0)) + peak
+    place = variant * rows + row
+    target = tl.load(mine + tl.load(targets + row)).to(tl.float32)
+    likely = tl.load(mine + tl.load(best + row)).to(tl.float32)
+    tl.store(nll + place, mine_logsumexp - target)
+    tl.store(top1 + place, (likely >= peak).to(tl.uint8))
+    tl.store(logsumexp + place, mine_logsumexp)
+    if COMPARED:
+        tl.store(kl + place, tl.sum(divergence, axis=0) + (mine_logsumexp - other))
