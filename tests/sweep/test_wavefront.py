@@ -97,7 +97,8 @@ def test_dynamic_scales_are_of_a_window_not_of_a_batch(
 def test_several_tiles_of_rows(adopted, planned, calibrated, open_sweep, numbers_of, naive_numbers):
     """Windows of more tokens than a tile, with a rest too short to be one and a rest that is."""
     loaded = adopted("smollm2", max_position_embeddings=512)
-    for tokens in (TILE_ROWS + FEWEST_ROWS - 1, 2 * TILE_ROWS + FEWEST_ROWS + 5):
+    most = TILE_ROWS["cpu"]
+    for tokens in (most + FEWEST_ROWS - 1, 2 * most + FEWEST_ROWS + 5):
         ids = torch.randint(4, 96, (2, tokens), generator=torch.Generator().manual_seed(tokens))
         injector = calibrated(loaded, ids)
         variants = planned(loaded, formats="mxfp4", sweep="blocks")
@@ -107,12 +108,13 @@ def test_several_tiles_of_rows(adopted, planned, calibrated, open_sweep, numbers
 
 
 def test_tiles_cover_every_row_once_and_none_is_short():
-    for rows in (*range(1, 3 * TILE_ROWS + 2), 2048):
-        found = list(tiles(rows))
+    most = TILE_ROWS["cpu"]
+    for rows in (*range(1, 3 * most + 2), 2048):
+        found = list(tiles(rows, most))
         assert [r for tile in found for r in range(rows)[tile]] == list(range(rows))
         sizes = [tile.stop - tile.start for tile in found]
         assert len(sizes) == 1 or min(sizes) >= FEWEST_ROWS
-        assert max(sizes) < TILE_ROWS + FEWEST_ROWS
+        assert max(sizes) < most + FEWEST_ROWS
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe"])

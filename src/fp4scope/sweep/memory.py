@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from fp4scope.errors import StudyError
+from fp4scope.kernels import backend
 from fp4scope.models import LoadedModel
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, build_tree
-from fp4scope.sweep.wavefront import FEWEST_ROWS, TILE_ROWS, Batches
+from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches, tile_rows
 
 # Where a device is busy: enough tokens for its matrix products, no more than its caches like.
 _BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
-_HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+_HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
 # A chunk this large wastes little on quantizing the weights and capturing the inputs.
-_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 22}
+_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 23}
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29
@@ -157,14 +158,16 @@ class Memory:
 
         batch = shape.block * tokens
         block = batch * (5 * widest + 8 * config.hidden_size) * size
-        if self._kind == "cuda":  # there, quantizing goes through whole tensors
+        unfused = self._kind == "cuda" and backend(self._loaded.device) != "triton"
+        if unfused:  # quantizing goes through whole tensors
             block += 4 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
         if getattr(config, "_attn_implementation", None) == "eager":
             block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
 
-        logits = min(tokens, TILE_ROWS + FEWEST_ROWS) * config.vocab_size
+        rows = tile_rows(self._loaded.device) + FEWEST_ROWS
+        logits = min(tokens, rows) * config.vocab_size
         head = logits * (size + 4) + shape.head * logits * size
-        if self._kind == "cuda":
+        if unfused:
             head += 3 * 4 * shape.head * logits
         kept = len(self._variants) * tokens * 9  # NLL, KL and top-1 of every row
         return images + max(block, head + kept)
@@ -210,7 +213,8 @@ class Memory:
     def _preferred(self, windows: int) -> Shape:
         config = self._loaded.config
         block = max(1, _BLOCK_TOKENS[self._kind] // self._seq_len)
-        logits = min(self._seq_len, TILE_ROWS) * config.vocab_size * self._loaded.dtype.itemsize
+        rows = min(self._seq_len, tile_rows(self._loaded.device))
+        logits = rows * config.vocab_size * self._loaded.dtype.itemsize
         head = max(1, _HEAD_BYTES[self._kind] // logits)
         chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._variants) * self._seq_len))
         return Shape(windows=max(1, min(windows, block, chunk)), groups=1, block=block, head=head)
