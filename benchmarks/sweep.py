@@ -1,13 +1,22 @@
-"""The wavefront against the naive sweep of the same cells, in one run.
+r"""The wavefront against evaluating the same cells one model run at a time, in one program run.
 
-    python benchmarks/sweep.py                       # a random model, no download
+    python benchmarks/sweep.py                       # CPU, a random model, no download
     python benchmarks/sweep.py --model model.gguf    # a real one
+    python benchmarks/sweep.py --device cuda --config qwen2.5-0.5b --windows 16 --seq-len 2048 \
+        --formats mxfp4:floor,nvfp4 --rivals modelopt,eager --sample 8
 
-Prints times, their ratio, and how many blocks each cell cost: the wavefront's mean over cells must
-be (L + 1) / 2L of the naive sweep's, or this exits with 1. All cells (or some: --cells, whole
-components), restore, weights and activations; the self-check is in the time. A head that is large
-beside the blocks (small models have one) limits the ratio, because every variant needs its own
-logits; so the head's size is printed too.
+All cells (or some: --cells), restore, weights and activations, NLL with KL and top-1 on every side;
+the self-check is in the wavefront's time. Prints seconds a variant, ratios, and how many blocks
+each cell cost: the wavefront's mean over cells must be (L + 1) / 2L of a whole run's, or this
+exits with 1. Beside it the floor: the operations that the sweep needs, at the rate that this
+machine reaches in a large matrix product. A head that is large beside the blocks (small models have
+one) limits the ratio, because every variant needs its own logits; so its size is printed too.
+
+Rivals: `naive` runs the model once a variant and window, with quantized weights kept and this
+project's kernels; `eager` is that with weights and activations quantized in plain torch in every
+forward, as a short script would; `modelopt` is NVIDIA ModelOpt: quantized once, the cell's
+quantizers switched off. The last two evaluate four windows at a time. With --sample a rival
+evaluates about so many cells, evenly chosen, and its mean time is compared.
 """
 
 import argparse
@@ -15,120 +24,305 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 
 from fp4scope.inject import Injector
+from fp4scope.kernels import using
+from fp4scope.metrics import ReferencePredictions, compare, reference_predictions
 from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.observe import observe_inputs
 from fp4scope.study import Study
 from fp4scope.sweep import Journal, PlannedVariant, Sweep, measure_naively, plan
 from fp4scope.sweep.wavefront import head_in_blocks
 
-# Blocks of SmolLM2-135M; a head as large beside them as Qwen2.5-7B's (2.3 blocks).
-CONFIG = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 14_400,
+CONFIGS = {
+    # Blocks of SmolLM2-135M; a head as large beside them as Qwen2.5-7B's (2.3 blocks).
+    "small": transformers.LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=14_400,
+    ),
+    "qwen2.5-0.5b": transformers.Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-7b": transformers.Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152_064,
+    ),
 }
+_BATCH = 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a GGUF file, folder or hub id; default: random weights")
+    parser.add_argument("--config", default="small", choices=CONFIGS)
     parser.add_argument("--cells", default="", help="only of these linears, such as down_proj")
-    parser.add_argument("--format", default="mxfp4:floor")
+    parser.add_argument("--formats", default="mxfp4:floor")
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rivals", default="naive", help="of naive, eager, modelopt")
+    parser.add_argument("--sample", type=int, default=0, help="variants a rival evaluates; 0: all")
     options = parser.parse_args()
 
-    loaded = _load(options.model, options.device)
+    device = torch.device(options.device)
+    loaded = _load(options.model, options.config, device)
     generator = torch.Generator().manual_seed(0)
     shape = (options.windows, options.seq_len)
     ids = torch.randint(5, loaded.config.vocab_size, shape, generator=generator)
-    study = Study.build(
-        model="-", formats=options.format, sweep="cells", cells=options.cells, direction="restore"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    rate = _matrix_rate(loaded)
+    print(
+        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, {name or platform.machine()}, {torch.get_num_threads()} "
+        f"threads, {loaded.dtype_name}, large matrix products at {rate / 1e12:.3g} TFLOP/s\n"
+        f"{loaded.name}: {len(loaded.stack)} blocks, head as large as "
+        f"{head_in_blocks(loaded):.1f} blocks; {options.windows} windows of {options.seq_len}"
     )
-    # Without the jitter controls: the naive sweep would not have them.
-    variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+    amax = _calibrated(loaded, ids)
+    failed = False
+    for fmt in options.formats.split(","):
+        study = Study.build(
+            model="-", formats=fmt, sweep="cells", cells=options.cells, direction="restore"
+        )
+        # Without the jitter controls: a rival would not have them.
+        variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+        failed |= _one_format(loaded, ids, fmt, variants, amax, rate, options)
+    return int(failed)
 
-    def forwards() -> Iterator[None]:
-        for row in ids:
-            loaded.logits(row, last=1)
-            yield
 
-    observed = observe_inputs(loaded.model, loaded.layout.linears, forwards())
-    injector = Injector(loaded.model, {name: s.max for name, s in observed.items()})
-
-    with _counted(loaded) as naive_blocks:
-        begun = time.perf_counter()
-        measure_naively(loaded, ids, variants, injector)
-        naive_s = time.perf_counter() - begun
-    injector.forget(loaded.layout.linears)
-    with tempfile.TemporaryDirectory() as folder:
+def _one_format(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    fmt: str,
+    variants: list[PlannedVariant],
+    amax: dict[str, float],
+    rate: float,
+    options: argparse.Namespace,
+) -> bool:
+    depth, windows = len(loaded.stack), len(ids)
+    injector = Injector(loaded.model, amax)
+    cells = [v for v in variants if v.variant.level == "cells"]
+    with tempfile.TemporaryDirectory() as folder, _counted(loaded) as blocks:
         journal = Journal(Path(folder) / "journal.jsonl", {})
         begun = time.perf_counter()
         sweep = Sweep(loaded, ids, variants, injector, journal)
         check_s = time.perf_counter() - begun
-        with _counted(loaded) as blocks:
-            sweep.run()
-        wavefront_s = time.perf_counter() - begun
+        blocks.clear()
+        sweep.run()
+        seconds = time.perf_counter() - begun
+        baseline = next(v for v in variants if v.variant.direction == "baseline")
+        nll = sum(journal.observations[baseline.variant.key].nll) / (ids.numel() - windows)
         journal.close()
 
-    return _report(
-        loaded, variants, ids, sweep, naive_blocks, blocks, naive_s, check_s, wavefront_s
-    )
-
-
-def _report(
-    loaded: LoadedModel,
-    variants: list[PlannedVariant],
-    ids: torch.Tensor,
-    sweep: Sweep,
-    naive_blocks: list[int],
-    blocks: list[int],
-    naive_s: float,
-    check_s: float,
-    wavefront_s: float,
-) -> int:
-    depth, windows = len(loaded.stack), len(ids)
-    cells = sum(v.variant.level == "cells" for v in variants)
     # The capture, the reference and the baseline run whole; the rest is the cells'.
-    per_cell = (sum(blocks) / windows - 3 * depth) / cells
-    expected = (depth + 1) / 2
-    device = torch.cuda.get_device_name() if loaded.device.type == "cuda" else platform.processor()
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{device or platform.machine()}, {torch.get_num_threads()} threads, {loaded.dtype_name}\n"
-        f"{loaded.name}: {depth} blocks, head as large as {head_in_blocks(loaded):.1f} blocks; "
-        f"{cells} cells, {windows} windows of {ids.shape[1]}; {sweep.shape}\n"
+    per_cell = (sum(blocks) / windows - 3 * depth) / len(cells)
+    operations = _operations(loaded, ids, (2 + len(cells) * per_cell / depth), len(variants))
+    mine = seconds / len(variants)
+    print(f"\n{fmt}: {len(cells)} cells and 2 baselines, {sweep.shape}, self-check {check_s:.1f} s")
+    print(f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a cell':>15}{'baseline NLL':>14}")
+    floor = operations / rate / len(variants)
+    print(f"  {'floor':26}{1e3 * floor:13.1f}{floor / mine:8.2f}")
+    print(f"  {'wavefront':26}{1e3 * mine:13.1f}{1:8.2f}{per_cell:15.2f}{nll:14.4f}")
+    chosen = variants
+    if options.sample:
+        step = max(1, len(cells) // options.sample)
+        chosen = [v for v in variants if v not in cells] + cells[step // 2 :: step]
+    injector.forget(loaded.layout.linears)
+    for rival in filter(None, options.rivals.split(",")):
+        label, theirs, their_nll = _RIVALS[rival](loaded, ids, fmt, chosen, injector)
+        print(
+            f"  {label:26}{1e3 * theirs:13.1f}{theirs / mine:8.2f}{depth:15.2f}{their_nll:14.4f}"
+            + (f"   ({len(chosen)} variants)" if len(chosen) < len(variants) else "")
+        )
+    if per_cell != (depth + 1) / 2:
+        print(f"FAILED: expected {(depth + 1) / 2} blocks a cell")
+        return True
+    return False
+
+
+def _naive(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    fmt: str,
+    variants: Sequence[PlannedVariant],
+    injector: Injector,
+) -> tuple[str, float, float]:
+    begun = time.perf_counter()
+    measured = measure_naively(loaded, ids, variants, injector)
+    seconds = time.perf_counter() - begun
+    place = next(i for i, v in enumerate(variants) if v.variant.direction == "baseline")
+    tokens = sum(w.tokens for w in measured[place])
+    return "naive", seconds / len(variants), sum(w.nll for w in measured[place]) / tokens
+
+
+def _eager(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    fmt: str,
+    variants: Sequence[PlannedVariant],
+    injector: Injector,
+) -> tuple[str, float, float]:
+    @contextmanager
+    def applied(variant: PlannedVariant) -> Iterator[None]:
+        injector.forget(loaded.layout.linears)
+        with using("torch"), injector.applied(variant.settings):
+            yield
+
+    return "eager, on the fly", *_one_by_one(loaded.model, ids, variants, applied)
+
+
+def _modelopt(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    fmt: str,
+    variants: Sequence[PlannedVariant],
+    injector: Injector,
+) -> tuple[str, float, float]:
+    import modelopt
+    import modelopt.torch.quantization as mtq
+
+    model = transformers.AutoModelForCausalLM.from_config(loaded.config).to(
+        loaded.device, loaded.dtype
     )
-    print(f"{'':12}{'seconds':>10}{'blocks per cell and window':>30}")
-    print(f"{'naive':12}{naive_s:10.1f}{depth:30.2f}")
-    print(f"{'wavefront':12}{wavefront_s:10.1f}{per_cell:30.2f}   (self-check {check_s:.1f} s)")
-    print(f"{'ratio':12}{naive_s / wavefront_s:10.2f}{depth / per_cell:30.2f}")
-    whole = len(variants) * depth * windows
-    if per_cell != expected or sum(naive_blocks) != whole:
-        print(f"FAILED: expected {expected} blocks a cell, and {whole} of the naive sweep in all")
-        return 1
-    return 0
+    model.load_state_dict(loaded.model.state_dict())
+    model.eval()
+    with torch.no_grad():
+        config = mtq.NVFP4_DEFAULT_CFG if fmt == "nvfp4" else mtq.MXFP4_DEFAULT_CFG
+        mtq.quantize(model, config, lambda m: [m(row[None].to(loaded.device)) for row in ids[:4]])
+    quantizers = [m for m in model.modules() if type(m).__name__.endswith("TensorQuantizer")]
+    enabled = sum(q.is_enabled for q in quantizers)
+
+    @contextmanager
+    def applied(variant: PlannedVariant) -> Iterator[None]:
+        off = set(loaded.layout.linears) - set(variant.settings)
+        chosen = [
+            q
+            for name in off
+            for module in [model.get_submodule(name)]
+            for q in (module.weight_quantizer, module.input_quantizer)
+        ]
+        for quantizer in chosen:
+            quantizer.disable()
+        yield
+        for quantizer in chosen:
+            quantizer.enable()
+
+    times = _one_by_one(model, ids, variants, applied)
+    preset = "NVFP4_DEFAULT_CFG" if fmt == "nvfp4" else "MXFP4_DEFAULT_CFG"
+    print(f"  modelopt {modelopt.__version__}, {preset}, {enabled} quantizers enabled")
+    return "modelopt", *times
 
 
-def _load(name: str | None, device: str) -> LoadedModel:
+_RIVALS = {"naive": _naive, "eager": _eager, "modelopt": _modelopt}
+
+
+@torch.no_grad()
+def _one_by_one(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    variants: Sequence[PlannedVariant],
+    applied: Callable[[PlannedVariant], AbstractContextManager[None]],
+) -> tuple[float, float]:
+    """Seconds a variant, and the baseline's NLL; settings are applied anew for every batch."""
+    device = next(model.parameters()).device
+    batches = ids.to(device).split(_BATCH)
+    needed = {v.against for v in variants}
+    compared: dict[str, list[ReferencePredictions]] = {}
+
+    def evaluate(variant: PlannedVariant) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        window = 0
+        for batch in batches:
+            with applied(variant):
+                logits = model(batch, use_cache=False).logits[:, :-1]
+            for own, row in zip(logits, batch, strict=True):
+                if variant.variant in needed:
+                    compared.setdefault(variant.variant.key, []).append(reference_predictions(own))
+                against = compared[variant.against.key][window]
+                total += compare(own[None], row[1:], against).nll.sum(dtype=torch.float64)
+                window += 1
+        return total.item() / (ids.numel() - len(ids))
+
+    nll = {v.variant.key: evaluate(v) for v in variants if v.variant.level == "model"}
+    begun = time.perf_counter()
+    others = [v for v in variants if v.variant.level == "cells"]
+    for variant in others:
+        evaluate(variant)
+    seconds = (time.perf_counter() - begun) / len(others)
+    baseline = next(v for v in variants if v.variant.direction == "baseline")
+    return seconds, nll[baseline.variant.key]
+
+
+def _operations(loaded: LoadedModel, ids: torch.Tensor, runs: float, variants: int) -> float:
+    """Of matrix products: so many whole bodies, a head for each variant."""
+    config, tokens = loaded.config, ids.numel()
+    linears = sum(weight.numel() for weight in loaded.weights)
+    heads = config.num_attention_heads * getattr(
+        config, "head_dim", config.hidden_size // config.num_attention_heads
+    )
+    attention = 2 * 2 * ids.shape[1] / 2 * heads * len(loaded.stack)
+    body = tokens * (2 * linears + attention)
+    return runs * body + variants * tokens * 2 * config.hidden_size * config.vocab_size
+
+
+def _matrix_rate(loaded: LoadedModel) -> float:
+    """Operations a second in a large matrix product."""
+    size = 8192 if loaded.device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, dtype=loaded.dtype, device=loaded.device) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        _wait(loaded.device)
+        begun = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        _wait(loaded.device)
+        best = max(best, 5 * 2 * size**3 / (time.perf_counter() - begun))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _calibrated(loaded: LoadedModel, ids: torch.Tensor) -> dict[str, float]:
+    def forwards() -> Iterator[None]:
+        for row in ids[:4]:
+            loaded.logits(row, last=1)
+            yield
+
+    observed = observe_inputs(loaded.model, loaded.layout.linears, forwards())
+    return {name: statistics.max for name, statistics in observed.items()}
+
+
+def _load(name: str | None, config: str, device: torch.device) -> LoadedModel:
     if name is not None:
-        return load_model(name, device=device)
+        return load_model(name, device=str(device))
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**CONFIG)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(device)
-    return adopt(model, None, name="random Llama")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[config], dtype=dtype)
+    return adopt(model.to(device), None, name=f"random {config}")
 
 
 @contextmanager
