@@ -61,7 +61,10 @@ def test_formats(fp4scope):
         "mxfp4:floor",
         "4.25",
         "4.5",
-        "[mantissa(a) >= 1.75]",
+        "6.25",
+        "8.25",
+        "[mantissa(a) >= 2 - 2^-(m + 1)]",
+        "nvfp4:4over6",
         "0, 0.5, 1, 1.5, 2, 3, 4, 6",
     ):
         assert word in out

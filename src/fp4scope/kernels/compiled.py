@@ -5,27 +5,40 @@ instructions. What keeps them so: contiguous 1-d arrays, unsigned indices (a sig
 negative and is checked), and a cast after each integer operation (numba widens to 64 bits). No
 fastmath: every operation rounds as IEEE says.
 
-Large tensors are shared among plain threads, since the kernels hold no lock: a second OpenMP beside
-torch's would make both wait for each other.
+Large tensors are shared among torch's own threads, by the OpenMP runtime that torch brought along:
+a second pool of threads would wait for cores that torch's keep busy, spinning. Where torch has
+another runtime, plain threads do it. Threads take parts by a ticket, so that one that starts late
+takes fewer.
 """
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
 from fp4scope.formats.spec import E4M3, MX_BLOCK, NV_BLOCK, ElementFormat
 
-_SHARED_ELEMENTS = 1 << 19
-"""Tensors from this size on are worth a hand-over to other threads."""
+_SHARED_ELEMENTS = 1 << 15
+"""Tensors from this size on are worth waking other threads, as in torch."""
+_PARTS = 64
+"""At most so many parts, four a thread."""
+# A job: addresses of x, out and the scales; rows, blocks, parts; the next part; parameters of the
+# kernel; and what each part found.
+_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _NEXT, _PARAMETERS = range(8)
+_TOPS = _PARAMETERS + 10
+_JOB = _TOPS + _PARTS
+
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _I, _F, _U = np.int32, np.float32, np.uintp
 _MAGNITUDE = _I(0x7FFFFFFF)
@@ -36,6 +49,7 @@ _ONE = _I(1 << 23)
 _MX = _U(MX_BLOCK)
 _NV = _U(NV_BLOCK)
 _RCEIL, _TRUNCATED = _I(0), _I(1)
+_SEGMENT = 64
 
 
 def qdq_blocks(
@@ -47,26 +61,39 @@ def qdq_blocks(
     nonfinite: Bool[Tensor, ""] | None = None,
 ) -> None:
     """As `eager.qdq_blocks`, bit for bit; on the CPU."""
-    flat_in, flat_out = x.reshape(-1).numpy(), out.view(-1).numpy()
-    kernel, arguments = _kernel(fmt, limit)
-    if g is not None:
-        arguments = (g.reshape(-1).numpy(), *arguments)
     rows, blocks = x.shape[:2]
-
-    def share(part: slice) -> Any:
-        return kernel(flat_in, flat_out, _U(part.start), _U(part.stop), _U(blocks), *arguments)
-
-    threads = min(rows, torch.get_num_threads()) if x.numel() >= _SHARED_ELEMENTS else 1
-    if threads == 1:
-        top = share(slice(0, rows))
-    else:
-        top = max(_pool(threads).map(share, _even_parts(rows, threads)))
-    if nonfinite is not None and top >= _INF:
+    threads = torch.get_num_threads() if x.numel() >= _SHARED_ELEMENTS else 1
+    parts = min(rows, 4 * threads, _PARTS) if threads > 1 else 1
+    entry, parameters = _kernel(fmt, limit)
+    job = np.zeros(_JOB, np.int64)
+    scales = None if g is None else g.reshape(-1).contiguous()
+    addresses = (x.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
+    job[: _PARAMETERS + len(parameters)] = (*addresses, rows, blocks, parts, 0, *parameters)
+    _run(entry, job, threads)
+    if nonfinite is not None and job[_TOPS : _TOPS + parts].max() >= _INF:
         nonfinite.fill_(True)
 
 
-def _even_parts(count: int, parts: int) -> list[slice]:
-    return [slice(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
+def _run(entry: Any, job: np.ndarray, threads: int) -> None:
+    function, address = _FUNCTION(entry.address), job.ctypes.data
+    parallel = _openmp()
+    if threads == 1:
+        function(address)
+    elif parallel is not None:
+        parallel(function, address, threads, 0)
+    else:
+        list(_pool(threads).map(function, [address] * threads))
+
+
+@cache
+def _openmp() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of torch's own OpenMP runtime, if it has it."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        parallel = ctypes.CDLL(str(path)).GOMP_parallel
+        parallel.argtypes = [_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+        return parallel
+    return None
 
 
 @cache
@@ -75,29 +102,29 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 @cache
-def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[Any, ...]]:
-    """The kernel of a format, and the arguments that make it so."""
+def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
+    """The entry of a format's kernel, and the parameters that make it so, floats as their bits."""
     element = fmt.element
-    zero_sign = _I(0) if element.integer else _SIGN
+    zero_sign = 0 if element.integer else int(_SIGN)
     shared = (*_rounding(element), _bits(limit), zero_sign)
-    if fmt.rule is ScaleRule.FOUR_OVER_SIX:
-        return _four_over_six, (_F(element.max), *_rounding(E4M3), *shared)
-    if fmt.rule is ScaleRule.TENSOR:
-        return _two_level, (_F(element.max), *_rounding(E4M3), *shared)
+    if fmt.uses_tensor_amax:
+        four_over_six = fmt.rule is ScaleRule.FOUR_OVER_SIX
+        entry = _four_over_six_entry if four_over_six else _two_level_entry
+        return entry, (_bits(element.max), *_rounding(E4M3), *shared)
     if fmt.rule is ScaleRule.RCEIL:
-        return _power_of_two, (_RCEIL, _F(element.max), _I(0), _I(0), *shared)
-    carry = _ONE >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
-    return _power_of_two, (_TRUNCATED, _F(0), _I(carry), _I(element.max_exponent), *shared)
+        return _power_of_two_entry, (int(_RCEIL), _bits(element.max), 0, 0, *shared)
+    carry = int(_ONE) >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
+    return _power_of_two_entry, (int(_TRUNCATED), 0, carry, element.max_exponent, *shared)
 
 
-def _rounding(element: ElementFormat) -> tuple[Any, Any, Any]:
+def _rounding(element: ElementFormat) -> tuple[int, int, int]:
     """For `_round`: bits of the largest value, of the smallest normal, and the shift."""
     smallest, shift = 2.0**element.min_exponent, (23 - element.mantissa_bits) << 23
-    return _bits(element.max), _bits(smallest), _I(shift)
+    return _bits(element.max), _bits(smallest), shift
 
 
-def _bits(value: float) -> Any:
-    return _F(value).view(_I)
+def _bits(value: float) -> int:
+    return int(_F(value).view(_I))
 
 
 # ---- inside the kernels ----
@@ -119,6 +146,26 @@ def _as_int(context, x):
 def _as_float(context, x):
     """The FP32 number with these bits."""
     return types.float32(types.int32), lambda c, b, s, a: b.bitcast(a[0], ir.FloatType())
+
+
+@intrinsic
+@no_type_check
+def _floats(context, address):
+    """A pointer to FP32 numbers."""
+    pointer = types.CPointer(types.float32)
+    return pointer(types.int64), lambda c, b, s, a: b.inttoptr(a[0], c.get_value_type(pointer))
+
+
+@intrinsic
+@no_type_check
+def _ticket(context, job):
+    """The number of the next part; no two threads get the same."""
+
+    def code(context, builder, signature, arguments):
+        place = builder.gep(arguments[0], [ir.Constant(ir.IntType(64), _NEXT)])
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), code
 
 
 @_inlined
@@ -153,21 +200,35 @@ def _block_amax(x, start, size):
 
 @_inlined
 @no_type_check
+def _two_to(byte):
+    """2^(byte - 127); FP32 holds byte 0 as a subnormal."""
+    return _as_float(_most(_I(byte << _I(23)), _HALF))
+
+
+@_inlined
+@no_type_check
 def _divisor(scale):
     return scale if scale != _F(0) else _F(np.inf)
 
 
 @_inlined
 @no_type_check
-def _write(x, out, start, size, scale, largest, smallest, shift, limit, zero_sign):
-    """Quantize and dequantize a block. `zero_sign` is 0 for elements without negative zero."""
-    divisor = _divisor(scale)
+def _write(x, out, start, size, divide, factor, scale, largest, smallest, shift, limit, zero_sign):
+    """Quantize and dequantize a block: times `factor`, or divided by it, rounded, times `scale`.
+
+    `zero_sign` is 0 for elements without negative zero.
+    """
     for j in range(size):
         bits = _as_int(x[start + j])
-        y = _as_int(_F(_as_float(_I(bits & _MAGNITUDE)) / divisor))
-        q = _as_int(_F(_round(y, largest, smallest, shift) * scale))
+        y = _as_float(_I(bits & _MAGNITUDE))
+        y = _F(y / factor) if divide else _F(y * factor)
+        q = _as_int(_F(_round(_as_int(y), largest, smallest, shift) * scale))
         negative = _I(bits & _SIGN) if _I(q | zero_sign) != _I(0) else _I(0)
         out[start + j] = _as_float(_I(_least(q, limit) | negative))
+
+
+# A segment of a row at a time, in three loops: amaxes, scales, values. One block after the other
+# would wait for each step of the one before.
 
 
 @_compiled
@@ -178,38 +239,60 @@ def _power_of_two(
 ):  # fmt: skip
     """MX formats, rows `first` to `last` of so many blocks. Returns the largest amax, as bits."""
     top = _I(0)
+    peaks, scales, inverses = np.empty(_SEGMENT, _I), np.empty(_SEGMENT, _F), np.empty(_SEGMENT, _F)
     for row in range(first, last):
-        for block in range(blocks):
-            start = _U(_U(row * blocks + block) * _MX)
-            amax = _block_amax(x, start, _MX)
-            top = _most(top, amax)
-            if rule == _RCEIL:
-                ratio = _as_int(_F(_as_float(amax) / element_max))
-                byte = _I(0) if ratio <= _HALF else _I(_I(ratio + _I(_ONE - _I(1))) >> _I(23))
-            else:
-                byte = _most(_I(_I(_I(amax + carry) >> _I(23)) - emax), _I(0))
-            scale = _as_float(_I(byte << _I(23))) if byte > _I(0) else _as_float(_HALF)
-            _write(x, out, start, _MX, scale, largest, smallest, shift, limit, zero_sign)
+        for segment in range(_U(0), blocks, _U(_SEGMENT)):
+            count = _least(_U(_SEGMENT), _U(blocks - segment))
+            start = _U(_U(row * blocks + segment) * _MX)
+            for b in range(count):
+                peaks[b] = _block_amax(x, _U(start + _U(b * _MX)), _MX)
+            for b in range(count):
+                amax = peaks[b]
+                top = _most(top, amax)
+                if rule == _RCEIL:
+                    ratio = _as_int(_F(_as_float(amax) / element_max))
+                    byte = _I(_I(ratio + _I(_ONE - _I(1))) >> _I(23))
+                    byte = _I(0) if ratio <= _HALF else byte
+                else:
+                    byte = _most(_I(_I(_I(amax + carry) >> _I(23)) - emax), _I(0))
+                scales[b] = _two_to(byte)
+                inverses[b] = _two_to(_I(_I(254) - byte))
+            for b in range(count):
+                _write(
+                    x, out, _U(start + _U(b * _MX)), _MX, False, inverses[b], scales[b],
+                    largest, smallest, shift, limit, zero_sign,
+                )  # fmt: skip
     return top
 
 
 @_compiled
 @no_type_check
 def _two_level(
-    x, out, first, last, blocks, scales, element_max, scale_largest, scale_smallest,
+    x, out, first, last, blocks, tensor_scales, element_max, scale_largest, scale_smallest,
     scale_shift, largest, smallest, shift, limit, zero_sign,
 ):  # fmt: skip
     """NVFP4 and NVINT4."""
     top = _I(0)
+    peaks, scales, divisors = np.empty(_SEGMENT, _I), np.empty(_SEGMENT, _F), np.empty(_SEGMENT, _F)
     for row in range(first, last):
-        g = scales[row]
-        for block in range(blocks):
-            start = _U(_U(row * blocks + block) * _NV)
-            amax = _block_amax(x, start, _NV)
-            top = _most(top, amax)
-            ratio = _as_int(_F(_as_float(amax) / _divisor(_F(element_max * g))))
-            s = _round(ratio, scale_largest, scale_smallest, scale_shift)
-            _write(x, out, start, _NV, _F(s * g), largest, smallest, shift, limit, zero_sign)
+        g = tensor_scales[row]
+        whole = _divisor(_F(element_max * g))
+        for segment in range(_U(0), blocks, _U(_SEGMENT)):
+            count = _least(_U(_SEGMENT), _U(blocks - segment))
+            start = _U(_U(row * blocks + segment) * _NV)
+            for b in range(count):
+                peaks[b] = _block_amax(x, _U(start + _U(b * _NV)), _NV)
+            for b in range(count):
+                top = _most(top, peaks[b])
+                ratio = _as_int(_F(_as_float(peaks[b]) / whole))
+                s = _round(ratio, scale_largest, scale_smallest, scale_shift)
+                scales[b] = _F(s * g)
+                divisors[b] = _divisor(scales[b])
+            for b in range(count):
+                _write(
+                    x, out, _U(start + _U(b * _NV)), _NV, True, divisors[b], scales[b],
+                    largest, smallest, shift, limit, zero_sign,
+                )  # fmt: skip
     return top
 
 
@@ -248,5 +331,80 @@ def _four_over_six(
                     half = half // _U(2)
                 if candidate == 0 or errors[0] < best:
                     best, d = errors[0], this
-            _write(x, out, start, _NV, d, largest, smallest, shift, limit, zero_sign)
+            _write(
+                x, out, start, _NV, True, _divisor(d), d,
+                largest, smallest, shift, limit, zero_sign,
+            )  # fmt: skip
     return top
+
+
+# ---- where threads enter ----
+
+_entry = cfunc("void(CPointer(int64))", cache=True, error_model="numpy")
+
+
+@_inlined
+@no_type_check
+def _tensor(job, which, size):
+    """The whole tensor at an address of the job, in blocks of so many."""
+    return carray(_floats(job[which]), job[_ROWS] * job[_BLOCKS] * size)
+
+
+@_inlined
+@no_type_check
+def _edge(job, part):
+    """The first row of a part."""
+    return _U(part * job[_ROWS] // job[_COUNT])
+
+
+@_inlined
+@no_type_check
+def _int(job, place):
+    return _I(job[_PARAMETERS + place])
+
+
+@_entry
+@no_type_check
+def _power_of_two_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, MX_BLOCK), _tensor(job, _OUT, MX_BLOCK)
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        job[_TOPS + part] = _power_of_two(
+            x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]),
+            _int(job, 0), _as_float(_int(job, 1)), _int(job, 2), _int(job, 3), _int(job, 4),
+            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+        )  # fmt: skip
+        part = _ticket(pointer)
+
+
+@_entry
+@no_type_check
+def _two_level_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, NV_BLOCK), _tensor(job, _OUT, NV_BLOCK)
+    scales = carray(_floats(job[_SCALES]), job[_ROWS])
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        job[_TOPS + part] = _two_level(
+            x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
+            _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3), _int(job, 4),
+            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+        )  # fmt: skip
+        part = _ticket(pointer)
+
+
+@_entry
+@no_type_check
+def _four_over_six_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, NV_BLOCK), _tensor(job, _OUT, NV_BLOCK)
+    scales = carray(_floats(job[_SCALES]), job[_ROWS])
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        job[_TOPS + part] = _four_over_six(
+            x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
+            _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3), _int(job, 4),
+            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+        )  # fmt: skip
+        part = _ticket(pointer)
