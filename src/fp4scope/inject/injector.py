@@ -51,6 +51,8 @@ class Injector:
         self.activation_amax = activation_amax
         self._weights: dict[str, _WeightImage] = {}
         self._active = False
+        self._modules: dict[str, nn.Linear | Conv1D] = {}
+        # One for each linear whose input was ever quantized; true only when an error follows.
         self._flags: dict[str, Tensor] = {}
         self._shared: _SharedInput | None = None
 
@@ -102,11 +104,10 @@ class Injector:
         Raises:
             NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
-        flags = dict(self._flags)
-        self._flags.clear()
-        if not flags or not bool(torch.stack(list(flags.values())).any()):
+        if not self._flags or not bool(torch.stack(list(self._flags.values())).any()):
             return
-        first = next(name for name, flag in flags.items() if bool(flag))
+        first = next(name for name, flag in self._flags.items() if bool(flag))
+        self._flags.clear()
         dtype = next(self.model.parameters()).dtype
         raise NonFiniteError(
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
@@ -119,13 +120,15 @@ class Injector:
             self._weights.pop(name, None)
 
     def _linear(self, name: str) -> nn.Linear | Conv1D:
-        try:
-            module = self.model.get_submodule(name)
-        except AttributeError:
-            module = None
-        if not is_linear(module):
-            raise UnitError(f"the model has no linear called {name!r}")
-        return module
+        if name not in self._modules:
+            try:
+                module = self.model.get_submodule(name)
+            except AttributeError:
+                module = None
+            if not is_linear(module):
+                raise UnitError(f"the model has no linear called {name!r}")
+            self._modules[name] = module
+        return self._modules[name]
 
     def _quantized_weight(
         self, name: str, module: nn.Linear | Conv1D, fmt: BlockFormat

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -32,9 +32,9 @@ _SHARED_ELEMENTS = 1 << 15
 """Tensors from this size on are worth waking other threads, as in torch."""
 _PARTS = 64
 """At most so many parts, four a thread."""
-# A job: addresses of x, out and the scales; rows, blocks, parts; the next part; parameters of the
-# kernel; and what each part found.
-_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _NEXT, _PARAMETERS = range(8)
+# A job: addresses of x, out and the tensor scales; rows, blocks, parts; whether each row has its
+# own tensor scale; the next part; parameters of the kernel; and what each part found.
+_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _EACH, _NEXT, _PARAMETERS = range(9)
 _TOPS = _PARAMETERS + 10
 _JOB = _TOPS + _PARTS
 
@@ -55,7 +55,7 @@ _SEGMENT = 64
 def qdq_blocks(
     x: Float[Tensor, "rows blocks size"],
     fmt: BlockFormat,
-    g: Float[Tensor, "rows 1 1"] | None,
+    g: Float[Tensor, "parts 1 1"] | None,
     out: Float[Tensor, "rows blocks size"],
     limit: float,
     nonfinite: Bool[Tensor, ""] | None = None,
@@ -68,7 +68,8 @@ def qdq_blocks(
     job = np.zeros(_JOB, np.int64)
     scales = None if g is None else g.reshape(-1).contiguous()
     addresses = (x.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
-    job[: _PARAMETERS + len(parameters)] = (*addresses, rows, blocks, parts, 0, *parameters)
+    each = 0 if g is None else int(len(g) > 1)
+    job[: _PARAMETERS + len(parameters)] = (*addresses, rows, blocks, parts, each, 0, *parameters)
     _run(entry, job, threads)
     if nonfinite is not None and job[_TOPS : _TOPS + parts].max() >= _INF:
         nonfinite.fill_(True)
@@ -268,14 +269,14 @@ def _power_of_two(
 @_compiled
 @no_type_check
 def _two_level(
-    x, out, first, last, blocks, tensor_scales, element_max, scale_largest, scale_smallest,
+    x, out, first, last, blocks, tensor_scales, each, element_max, scale_largest, scale_smallest,
     scale_shift, largest, smallest, shift, limit, zero_sign,
 ):  # fmt: skip
     """NVFP4 and NVINT4."""
     top = _I(0)
     peaks, scales, divisors = np.empty(_SEGMENT, _I), np.empty(_SEGMENT, _F), np.empty(_SEGMENT, _F)
     for row in range(first, last):
-        g = tensor_scales[row]
+        g = tensor_scales[_U(row * each)]
         whole = _divisor(_F(element_max * g))
         for segment in range(_U(0), blocks, _U(_SEGMENT)):
             count = _least(_U(_SEGMENT), _U(blocks - segment))
@@ -299,14 +300,14 @@ def _two_level(
 @_compiled
 @no_type_check
 def _four_over_six(
-    x, out, first, last, blocks, scales, element_max, scale_largest, scale_smallest,
+    x, out, first, last, blocks, tensor_scales, each, element_max, scale_largest, scale_smallest,
     scale_shift, largest, smallest, shift, limit, zero_sign,
 ):  # fmt: skip
     """NVFP4 with the better of two scales."""
     top = _I(0)
     errors = np.empty(NV_BLOCK, _F)
     for row in range(first, last):
-        g = scales[row]
+        g = tensor_scales[_U(row * each)]
         whole = _divisor(g)
         for block in range(blocks):
             start = _U(_U(row * blocks + block) * _NV)
@@ -383,13 +384,13 @@ def _power_of_two_entry(pointer):
 def _two_level_entry(pointer):
     job = carray(pointer, (_JOB,))
     x, out = _tensor(job, _X, NV_BLOCK), _tensor(job, _OUT, NV_BLOCK)
-    scales = carray(_floats(job[_SCALES]), job[_ROWS])
+    scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
     part = _ticket(pointer)
     while part < job[_COUNT]:
         job[_TOPS + part] = _two_level(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
-            _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3), _int(job, 4),
-            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+            _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
+            _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
         part = _ticket(pointer)
 
@@ -399,12 +400,12 @@ def _two_level_entry(pointer):
 def _four_over_six_entry(pointer):
     job = carray(pointer, (_JOB,))
     x, out = _tensor(job, _X, NV_BLOCK), _tensor(job, _OUT, NV_BLOCK)
-    scales = carray(_floats(job[_SCALES]), job[_ROWS])
+    scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
     part = _ticket(pointer)
     while part < job[_COUNT]:
         job[_TOPS + part] = _four_over_six(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
-            _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3), _int(job, 4),
-            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+            _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
+            _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
         part = _ticket(pointer)

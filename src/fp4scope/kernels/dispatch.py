@@ -108,7 +108,7 @@ def qdq(
         blocks(
             y.view(in_blocks),
             fmt,
-            None if g is None else g[rows].view(-1, 1, 1),
+            g if g is None or len(g) == 1 else g[rows],
             target.view(in_blocks),
             limit,
             nonfinite,
@@ -120,12 +120,11 @@ def qdq(
 
 def tensor_scales(
     x: Float[Tensor, "*shape"], fmt: BlockFormat, amax: Tensor | None
-) -> Float[Tensor, "rows 1"]:
-    """The FP32 tensor scale of every row of `x`."""
+) -> Float[Tensor, "parts 1 1"]:
+    """The FP32 tensor scale of the whole of `x`, or of every row."""
     amaxes = _amaxes(x, amax)
     # A tensor, not a number: CUDA multiplies by the reciprocal of a number.
-    g = amaxes / torch.full_like(amaxes, fmt.tensor_divisor)
-    return g.expand(x.shape[:-1].numel()).reshape(-1, 1)
+    return (amaxes / torch.full_like(amaxes, fmt.tensor_divisor)).view(-1, 1, 1)
 
 
 def _amaxes(x: Float[Tensor, "*shape"], amax: Tensor | None) -> Float[Tensor, " parts"]:

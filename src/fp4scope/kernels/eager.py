@@ -42,7 +42,7 @@ class Quantized(NamedTuple):
 def qdq_blocks(
     x: Float[Tensor, "rows blocks size"],
     fmt: BlockFormat,
-    g: Float[Tensor, "rows 1 1"] | None,
+    g: Float[Tensor, "parts 1 1"] | None,
     out: Float[Tensor, "rows blocks size"],
     limit: float,
     nonfinite: Bool[Tensor, ""] | None = None,
@@ -52,7 +52,7 @@ def qdq_blocks(
     Args:
         x: Contiguous.
         fmt: The format.
-        g: Tensor scale of each row, for the formats that have one.
+        g: Tensor scale, one or one for each row, for the formats that have one.
         out: Where to write; may be `x`.
         limit: Largest magnitude to write.
         nonfinite: Set to true if `x` holds NaN or Inf.
@@ -72,7 +72,7 @@ def qdq_blocks(
 def quantize_blocks(
     x: Float[Tensor, "rows blocks size"],
     fmt: BlockFormat,
-    g: Float[Tensor, "rows 1 1"] | None,
+    g: Float[Tensor, "parts 1 1"] | None,
 ) -> Quantized:
     """Magnitudes and scales of whole blocks of finite values."""
     return quantize_magnitudes_(*_magnitudes(x), fmt, g)
@@ -95,7 +95,7 @@ def quantize_magnitudes_(
     y: Float[Tensor, "rows blocks size"],
     amax_bits: Int[Tensor, "rows blocks 1"],
     fmt: BlockFormat,
-    g: Float[Tensor, "rows 1 1"] | None,
+    g: Float[Tensor, "parts 1 1"] | None,
 ) -> Quantized:
     """Quantize magnitudes in place.
 
@@ -103,7 +103,7 @@ def quantize_magnitudes_(
         y: Magnitudes; overwritten, and maybe returned.
         amax_bits: The bits of each block's largest.
         fmt: The format.
-        g: Tensor scale of each row, for the formats that have one.
+        g: Tensor scale, one or one for each row, for the formats that have one.
     """
     scratch = torch.empty_like(y)
     if g is None:
@@ -142,7 +142,7 @@ def two_to(byte: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def _block_scale(
-    amax: Float[Tensor, "rows blocks 1"], g: Float[Tensor, "rows 1 1"], fmt: BlockFormat
+    amax: Float[Tensor, "rows blocks 1"], g: Float[Tensor, "parts 1 1"], fmt: BlockFormat
 ) -> Float[Tensor, "rows blocks 1"]:
     """What becomes the E4M3 scale, before rounding, in ModelOpt's order: a / (max * g)."""
     return amax / _divisor(fmt.element.max * g)
@@ -156,7 +156,7 @@ def _divisor(scale: Tensor) -> Tensor:
 def _smaller_error(
     y: Float[Tensor, "rows blocks size"],
     ratio: Float[Tensor, "rows blocks 1"],
-    g: Float[Tensor, "rows 1 1"],
+    g: Float[Tensor, "parts 1 1"],
     fmt: BlockFormat,
     scratch: Tensor,
 ) -> Quantized:

@@ -94,7 +94,7 @@ def quantize(
     g = None
     if fmt.uses_tensor_amax:
         g = tensor_scales(rows, fmt, scale_amax if rows.numel() else x.new_zeros(()))
-    values, _, stored = quantize_blocks(blocks, fmt, None if g is None else g.view(-1, 1, 1))
+    values, _, stored = quantize_blocks(blocks, fmt, g)
     codes = _packed(_encode(values, blocks, fmt.element).flatten(-2), fmt.element)
     dtype = torch.uint8 if g is None else torch.float8_e4m3fn
     return QuantizedTensor(
@@ -107,8 +107,8 @@ def quantize(
     )
 
 
-def _single(g: Float[Tensor, "rows 1"]) -> Float[Tensor, ""]:
-    return g[0, 0].clone() if len(g) else g.new_zeros(())
+def _single(g: Float[Tensor, "parts 1 1"]) -> Float[Tensor, ""]:
+    return g[0, 0, 0].clone()
 
 
 def _columns(shape: torch.Size | tuple[int, ...]) -> int:
