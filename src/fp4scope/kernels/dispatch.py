@@ -23,7 +23,7 @@ NUMERICS_VERSION = 1
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
 # On a CPU, so that a piece and what is made of it stay in the cache.
-_PIECE_ELEMENTS = 1 << 18
+_PIECE_ELEMENTS = 1 << 19
 
 _forced: str | None = None
 

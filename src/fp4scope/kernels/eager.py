@@ -13,6 +13,7 @@ Divisions by a tensor scale use a tensor, never a Python number: on CUDA torch t
 division by a host scalar into a multiplication by its reciprocal, which is not the same.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -58,11 +59,10 @@ def qdq_blocks(
         nonfinite: Set to true if `x` holds NaN or Inf.
     """
     magnitudes, amax_bits = _magnitudes(x)
-    if nonfinite is not None:
-        nonfinite.logical_or_((amax_bits >= _INF_BITS).any())
+    may_exceed = _look_at(amax_bits, limit, nonfinite)
     values, scale, _ = quantize_magnitudes_(magnitudes, amax_bits, fmt, g)
     q = values.mul_(scale)
-    if _may_exceed(limit, amax_bits):
+    if may_exceed:
         q.clamp_(max=limit)
     torch.copysign(q, x, out=out)
     if fmt.element.integer:
@@ -83,12 +83,22 @@ def _magnitudes(x: Tensor) -> tuple[Tensor, Int[Tensor, "rows blocks 1"]]:
     return bits.view(torch.float32), bits.amax(-1, keepdim=True)
 
 
-def _may_exceed(limit: float, amax_bits: Tensor) -> bool:
-    """Whether a dequantized value may be larger than `limit`; on a CPU, where looking is cheap."""
-    if amax_bits.is_cuda:
+def _look_at(amax_bits: Tensor, limit: float, nonfinite: Tensor | None) -> bool:
+    """Raise the flag where it is due; whether a dequantized value may be larger than `limit`."""
+    if amax_bits.is_cuda:  # nothing waits there
+        if nonfinite is not None:
+            nonfinite.logical_or_((amax_bits >= _INF_BITS).any())
         return True
+    top = int(amax_bits.max())
+    if nonfinite is not None and top >= _INF_BITS:
+        nonfinite.fill_(True)
     # Rounding a scale up makes a value at most four times as large.
-    return bool(amax_bits.max() >= torch.tensor(limit / 4, dtype=torch.float32).view(torch.int32))
+    return top >= _bits(limit / 4)
+
+
+@cache
+def _bits(value: float) -> int:
+    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
 def quantize_magnitudes_(
