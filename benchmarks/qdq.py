@@ -7,7 +7,8 @@ The first table: `out.copy_(x)` with a reused output, ours on every backend, and
 peer, on the same tensor in one run; ratios to the copy, and how many elements a peer has otherwise
 (a last bit counts). The second: a forward pass of a model the size of SmolLM2-135M with every
 linear quantized in weights (once, before) and activations, as a ratio to the same forward without.
-Medians: of interleaved runs on a CPU, of calls in a CUDA graph on a GPU (forwards run as they are).
+Interleaved runs on a CPU: the median time, and the median over rounds of the ratio within a round.
+On a GPU the median of calls in a CUDA graph (forwards run as they are).
 """
 
 import argparse
@@ -107,13 +108,13 @@ def _table(
         functions = [copied, *(function for _, function in rivals)]
         if device == "cuda":
             whose = ["copy", *(who for who, _ in rivals)]
-            times = [_on_the_device(*pair) for pair in zip(whose, functions, strict=True)]
+            taken = [[_on_the_device(*pair)] for pair in zip(whose, functions, strict=True)]
         else:
-            times = _interleaved(functions, device, repeat)
-        print(f"  {fmt.name:18}{'copy':34}{1e3 * times[0]:9.4f}{1:9.2f}")
-        for (who, function), seconds in zip(rivals, times[1:], strict=True):
+            taken = _interleaved(functions, device, repeat)
+        (seconds, ratio), *theirs = _medians(taken)
+        print(f"  {fmt.name:18}{'copy':34}{1e3 * seconds:9.4f}{ratio:9.2f}")
+        for (who, function), (seconds, ratio) in zip(rivals, theirs, strict=True):
             differ = int((function() != expected).sum())
-            ratio = seconds / times[0]
             print(f"  {'':18}{who:34}{1e3 * seconds:9.4f}{ratio:9.2f}{differ:9d}")
     print()
 
@@ -229,24 +230,33 @@ def _forwards(dtype: torch.dtype, device: str, formats: list[BlockFormat], repea
                 return forward()
 
         backends = _backends(ids.device)
-        times = _interleaved(
-            [forward, *(partial(quantized, name) for name in backends)], device, repeat
+        functions = [forward, *(partial(quantized, name) for name in backends)]
+        (seconds, ratio), *ours = _medians(_interleaved(functions, device, repeat))
+        print(f"  {fmt.name:18}{'plain':34}{1e3 * seconds:9.1f}{ratio:9.3f}")
+        for name, (seconds, ratio) in zip(backends, ours, strict=True):
+            print(f"  {'':18}{f'W4A4, {name}':34}{1e3 * seconds:9.1f}{ratio:9.3f}")
+
+
+def _medians(taken: list[list[float]]) -> list[tuple[float, float]]:
+    """Of each: seconds, and ratio to the first in the same round, which drifts as it does."""
+    return [
+        (
+            statistics.median(times),
+            statistics.median(a / b for a, b in zip(times, taken[0], strict=True)),
         )
-        print(f"  {fmt.name:18}{'plain':34}{1e3 * times[0]:9.1f}{1:9.3f}")
-        for name, seconds in zip(backends, times[1:], strict=True):
-            who = f"W4A4, {name}"
-            print(f"  {'':18}{who:34}{1e3 * seconds:9.1f}{seconds / times[0]:9.3f}")
+        for times in taken
+    ]
 
 
-def _interleaved(functions: list[Function], device: str, repeat: int) -> list[float]:
-    """Median seconds of each, all functions in turn, after two rounds to warm up."""
+def _interleaved(functions: list[Function], device: str, repeat: int) -> list[list[float]]:
+    """Seconds of each in every round, all functions in turn, after two rounds to warm up."""
     taken: list[list[float]] = [[] for _ in functions]
     for turn in range(repeat + 2):
         for times, function in zip(taken, functions, strict=True):
             seconds = _seconds(function, device)
             if turn >= 2:
                 times.append(seconds)
-    return [statistics.median(times) for times in taken]
+    return taken
 
 
 def _on_the_device(who: str, function: Function) -> float:

@@ -12,6 +12,7 @@ takes fewer.
 """
 
 import ctypes
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -26,24 +27,22 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3, MX_BLOCK, NV_BLOCK, ElementFormat
+from fp4scope.formats.spec import E4M3, MX_BLOCK, NV_BLOCK
+from fp4scope.kernels import fp32
 
 _SHARED_ELEMENTS = 1 << 15
 """Tensors from this size on are worth waking other threads, as in torch."""
-_PARTS = 64
-"""At most so many parts, four a thread."""
 # A job: addresses of x, out and the tensor scales; rows, blocks, parts; whether each row has its
-# own tensor scale; the next part; parameters of the kernel; and what each part found.
-_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _EACH, _NEXT, _PARAMETERS = range(9)
-_TOPS = _PARAMETERS + 10
-_JOB = _TOPS + _PARTS
+# own tensor scale; the next part; whether any part met NaN or Inf; parameters of the kernel.
+_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _EACH, _NEXT, _NONFINITE, _PARAMETERS = range(10)
+_JOB = _PARAMETERS + 10
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _I, _F, _U = np.int32, np.float32, np.uintp
-_MAGNITUDE = _I(0x7FFFFFFF)
+_MAGNITUDE = _I(fp32.MAGNITUDE)
 _SIGN = _I(-0x80000000)
-_INF = _I(0x7F800000)
+_INF = _I(fp32.INF)
 _HALF = _I(1 << 22)
 _ONE = _I(1 << 23)
 _MX = _U(MX_BLOCK)
@@ -63,27 +62,26 @@ def qdq_blocks(
     """As `eager.qdq_blocks`, bit for bit; on the CPU."""
     rows, blocks = x.shape[:2]
     threads = torch.get_num_threads() if x.numel() >= _SHARED_ELEMENTS else 1
-    parts = min(rows, 4 * threads, _PARTS) if threads > 1 else 1
-    entry, parameters = _kernel(fmt, limit)
-    job = np.zeros(_JOB, np.int64)
+    parts = min(rows, 4 * threads) if threads > 1 else 1
+    kernel, parameters = _kernel(fmt, limit)
     scales = None if g is None else g.reshape(-1).contiguous()
     addresses = (x.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
     each = 0 if g is None else int(len(g) > 1)
-    job[: _PARAMETERS + len(parameters)] = (*addresses, rows, blocks, parts, each, 0, *parameters)
-    _run(entry, job, threads)
-    if nonfinite is not None and job[_TOPS : _TOPS + parts].max() >= _INF:
+    job = array("q", (*addresses, rows, blocks, parts, each, 0, 0, *parameters))
+    _run(kernel, job, threads)
+    if nonfinite is not None and job[_NONFINITE]:
         nonfinite.fill_(True)
 
 
-def _run(entry: Any, job: np.ndarray, threads: int) -> None:
-    function, address = _FUNCTION(entry.address), job.ctypes.data
+def _run(kernel: Any, job: array, threads: int) -> None:
+    address, _ = job.buffer_info()
     parallel = _openmp()
     if threads == 1:
-        function(address)
+        kernel(address)
     elif parallel is not None:
-        parallel(function, address, threads, 0)
+        parallel(kernel, address, threads, 0)
     else:
-        list(_pool(threads).map(function, [address] * threads))
+        list(_pool(threads).map(kernel, [address] * threads))
 
 
 @cache
@@ -104,28 +102,21 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
-    """The entry of a format's kernel, and the parameters that make it so, floats as their bits."""
+    """A format's kernel, and the parameters that make it so, floats as their bits."""
     element = fmt.element
+    element_max = fp32.bits(element.max)
     zero_sign = 0 if element.integer else int(_SIGN)
-    shared = (*_rounding(element), _bits(limit), zero_sign)
+    shared = (*fp32.rounding(element), fp32.bits(limit), zero_sign)
     if fmt.uses_tensor_amax:
         four_over_six = fmt.rule is ScaleRule.FOUR_OVER_SIX
         entry = _four_over_six_entry if four_over_six else _two_level_entry
-        return entry, (_bits(element.max), *_rounding(E4M3), *shared)
-    if fmt.rule is ScaleRule.RCEIL:
-        return _power_of_two_entry, (int(_RCEIL), _bits(element.max), 0, 0, *shared)
-    carry = int(_ONE) >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
-    return _power_of_two_entry, (int(_TRUNCATED), 0, carry, element.max_exponent, *shared)
-
-
-def _rounding(element: ElementFormat) -> tuple[int, int, int]:
-    """For `_round`: bits of the largest value, of the smallest normal, and the shift."""
-    smallest, shift = 2.0**element.min_exponent, (23 - element.mantissa_bits) << 23
-    return _bits(element.max), _bits(smallest), shift
-
-
-def _bits(value: float) -> int:
-    return int(_F(value).view(_I))
+        parameters = (element_max, *fp32.rounding(E4M3), *shared)
+    else:
+        entry = _power_of_two_entry
+        carry = int(_ONE) >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
+        rule = _RCEIL if fmt.rule is ScaleRule.RCEIL else _TRUNCATED
+        parameters = (int(rule), element_max, carry, element.max_exponent, *shared)
+    return _FUNCTION(entry.address), parameters
 
 
 # ---- inside the kernels ----
@@ -371,11 +362,13 @@ def _power_of_two_entry(pointer):
     x, out = _tensor(job, _X, MX_BLOCK), _tensor(job, _OUT, MX_BLOCK)
     part = _ticket(pointer)
     while part < job[_COUNT]:
-        job[_TOPS + part] = _power_of_two(
+        top = _power_of_two(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]),
             _int(job, 0), _as_float(_int(job, 1)), _int(job, 2), _int(job, 3), _int(job, 4),
             _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
         part = _ticket(pointer)
 
 
@@ -387,11 +380,13 @@ def _two_level_entry(pointer):
     scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
     part = _ticket(pointer)
     while part < job[_COUNT]:
-        job[_TOPS + part] = _two_level(
+        top = _two_level(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
             _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
             _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
         part = _ticket(pointer)
 
 
@@ -403,9 +398,11 @@ def _four_over_six_entry(pointer):
     scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
     part = _ticket(pointer)
     while part < job[_COUNT]:
-        job[_TOPS + part] = _four_over_six(
+        top = _four_over_six(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
             _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
             _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
         part = _ticket(pointer)

@@ -92,16 +92,20 @@ def qdq(
         return out
     cols = x.shape[-1] if x.ndim else 1
     rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
-    if backend(x.device) == "triton":
-        _on_cuda(
-            rows_in, fmt, _amaxes(x, amax) if fmt.uses_tensor_amax else None, rows_out, nonfinite
-        )
+    name = backend(x.device)
+    if name == "triton":
+        amaxes = _amaxes(x, amax) if fmt.uses_tensor_amax else None
+        _on_cuda(rows_in, fmt, amaxes, rows_out, nonfinite)
         return out
     g = tensor_scales(x, fmt, amax) if fmt.uses_tensor_amax else None
-    blocks = _blocks_function(x.device)
-    direct = x.dtype == torch.float32 and cols % fmt.block_size == 0 and rows_in.is_contiguous()
+    blocks = _blocks_function(name)
     limit = torch.finfo(x.dtype).max
-    for rows in _pieces(rows_in, whole=x.is_cuda or (direct and blocks is not eager.qdq_blocks)):
+    direct = x.dtype == torch.float32 and cols % fmt.block_size == 0 and rows_in.is_contiguous()
+    if direct and (name == "numba" or x.is_cuda):
+        in_blocks = (len(rows_in), cols // fmt.block_size, fmt.block_size)
+        blocks(rows_in.view(in_blocks), fmt, g, rows_out.view(in_blocks), limit, nonfinite)
+        return out
+    for rows in _pieces(rows_in, whole=x.is_cuda):
         y = rows_in[rows] if direct else padded(rows_in[rows], fmt)
         target = rows_out[rows] if direct else torch.empty_like(y)
         in_blocks = (y.shape[0], -1, fmt.block_size)
@@ -159,8 +163,8 @@ def padded(rows: Float[Tensor, "rows cols"], fmt: BlockFormat) -> Float[Tensor, 
     return y.contiguous()
 
 
-def _blocks_function(device: torch.device) -> Callable[..., None]:
-    if backend(device) == "numba":
+def _blocks_function(name: str) -> Callable[..., None]:
+    if name == "numba":
         from fp4scope.kernels import compiled
 
         return compiled.qdq_blocks

@@ -13,7 +13,6 @@ Divisions by a tensor scale use a tensor, never a Python number: on CUDA torch t
 division by a host scalar into a multiplication by its reciprocal, which is not the same.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,10 +21,7 @@ from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
 from fp4scope.formats.spec import E4M3, ElementFormat
-
-_MAGNITUDE_BITS = 0x7FFFFFFF
-_INF_BITS = 0x7F800000
-_MANTISSA_BITS = 23
+from fp4scope.kernels import fp32
 
 
 class Quantized(NamedTuple):
@@ -79,26 +75,21 @@ def quantize_blocks(
 
 
 def _magnitudes(x: Tensor) -> tuple[Tensor, Int[Tensor, "rows blocks 1"]]:
-    bits = x.view(torch.int32) & _MAGNITUDE_BITS
-    return bits.view(torch.float32), bits.amax(-1, keepdim=True)
+    magnitudes = x.view(torch.int32) & fp32.MAGNITUDE
+    return magnitudes.view(torch.float32), magnitudes.amax(-1, keepdim=True)
 
 
 def _look_at(amax_bits: Tensor, limit: float, nonfinite: Tensor | None) -> bool:
     """Raise the flag where it is due; whether a dequantized value may be larger than `limit`."""
     if amax_bits.is_cuda:  # nothing waits there
         if nonfinite is not None:
-            nonfinite.logical_or_((amax_bits >= _INF_BITS).any())
+            nonfinite.logical_or_((amax_bits >= fp32.INF).any())
         return True
     top = int(amax_bits.max())
-    if nonfinite is not None and top >= _INF_BITS:
+    if nonfinite is not None and top >= fp32.INF:
         nonfinite.fill_(True)
     # Rounding a scale up makes a value at most four times as large.
-    return top >= _bits(limit / 4)
-
-
-@cache
-def _bits(value: float) -> int:
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+    return top >= fp32.bits(limit / 4)
 
 
 def quantize_magnitudes_(
@@ -131,24 +122,24 @@ def _power_of_two_scale(
     amax_bits: Int[Tensor, "rows blocks 1"], fmt: BlockFormat
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E8M0 scale from the bits of the amax: the scale, its inverse, its byte."""
-    one = 1 << _MANTISSA_BITS
+    one = 1 << fp32.MANTISSA_BITS
     if fmt.rule is ScaleRule.RCEIL:
         peak = amax_bits.view(torch.float32)
-        bits = (peak / torch.full_like(peak, fmt.element.max)).view(torch.int32)
+        over = (peak / torch.full_like(peak, fmt.element.max)).view(torch.int32)
         # The next power of two, unless it is one. Subnormals up to 2^-127 stay at byte 0.
-        byte = torch.where(bits <= one // 2, 0, (bits + (one - 1)) >> _MANTISSA_BITS)
+        byte = torch.where(over <= one // 2, 0, (over + (one - 1)) >> fp32.MANTISSA_BITS)
     else:
         # EVEN: a mantissa that the element would round up to 2 carries into the exponent.
         carry = one >> (fmt.element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
-        byte = ((amax_bits + carry) >> _MANTISSA_BITS) - fmt.element.max_exponent
+        byte = ((amax_bits + carry) >> fp32.MANTISSA_BITS) - fmt.element.max_exponent
         byte = byte.clamp_(min=0)
     return two_to(byte), two_to(254 - byte), byte
 
 
 def two_to(byte: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """2^(byte - 127); byte 0 is 2^-127, which FP32 holds only as a subnormal: no shift makes it."""
-    half = 1 << (_MANTISSA_BITS - 1)
-    return (byte << _MANTISSA_BITS).clamp_(min=half).view(torch.float32)
+    half = 1 << (fp32.MANTISSA_BITS - 1)
+    return (byte << fp32.MANTISSA_BITS).clamp_(min=half).view(torch.float32)
 
 
 def _block_scale(
@@ -211,8 +202,8 @@ def round_(
     scratch = torch.empty_like(y) if scratch is None else scratch
     # 2^E of each magnitude, at least that of the smallest normal; times 2^(23 - m) it has the
     # wanted spacing as its last place.
-    smallest = (element.min_exponent + 127) << _MANTISSA_BITS
-    torch.bitwise_and(y.view(torch.int32), _INF_BITS, out=scratch.view(torch.int32))
+    smallest = (element.min_exponent + 127) << fp32.MANTISSA_BITS
+    torch.bitwise_and(y.view(torch.int32), fp32.INF, out=scratch.view(torch.int32))
     scratch.view(torch.int32).clamp_(min=smallest)
-    shift = 2.0 ** (_MANTISSA_BITS - element.mantissa_bits)
+    shift = 2.0 ** (fp32.MANTISSA_BITS - element.mantissa_bits)
     return y.add_(scratch, alpha=shift).sub_(scratch, alpha=shift)

@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3, ElementFormat
+from fp4scope.formats.spec import E4M3
+from fp4scope.kernels import fp32
 
-_INF = tl.constexpr(0x7F800000)
-_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_INF = tl.constexpr(fp32.INF)
+_MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
 _HALF = tl.constexpr(1 << 22)
 _ONE = tl.constexpr(1 << 23)
 _STEP = tl.constexpr(1 << 20)
@@ -72,26 +73,16 @@ def _constants(fmt: BlockFormat, dtype: torch.dtype) -> dict[str, Any]:
     element = fmt.element
     even = fmt.rule is ScaleRule.EVEN
     return {
-        "LIMIT": _bits(torch.finfo(dtype).max),
+        "LIMIT": fp32.bits(torch.finfo(dtype).max),
         "RULE": fmt.rule.name,
         "CARRY": (1 << 23) >> (element.mantissa_bits + 1) if even else 0,
         "EMAX": element.max_exponent,
         "ELEMENT_MAX": element.max,
         "DIVISOR": fmt.tensor_divisor,
-        "ROUNDING": _rounding(element),
-        "SCALE_ROUNDING": _rounding(E4M3),
+        "ROUNDING": fp32.rounding(element),
+        "SCALE_ROUNDING": fp32.rounding(E4M3),
         "INTEGER": element.integer,
     }
-
-
-def _rounding(element: ElementFormat) -> tuple[int, int, int]:
-    """For `_round`: bits of the largest value, of the smallest normal, and the shift."""
-    shift = (23 - element.mantissa_bits) << 23
-    return _bits(element.max), _bits(2.0**element.min_exponent), shift
-
-
-def _bits(value: float) -> int:
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 
 @triton.jit

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from fp4scope.formats import BlockFormat
 from fp4scope.formats.spec import ElementFormat
+from fp4scope.kernels import fp32
 from fp4scope.kernels.dispatch import padded, tensor_scales
 from fp4scope.kernels.eager import quantize_blocks, two_to
 from fp4scope.kernels.public import checked
-
-_MANTISSA_BITS = 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def _encode(
         code = (magnitudes / element.smallest).to(torch.int32)
         return (torch.where(signed.signbit(), -code, code) & (2**element.bits - 1)).to(torch.uint8)
     # Exponent and mantissa of a normal value are those of FP32, with another bias.
-    bits = magnitudes.view(torch.int32) >> (_MANTISSA_BITS - element.mantissa_bits)
+    bits = magnitudes.view(torch.int32) >> (fp32.MANTISSA_BITS - element.mantissa_bits)
     normal = bits - ((127 - element.bias) << element.mantissa_bits)
     subnormal = (magnitudes / element.smallest).to(torch.int32)
     code = torch.where(magnitudes < 2.0**element.min_exponent, subnormal, normal)
