@@ -116,6 +116,9 @@ class Study(BaseModel):
     memory: str | None = Field(
         None, description="what a sweep may take beside the model, such as 8GB; else what is free"
     )
+    offload: Literal["auto", "yes", "no"] = Field(
+        "auto", description="keep the blocks in host memory; auto: if the device cannot hold them"
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(0, ge=0, description="order in which windows are measured")

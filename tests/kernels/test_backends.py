@@ -67,6 +67,27 @@ def test_every_backend_gives_the_bits_of_torch(other, name):
     assert used == {"torch", other}
 
 
+@pytest.mark.parametrize("name", NV)
+@pytest.mark.parametrize("other", [b for b in HERE if b != "torch"])
+def test_block_scales_at_their_ties(other, name):
+    """Amaxes whose scale lies at a midpoint of E4M3: another order of operations shows there."""
+    fmt = get_format(name)
+    points = torch.tensor(E4M3.magnitudes)
+    middles = (points[1:] + points[:-1]) / 2
+    for seed in range(20):
+        amax = 2 * torch.rand((), generator=torch.Generator().manual_seed(seed)) + 1
+        g = amax / fmt.tensor_divisor
+        ratios = torch.cat([middles, middles / 1.5]) if "4over6" in name else middles
+        peaks = torch.from_numpy(neighbours((ratios * fmt.element.max * g).numpy()))
+        x = gaussian(len(peaks), 16, seed=seed).clamp(-1, 1) * peaks[:, None]
+        x[:, 3] = -peaks
+        results = []
+        for each in ("torch", other):
+            with using(each):
+                results.append(qdq(x, fmt, amax))
+        assert_same(results[1], results[0])
+
+
 # ---- rounding to the element --------------------------------------------------------------------
 
 

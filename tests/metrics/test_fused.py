@@ -14,7 +14,10 @@ if not os.environ.get("TRITON_INTERPRET"):
 from fp4scope.metrics import fused
 
 # In lanes behind the vocabulary's end, whose values are dropped.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
 
 
 @pytest.fixture(params=[torch.float32, torch.float16], ids=str)
@@ -67,3 +70,17 @@ def test_a_tie_with_the_references_best_token_agrees():
     best, zero = torch.tensor([1, 0]), torch.tensor([0, 0])
     *_, top1, _ = fused.compare_rows(variants, zero, reference, None, best)
     assert top1.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("by", [-200.0, -70.0, 70.0, 200.0])
+def test_logits_far_from_the_references(logits, by):
+    """Beyond what exponentials relative to the reference's largest logit can hold."""
+    variants, reference = logits
+    variants = (variants.float() + by).to(variants.dtype)
+    most = reference.argmax(-1)
+    *_, logsumexp = fused.compare_rows(reference[None], most, reference, None, most)
+    nll, kl, top1, _ = fused.compare_rows(variants, most, reference, logsumexp[0], most)
+    expected = compare(variants, most, reference_predictions(reference))
+    torch.testing.assert_close(nll, expected.nll, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(kl, expected.kl, rtol=1e-4, atol=2e-4)
+    assert torch.equal(top1, expected.top1)

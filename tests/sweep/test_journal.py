@@ -20,7 +20,7 @@ CELL = Variant(
 )
 
 
-SHAPE = {"windows": 2, "groups": 1, "block": 4, "head": 8, "spill": False}
+SHAPE = {"windows": 2, "groups": 1, "block": 4, "head": 8, "rows": 128, "spill": False}
 SMALLER = SHAPE | {"windows": 1}
 
 

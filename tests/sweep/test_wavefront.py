@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fp4scope.inject import Injector
-from fp4scope.sweep.memory import Shape
-from fp4scope.sweep.wavefront import FEWEST_ROWS, TILE_ROWS, tiles
+from fp4scope.sweep.memory import TILE_ROWS, Shape
+from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
 
 EVERYTHING = {
     "formats": "mxfp4:floor,nvfp4",

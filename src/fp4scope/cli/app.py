@@ -91,6 +91,9 @@ def run(
     memory: Annotated[
         str | None, typer.Option(help="To take beside the model, such as 8GB (what is free).")
     ] = None,
+    offload: Annotated[
+        str | None, typer.Option(help="Blocks in host memory: auto, yes or no (auto).")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int | None, typer.Option(help="Order in which windows are measured.")] = None,

@@ -21,7 +21,7 @@ from fp4scope.sweep import PlannedVariant, plan
 # What a study's options say about where things come from, not about what is measured.
 _NOT_IDENTITY = {
     "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
-    "windows", "memory", "allow_partial", "trust_remote_code", "allow_pickle",
+    "windows", "memory", "offload", "allow_partial", "trust_remote_code", "allow_pickle",
 }  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         trust_remote_code=study.trust_remote_code,
         allow_pickle=study.allow_pickle,
         allow_partial=study.allow_partial,
+        offload=study.offload,
     )
     layout = loaded.layout
     tell(
@@ -94,6 +95,9 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         tell(Progress("loading", note=f"warning: {warning}"))
     if layout.routers:
         tell(Progress("loading", note=f"not quantized, as routers: {', '.join(layout.routers)}"))
+    if loaded.offloaded is not None:
+        note = f"the blocks wait in host memory and come to {loaded.device} in turn"
+        tell(Progress("loading", note=note))
     if loaded.prior_quantization:
         tell(
             Progress(

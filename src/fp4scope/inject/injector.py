@@ -52,8 +52,9 @@ class Injector:
         self._weights: dict[str, _WeightImage] = {}
         self._active = False
         self._modules: dict[str, nn.Linear | Conv1D] = {}
-        # One for each linear whose input was ever quantized; true only when an error follows.
-        self._flags: dict[str, Tensor] = {}
+        # One for each weight and each input that was quantized; true only when an error follows.
+        self._flags: dict[tuple[str, str], Tensor] = {}
+        self._amaxes: dict[tuple[str, torch.device], Tensor] = {}
         self._shared: _SharedInput | None = None
 
     @contextmanager
@@ -66,7 +67,7 @@ class Injector:
                 call `check` after several blocks.
 
         Raises:
-            NonFiniteError: NaN or Inf in a weight, or (when the block ends) in an input.
+            NonFiniteError: NaN or Inf in a weight or an input, said when the block ends.
             UnitError: The model has no such linear.
         """
         if self._active:
@@ -99,15 +100,17 @@ class Injector:
             self._active = False
 
     def check(self) -> None:
-        """Wait for the forwards so far, and complain if any quantized input was not finite.
+        """Wait for the forwards so far, and complain if any quantized operand was not finite.
 
         Raises:
             NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
-        if not self._flags or not bool(torch.stack(list(self._flags.values())).any()):
+        flags, self._flags = self._flags, {}
+        if not flags or not bool(torch.stack(list(flags.values())).any()):
             return
-        first = next(name for name, flag in self._flags.items() if bool(flag))
-        self._flags.clear()
+        first, operand = next(key for key, flag in flags.items() if bool(flag))
+        if operand == "weight":
+            raise NonFiniteError(f"the weight of {first} has NaN or Inf; the checkpoint is damaged")
         dtype = next(self.model.parameters()).dtype
         raise NonFiniteError(
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
@@ -139,10 +142,9 @@ class Injector:
         # The reduction axis comes last in nn.Linear, first in Conv1D.
         turned = isinstance(module, Conv1D)
         weight = module.weight.detach()
-        nonfinite = torch.zeros((), dtype=torch.bool, device=weight.device)
-        image = qdq(weight.T if turned else weight, fmt, nonfinite=nonfinite)
-        if bool(nonfinite):
-            raise NonFiniteError(f"the weight of {name} has NaN or Inf; the checkpoint is damaged")
+        image = qdq(
+            weight.T if turned else weight, fmt, nonfinite=self._flag(name, "weight", weight)
+        )
         image = image.T.contiguous() if turned else image
         parameter = nn.Parameter(image, requires_grad=False)
         version = module.weight._version
@@ -159,10 +161,6 @@ class Injector:
         self, name: str, fmt: BlockFormat, amax: float | None, _: nn.Module, args: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         x = args[0]
-        flag = self._flags.get(name)
-        if flag is None:
-            flag = torch.zeros((), dtype=torch.bool, device=x.device)
-            self._flags[name] = flag
         if amax == 0 and bool(x.any()):
             raise NonFiniteError(
                 f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
@@ -170,10 +168,27 @@ class Injector:
             )
         if self._shared is not None and self._shared.is_for(x, fmt, amax):
             return (self._shared.image, *args[1:])
-        image = qdq(x, fmt, _amax_tensor(x, fmt, amax), flag)
+        scale_amax = self._amax(name, x, amax) if fmt.uses_tensor_amax else None
+        image = qdq(x, fmt, scale_amax, self._flag(name, "input", x))
         if not x.is_inference():  # such tensors cannot tell whether they were changed
             self._shared = _SharedInput(x, x._version, fmt, amax, image)
         return (image, *args[1:])
+
+    def _flag(self, name: str, operand: str, x: Tensor) -> Tensor:
+        if (name, operand) not in self._flags:
+            self._flags[name, operand] = torch.zeros((), dtype=torch.bool, device=x.device)
+        return self._flags[name, operand]
+
+    def _amax(self, name: str, x: Tensor, amax: float | None) -> Tensor | None:
+        """The calibrated one, kept on the device, or that of each window."""
+        if x.numel() == 0:  # an expert that no token chose
+            return None
+        if amax is None:
+            return x.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1)) if x.ndim > 2 else None
+        key = name, x.device
+        if key not in self._amaxes:
+            self._amaxes[key] = torch.full((), amax, dtype=torch.float32, device=x.device)
+        return self._amaxes[key]
 
 
 @dataclass(frozen=True)
@@ -202,13 +217,3 @@ class _SharedInput:
     def is_for(self, x: Tensor, fmt: BlockFormat, amax: float | None) -> bool:
         same = self.x is x and self.version == x._version
         return same and self.fmt == fmt and self.amax == amax
-
-
-def _amax_tensor(x: Tensor, fmt: BlockFormat, amax: float | None) -> Tensor | None:
-    if not fmt.uses_tensor_amax or x.numel() == 0:  # an expert that no token chose
-        return None
-    if amax is not None:
-        return torch.full((), amax, dtype=torch.float32, device=x.device)
-    if x.ndim < 3:
-        return x.abs().amax()
-    return x.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1))

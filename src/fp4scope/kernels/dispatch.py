@@ -17,8 +17,8 @@ from fp4scope.errors import FormatError, nearest
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import eager
 
-NUMERICS_VERSION = 1
-"""Changes when any quantized value does: results of two versions must not be mixed."""
+NUMERICS_VERSION = 2
+"""Changes when any quantized value or perturbation does: two versions must not be mixed."""
 
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}

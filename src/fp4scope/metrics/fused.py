@@ -10,8 +10,10 @@ import triton.language as tl
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-_TILE = 4096
-_WARPS = 8
+_TILE = 1024
+_WARPS = 4
+# Exponentials of this much and their sums stay inside FP32.
+_FAR = tl.constexpr(60.0)
 
 
 def compare_rows(
@@ -27,7 +29,7 @@ def compare_rows(
         logits: The last axis contiguous.
         targets: The tokens that came next.
         reference: Logits to compare with.
-        reference_logsumexp: Of these; without it the KL is left out (zero).
+        reference_logsumexp: Of these; without it the KL means nothing.
         best: The reference's most likely token.
     """
     variants, rows, vocab = logits.shape
@@ -41,7 +43,8 @@ def compare_rows(
             logits,
             targets,
             reference,
-            nll if reference_logsumexp is None else reference_logsumexp,
+            # One kernel for both, so that the same logits have the same log-sum-exp to the bit.
+            nll.new_zeros(rows) if reference_logsumexp is None else reference_logsumexp,
             best,
             nll,
             kl,
@@ -52,7 +55,6 @@ def compare_rows(
             logits.stride(0),
             logits.stride(1),
             reference.stride(0),
-            COMPARED=reference_logsumexp is not None,
             TILE=_TILE,
             num_warps=_WARPS,
         )
@@ -63,33 +65,38 @@ def compare_rows(
 @no_type_check
 def _kernel(
     logits, targets, reference, reference_logsumexp, best, nll, kl, top1, logsumexp,
-    rows, vocab, variant_stride, row_stride, reference_stride,
-    COMPARED: tl.constexpr, TILE: tl.constexpr,
+    rows, vocab, variant_stride, row_stride, reference_stride, TILE: tl.constexpr,
 ):  # fmt: skip
     variant, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     mine = logits + variant * variant_stride + row * row_stride
     theirs = reference + row * reference_stride
-    if COMPARED:
-        other = tl.load(reference_logsumexp + row)
-    peak = float("-inf")
+    most, other = tl.load(best + row), tl.load(reference_logsumexp + row)
+    # Exponentials are relative to the reference's largest logit: no tile waits for a maximum.
+    shift = tl.load(theirs + most).to(tl.float32)
+    peaks = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     divergence = tl.zeros((TILE,), tl.float32)
     for start in range(0, vocab, TILE):
         column = start + tl.arange(0, TILE)
         inside = column < vocab
         z = tl.load(mine + column, mask=inside, other=float("-inf")).to(tl.float32)
-        new_peak = tl.maximum(peak, tl.max(z, axis=0))
-        total = total * tl.exp(peak - new_peak) + tl.exp(z - new_peak)
-        peak = new_peak
-        if COMPARED:
-            r = tl.load(theirs + column, mask=inside, other=float("-inf")).to(tl.float32)
-            divergence += tl.where(inside, tl.exp(r - other) * (r - z), 0.0)
-    mine_logsumexp = tl.log(tl.sum(total, axis=0)) + peak
+        r = tl.load(theirs + column, mask=inside, other=float("-inf")).to(tl.float32)
+        peaks = tl.maximum(peaks, z)
+        total += tl.exp(z - shift)
+        divergence += tl.where(inside, tl.exp(r - other) * (r - z), 0.0)
+    peak = tl.max(peaks, axis=0)
+    if tl.abs(peak - shift) > _FAR:  # once more, relative to its own
+        shift = peak
+        total = tl.zeros((TILE,), tl.float32)
+        for start in range(0, vocab, TILE):
+            column = start + tl.arange(0, TILE)
+            z = tl.load(mine + column, mask=column < vocab, other=float("-inf")).to(tl.float32)
+            total += tl.exp(z - shift)
+    mine_logsumexp = tl.log(tl.sum(total, axis=0)) + shift
     place = variant * rows + row
     target = tl.load(mine + tl.load(targets + row)).to(tl.float32)
-    likely = tl.load(mine + tl.load(best + row)).to(tl.float32)
+    likely = tl.load(mine + most).to(tl.float32)
     tl.store(nll + place, mine_logsumexp - target)
     tl.store(top1 + place, (likely >= peak).to(tl.uint8))
     tl.store(logsumexp + place, mine_logsumexp)
-    if COMPARED:
-        tl.store(kl + place, tl.sum(divergence, axis=0) + (mine_logsumexp - other))
+    tl.store(kl + place, tl.sum(divergence, axis=0) + (mine_logsumexp - other))

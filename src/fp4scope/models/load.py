@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
 from fp4scope.models.layout import Layout, find_layout, is_linear
+from fp4scope.models.offload import Offloaded
 from fp4scope.models.stack import BlockStack, last_rows
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
@@ -56,6 +57,7 @@ class LoadedModel:
     fingerprint: str
     prior_quantization: str | None = None
     warnings: tuple[str, ...] = ()
+    offloaded: Offloaded | None = None
 
     @property
     def config(self) -> Any:  # noqa: ANN401
@@ -90,7 +92,7 @@ class LoadedModel:
     @cached_property
     def stack(self) -> BlockStack:
         """The blocks, to be run one at a time."""
-        return BlockStack(self.model, self.layout)
+        return BlockStack(self.model, self.layout, self.offloaded)
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
@@ -112,6 +114,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     allow_partial: bool = False,
+    offload: str = "auto",
 ) -> LoadedModel:
     """The model called `name`, on `device`, ready to be measured.
 
@@ -124,6 +127,8 @@ def load_model(
         trust_remote_code: Run Python code that the model brings.
         allow_pickle: Load weights that are not safetensors.
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
+        offload: `yes`: the blocks wait in host memory and come to the device in turn; `auto`: if
+            they do not fit there.
 
     Raises:
         ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
@@ -159,7 +164,15 @@ def load_model(
             "language model"
         )
     shown = Path(name).name.removesuffix(".gguf") if Path(source).exists() else name
-    return adopt(model.to(where), tokenizer, name=shown, prior=prior, allow_partial=allow_partial)
+    return adopt(
+        model,
+        tokenizer,
+        name=shown,
+        prior=prior,
+        allow_partial=allow_partial,
+        device=where,
+        offload=offload,
+    )
 
 
 def adopt(
@@ -169,8 +182,19 @@ def adopt(
     name: str | None = None,
     prior: str | None = None,
     allow_partial: bool = False,
+    device: torch.device | None = None,
+    offload: str = "no",
 ) -> LoadedModel:
     """A model that is in memory already, checked and described like a loaded one.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        name: What to call it.
+        prior: How its weights were quantized before.
+        allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
+        device: Where to move it; by default it stays.
+        offload: As for `load_model`; `yes` and `auto` need a device.
 
     Raises:
         ModelError: It has no blocks, or too little of them can be quantized.
@@ -179,6 +203,9 @@ def adopt(
     config = model.config
     _require_decoder(config, name or type(model).__name__)
     layout = find_layout(model)
+    offloaded = None
+    if device is not None:
+        offloaded = _placed(model, layout, device, offload)
     _require_causal(model, name or type(model).__name__)
     if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
@@ -204,7 +231,32 @@ def adopt(
         fingerprint=_fingerprint(model),
         prior_quantization=prior,
         warnings=tuple(warnings),
+        offloaded=offloaded,
     )
+
+
+def _placed(
+    model: PreTrainedModel, layout: Layout, device: torch.device, offload: str
+) -> Offloaded | None:
+    """Move a model to a device, or all of it but its blocks."""
+    if offload == "no" or (offload == "auto" and _fits(model, device)):
+        model.to(device)  # type: ignore[arg-type]
+        return None
+    blocks = list(model.get_submodule(layout.blocks_path).children())
+    waiting = {id(t) for block in blocks for t in (*block.parameters(), *block.buffers())}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in waiting:
+            tensor.data = tensor.data.to(device)
+    return Offloaded(blocks, device)
+
+
+def _fits(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether a GPU has room for the weights and some more to work in."""
+    if device.type != "cuda":
+        return True
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    free, _ = torch.cuda.mem_get_info(device)
+    return weights < 0.8 * free
 
 
 def resolve_device(device: str) -> torch.device:

@@ -2,15 +2,16 @@
 
 A block takes more than a hidden state: masks, rotary embeddings, positions, which differ by
 layer type and by family. None of it is derived here. `capture` lets the model run its own
-forward on each window and keeps what every block was called with; `run` calls a block the same
-way on a batch of other hidden states. What the model does after its blocks (final norm, head,
-soft caps, scales) is its own forward too, run with the blocks stepping aside: `tail`.
+forward on each window, its blocks stepping aside, and keeps what every block was called with; `run`
+calls a block the same way on a batch of other hidden states. What the model does after its blocks
+(final norm, head, soft caps, scales) is its own forward too, the blocks aside again: `tail`.
 """
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
+from fp4scope.models.fusion import fused
 from fp4scope.models.layout import Layout
+from fp4scope.models.offload import Offloaded
 
 Tail = Callable[[Tensor], Tensor]
 _HIDDEN = "hidden_states"
@@ -60,14 +63,24 @@ class PerWindow:
 
 
 class BlockStack:
-    """The blocks of a model, to be run one at a time."""
+    """The blocks of a model, to be run one at a time.
 
-    def __init__(self, model: PreTrainedModel, layout: Layout) -> None:
+    Args:
+        model: The model.
+        layout: Of the model.
+        offloaded: What brings its blocks to the device, if they wait on the host.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, layout: Layout, offloaded: Offloaded | None = None
+    ) -> None:
         self._model = model
+        self._offloaded = offloaded
         stack = model.get_submodule(layout.blocks_path)
         assert isinstance(stack, nn.ModuleList)
         self._blocks = list(stack)
-        self._returns_tuple = [False] * len(self._blocks)
+        # Whether each block returns a tuple; unknown until the blocks have run once.
+        self._returns_tuple: list[bool] = []
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -76,6 +89,9 @@ class BlockStack:
     def capture(self, ids: Int[Tensor, "windows tokens"]) -> BlockInputs:
         """Run the model's own forward on each window and keep what its blocks are called with.
 
+        The first time of all the blocks run, which shows what they return; from then on they step
+        aside, since what a model hands its blocks beside the states does not depend on these.
+
         Raises:
             ModelError: A block does not run exactly once a forward, or takes no hidden state.
         """
@@ -83,36 +99,68 @@ class BlockStack:
         return BlockInputs(torch.cat(embedded), _merge(calls))
 
     def _capture_one(self, row: Int[Tensor, " tokens"]) -> tuple[Tensor, tuple[Any, ...]]:
-        order: list[int] = []
-        calls: list[Any] = []
+        calls: list[tuple[int, Any]] = []
         embedded: list[Tensor] = []
+        returns_tuple: list[bool] = []
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
             hidden = _hidden(args, kwargs)
-            if not order:
+            if not calls:
                 embedded.append(hidden.clone())
-            order.append(index)
-            calls.append(_without_hidden(args, kwargs))
+            calls.append((index, _without_hidden(args, kwargs)))
 
-        def after(index: int, _: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-            self._returns_tuple[index] = isinstance(output, tuple)
+        def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
+            returns_tuple.append(isinstance(output, tuple))
 
-        hooks = []
-        for index, block in enumerate(self._blocks):
-            hooks.append(block.register_forward_pre_hook(partial(before, index), with_kwargs=True))
-            hooks.append(block.register_forward_hook(partial(after, index)))
-        try:
+        with ExitStack() as stack:
+            for index, block in enumerate(self._blocks):
+                hook = block.register_forward_pre_hook(partial(before, index), with_kwargs=True)
+                stack.callback(hook.remove)
+                stack.callback(block.register_forward_hook(after).remove)
+            if self._returns_tuple:
+                stack.enter_context(self._aside(lambda _, hidden: hidden))
             device = next(self._model.parameters()).device
             self._model(row[None].to(device), use_cache=False, **last_rows(self._model, 1))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if order != list(range(len(self._blocks))):
+        if [index for index, _ in calls] != list(range(len(self._blocks))):
             raise ModelError(
                 f"{type(self._model).__name__} does not run its {len(self._blocks)} blocks once "
                 "each and in order, so it cannot be measured block by block"
             )
-        return embedded[0], tuple(calls)
+        self._returns_tuple = returns_tuple
+        return embedded[0], tuple(call for _, call in calls)
+
+    def bring(self, block: int) -> None:
+        """Have a block's weights on the device."""
+        if self._offloaded is not None:
+            self._offloaded.bring(block)
+
+    @contextmanager
+    def fused(self) -> Iterator[None]:
+        """On a GPU, `run` with fewer kernels (`fusion`), until the `with` block ends."""
+        on_gpu = next(self._model.parameters()).is_cuda
+        with fused(self._blocks) if on_gpu else nullcontext():
+            yield
+
+    @contextmanager
+    def _aside(self, output: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+        """Blocks that do nothing but to return `output` of their number and what enters them."""
+
+        def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            x = output(index, _hidden(args, kwargs))
+            return (x, None) if self._returns_tuple[index] else x
+
+        own = [block.__dict__.get("forward") for block in self._blocks]
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = partial(aside, index)
+            with self._offloaded.paused() if self._offloaded is not None else nullcontext():
+                yield
+        finally:
+            for block, forward in zip(self._blocks, own, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
 
     @torch.no_grad()
     def run(
@@ -150,13 +198,12 @@ class BlockStack:
         # Not the padding: models warn of it.
         any_token = int(self._model.config.get_text_config().pad_token_id == 0)
 
-        def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def output(index: int, hidden: Tensor) -> Tensor:
             if not states:
                 raise RuntimeError(
                     "blocks step aside inside `tail()`; leave that `with` to run the model or them"
                 )
-            x = states[0] if index == len(self._blocks) - 1 else _hidden(args, kwargs)
-            return (x, None) if self._returns_tuple[index] else x
+            return states[0] if index == len(self._blocks) - 1 else hidden
 
         @torch.no_grad()
         def logits(hidden: Shaped[Tensor, "batch rows hidden"]) -> Tensor:
@@ -167,17 +214,8 @@ class BlockStack:
             finally:
                 states.clear()
 
-        own = [block.__dict__.get("forward") for block in self._blocks]
-        try:
-            for index, block in enumerate(self._blocks):
-                block.forward = partial(aside, index)
+        with self._aside(output):
             yield logits
-        finally:
-            for block, forward in zip(self._blocks, own, strict=True):
-                if forward is None:
-                    block.__dict__.pop("forward", None)
-                else:
-                    block.forward = forward
 
 
 def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
@@ -187,19 +225,34 @@ def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
 
 
 def perturbation(
-    shape: Sequence[int], *, seed: int, replica: int, window: int, block: int
+    shape: Sequence[int],
+    *,
+    seed: int,
+    replica: int,
+    window: int,
+    block: int,
+    device: torch.device | None = None,
 ) -> Int8[Tensor, "tokens hidden"]:
     """By how many units in the last place to move what enters a block: -1, 0 or 1.
 
     It imitates rounding in another order. A quarter of the numbers, chosen by chance, go up or
     down by one unit: a root mean square of half a unit, about what the two additions in a block
     round off. It is to be done at every block, because adding a large number to a small one forgets
-    the small one's last place. The same arguments give the same perturbation on every machine.
+    the small one's last place. The same arguments give the same perturbation on every device: it is
+    a hash of the place (the finalizer of MurmurHash3, keyed), four bits of it for each number.
     """
-    key = hashlib.sha256(f"{seed} {replica} {window} {block}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-    dice = torch.randint(0, 8, shape, generator=generator, dtype=torch.int8)
-    return (dice == 0).to(torch.int8) - (dice == 1).to(torch.int8)
+    name = hashlib.sha256(f"{seed} {replica} {window} {block}".encode()).digest()
+    count = math.prod(shape)
+    h = torch.arange(-(-count // 8), device=device) * 2 + 1
+    for key, factor, shift in ((0, 0x85EBCA6B, 13), (4, 0xC2B2AE35, 16), (8, 0x85EBCA6B, 13)):
+        h ^= int.from_bytes(name[key : key + 4], "big")
+        h ^= h >> 16
+        h = (h * factor) & 0xFFFFFFFF  # whatever overflows 64 bits is above these 32
+        h ^= h >> shift
+    places = torch.arange(0, 32, 4, device=device, dtype=torch.int32)
+    dice = (h.to(torch.int32)[:, None] >> places) & 15
+    dice = dice.to(torch.int8).view(-1)[:count].view(*shape)
+    return (dice < 2).to(torch.int8) - (dice >> 1 == 1).to(torch.int8)
 
 
 def perturbed(

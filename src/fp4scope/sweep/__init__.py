@@ -2,6 +2,7 @@
 
 from fp4scope.sweep.journal import Journal, Measured, check_folder
 from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
+from fp4scope.sweep.memory import Shape
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.plan import PlannedVariant, plan
 
@@ -11,6 +12,7 @@ __all__ = [
     "Measured",
     "PlannedVariant",
     "Progress",
+    "Shape",
     "Sweep",
     "check_folder",
     "forecast_sweep",

@@ -43,6 +43,7 @@ def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfC
     """
     ids = ids[:2]
     own = torch.stack([loaded.logits(row, last=_LAST_ROWS) for row in ids])
+    loaded.stack.capture(ids[:1])  # the first of all runs the blocks, those that follow do not
     # Sums of products are FP32 and long whatever the dtype; what they end in has its rounding.
     allowed = 16 * torch.finfo(loaded.dtype).eps + 256 * torch.finfo(torch.float32).eps
     for together in (True, False):
@@ -86,8 +87,9 @@ def _block_by_block(
             # A batch that is no multiple of the windows shows an axis taken for the batch.
             windows = [*range(len(part))] + ([0] if together else [])
             hidden = inputs.embedded[windows]
-            for block in range(len(stack)):
-                hidden = stack.run(block, hidden, inputs, windows)
+            with stack.fused():
+                for block in range(len(stack)):
+                    hidden = stack.run(block, hidden, inputs, windows)
             with stack.tail() as tail:
                 found.append(tail(hidden[: len(part), -_LAST_ROWS:]))
     finally:

@@ -81,8 +81,8 @@ def forecast_sweep(
 
 
 def _executions(parts: Sequence[Pass], loaded: LoadedModel) -> int:
-    """Blocks to run on each window, the capture of their inputs among them."""
-    return sum(part.tree.executions + loaded.layout.blocks for part in parts)
+    """Blocks to run on each window."""
+    return sum(part.tree.executions for part in parts)
 
 
 def _work(parts: Sequence[Pass], loaded: LoadedModel) -> float:
@@ -137,7 +137,7 @@ class Sweep:
 
     @property
     def executions(self) -> int:
-        """Blocks to run on each window, the capture of their inputs among them."""
+        """Blocks to run on each window."""
         return _executions(self._passes, self._loaded)
 
     @property

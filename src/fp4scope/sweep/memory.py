@@ -19,10 +19,12 @@ from fp4scope.models import LoadedModel
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, build_tree
-from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches, tile_rows
+from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches
 
 # Where a device is busy: enough tokens for its matrix products, no more than its caches like.
 _BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
+# Rows of logits at a time: what a CPU's cache likes, and what keeps a GPU busier than its driver.
+TILE_ROWS = {"cpu": 128, "cuda": 1024}
 _HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
 # A chunk this large wastes little on quantizing the weights and capturing the inputs.
 _CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 23}
@@ -38,19 +40,20 @@ class Shape:
     """What runs together.
 
     `windows` in a chunk; variants in so many `groups`, each a pass over the weights; `block`
-    windows of any variants in a block's batch; `head` states in the head's; with `spill`
-    states wait on the host.
+    windows of any variants in a block's batch; `head` states in the head's, `rows` tokens of each;
+    with `spill` states wait on the host.
     """
 
     windows: int
     groups: int
     block: int
     head: int
+    rows: int = TILE_ROWS["cpu"]
     spill: bool = False
 
     @property
     def batches(self) -> Batches:
-        return Batches(self.block, self.head, self.spill)
+        return Batches(self.block, self.head, self.rows, self.spill)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -164,9 +167,9 @@ class Memory:
         if getattr(config, "_attn_implementation", None) == "eager":
             block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
 
-        rows = tile_rows(self._loaded.device) + FEWEST_ROWS
-        logits = min(tokens, rows) * config.vocab_size
-        head = logits * (size + 4) + shape.head * logits * size
+        logits = min(tokens, shape.rows + FEWEST_ROWS) * config.vocab_size
+        fused = self._kind == "cuda" and not unfused
+        head = logits * (size if fused else size + 4) + shape.head * logits * size
         if unfused:
             head += 3 * 4 * shape.head * logits
         kept = len(self._variants) * tokens * 9  # NLL, KL and top-1 of every row
@@ -179,9 +182,11 @@ class Memory:
             StudyError: Nothing fits.
         """
         shape = self._preferred(windows)
-        # A batch may take a quarter; smaller ones cost little until they are very small.
-        while self._workspace(shape) > budget // 4 and shape.block * shape.head > 1:
+        # A batch may take half; smaller ones cost little until they are very small.
+        while self._workspace(shape) > budget // 2 and shape.block * shape.head > 1:
             shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
+        while self._workspace(shape) > budget // 2 and shape.rows > TILE_ROWS["cpu"]:
+            shape = replace(shape, rows=shape.rows // 2)
         while self.needed(shape) > budget and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
         cuda = self._kind == "cuda"
@@ -206,6 +211,8 @@ class Memory:
             return replace(shape, groups=min(2 * shape.groups, len(self._variants)))
         if shape.block > 1 or shape.head > 1:
             return replace(shape, block=max(1, shape.block // 2), head=max(1, shape.head // 2))
+        if shape.rows > TILE_ROWS["cpu"]:
+            return replace(shape, rows=shape.rows // 2)
         if self._kind == "cuda" and not shape.spill:
             return replace(shape, spill=True)
         return None
@@ -213,11 +220,12 @@ class Memory:
     def _preferred(self, windows: int) -> Shape:
         config = self._loaded.config
         block = max(1, _BLOCK_TOKENS[self._kind] // self._seq_len)
-        rows = min(self._seq_len, tile_rows(self._loaded.device))
-        logits = rows * config.vocab_size * self._loaded.dtype.itemsize
+        rows = TILE_ROWS[self._kind]
+        logits = min(self._seq_len, rows) * config.vocab_size * self._loaded.dtype.itemsize
         head = max(1, _HEAD_BYTES[self._kind] // logits)
         chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._variants) * self._seq_len))
-        return Shape(windows=max(1, min(windows, block, chunk)), groups=1, block=block, head=head)
+        together = max(1, min(windows, block, chunk))
+        return Shape(windows=together, groups=1, block=block, head=head, rows=rows)
 
 
 def _gb(size: int) -> str:

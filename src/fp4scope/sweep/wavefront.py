@@ -24,21 +24,20 @@ from fp4scope.sweep.tree import Tree
 
 _T = TypeVar("_T")
 
-# Rows of logits at a time: what a CPU's cache likes, and what keeps a GPU busier than its driver.
-TILE_ROWS = {"cpu": 128, "cuda": 1024}
 # A matrix product of fewer rows rounds differently in CPU libraries.
 FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How much runs together: windows through a block, states through the head.
+    """How much runs together: windows through a block; states, and rows of each, through the head.
 
     With `spill`, states wait in host memory.
     """
 
     block: int
     head: int
+    rows: int
     spill: bool = False
 
 
@@ -111,26 +110,39 @@ class Wavefront:
         """
         inputs = self._stack.capture(ids)
         states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
-        uses = self._tree.uses()
-        for block, steps in enumerate(self._tree.steps):
-            moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
-            for step in steps:
-                with self._injector.applied(step.settings, check=False):
-                    for edges in _pieces(step.edges, max(1, self._batches.block // len(ids))):
-                        self._run(block, edges, states, inputs, moves)
-                        for parent, _ in edges:
-                            uses[parent] -= 1
-                            if not uses[parent]:
-                                del states[parent]
-                        advance(float(len(edges) * len(ids)))
-            self._injector.check()
-            self._injector.forget({name for step in steps for name in step.settings})
+        with self._stack.fused():
+            self._blocks(states, inputs, windows, advance)
         with self._stack.tail() as tail:
             measured = [
                 self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
                 for w in range(len(ids))
             ]
         return [list(by_window) for by_window in zip(*measured, strict=True)]
+
+    def _blocks(
+        self,
+        states: dict[int, Tensor],
+        inputs: BlockInputs,
+        windows: Sequence[int],
+        advance: Callable[[float], None],
+    ) -> None:
+        """From the roots' states to those of the leaves."""
+        uses = self._tree.uses()
+        together = max(1, self._batches.block // len(windows))
+        for block, steps in enumerate(self._tree.steps):
+            self._stack.bring(block)
+            moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
+            for step in steps:
+                with self._injector.applied(step.settings, check=False):
+                    for edges in _pieces(step.edges, together):
+                        self._run(block, edges, states, inputs, moves)
+                        for parent, _ in edges:
+                            uses[parent] -= 1
+                            if not uses[parent]:
+                                del states[parent]
+                        advance(float(len(edges) * len(windows)))
+            self._injector.check()
+            self._injector.forget({name for step in steps for name in step.settings})
 
     def _perturbations(
         self, block: int, windows: Sequence[int], shape: Sequence[int]
@@ -139,10 +151,17 @@ class Wavefront:
         return {
             replica: torch.stack(
                 [
-                    perturbation(shape, seed=self._seed, replica=replica, window=w, block=block)
+                    perturbation(
+                        shape,
+                        seed=self._seed,
+                        replica=replica,
+                        window=w,
+                        block=block,
+                        device=self._store,
+                    )
                     for w in windows
                 ]
-            ).to(self._store)
+            )
             for replica in self._tree.roots
             if replica
         }
@@ -181,7 +200,7 @@ class Wavefront:
         """One window's final states to metrics, variants in the order of the plan."""
         targets = ids[1:].to(self._device)
         found = RowMetrics.empty(len(self._order), len(targets), self._device)
-        for tile in tiles(len(ids), tile_rows(self._device)):
+        for tile in tiles(len(ids), self._batches.rows):
             expected = targets[tile]
             rows = slice(tile.start, tile.start + len(expected))
             share = len(expected) / len(targets) * self._head_in_blocks
@@ -210,11 +229,6 @@ def head_in_blocks(loaded: LoadedModel) -> float:
     """How many blocks the head is worth, by the size of their weights."""
     head = loaded.config.vocab_size * loaded.config.hidden_size
     return head * loaded.layout.blocks / sum(weight.numel() for weight in loaded.weights)
-
-
-def tile_rows(device: torch.device) -> int:
-    """About how many rows of logits are made at a time."""
-    return TILE_ROWS.get(device.type, TILE_ROWS["cpu"])
 
 
 def tiles(rows: int, most: int) -> Iterator[slice]:

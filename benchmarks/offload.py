@@ -1,0 +1,134 @@
+r"""A sweep with the blocks in host memory against the same one with the whole model on the GPU.
+
+    python benchmarks/offload.py --config qwen2.5-0.5b --limit 1GB
+    python benchmarks/offload.py --config qwen2.5-14b --limit 80GB --cells down_proj
+
+Random weights. First everything on the device, without a limit; then with `--offload yes` and no
+more memory than --limit for everything that PyTorch allocates there, the rest of the model
+included, which it enforces itself (`set_per_process_memory_fraction`). Prints tokens a second
+(windows * tokens * variants), how often each block was copied a pass, the peak of the device
+memory, and how far the results are apart. --skip-whole leaves the first out.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+
+from fp4scope.inject import Injector
+from fp4scope.models import LoadedModel, adopt
+from fp4scope.study import Study, parse_memory
+from fp4scope.sweep import Journal, Shape, Sweep, plan
+from sweep import CONFIGS
+
+
+class Run(NamedTuple):
+    shape: Shape
+    seconds: float
+    tokens_a_second: float
+    peak_gb: float
+    nll: dict[str, list[float]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="qwen2.5-0.5b", choices=CONFIGS)
+    parser.add_argument("--limit", default="1GB")
+    parser.add_argument("--format", default="mxfp4:floor")
+    parser.add_argument("--cells", default="")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--skip-whole", action="store_true")
+    options = parser.parse_args()
+    limit = parse_memory(options.limit)
+    device = torch.device("cuda")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, python {platform.python_version()}, torch "
+        f"{torch.__version__}, {torch.cuda.get_device_name()}, bfloat16, {options.config}, "
+        f"{options.windows} windows of {options.seq_len}, {options.format}"
+    )
+    whole = None
+    if not options.skip_whole:
+        loaded = adopt(_model(options.config), None, name="random", device=device)
+        whole = _sweep(loaded, options, memory=None)
+        _print("whole model on the device", whole)
+        del loaded
+        torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    loaded = adopt(_model(options.config), None, name="random", device=device, offload="yes")
+    assert loaded.offloaded is not None
+    torch.cuda.empty_cache()
+    before = loaded.offloaded.copies
+    sweep = _sweep(loaded, options, memory=int(0.95 * limit) - torch.cuda.memory_allocated())
+    _print(f"blocks on the host, {options.limit}", sweep)
+    copies = (loaded.offloaded.copies - before) / len(loaded.stack)
+    passes = -(-options.windows // sweep.shape.windows) * sweep.shape.groups
+    print(f"  each block was copied {copies:.2f} times, in {passes} passes and the self-check")
+    if whole is not None:
+        apart = [
+            abs(a - b) / options.seq_len
+            for key, values in whole.nll.items()
+            for a, b in zip(values, sweep.nll[key], strict=True)
+        ]
+        print(f"  NLL of a window apart by at most {max(apart):.2g} nats a token")
+        print(
+            f"  throughput {sweep.tokens_a_second / whole.tokens_a_second:.3f} of the whole one's"
+        )
+    return 0
+
+
+def _model(config: str) -> transformers.PreTrainedModel:
+    """Random weights in host memory, drawn on the device, block by block as fast as it can."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[config], dtype=torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda")
+        parameter.data.copy_(drawn.fill_(1) if "norm" in name else drawn.normal_(0, 0.02))
+    model.tie_weights()
+    rotary = model.model.rotary_emb
+    rotary.__init__(config=model.config)
+    return model
+
+
+def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) -> Run:
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.windows, options.seq_len)
+    ids = torch.randint(5, loaded.config.vocab_size, shape, generator=generator)
+    study = Study.build(
+        model="-", formats=options.format, sweep="cells", cells=options.cells, direction="restore"
+    )
+    variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+    injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.jsonl", {})
+        sweep = Sweep(loaded, ids, variants, injector, journal, memory=memory)
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        sweep.run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+        nll = {key: list(o.sorted().nll) for key, o in journal.observations.items()}
+        journal.close()
+    rate = len(variants) * ids.numel() / seconds
+    return Run(sweep.shape, seconds, rate, torch.cuda.max_memory_allocated() / 1e9, nll)
+
+
+def _print(label: str, run: Run) -> None:
+    print(
+        f"{label}: {run.seconds:.1f} s, {run.tokens_a_second:,.0f} tokens a second, peak "
+        f"{run.peak_gb:.2f} GB, {run.shape}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Blocks that wait on the host: the same bits, each copied once a pass."""
+
+import pytest
+import torch
+
+from fp4scope.errors import NonFiniteError
+from fp4scope.formats import get_format
+from fp4scope.inject import Injector, Setting
+from fp4scope.models import adopt
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# More blocks than fit on the device at a time.
+FAMILIES = {
+    "llama": "num_hidden_layers",
+    "gemma3": "num_hidden_layers",
+    "qwen3-moe": "num_hidden_layers",
+    "gpt2": "n_layer",
+}
+DEPTH = 4
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request, tiny_model):
+    """The same model as it is, and with its blocks on the host."""
+
+    def build():
+        return tiny_model(request.param, **{FAMILIES[request.param]: DEPTH})
+
+    waiting = adopt(build(), None, device=DEVICE, offload="yes", allow_partial=True)
+    return adopt(build(), None, device=DEVICE, allow_partial=True), waiting
+
+
+def test_the_same_logits_and_fingerprint(both, ids):
+    whole, waiting = both
+    assert waiting.offloaded is not None
+    assert whole.offloaded is None
+    assert whole.fingerprint == waiting.fingerprint
+    for row in ids:
+        for _ in range(2):
+            assert torch.equal(waiting.logits(row), whole.logits(row))
+
+
+def test_a_forward_reads_each_block_once(both, ids):
+    _, waiting = both
+    waiting.logits(ids[0])
+    before = waiting.offloaded.copies
+    for passes in range(1, 4):
+        waiting.logits(ids[0])
+        assert waiting.offloaded.copies == before + passes * DEPTH
+
+
+def test_stepping_aside_reads_nothing(both, ids):
+    _, waiting = both
+    inputs = waiting.stack.capture(ids)
+    before = waiting.offloaded.copies
+    waiting.stack.capture(ids)
+    with waiting.stack.tail() as tail:
+        tail(inputs.embedded)
+    assert waiting.offloaded.copies == before
+
+
+@pytest.mark.parametrize("order", [[0, 1, 0, 0, 1], [3, 3, 0, 2], [2, 1, 0, 1, 2]], ids=str)
+def test_blocks_in_any_order(both, ids, order):
+    whole, waiting = both
+    inputs = whole.stack.capture(ids), waiting.stack.capture(ids)
+    for block in order:
+        results = [
+            loaded.stack.run(block, given.embedded, given, [0, 1])
+            for loaded, given in zip(both, inputs, strict=True)
+        ]
+        assert torch.equal(*results)
+
+
+def test_parameters_stay_the_same_objects(tiny_model, ids):
+    model = tiny_model("llama")
+    before = dict(model.named_parameters())
+    values = {name: p.detach().clone() for name, p in before.items()}
+    waiting = adopt(model, None, device=DEVICE, offload="yes")
+    waiting.logits(ids[0])
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name]
+        assert torch.equal(parameter.cpu(), values[name])
+
+
+def test_quantized_weights_survive_another_block(both, ids):
+    whole, waiting = both
+    name = waiting.layout.linears[0]
+    settings = {name: Setting(weights=get_format("nvfp4"))}
+    results = []
+    for loaded in both:
+        injector = Injector(loaded.model)
+        loaded.stack.bring(0)
+        with injector.applied(settings):
+            results += [loaded.logits(ids[0])]
+        loaded.stack.bring(1)
+        loaded.stack.bring(0)
+        with injector.applied(settings):
+            results += [loaded.logits(ids[0])]
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert not torch.equal(results[0], whole.logits(ids[0]))
+
+
+def test_a_damaged_weight_is_still_named(tiny_model, ids):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    injector = Injector(model)
+    name = "model.layers.1.mlp.up_proj"
+    with (
+        pytest.raises(NonFiniteError, match=f"the weight of {name} has NaN or Inf"),
+        injector.applied({name: Setting(weights=get_format("mxfp4"))}),
+    ):
+        pass
