@@ -6,15 +6,15 @@ r"""The wavefront against evaluating the same cells one model run at a time, in 
         --formats mxfp4:floor,nvfp4 --rivals modelopt,eager --sample 8
 
 All cells (or some: --cells), restore, weights and activations, NLL with KL and top-1 on every side;
-the self-check is in the wavefront's time, compilation in nobody's. Prints seconds a variant, ratios, and how many blocks
-each cell cost: the wavefront's mean over cells must be (L + 1) / 2L of a whole run's, or this
-exits with 1. Beside it the floor: the operations that the sweep needs, at the rate that this
+the self-check is in the wavefront's time, compilation in nobody's. Prints seconds a variant,
+ratios, and how many blocks each cell cost: the wavefront's mean over cells must be (L + 1) / 2L of
+a whole run's, or this exits with 1. Beside it the floor: the operations that the sweep needs, at the rate that this
 machine reaches in a large matrix product. A head that is large beside the blocks (small models have
 one) limits the ratio, because every variant needs its own logits; so its size is printed too.
 
 Rivals: `naive` runs the model once a variant and window, with quantized weights kept and this
-project's kernels; `eager` is that with weights and activations quantized in plain torch in every
-forward, as a short script would; `modelopt` is NVIDIA ModelOpt: quantized once, the cell's
+project's kernels; `eager` quantizes weights and activations in every forward with twenty lines of
+PyTorch, as a paper's script does; `modelopt` is NVIDIA ModelOpt: quantized once, the cell's
 quantizers switched off. The last two evaluate 16 windows at a time. With --sample a rival
 evaluates about so many cells, evenly chosen, and its mean time is compared.
 """
@@ -26,13 +26,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 
+from fp4scope.formats import FORMATS, BlockFormat
 from fp4scope.inject import Injector
-from fp4scope.kernels import using
 from fp4scope.metrics import ReferencePredictions, compare, reference_predictions
 from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.observe import observe_inputs
@@ -197,11 +198,32 @@ def _eager(
 ) -> tuple[str, float, float]:
     @contextmanager
     def applied(variant: PlannedVariant) -> Iterator[None]:
-        injector.forget(loaded.layout.linears)
-        with using("torch"), injector.applied(variant.settings):
-            yield
+        linears = [loaded.model.get_submodule(name) for name in variant.settings]
+        for linear in linears:
+            linear.forward = partial(_quantized_linear, linear, FORMATS[fmt])
+        yield
+        for linear in linears:
+            del linear.forward
 
     return "eager, on the fly", *_one_by_one(loaded.model, ids, variants, applied)
+
+
+def _quantized_linear(linear: torch.nn.Linear, fmt: BlockFormat, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(_textbook(x, fmt), _textbook(linear.weight, fmt), linear.bias)
+
+
+def _textbook(x: torch.Tensor, fmt: BlockFormat) -> torch.Tensor:
+    """Quantize-dequantize by logarithms and steps, without an eye to speed or to the last bit."""
+    blocks = x.float().unflatten(-1, (-1, fmt.block_size))
+    amax = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    if fmt.uses_tensor_amax:
+        g = amax.max() / (6 * 448)
+        scale = (amax / 6 / g).to(torch.float8_e4m3fn).float().clamp(min=2**-9) * g
+    else:
+        scale = 2.0 ** (amax.log2().floor() - 2)
+    y = (blocks / scale).clamp(-6, 6)
+    step = 2.0 ** (y.abs().clamp(min=1).log2().floor() - 1)
+    return ((y / step).round() * step * scale).flatten(-2).to(x.dtype)
 
 
 def _modelopt(

@@ -82,5 +82,5 @@ def test_logits_far_from_the_references(logits, by):
     nll, kl, top1, _ = fused.compare_rows(variants, most, reference, logsumexp[0], most)
     expected = compare(variants, most, reference_predictions(reference))
     torch.testing.assert_close(nll, expected.nll, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(kl, expected.kl, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(kl, expected.kl, rtol=1e-4, atol=5e-4)
     assert torch.equal(top1, expected.top1)

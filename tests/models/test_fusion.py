@@ -16,7 +16,7 @@ def compiled(monkeypatch):
     called = []
 
     def compile_(function, **options):
-        assert options == {"options": {"emulate_precision_casts": True}}
+        assert options["options"] == {"emulate_precision_casts": True}
 
         def run(*args, **kwargs):
             called.append(function.__qualname__)

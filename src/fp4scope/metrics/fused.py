@@ -14,6 +14,7 @@ _TILE = 1024
 _WARPS = 4
 # Exponentials of this much and their sums stay inside FP32.
 _FAR = tl.constexpr(60.0)
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def compare_rows(
@@ -82,8 +83,8 @@ def _kernel(
         z = tl.load(mine + column, mask=inside, other=float("-inf")).to(tl.float32)
         r = tl.load(theirs + column, mask=inside, other=float("-inf")).to(tl.float32)
         peaks = tl.maximum(peaks, z)
-        total += tl.exp(z - shift)
-        divergence += tl.where(inside, tl.exp(r - other) * (r - z), 0.0)
+        total += tl.exp2(z * _LOG2E - shift * _LOG2E)
+        divergence += tl.where(inside, tl.exp2(r * _LOG2E - other * _LOG2E) * (r - z), 0.0)
     peak = tl.max(peaks, axis=0)
     if tl.abs(peak - shift) > _FAR:  # once more, relative to its own
         shift = peak
@@ -91,7 +92,7 @@ def _kernel(
         for start in range(0, vocab, TILE):
             column = start + tl.arange(0, TILE)
             z = tl.load(mine + column, mask=column < vocab, other=float("-inf")).to(tl.float32)
-            total += tl.exp(z - shift)
+            total += tl.exp2(z * _LOG2E - shift * _LOG2E)
     mine_logsumexp = tl.log(tl.sum(total, axis=0)) + shift
     place = variant * rows + row
     target = tl.load(mine + tl.load(targets + row)).to(tl.float32)

@@ -76,7 +76,7 @@ def _gate(activation: Function, gate: Tensor, up: Tensor) -> Tensor:
 
 @cache
 def _compiled(function: Function) -> Function:
-    compiled = torch.compile(function, options={"emulate_precision_casts": True})
+    compiled = torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
     failed = False
 
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -21,7 +21,7 @@ from fp4scope.sweep.journal import Journal, Measured
 from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.plan import PlannedVariant
-from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
+from fp4scope.sweep.wavefront import Wavefront, head_in_blocks, head_runs
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _executions(parts: Sequence[Pass], loaded: LoadedModel) -> int:
 
 
 def _work(parts: Sequence[Pass], loaded: LoadedModel) -> float:
-    heads = sum(len(part.variants) for part in parts)
+    heads = sum(head_runs(part.variants, part.tree) for part in parts)
     return _executions(parts, loaded) + heads * head_in_blocks(loaded)
 
 

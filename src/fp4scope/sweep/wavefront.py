@@ -48,6 +48,19 @@ class Compared(NamedTuple):
     against: int
 
 
+def comparisons(variants: Sequence[PlannedVariant], tree: Tree) -> list[Compared]:
+    """What the head does for each variant; variants with the same settings share it."""
+    leaves = list(zip(variants, tree.leaves, strict=True))
+    origin = {v.variant.key: leaf for v, leaf in leaves if v.replica == 0}
+    return [Compared(leaf, origin[v.against.key]) for v, leaf in leaves]
+
+
+def head_runs(variants: Sequence[PlannedVariant], tree: Tree) -> int:
+    """How many states' logits are made, with those that others are compared with."""
+    pairs = set(comparisons(variants, tree))
+    return len(pairs | {Compared(pair.against, pair.against) for pair in pairs})
+
+
 class Wavefront:
     """Measures variants together, chunk by chunk.
 
@@ -77,15 +90,7 @@ class Wavefront:
         self._seed = seed
         self._head_in_blocks = head_in_blocks(loaded)
         self._store = torch.device("cpu") if batches.spill else loaded.device
-        origin = {
-            v.variant.key: leaf
-            for v, leaf in zip(variants, tree.leaves, strict=True)
-            if v.replica == 0
-        }
-        self._wanted = [
-            Compared(leaf, origin[v.against.key])
-            for v, leaf in zip(variants, tree.leaves, strict=True)
-        ]
+        self._wanted = comparisons(variants, tree)
         # In the head, those that are compared with the same one follow it.
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
         self._order = {pair: place for place, pair in enumerate(pairs)}
