@@ -152,7 +152,7 @@ def search(costs: Floats, ends: Sequence[int], goal: BestGoal) -> BestSearch:
         >>> noise = np.random.default_rng(0).normal(size=(48, 3))
         >>> found = search(1e-2 * noise + [0.0, 0.02, 0.03], range(8, 49, 8), BestGoal(1))
         >>> found.found, found.windows
-        ([2], [8, 48, 48])
+        ([2], [8, 16, 16])
     """
     found = BestSearch(costs.shape[1], goal)
     for end in ends:
