@@ -21,7 +21,8 @@ DECISION = "best=2,within=0mnat"
 def trained(tmp_path_factory, tiny_tokenizer):
     """A model whose layers had to learn which two words may follow each, and its text.
 
-    Outliers in front of the second block's down_proj make that cell by far the most costly.
+    Outliers in front of down_proj, stronger in the second block, make that cell by far the most
+    costly.
     """
     torch.manual_seed(0)
     rng = random.Random(0)
@@ -47,9 +48,9 @@ def trained(tmp_path_factory, tiny_tokenizer):
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        mlp = model.model.layers[1].mlp
-        mlp.up_proj.weight[::32] *= 256
-        mlp.down_proj.weight[:, ::32] /= 256
+        for layer, factor in zip(model.model.layers, (8, 256), strict=True):
+            layer.mlp.up_proj.weight[::32] *= factor
+            layer.mlp.down_proj.weight[:, ::32] /= factor
     folder = tmp_path_factory.mktemp("trained")
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
