@@ -22,8 +22,8 @@ that may be read at any time. E_n rises with |t|, so these mu are mean +- critic
 E+_n = 2 E_n P(effect > 0 | the values), where the posterior probability is a Student t with n
 degrees of freedom: given sigma it is Phi(k / sigma), and 1 / sigma^2 is a scaled chi square.
 
-**c** decides for which n it is tightest, weakly. `EFFECT` = 0.7 is within 4% of the best c for
-n from 24 to 146 at alpha = 0.05 and within 1% from 32 on at alpha = 2.5e-5 (a pair of 210 cells).
+**c** decides for which n it is tightest, weakly. `EFFECT` = 0.7 is within 7% of the best c for
+n from 24 to 146 at alpha = 0.05 and within 2% from 32 on at alpha = 2.5e-5 (a pair of 210 cells).
 
 Values are not quite normal, so this was simulated: `docs/LOG.md` has coverage for heavy tails,
 skew and recorded differences.
