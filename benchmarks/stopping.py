@@ -8,7 +8,8 @@ are drawn with replacement, all units in the same ones, and the rule (`fp4scope.
 looks after every chunk up to the horizon. An error is a decision with a member that costs
 less than the k-th most costly unit does, less the tolerance; members accepted before an undecided
 end count too. Two savings: of unit-windows up to the horizon, and, where it was decided, of what
-measuring all units to the decision would take. Without --format and --direction it goes through all that the study has.
+measuring all units to the decision would take. Without --format and --direction it goes through
+all that the study has.
 """
 
 import argparse
