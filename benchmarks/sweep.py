@@ -8,9 +8,10 @@ r"""The wavefront against evaluating the same cells one model run at a time, in 
 All cells (or some: --cells), restore, weights and activations, NLL with KL and top-1 on every side;
 the self-check is in the wavefront's time, compilation in nobody's. Prints seconds a variant,
 ratios, and how many blocks each cell cost: the wavefront's mean over cells must be (L + 1) / 2L of
-a whole run's, or this exits with 1. Beside it the floor: the operations that the sweep needs, at the rate that this
-machine reaches in a large matrix product. A head that is large beside the blocks (small models have
-one) limits the ratio, because every variant needs its own logits; so its size is printed too.
+a whole run's, or this exits with 1. Beside it the floor: the operations that the sweep needs, at
+the rate that this machine reaches in a large matrix product. A head that is large beside the blocks
+(small models have one) limits the ratio, because every variant needs its own logits; so its size is
+printed too.
 
 Rivals: `naive` runs the model once a variant and window, with quantized weights kept and this
 project's kernels; `eager` quantizes weights and activations in every forward with twenty lines of

@@ -127,6 +127,11 @@ class Results:
     observations: dict[str, Observation] = field(default_factory=dict)
     activations: list[ActivationRecord] = field(default_factory=list)
 
+    @property
+    def anytime(self) -> bool:
+        """Whether how many windows a variant has seen depended on what was measured."""
+        return bool((self.protocol.get("stopping") or {}).get("anytime"))
+
     def observation(self, variant: Variant) -> Observation | None:
         return self.observations.get(variant.key)
 

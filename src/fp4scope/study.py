@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest
 from fp4scope.formats import get_format
+from fp4scope.goals import Goal, parse_goal
 
 STUDY_VERSION = 1
 
@@ -119,6 +120,9 @@ class Study(BaseModel):
     offload: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the blocks in host memory; auto: if the device cannot hold them"
     )
+    stop_when: str | None = Field(
+        None, description="a time, a half-width or a decision after which nothing is measured"
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(0, ge=0, description="order in which windows are measured")
@@ -164,6 +168,18 @@ class Study(BaseModel):
             if name == level.value:
                 found += [Direction(own)] if own else self.direction
         return tuple(dict.fromkeys(found))
+
+    @field_validator("stop_when")
+    @classmethod
+    def _a_goal(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_goal(value)
+        return value
+
+    @property
+    def goal(self) -> Goal | None:
+        """What `stop_when` says."""
+        return None if self.stop_when is None else parse_goal(self.stop_when)
 
     @field_validator("memory", mode="before")
     @classmethod

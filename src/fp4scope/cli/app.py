@@ -42,6 +42,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Bos = Annotated[str | None, typer.Option(help="BOS before every window: auto, yes or no.")]
 Remote = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run the model's code.")]
 Pickle = Annotated[bool | None, typer.Option("--allow-pickle", help="Load pickled weights.")]
+StopWhen = Annotated[
+    str | None,
+    typer.Option(help="A time (10m), half-width=2mnat, or best=10,within=3mnat,error=5%."),
+]
 Partial = Annotated[
     bool | None, typer.Option("--allow-partial", help="Go on when under 95% can be quantized.")
 ]
@@ -94,6 +98,7 @@ def run(
     offload: Annotated[
         str | None, typer.Option(help="Blocks in host memory: auto, yes or no (auto).")
     ] = None,
+    stop_when: StopWhen = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int | None, typer.Option(help="Order in which windows are measured.")] = None,

@@ -40,6 +40,8 @@ def print_plan(study: Study) -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if study.goal is not None:
+        rows["stops when"] = f"{study.goal}, or all windows are measured: the time is the most"
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, text in rows.items():
         facts.add_row(name, text)

@@ -12,6 +12,7 @@ from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
 from fp4scope.report.markdown import groups, headlines, interval, number, percent
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 
 CELLS_SHOWN = 10
 GRID_SHOWN = 32
@@ -62,13 +63,15 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         out.print()
         out.print(table)
     out.print()
-    for line in headlines(diagnosis):
+    for line in [*stopping_lines(diagnosis.results), *headlines(diagnosis)]:
         out.print(f"- {line}", style="bold", soft_wrap=True)
-    data = diagnosis.results.data
+    results = diagnosis.results
+    most = "up to " if results.anytime else ""
     out.print(
         "\nDifferences are millinats per token, more quantized minus less quantized (positive: "
-        f"quantizing this costs),\npaired over {data['windows']} windows of {data['seq_len']} "
-        "tokens, with 95% t intervals. restore: everything quantized but\nthis, what keeping it "
+        f"quantizing this costs),\npaired over {most}{windows_measured(results)} windows of "
+        f"{results.data['seq_len']} tokens, with {intervals_used(results).rstrip(',')}. restore: "
+        "everything quantized but\nthis, what keeping it "
         "saves; isolate: only this quantized, what it costs. Components that share a letter\n"
         "cannot be told apart. Rerun noise: what rounding alone does to a mean NLL, millinats.",
         soft_wrap=True,

@@ -22,7 +22,7 @@ from fp4scope.models import check_name, resolve_device
 from fp4scope.records import Observation, Results, Variant
 from fp4scope.stats import half_width, unit_table
 from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
+from fp4scope.sweep import MOST_WINDOWS, Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
 
 _WINDOWS = 4
 _TOKENS = {"cpu": 128, "cuda": 1024}
@@ -78,7 +78,13 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     probe = _Probe(prepared, study)
     probe.run(tell)
     planned = forecast_sweep(
-        loaded, prepared.variants, len(windows), windows.seq_len, probe.captured_bytes, memory
+        loaded,
+        prepared.variants,
+        len(windows),
+        windows.seq_len,
+        probe.captured_bytes,
+        memory,
+        most=None if study.goal is None else MOST_WINDOWS,
     )
     longer = windows.seq_len / probe.tokens
     calibration = prepared.calibration

@@ -13,15 +13,17 @@ from fp4scope.data import (
     evaluation_windows,
 )
 from fp4scope.errors import StudyError
+from fp4scope.goals import BestGoal
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, load_model
 from fp4scope.study import Study
-from fp4scope.sweep import PlannedVariant, plan
+from fp4scope.sweep import PlannedVariant, plan, require_reachable
 
 # What a study's options say about where things come from, not about what is measured.
 _NOT_IDENTITY = {
     "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
-    "windows", "memory", "offload", "allow_partial", "trust_remote_code", "allow_pickle",
+    "windows", "memory", "offload", "stop_when", "allow_partial", "trust_remote_code",
+    "allow_pickle",
 }  # fmt: skip
 
 
@@ -37,8 +39,13 @@ class Prepared:
 
 
 def own_identity(study: Study) -> dict[str, Any]:
-    """What can be said of a study's identity before anything is loaded."""
-    return study.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    """What can be said of a study's identity before anything is loaded.
+
+    A decision drops variants, so it is part of the identity. A time or a half-width only says how
+    far to go: a folder can be gone on with under another one.
+    """
+    decision = str(study.goal) if isinstance(study.goal, BestGoal) else None
+    return study.model_dump(mode="json", exclude=_NOT_IDENTITY) | {"stop_when": decision}
 
 
 def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> Prepared:
@@ -50,6 +57,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
     calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
     variants = plan(study, loaded.layout)
+    require_reachable(study.goal, variants)
     for note in _protocol_notes(windows, calibration):
         tell(Progress("loading", note=note))
     identity = own_identity(study) | {

@@ -26,7 +26,7 @@ from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
 from fp4scope.records import ActivationRecord, Results
 from fp4scope.report import Diagnosis, write_outputs
 from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Journal, Sweep, check_folder
+from fp4scope.sweep import Journal, Stopping, Sweep, check_folder
 from fp4scope.sweep import Progress as SweepProgress
 
 
@@ -178,8 +178,11 @@ def _run_in(
             observations=journal.observations,
             activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
         )
-        if len(journal.windows) < len(windows):
-            _measure(study, prepared, inputs, journal, results, tell)
+        stopping = Stopping(study.goal, prepared.variants, journal, started=started)
+        results.protocol["stopping"] = stopping.to_json(len(windows))
+        if len(journal.windows) < len(windows) and not stopping.reached:
+            _measure(study, prepared, inputs, journal, stopping, results, tell)
+        results.protocol["stopping"] = stopping.to_json(len(windows))
     finally:
         journal.close()
     results.protocol["self_check"] = journal.notes.get("self_check")
@@ -208,6 +211,7 @@ def _measure(
     prepared: Prepared,
     inputs: dict[str, Any],
     journal: Journal,
+    stopping: Stopping,
     results: Results,
     tell: Listener,
 ) -> None:
@@ -221,6 +225,7 @@ def _measure(
         journal,
         seed=study.seed,
         memory=None if study.memory is None else parse_memory(study.memory),
+        stopping=stopping,
     )
     if "self_check" not in journal.notes:
         journal.note("self_check", asdict(sweep.check))

@@ -106,6 +106,7 @@ def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
     element = fmt.element
     element_max = fp32.bits(element.max)
     zero_sign = 0 if element.integer else int(_SIGN)
+    parameters: tuple[int, ...]
     shared = (*fp32.rounding(element), fp32.bits(limit), zero_sign)
     if fmt.uses_tensor_amax:
         four_over_six = fmt.rule is ScaleRule.FOUR_OVER_SIX

@@ -81,7 +81,8 @@ class Diagnosis:
         return markdown(self)
 
     def __repr__(self) -> str:
-        windows = self.results.data.get("windows")
+        stopping = self.results.protocol.get("stopping") or self.results.data
+        windows = stopping.get("windows")
         return (
             f"Diagnosis({self.results.model.get('name')!r}: {len(self.results.observations)} "
             f"variants on {windows} windows)"

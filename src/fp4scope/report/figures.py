@@ -151,16 +151,15 @@ def percent_figure(
             f"direction is {direction!r}, and only restore has that"
         )
     table = _select(diagnosis.cells, "restore", operands)
-    baselines = {
-        r["format"]: r["ppl"] for r in diagnosis.baselines.where(operands=table[0]["operands"])
-    }
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
-        scale = 100 / baselines[rows[0]["format"]]
+        # The baseline's perplexity over the windows that this cell has seen.
+        scales = [100 / (r["ppl"] + r["delta_ppl"]) for r in rows]
+        whiskers = _whiskers(rows, "delta_ppl", 1.0)
         axis.errorbar(
             [r["block"] for r in rows],
-            [-scale * r["delta_ppl"] for r in rows],
-            yerr=_whiskers(rows, "delta_ppl", -scale),
+            [-scale * r["delta_ppl"] for scale, r in zip(scales, rows, strict=True)],
+            yerr=None if whiskers is None else whiskers * scales,
             fmt=".-",
             color=colour,
             linewidth=1,
@@ -291,8 +290,10 @@ def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
 
 
 def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
-    row = table[0]
+    seen = sorted(set(table["windows"]))
+    windows = f"{seen[0]} to {seen[-1]}" if len(seen) > 1 else f"{seen[0]}"
+    kind = "confidence sequences" if diagnosis.results.anytime else "intervals"
     return (
         f"{what}: {diagnosis.results.model['name']}\n"
-        f"{row['operands']}, {row['windows']} windows, 95% intervals"
+        f"{table[0]['operands']}, {windows} windows, 95% {kind}"
     )

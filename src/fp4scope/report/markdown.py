@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.figures import figure_names
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import MIN_WINDOWS, TOP_K, neighbour_correlation, significant, undecided
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
     results = diagnosis.results
     return environment.get_template("report.md.j2").render(
         d=diagnosis,
+        results=results,
         headlines=headlines(diagnosis),
         model=results.model,
         data=results.data,
@@ -46,6 +48,9 @@ def markdown(diagnosis: "Diagnosis") -> str:
         pattern_groups=list(groups(diagnosis.patterns)),
         figures=figure_names(diagnosis),
         neighbours=neighbour_correlation(results),
+        stopping=stopping_lines(results),
+        windows=windows_measured(results),
+        intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
         top_k=TOP_K,
     )

@@ -4,6 +4,7 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
+from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -17,6 +18,7 @@ from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import NeighbourCorrelation, neighbour_correlation
 from fp4scope.stats.noise import RerunNoise, noise_floor, rerun_noise
 from fp4scope.stats.ranks import TOP_K, top_probabilities
+from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
 from fp4scope.stats.tables import (
     activation_table,
     baseline_table,
@@ -25,20 +27,30 @@ from fp4scope.stats.tables import (
     unit_table,
 )
 from fp4scope.stats.tiers import tiers
+from fp4scope.stats.windows import Pairing, by_window, difference, family
 
 __all__ = [
     "CONFIDENCE",
     "MIN_WINDOWS",
     "SIGNIFICANCE",
     "TOP_K",
+    "BestSearch",
     "Estimate",
+    "Fate",
     "NeighbourCorrelation",
+    "Pairing",
     "RerunNoise",
     "activation_table",
+    "anytime_p_values",
     "baseline_table",
+    "by_window",
     "component_activation_table",
+    "critical",
+    "difference",
+    "family",
     "half_width",
     "holm",
+    "log_evidence",
     "mean",
     "neighbour_correlation",
     "noise_floor",
@@ -46,6 +58,7 @@ __all__ = [
     "paired",
     "perplexity_difference",
     "rerun_noise",
+    "search",
     "significant",
     "tiers",
     "top_probabilities",

@@ -15,6 +15,9 @@ at every n from 2 on. But rows are read one at a time, and of single rows (both 
 | outside 93-97% | 4.4% | 4.0% | 1.7% | 0.9% | 0.5% | 0.3% | none |
 | the worst covers | 90.4% | 90.2% | 90.8% | 91.4% | 91.7% | 92.1% | 93.3% |
 
+Where the number of windows depended on what was seen, these intervals cover less; with `anytime`
+a confidence sequence (`sequences`) of the same level stands in their place.
+
 `MIN_WINDOWS` is the smallest n at which 99 of 100 rows are inside however often the study is
 repeated; at 6 and 7 it depends on the draws. `tests/stats/test_coverage.py` repeats it.
 """
@@ -25,6 +28,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from fp4scope.stats.sequences import critical
 
 CONFIDENCE = 0.95
 MIN_WINDOWS = 8
@@ -57,7 +62,7 @@ def half_width(spread: float, n: int) -> float | None:
     return None if n < MIN_WINDOWS else _t(n) * spread / n**0.5
 
 
-def mean(values: ArrayLike) -> Estimate:
+def mean(values: ArrayLike, *, anytime: bool = False) -> Estimate:
     """The mean of per-window values.
 
     Example:
@@ -68,15 +73,21 @@ def mean(values: ArrayLike) -> Estimate:
     x = np.asarray(values, dtype=np.float64)
     if len(x) == 0:
         raise ValueError("a mean needs at least one window")
-    return _estimate(float(x.mean()), x)
+    return _estimate(float(x.mean()), x, anytime)
 
 
-def paired(more: ArrayLike, less: ArrayLike) -> Estimate:
-    """The mean of `more - less`, window by window: more quantized minus less quantized."""
-    return mean(np.asarray(more, np.float64) - np.asarray(less, np.float64))
+def paired(more: ArrayLike, less: ArrayLike, *, anytime: bool = False) -> Estimate:
+    """The mean of `more - less`, window by window: more quantized minus less quantized.
+
+    Args:
+        more: Per-window values of the more quantized.
+        less: Those of the less quantized, in the same windows.
+        anytime: Whether the interval must hold at all numbers of windows at once.
+    """
+    return mean(np.asarray(more, np.float64) - np.asarray(less, np.float64), anytime=anytime)
 
 
-def perplexity_difference(more: ArrayLike, less: ArrayLike) -> Estimate:
+def perplexity_difference(more: ArrayLike, less: ArrayLike, *, anytime: bool = False) -> Estimate:
     """exp(mean(more)) - exp(mean(less)) of per-window NLLs, paired.
 
     The error is first order: each window's share of the difference is
@@ -84,10 +95,10 @@ def perplexity_difference(more: ArrayLike, less: ArrayLike) -> Estimate:
     """
     a, b = np.asarray(more, np.float64), np.asarray(less, np.float64)
     ppl_a, ppl_b = np.exp(a.mean()), np.exp(b.mean())
-    return _estimate(float(ppl_a - ppl_b), ppl_a * a - ppl_b * b)
+    return _estimate(float(ppl_a - ppl_b), ppl_a * a - ppl_b * b, anytime)
 
 
-def _estimate(centre: float, shares: NDArray[np.float64]) -> Estimate:
+def _estimate(centre: float, shares: NDArray[np.float64], anytime: bool) -> Estimate:
     """`centre` with the standard error of the mean of what each window has a share in."""
     n = len(shares)
     if n == 1:
@@ -96,5 +107,5 @@ def _estimate(centre: float, shares: NDArray[np.float64]) -> Estimate:
     stderr = float(np.sqrt(deviations @ deviations / (n - 1) / n))
     if n < MIN_WINDOWS:
         return Estimate(centre, stderr, None, None, n)
-    half = _t(n) * stderr
+    half = (critical(n, round(1 - CONFIDENCE, 10)) if anytime else _t(n)) * stderr
     return Estimate(centre, stderr, centre - half, centre + half, n)

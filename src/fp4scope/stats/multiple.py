@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
+from fp4scope.stats.sequences import anytime_p_values
 from fp4scope.stats.windows import Floats
 
 SIGNIFICANCE = round(1 - CONFIDENCE, 10)
@@ -31,8 +32,10 @@ def p_values(means: Floats | float, stderrs: Floats | float, n: int) -> Floats:
     return np.asarray(2 * special.stdtr(n - 1, -t))
 
 
-def p_value(estimate: Estimate) -> float | None:
+def p_value(estimate: Estimate, *, anytime: bool = False) -> float | None:
     """The two-sided p-value against no difference; None below `MIN_WINDOWS`.
+
+    With `anytime` it is the one that belongs to the confidence sequence.
 
     Example:
         >>> round(p_value(Estimate(0.5, 0.2, low=0.04, high=0.96, n=9)), 4)
@@ -40,7 +43,8 @@ def p_value(estimate: Estimate) -> float | None:
     """
     if estimate.n < MIN_WINDOWS or estimate.stderr is None:
         return None
-    return float(p_values(estimate.mean, estimate.stderr, estimate.n))
+    test = anytime_p_values if anytime else p_values
+    return float(test(estimate.mean, estimate.stderr, estimate.n))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -5,6 +5,9 @@ quantized minus less quantized*: positive says that quantizing this costs. So a 
 compared with the reference, an isolated unit with the reference, and a restored unit's
 baseline with the restored unit.
 
+Where the number of windows depended on the data (a goal other than a time), intervals and
+p-values are those of confidence sequences (`sequences`).
+
 The last columns of a difference look at its whole family: the units of the same level, format,
 operands and direction (`multiple`, `tiers`, `ranks`).
 """
@@ -56,7 +59,7 @@ def baseline_table(results: Results) -> Table:
         row = {"format": variant.format, "operands": variant.operands}
         row |= _measures(observation, nll)
         if variant != REFERENCE:
-            row |= _difference(pairing.sides(observation, nll))
+            row |= _difference(pairing.sides(observation, nll), results.anytime)
         if (noise := rerun_noise(results, variant)) is not None:
             row |= {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
         rows.append(row)
@@ -81,25 +84,27 @@ def unit_table(results: Results, level: str) -> Table:
             "block": variant.block,
             _UNIT_NAME.get(level, "unit"): variant.unit,
             **_measures(observation, nll),
-            **_difference(sides),
+            **_difference(sides, results.anytime),
         }
         rows.append(row)
         if sides is not None:
             families[family(variant)].append((row, difference(sides)))
     for members in families.values():
-        _compare(level, *zip(*members, strict=True))
+        _compare(level, *zip(*members, strict=True), anytime=results.anytime)
     return Table(UNIT_COLUMNS[level], rows)
 
 
-def _compare(level: str, rows: Sequence[dict[str, Any]], costs: Sequence[Series]) -> None:
-    """Fill in what depends on the whole family."""
+def _compare(
+    level: str, rows: Sequence[dict[str, Any]], costs: Sequence[Series], *, anytime: bool
+) -> None:
+    """Fill in what depends on the whole family, over the windows that all of it has seen."""
     _, matrix = aligned(costs)
     columns: dict[str, Sequence[float | str | None]] = {
         "p_holm": holm([row["p"] for row in rows]),
         "p_top": top_probabilities(matrix, TOP_K[level]),
     }
     if "tier" in UNIT_COLUMNS[level]:
-        columns["tier"] = tiers(matrix)
+        columns["tier"] = tiers(matrix, anytime=anytime)
     for name, values in columns.items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
@@ -156,12 +161,13 @@ def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:
     }
 
 
-def _difference(sides: tuple[Series, Series] | None) -> dict[str, Any]:
+def _difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str, Any]:
     """Paired over the windows that both have seen; nothing where there is none."""
     if sides is None:
         return {}
     more, less = (side.values for side in sides)
-    nll, ppl = paired(more, less), perplexity_difference(more, less)
+    nll = paired(more, less, anytime=anytime)
+    ppl = perplexity_difference(more, less, anytime=anytime)
     return {
         "delta_nll": nll.mean,
         "delta_nll_stderr": nll.stderr,
@@ -170,5 +176,5 @@ def _difference(sides: tuple[Series, Series] | None) -> dict[str, Any]:
         "delta_ppl": ppl.mean,
         "delta_ppl_low": ppl.low,
         "delta_ppl_high": ppl.high,
-        "p": p_value(nll),
+        "p": p_value(nll, anytime=anytime),
     }

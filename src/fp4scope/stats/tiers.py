@@ -16,16 +16,18 @@ import numpy as np
 
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_values
+from fp4scope.stats.sequences import anytime_p_values
 from fp4scope.stats.windows import Floats
 
 _MAX_COLUMNS = 1000
 
 
-def tiers(costs: Floats) -> list[str | None]:
+def tiers(costs: Floats, *, anytime: bool = False) -> list[str | None]:
     """Letters of every unit, `a` with the most costly.
 
     Args:
         costs: What each unit costs in each window, windows by units.
+        anytime: Whether the p-values must hold at all numbers of windows at once.
 
     Returns:
         None for all below `MIN_WINDOWS`, or where the alphabet's 52 letters do not do.
@@ -35,20 +37,21 @@ def tiers(costs: Floats) -> list[str | None]:
         return [None] * units
     means = costs.mean(axis=0)
     order = sorted(range(units), key=lambda i: -means[i])
-    ranked = letters(units, separable(costs[:, order]))
+    ranked = letters(units, separable(costs[:, order], anytime=anytime))
     found: list[str | None] = [None] * units
     for unit, label in zip(order, ranked, strict=True):
         found[unit] = label
     return found
 
 
-def separable(costs: Floats) -> list[tuple[int, int]]:
+def separable(costs: Floats, *, anytime: bool = False) -> list[tuple[int, int]]:
     """The pairs of columns whose means differ at 5%, Holm over all pairs."""
     n, units = costs.shape
     first, second = np.triu_indices(units, 1)
     differences = costs[:, first] - costs[:, second]
     stderrs = differences.std(axis=0, ddof=1) / np.sqrt(n)
-    adjusted = holm(p_values(differences.mean(axis=0), stderrs, n).tolist())
+    test = anytime_p_values if anytime else p_values
+    adjusted = holm(test(differences.mean(axis=0), stderrs, n).tolist())
     pairs = zip(first.tolist(), second.tolist(), adjusted, strict=True)
     return [(i, j) for i, j, p in pairs if p is not None and p <= SIGNIFICANCE]
 

@@ -5,17 +5,21 @@ from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
 from fp4scope.sweep.memory import Shape
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.plan import PlannedVariant, plan
+from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, require_reachable
 
 __all__ = [
+    "MOST_WINDOWS",
     "Forecast",
     "Journal",
     "Measured",
     "PlannedVariant",
     "Progress",
     "Shape",
+    "Stopping",
     "Sweep",
     "check_folder",
     "forecast_sweep",
     "measure_naively",
     "plan",
+    "require_reachable",
 ]

@@ -49,8 +49,8 @@ class Journal:
         self.path = path
         self.observations: dict[str, Observation] = {}
         self.notes: dict[str, Any] = {}
-        self.windows: list[int] = []
-        """Windows on which every variant was measured, in that order."""
+        self.chunks: list[list[int]] = []
+        """The windows of each chunk, as they were measured."""
         self.shapes: list[dict[str, Any]] = []
         """The different shapes of the chunks, as they came."""
         identity = json.loads(json.dumps(identity))
@@ -73,6 +73,11 @@ class Journal:
             if not lines:
                 self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
             self._close = opened.pop_all().close
+
+    @property
+    def windows(self) -> list[int]:
+        """Windows on which every variant was measured that was not decided, in that order."""
+        return [window for chunk in self.chunks for window in chunk]
 
     def close(self) -> None:
         self._close()
@@ -121,7 +126,7 @@ class Journal:
                 tokens, nll, kl, top1 = row
                 replica = measured["replica"]
                 observation.add(window, replica, tokens=tokens, nll=nll, kl=kl, top1=top1)
-        self.windows += record["chunk"]
+        self.chunks.append(record["chunk"])
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record).encode() + b"\n"

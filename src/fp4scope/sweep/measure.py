@@ -2,10 +2,12 @@
 
 Chunks run through the windows in a seeded permutation, so that every prefix is a fair sample of
 the text. A chunk is the unit of work, of the journal and of resumption. If memory runs out on the
-way, the chunk is halved, this is said, and the sweep goes on.
+way, the chunk is halved, this is said, and the sweep goes on. After each chunk it is asked whether
+that is enough, and which variants are still wanted (`stopping`).
 """
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,7 @@ from fp4scope.sweep.journal import Journal, Measured
 from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks, head_runs
 
 
@@ -60,15 +63,25 @@ def forecast_sweep(
     seq_len: int,
     captured_bytes: int,
     budget: int | None = None,
+    most: int | None = None,
 ) -> Forecast:
     """What a sweep of all these windows will take, without running anything.
+
+    Args:
+        loaded: The model.
+        variants: What is measured.
+        windows: How many.
+        seq_len: Tokens in each.
+        captured_bytes: What the model hands its blocks, for one window.
+        budget: Bytes to take beside the model; by default what is free, less a margin.
+        most: Windows in a chunk at most.
 
     Raises:
         StudyError: No chunk is small enough for the memory.
     """
     memory = Memory(loaded, variants, seq_len, captured_bytes)
     budget = free_memory(loaded.device) if budget is None else budget
-    shape = memory.shape(windows, budget)
+    shape = memory.shape(min(windows, most or windows), budget)
     parts = memory.passes(shape.groups)
     return Forecast(
         shape=shape,
@@ -101,6 +114,7 @@ class Sweep:
         journal: Where each chunk's numbers go; windows that it has are not measured again.
         seed: Of the order of windows and of the perturbations.
         memory: Bytes to take beside the model; by default what is free, less a margin.
+        stopping: Says after each chunk what is still to be measured; by default everything is.
 
     Raises:
         ModelError: The self-check fails.
@@ -117,14 +131,16 @@ class Sweep:
         *,
         seed: int = 0,
         memory: int | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
-        self._loaded, self._ids, self._variants = loaded, ids, variants
+        self._stopping = stopping or Stopping(None, variants, journal)
+        self._loaded, self._ids, self._variants = loaded, ids, self._stopping.remaining
         self._injector, self._journal, self._seed = injector, journal, seed
         self.check: SelfCheck = self_check(loaded, ids)
-        self._memory = Memory(loaded, variants, ids.shape[1], self.check.captured_bytes)
+        self._memory = self._memory_of(self._variants)
         self.budget = free_memory(loaded.device) if memory is None else memory
         self.notes: list[str] = []
-        self.shape = self._first_shape()
+        self.shape = self._first_shape(variants)
 
     @property
     def _passes(self) -> list[Pass]:
@@ -157,20 +173,23 @@ class Sweep:
         order = torch.randperm(len(self._ids), generator=generator).tolist()
         known = set(self._journal.windows)
         left = [w for w in order if w not in known]
-        total, work = len(order), self.work
+        work = self.work
+        spent = Counter({work: len(known)})  # windows by the work that each took
 
         def tell(done: float, note: str | None = None) -> None:
-            finished = total - len(left)
-            progress(Progress(finished, finished * work + done, total * work, note))
+            before = sum(each * windows for each, windows in spent.items())
+            ahead = 0 if self._stopping.reached else len(left) * work
+            progress(Progress(len(order) - len(left), before + done, before + ahead, note))
 
         tell(0.0)
-        while left:
+        self._stopping.begin()
+        while left and not self._stopping.reached:
             chunk = left[: self.shape.windows]
             done = 0.0
 
             def advance(share: float) -> None:
                 nonlocal done
-                done += share
+                done = min(done + share, work)  # shares are rounded
                 tell(done)
 
             try:
@@ -183,14 +202,32 @@ class Sweep:
             else:
                 self._journal.add(chunk, measured, self.shape.to_json())
                 left = left[len(chunk) :]
+                spent[work] += len(chunk)
+                self._look()
+                work = self.work
                 tell(0.0)
                 continue
             self._shrink(reason)
             work = self.work
             tell(0.0, self.notes[-1])
 
-    def _first_shape(self) -> Shape:
-        shape = self._memory.shape(len(self._ids), self.budget)
+    def _memory_of(self, variants: Sequence[PlannedVariant]) -> Memory:
+        return Memory(self._loaded, variants, self._ids.shape[1], self.check.captured_bytes)
+
+    def _look(self) -> None:
+        """Ask what the next chunk has to measure; fewer variants may need fewer passes."""
+        self._stopping.look()
+        remaining = self._stopping.remaining
+        if len(remaining) < len(self._variants) and not self._stopping.reached:
+            self._variants = remaining
+            self._memory = self._memory_of(remaining)
+            self.shape = self._memory.fewer_groups(self.shape, self.budget)
+
+    def _first_shape(self, planned: Sequence[PlannedVariant]) -> Shape:
+        most = len(self._ids)
+        if self._stopping.goal is not None:
+            most = min(most, MOST_WINDOWS)
+        shape = self._memory.shape(most, self.budget)
         several = self.check.batches and not (
             self.check.flattens and self._injector.activation_amax is None
         )
@@ -199,6 +236,9 @@ class Sweep:
         if not self._journal.shapes:
             return shape
         before = Shape(**self._journal.shapes[-1])
+        before = replace(before, windows=min(before.windows, most))
+        if len(self._variants) < len(planned):
+            before = self._memory.fewer_groups(before, self.budget)
         if before == shape or self._memory.needed(before) <= self.budget:
             return before
         self.notes.append(

@@ -176,7 +176,7 @@ class Memory:
         return images + max(block, head + kept)
 
     def shape(self, windows: int, budget: int) -> Shape:
-        """The shape to use for so many windows.
+        """The shape to use for so many windows, or fewer at a time.
 
         Raises:
             StudyError: Nothing fits.
@@ -201,6 +201,15 @@ class Memory:
                 f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
                 "--memory more, or use a smaller --seq-len"
             )
+        return shape
+
+    def fewer_groups(self, shape: Shape, budget: int) -> Shape:
+        """The same with as few passes over the weights as fit, for when variants were dropped."""
+        while shape.groups > 1:
+            candidate = replace(shape, groups=-(-shape.groups // 2))
+            if self.needed(candidate) > budget:
+                break
+            shape = candidate
         return shape
 
     def smaller(self, shape: Shape) -> Shape | None:

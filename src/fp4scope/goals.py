@@ -1,0 +1,142 @@
+"""Goals: when a study has measured enough, as `--stop-when` says it. Pure Python.
+
+Three kinds. A time ends the run before it would run over. A half-width ends it when every
+interval is that narrow. A decision ends it when a set of k units is found whose every member
+costs at most `within` less than the k-th most costly of all, with a chance of error of at most
+`error` in each family; on the way what is decided is not measured any more.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fp4scope.errors import StudyError, nearest
+
+EXAMPLES = "a time (90s, 10m, 2h), half-width=2mnat, or best=10,within=3mnat,error=5%"
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_NATS = {"mnat": 1e-3, "millinat": 1e-3, "nat": 1.0}
+_WITHIN = 3e-3
+_ERROR = 0.05
+
+
+@dataclass(frozen=True)
+class TimeGoal:
+    """Stop before the run takes longer than so many seconds; one chunk is always measured."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s"
+
+
+@dataclass(frozen=True)
+class WidthGoal:
+    """Stop when no unit's interval has a half-width above `nats` per token."""
+
+    nats: float
+
+    def __str__(self) -> str:
+        return f"half-width={1e3 * self.nats:g}mnat"
+
+
+@dataclass(frozen=True)
+class BestGoal:
+    """Stop when a set of `k` units within `within` nats of the best k is known.
+
+    `error` is the chance, in each family, that a member costs more than `within` less than the
+    k-th most costly unit does.
+    """
+
+    k: int
+    within: float = _WITHIN
+    error: float = _ERROR
+
+    def __str__(self) -> str:
+        return f"best={self.k},within={1e3 * self.within:g}mnat,error={100 * self.error:g}%"
+
+
+Goal = TimeGoal | WidthGoal | BestGoal
+
+
+def parse_goal(text: str) -> Goal:
+    """`10m`, `half-width=2mnat` or `best=10,within=3mnat,error=5%` as a goal.
+
+    Raises:
+        StudyError: It is none of these; the message says which part is wrong.
+
+    Example:
+        >>> parse_goal("1.5h")
+        TimeGoal(seconds=5400.0)
+        >>> str(parse_goal("best=10"))
+        'best=10,within=3mnat,error=5%'
+    """
+    if not (parts := [part.strip() for part in text.lower().split(",")])[0]:
+        raise StudyError(f"stop_when is {text!r}; give {EXAMPLES}")
+    if "=" not in parts[0]:
+        if len(parts) > 1:
+            raise StudyError(f"stop_when is {text!r}: nothing may follow a time; give {EXAMPLES}")
+        return TimeGoal(_seconds(text))
+    settings: dict[str, str] = {}
+    for part in parts:
+        name, _, value = (side.strip() for side in part.partition("="))
+        if name in settings:
+            raise StudyError(f"stop_when is {text!r}: {name} is given twice")
+        settings[name] = value
+    kind = next(iter(settings))
+    if kind not in _KINDS:
+        raise StudyError(f"stop_when: unknown goal {kind!r}; {nearest(kind, _KINDS)}; or a time")
+    allowed, build = _KINDS[kind]
+    for name in settings:
+        if name not in allowed:
+            raise StudyError(f"stop_when: {kind} has no {name!r}; {nearest(name, allowed)}")
+    return build(settings)
+
+
+def _width(settings: dict[str, str]) -> WidthGoal:
+    nats = _nats("half-width", settings["half-width"])
+    if not nats:
+        raise StudyError("stop_when: half-width is 0; no number of windows reaches that")
+    return WidthGoal(nats)
+
+
+def _best(settings: dict[str, str]) -> BestGoal:
+    text = settings["best"]
+    if not text.isdecimal() or not int(text):
+        raise StudyError(f"stop_when: best is {text!r}; give a number of units such as best=10")
+    within = _nats("within", settings["within"]) if "within" in settings else _WITHIN
+    error = _probability(settings["error"]) if "error" in settings else _ERROR
+    return BestGoal(int(text), within, error)
+
+
+_KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], Goal]]] = {
+    "best": (("best", "within", "error"), _best),
+    "half-width": (("half-width",), _width),
+}
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text.lower())
+    if match is None or not float(match[1]):
+        raise StudyError(f"stop_when is {text!r}; give {EXAMPLES}")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _nats(name: str, text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(mnat|millinat|nat)s?", text)
+    if match is None:
+        raise StudyError(
+            f"stop_when: {name} is {text!r}; give nats or millinats per token, such as "
+            f"{name}=3mnat or {name}=0.003nat"
+        )
+    return round(float(match[1]) * _NATS[match[2]], 15)
+
+
+def _probability(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 0.5:
+        raise StudyError(
+            f"stop_when: error is {text!r}; give a chance above 0 and below 50%, such as error=5%"
+        )
+    return value
