@@ -213,10 +213,10 @@ def failing(monkeypatch, error, calls):
     """`BlockStack.run` raises at these calls."""
     own, count = BlockStack.run, iter(range(10**9))
 
-    def run(self, *args):
+    def run(self, *args, **kwargs):
         if next(count) in calls:
             raise error
-        return own(self, *args)
+        return own(self, *args, **kwargs)
 
     monkeypatch.setattr(BlockStack, "run", run)
 

@@ -117,7 +117,7 @@ def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
         carry = int(_ONE) >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
         rule = _RCEIL if fmt.rule is ScaleRule.RCEIL else _TRUNCATED
         parameters = (int(rule), element_max, carry, element.max_exponent, *shared)
-    return _FUNCTION(entry.address), parameters
+    return _FUNCTION(entry.address), parameters  # pyright: ignore
 
 
 # ---- inside the kernels ----

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 Function = Callable[..., Any]
 _ROTARY = "apply_rotary_pos_emb"
@@ -84,7 +85,7 @@ def _compiled(function: Function) -> Function:
         if not failed:
             try:
                 return compiled(*args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException:
+            except TorchDynamoException:
                 failed = True  # no compiler here, or one with a bug
         return function(*args, **kwargs)
 

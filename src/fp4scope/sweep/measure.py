@@ -177,6 +177,7 @@ class Sweep:
         spent = Counter({work: len(known)})  # windows by the work that each took
 
         def tell(done: float, note: str | None = None) -> None:
+            done = min(done, work)  # shares are rounded
             before = sum(each * windows for each, windows in spent.items())
             ahead = 0 if self._stopping.reached else len(left) * work
             progress(Progress(len(order) - len(left), before + done, before + ahead, note))
@@ -189,7 +190,7 @@ class Sweep:
 
             def advance(share: float) -> None:
                 nonlocal done
-                done = min(done + share, work)  # shares are rounded
+                done += share
                 tell(done)
 
             try:

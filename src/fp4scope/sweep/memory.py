@@ -167,6 +167,8 @@ class Memory:
         if getattr(config, "_attn_implementation", None) == "eager":
             block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
 
+        if self._kind == "cuda":  # a recording's memory is its own
+            block *= 2
         logits = min(tokens, shape.rows + FEWEST_ROWS) * config.vocab_size
         fused = self._kind == "cuda" and not unfused
         head = logits * (size if fused else size + 4) + shape.head * logits * size
@@ -181,11 +183,23 @@ class Memory:
         Raises:
             StudyError: Nothing fits.
         """
+        # A batch may take half or a quarter; smaller ones cost little until they are very small.
+        shapes = [self._fitted(windows, budget, budget // share) for share in (2, 4)]
+        shape = next((s for s in shapes if self.needed(s) <= budget), None)
+        if shape is None:
+            raise StudyError(
+                f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
+                f"{self._seq_len} tokens at a time takes {_gb(self.needed(shapes[-1]))}; give "
+                "--memory more, or use a smaller --seq-len"
+            )
+        return shape
+
+    def _fitted(self, windows: int, budget: int, batch: int) -> Shape:
+        """Cut until it fits, or cannot be cut any more; a batch takes so many bytes at most."""
         shape = self._preferred(windows)
-        # A batch may take half; smaller ones cost little until they are very small.
-        while self._workspace(shape) > budget // 2 and shape.block * shape.head > 1:
+        while self._workspace(shape) > batch and shape.block * shape.head > 1:
             shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
-        while self._workspace(shape) > budget // 2 and shape.rows > TILE_ROWS["cpu"]:
+        while self._workspace(shape) > batch and shape.rows > TILE_ROWS["cpu"]:
             shape = replace(shape, rows=shape.rows // 2)
         while self.needed(shape) > budget and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
@@ -195,12 +209,6 @@ class Memory:
             shape = replace(shape, groups=min(2 * shape.groups, most))
         if self.needed(shape) > budget and cuda:
             shape = replace(shape, groups=1, spill=True)
-        if self.needed(shape) > budget:
-            raise StudyError(
-                f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
-                f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
-                "--memory more, or use a smaller --seq-len"
-            )
         return shape
 
     def fewer_groups(self, shape: Shape, budget: int) -> Shape:
