@@ -7,6 +7,7 @@ a mixture of experts is left to Python.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Replayed:
             the function and records nothing.
     """
 
-    def __init__(self, function: Function, pool: object | None) -> None:
+    def __init__(self, function: Function, pool: Any) -> None:  # noqa: ANN401
         self._function = function
         self._pool = pool
         self._seen: object = None
