@@ -145,8 +145,8 @@ def test_a_chunk_whose_rows_do_not_fit_its_windows_is_an_error(path):
 
 
 def test_another_version_is_an_error(path):
-    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 2', b'"fp4scope_journal": 1'))
-    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 2\)"):
+    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 3', b'"fp4scope_journal": 1'))
+    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 3\)"):
         Journal(path, IDENTITY)
 
 
@@ -270,7 +270,7 @@ def test_nothing_stays_open_where_a_journal_cannot_be_opened(tmp_path):
 
 def test_lines_are_plain_json(path):
     first, note, *chunks = [json.loads(line) for line in path.read_text().splitlines()]
-    assert first == {"fp4scope_journal": 2, "study": IDENTITY}
+    assert first == {"fp4scope_journal": 3, "study": IDENTITY}
     assert note == {"note": "inputs", "data": {"amax": 0.1}}
     for chunk in chunks:
         assert set(chunk) == {"chunk", "shape", "measured"}

@@ -1,5 +1,6 @@
 """Planning a study into variants, measuring them, and keeping what was measured."""
 
+from fp4scope.sweep.gradient import WindowEstimates, estimate_window
 from fp4scope.sweep.journal import Journal, Measured, check_folder
 from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
 from fp4scope.sweep.naive import measure_naively
@@ -12,7 +13,9 @@ __all__ = [
     "PlannedVariant",
     "Progress",
     "Sweep",
+    "WindowEstimates",
     "check_folder",
+    "estimate_window",
     "forecast_sweep",
     "measure_naively",
     "plan",
