@@ -4,6 +4,7 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
+from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -21,6 +22,8 @@ from fp4scope.stats.tables import (
     activation_table,
     baseline_table,
     component_activation_table,
+    cost,
+    only_estimated,
     undecided,
     unit_table,
 )
@@ -31,22 +34,28 @@ __all__ = [
     "MIN_WINDOWS",
     "SIGNIFICANCE",
     "TOP_K",
+    "Agreement",
     "Estimate",
     "NeighbourCorrelation",
     "RerunNoise",
     "activation_table",
+    "agreement",
+    "agreement_table",
     "baseline_table",
     "component_activation_table",
+    "cost",
     "half_width",
     "holm",
     "mean",
     "neighbour_correlation",
     "noise_floor",
+    "only_estimated",
     "p_value",
     "paired",
     "perplexity_difference",
     "rerun_noise",
     "significant",
+    "spearman",
     "tiers",
     "top_probabilities",
     "undecided",

@@ -1,0 +1,123 @@
+"""Whether first-order estimates rank the units of a family as the exact sweep does.
+
+Spearman's rank correlation between two lists of means over the same windows, and how many of the
+units that are most costly by one are so by the other.
+
+The interval is a percentile bootstrap over windows: windows are drawn with replacement, the same for
+both lists, and both are averaged and ranked again. It says how rho would move with other text of
+this length. Noise in either list lowers rho, and the bootstrap adds as much again, so that the
+interval lies low, on few windows even below rho itself: read it with `spread`. A rank correlation of
+the costs on endless text would be higher than this one.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from fp4scope.records import Results, Table, Variant
+from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS
+from fp4scope.stats.ranks import TOP_K
+from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference, family
+
+FEWEST_UNITS = 3
+"""Two are always ranked perfectly, one way or the other."""
+DRAWS = 2000
+AGREEMENT_COLUMNS = (
+    "format", "direction", "operands", "level", "units", "rho", "rho_low", "rho_high", "top",
+    "top_shared", "windows",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation with its interval; no `low` and `high` below `MIN_WINDOWS` windows."""
+
+    rho: float
+    low: float | None
+    high: float | None
+
+
+def spearman(one: Floats, other: Floats) -> Floats:
+    """Spearman's rho between the last axes, ties sharing their mean rank; NaN for a constant.
+
+    Example:
+        >>> float(spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 2.0, 9.0])))
+        0.8
+    """
+    ranks = [stats.rankdata(x, axis=-1) for x in (one, other)]
+    a, b = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def agreement(exact: Floats, estimated: Floats) -> Agreement | None:
+    """The rank correlation of two lists of costs, each windows by units.
+
+    Returns:
+        None where all costs of a list are the same.
+    """
+    windows = len(exact)
+    rho = float(spearman(exact.mean(axis=0), estimated.mean(axis=0)))
+    if np.isnan(rho):
+        return None
+    if windows < MIN_WINDOWS:
+        return Agreement(rho, None, None)
+    draws = np.random.default_rng(0).multinomial(windows, [1 / windows] * windows, DRAWS) / windows
+    found = spearman(draws @ exact, draws @ estimated)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
+    return Agreement(rho, float(low), float(high))
+
+
+def agreement_table(results: Results) -> Table:
+    """A row for each family that was both measured and estimated."""
+    rows = []
+    for name, members in _families(results):
+        level, fmt, operands, direction = name
+        exact, estimated = (aligned(side)[1] for side in zip(*members, strict=True))
+        found = agreement(exact, estimated)
+        if found is None:
+            continue
+        row = {"format": fmt, "direction": direction, "operands": operands, "level": level}
+        row |= {"units": len(members), "windows": len(exact)}
+        row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
+        if len(members) > TOP_K[level]:
+            shared = _top(exact, TOP_K[level]) & _top(estimated, TOP_K[level])
+            row |= {"top": TOP_K[level], "top_shared": len(shared)}
+        rows.append(row)
+    return Table(AGREEMENT_COLUMNS, rows)
+
+
+def _families(results: Results) -> Iterator[tuple[tuple[str, ...], list[tuple[Series, Series]]]]:
+    """By family, each unit's exact and estimated cost over the windows of both."""
+    pairing = Pairing(results)
+    found: dict[tuple[str, ...], list[tuple[Series, Series]]] = defaultdict(list)
+    for variant in results.estimates.nats:
+        observation = results.observation(variant)
+        if observation is None or not observation.windows:
+            continue
+        sides = pairing.sides(observation, by_window(observation, "nll"))
+        if sides is not None:
+            both = difference(sides), estimated_series(results, variant)
+            windows, values = aligned(both)
+            if len(windows):
+                one, other = (Series(windows, column) for column in values.T)
+                found[family(variant)].append((one, other))
+    for name, members in found.items():
+        if len(members) >= FEWEST_UNITS:
+            yield name, members
+
+
+def estimated_series(results: Results, variant: Variant) -> Series:
+    """A unit's estimated cost in nats per token, window by window."""
+    estimates = results.estimates
+    order = np.argsort(estimates.windows)
+    values = np.asarray(estimates.nats[variant], np.float64) / np.asarray(estimates.tokens)
+    return Series(np.asarray(estimates.windows, np.int64)[order], values[order])
+
+
+def _top(costs: Floats, k: int) -> set[int]:
+    return set(np.argsort(-costs.mean(axis=0), kind="stable")[:k].tolist())
