@@ -3,11 +3,19 @@
 Spearman's rank correlation between two lists of means over the same windows, and how many of the
 units that are most costly by one are so by the other.
 
-The interval is a percentile bootstrap over windows: windows are drawn with replacement, the same for
-both lists, and both are averaged and ranked again. It says how rho would move with other text of
-this length. Noise in either list lowers rho, and the bootstrap adds as much again, so that the
-interval lies low, on few windows even below rho itself: read it with `spread`. A rank correlation of
-the costs on endless text would be higher than this one.
+The interval is a bootstrap over windows: windows are drawn with replacement, the same for both lists,
+and both are averaged and ranked again. Noise in either list lowers rho, and drawing windows adds as
+much noise again, so the draws lie below rho about as far as rho lies below what endless text would
+give. Hence the basic interval, the draws' quantiles mirrored at rho, and not the percentile interval. In a
+simulation (30 or 210 units with heavy tails, noise of a window 3 times their spread, 60 studies each) the
+rank correlation without noise was inside
+
+| units, windows | 30, 8 | 30, 32 | 210, 8 | 210, 32 | 210, 96 |
+| --- | --- | --- | --- | --- | --- |
+| percentile interval | 25% | 67% | 0% | 0% | 17% |
+| basic interval | 67% | 82% | 45% | 87% | 90% |
+
+so that on few windows and for close units this one is too narrow as well. It always holds rho itself.
 """
 
 from collections import defaultdict
@@ -50,7 +58,7 @@ def spearman(one: Floats, other: Floats) -> Floats:
     ranks = [stats.rankdata(x, axis=-1) for x in (one, other)]
     a, b = (r - r.mean(axis=-1, keepdims=True) for r in ranks)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+        return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
 def agreement(exact: Floats, estimated: Floats) -> Agreement | None:
@@ -68,8 +76,9 @@ def agreement(exact: Floats, estimated: Floats) -> Agreement | None:
     draws = np.random.default_rng(0).multinomial(windows, [1 / windows] * windows, DRAWS) / windows
     found = spearman(draws @ exact, draws @ estimated)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
-    return Agreement(rho, float(low), float(high))
+    least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
+    low, high = 2 * rho - most, 2 * rho - least
+    return Agreement(rho, float(max(-1, min(low, rho))), float(min(1, max(high, rho))))
 
 
 def agreement_table(results: Results) -> Table:
