@@ -2,7 +2,8 @@
 
 A sweep measures *variants* on *windows* and nothing else: `Observation` holds what one
 variant gave on each window, `Estimates` what a gradient says of it without measuring. Differences,
-intervals and tables are derived from these (`fp4scope.stats`), so that they can be derived again, differently, from an old result.
+intervals and tables are derived from these (`fp4scope.stats`), so that they can be derived again,
+differently, from an old result.
 """
 
 import csv

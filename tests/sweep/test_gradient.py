@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 
 from fp4scope import kernels
 from fp4scope.errors import ModelError, NonFiniteError
-
 from fp4scope.inject import Injector
 from fp4scope.inject import injector as inject
 from fp4scope.sweep import estimate_window, measure_naively
@@ -39,7 +38,9 @@ def partly(loaded, injector, names, setting, share):
     def hook(name, module, args, output):
         x, weight = args[0], module.weight
         image = injector.quantized_weight(name, setting.weights) if setting.weights else weight
-        rounded = injector.quantized_input(name, setting.activations, x) if setting.activations else x
+        rounded = (
+            injector.quantized_input(name, setting.activations, x) if setting.activations else x
+        )
         turn = (lambda w: w) if isinstance(module, Conv1D) else (lambda w: w.T)
         return output + share * (rounded @ turn(image) - x @ turn(weight))
 
@@ -112,8 +113,9 @@ def test_restore_is_the_derivative_at_the_baseline(wide, planned, ids, family):
             ends = []
             for left in (1 - STEP, 1 + STEP):
                 # Around the unit's own point: it in part, everything else in full.
-                with injector.applied(planned_unit.settings), partly(
-                    loaded, injector, names, setting, left
+                with (
+                    injector.applied(planned_unit.settings),
+                    partly(loaded, injector, names, setting, left),
                 ):
                     ends.append(nll(loaded, ids[0]))
             slope = (ends[1] - ends[0]) / (2 * STEP)
@@ -135,8 +137,9 @@ def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids)
         ends = []
         for left in (1 - STEP, 1 + STEP):
             # `partly` sees the linear's own, unquantized input: nothing else touches it.
-            with injector.applied(planned_unit.settings), partly(
-                loaded, injector, [name], setting_of(planned_unit.variant), left
+            with (
+                injector.applied(planned_unit.settings),
+                partly(loaded, injector, [name], setting_of(planned_unit.variant), left),
             ):
                 ends.append(nll(loaded, ids[0]))
         slope = (ends[1] - ends[0]) / (2 * STEP)
@@ -198,7 +201,9 @@ def test_a_unit_is_the_sum_of_its_cells(adopted, planned, calibrated, ids):
         parts = {
             "components": [c for v, c in same.items() if v.unit == variant.unit],
             "blocks": [c for v, c in same.items() if v.block == variant.block],
-            "patterns": [c for v, c in same.items() if v.unit in ("gate_proj", "up_proj", "down_proj")],
+            "patterns": [
+                c for v, c in same.items() if v.unit in ("gate_proj", "up_proj", "down_proj")
+            ],
             "cells": [cost],
         }[variant.level]
         count = {"components": 2, "blocks": 7, "patterns": 6, "cells": 1}[variant.level]

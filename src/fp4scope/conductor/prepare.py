@@ -18,8 +18,8 @@ from fp4scope.models import LoadedModel, load_model
 from fp4scope.study import Method, Study
 from fp4scope.sweep import PlannedVariant, plan
 
-# What a study's options say about where things come from and, with `method`, about what is found now:
-# both methods may add to the same folder, in turn.
+# What a study's options say about where things come from, not about what is measured; and `method`,
+# because both may add to the same folder in turn.
 _NOT_IDENTITY = {
     "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
     "windows", "memory", "method", "allow_partial", "trust_remote_code", "allow_pickle",

@@ -10,7 +10,7 @@ Quantized weights are kept from one `with` to the next while their format stays 
 input that several linears share (q/k/v, gate/up) is quantized once.
 
 Where a gradient is wanted it passes straight through the quantized inputs, as if quantizing were
-the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own gradient is zero almost everywhere.
+the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -241,11 +241,11 @@ class _StraightThrough(torch.autograd.Function):
     """Forward the image, bit for bit; backward the identity."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:  # noqa: ANN401, ARG004
+    def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:  # noqa: ANN401
         return image.view_as(image)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401, ARG004
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return gradients[0], None
 
 

@@ -2,8 +2,8 @@
 
 Differences are in millinats per token, more quantized minus less quantized, with 95%
 intervals; only the percentage figure keeps the sign of arXiv 2603.08747 (negative:
-keeping this unit in full precision lowers perplexity). Units that were only estimated are drawn from
-the estimates, and the title says so.
+keeping this unit in full precision lowers perplexity). Units that were only estimated are drawn
+from the estimates, and the title says so.
 """
 
 from collections.abc import Callable, Iterator

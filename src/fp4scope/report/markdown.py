@@ -76,7 +76,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
 
 
 def unit_table(level: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Units of a level as a Markdown table: what was measured of them, what was estimated, or both."""
+    """Units of a level in Markdown: what was measured of them, what was estimated, or both."""
     names = {"cells": ("block", "component"), "patterns": ("pattern",)}.get(level, (level[:-1],))
     columns: dict[str, _Column] = {name: partial(_name, name) for name in names}
     if is_measured(rows):

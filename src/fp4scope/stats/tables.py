@@ -5,8 +5,8 @@ quantized minus less quantized*: positive says that quantizing this costs. So a 
 compared with the reference, an isolated unit with the reference, and a restored unit's
 baseline with the restored unit.
 
-Where a study has first-order estimates, each unit has its own beside the difference, with an interval
-over the same windows (of the estimate; how far it is from the truth is not in it).
+Where a study has first-order estimates, each unit has its own beside the difference, with an
+interval over the same windows (of the estimate; how far it is from the truth is not in it).
 
 The last columns of a difference look at its whole family: the units of the same level, format,
 operands and direction (`multiple`, `tiers`, `ranks`).

@@ -18,11 +18,12 @@ act on each other, and, for `restore` with quantized activations, that other inp
 anew. The first two are not small in FP4, which is why the estimate is called one, and why its
 ranking is held against the exact sweep's where both were run.
 
-Numbers: the two parts of the move, (Wq - W) x and Wq (xq - x), are each a product with a difference that
-was taken first, so nothing cancels, not even in BF16. Inner products are FP64. In FP16 the loss is
-scaled by a power of two, or small gradients would vanish.
+Numbers: the two parts of the move, (Wq - W) x and Wq (xq - x), are each a product with a difference
+that was taken first, so nothing cancels, not even in BF16. Inner products are FP64. In FP16 the
+loss is scaled by a power of two, or small gradients would vanish.
 
-Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized weights.
+Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized
+weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
