@@ -5,9 +5,9 @@ the calibration. A chunk's line has its windows, the shape of its batches, and w
 variant gave. First-order estimates have lines of their own, a window each, behind one that names
 their units. A window may come twice, at first with the reference and baselines alone, for a study
 that only estimates, later with every variant: what is measured together counts together, so the
-later line replaces the earlier one. A rerun of the same study reads the lines and goes on behind the
-last; another study is refused with what differs. A last line that was cut off by a crash or a full disk is dropped; a
-damaged line before it is an error.
+later line replaces the earlier one. A rerun of the same study reads the lines and goes on behind
+the last; another study is refused with what differs. A last line that was cut off by a crash or a
+full disk is dropped; a damaged line before it is an error.
 """
 
 import errno
