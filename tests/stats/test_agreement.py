@@ -72,6 +72,19 @@ def test_the_interval_holds_the_correlation_without_noise_more_often_than_the_dr
     assert percentile <= basic - 5
 
 
+def test_what_both_share_in_a_window_is_not_worth_much_elsewhere():
+    """Units alike but for the luck of these windows: rho is high, and nearly none apart."""
+    rng = np.random.default_rng(4)
+    luck = noisy(rng, np.zeros(40), 1.0, 12)
+    lucky = agreement(luck, luck + noisy(rng, np.zeros(40), 0.3, 12))
+    assert lucky.rho > 0.8
+    assert abs(lucky.apart) < 0.35
+    truth = 3 * np.arange(40.0)
+    real = agreement(noisy(rng, truth, 1.0, 12), noisy(rng, truth, 1.0, 12))
+    assert real.apart > 0.98
+    assert agreement(luck[:3], luck[:3]).apart is None
+
+
 def cell(block, direction="isolate", fmt="nvfp4"):
     return Variant(
         format=fmt, operands=BOTH, direction=direction, level="cells", unit="q_proj", block=block

@@ -151,6 +151,8 @@ def agreements(diagnosis: "Diagnosis") -> list[str]:
             f"{row['direction'].capitalize()}, {row['format']} ({row['operands']}): the gradient's "
             f"ranking of {row['units']} {row['level']} against the exact sweep's: rho {span}"
         )
+        if row["rho_apart"] is not None:
+            line += f", on different windows {row['rho_apart']:.2f}"
         if row["top"] is not None:
             line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
         found.append(f"{line}.")
