@@ -1,8 +1,9 @@
 """Results as plain data, with a versioned JSON form. Pure Python.
 
 A sweep measures *variants* on *windows* and nothing else: `Observation` holds what one
-variant gave on each window. Differences, intervals and tables are derived from these
-(`fp4scope.stats`), so that they can be derived again, differently, from an old result.
+variant gave on each window, `Estimates` what a gradient says of it without measuring. Differences,
+intervals and tables are derived from these (`fp4scope.stats`), so that they can be derived again,
+differently, from an old result.
 """
 
 import csv
@@ -14,7 +15,8 @@ from typing import Any
 
 from fp4scope.errors import OutputError
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
+_COLUMNS = ("windows", "replicas", "tokens", "nll", "kl", "top1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +90,71 @@ class Observation:
         self.kl.append(kl)
         self.top1.append(top1)
 
+    def discard(self, windows: Sequence[int]) -> None:
+        """Forget what was given on these windows."""
+        kept = [i for i, window in enumerate(self.windows) if window not in windows]
+        for name in _COLUMNS:
+            setattr(self, name, [getattr(self, name)[i] for i in kept])
+
     def sorted(self) -> "Observation":
         """The same, windows in the order of the text."""
         keys = list(zip(self.windows, self.replicas, strict=True))
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        columns = {
-            name: [getattr(self, name)[i] for i in order]
-            for name in ("windows", "replicas", "tokens", "nll", "kl", "top1")
-        }
+        columns = {name: [getattr(self, name)[i] for i in order] for name in _COLUMNS}
         return Observation(variant=self.variant, **columns)
+
+
+@dataclass(kw_only=True)
+class Estimates:
+    """First-order estimates of what quantizing each unit costs, by window.
+
+    Never measured. `nats` has for each unit the sum over a window's targets, more quantized minus
+    less quantized, in the order of `windows`; every unit has every window.
+    """
+
+    windows: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    nats: dict[Variant, list[float]] = field(default_factory=dict)
+
+    def add(self, window: int, *, tokens: int, nats: Mapping[Variant, float]) -> None:
+        """Keep one window.
+
+        Raises:
+            ValueError: It is there already, or its units are not those of the others.
+        """
+        if window in self.windows:
+            raise ValueError(f"window {window} is estimated twice")
+        if self.windows and nats.keys() != self.nats.keys():
+            raise ValueError(f"window {window} has other units than those before")
+        self.windows.append(window)
+        self.tokens.append(tokens)
+        for variant, value in nats.items():
+            self.nats.setdefault(variant, []).append(value)
+
+    def sorted(self) -> "Estimates":
+        """The same, windows in the order of the text."""
+        order = sorted(range(len(self.windows)), key=self.windows.__getitem__)
+
+        def turned(column: list[Any]) -> list[Any]:
+            return [column[i] for i in order]
+
+        return Estimates(
+            windows=turned(self.windows),
+            tokens=turned(self.tokens),
+            nats={variant: turned(values) for variant, values in self.nats.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.sorted()
+        units = [{"variant": asdict(v), "nats": values} for v, values in found.nats.items()]
+        return {"windows": found.windows, "tokens": found.tokens, "units": units}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Estimates":
+        nats = {Variant(**unit["variant"]): unit["nats"] for unit in data["units"]}
+        if any(len(v) != len(data["windows"]) for v in (data["tokens"], *nats.values())):
+            raise ValueError("an estimate does not have a value for each window")
+        return cls(windows=data["windows"], tokens=data["tokens"], nats=nats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +184,7 @@ class Results:
     environment: dict[str, Any]
     observations: dict[str, Observation] = field(default_factory=dict)
     activations: list[ActivationRecord] = field(default_factory=list)
+    estimates: Estimates = field(default_factory=Estimates)
 
     @property
     def anytime(self) -> bool:
@@ -146,6 +205,7 @@ class Results:
             "summary": dict(summary or {}),
             "activations": [asdict(a) for a in self.activations],
             "observations": [asdict(o.sorted()) for o in self.observations.values()],
+            "estimates": self.estimates.to_json(),
         }
 
     @classmethod
@@ -166,6 +226,7 @@ class Results:
             environment=data["environment"],
             observations={o.variant.key: o for o in observations},
             activations=[ActivationRecord(**a) for a in data["activations"]],
+            estimates=Estimates.from_json(data["estimates"]),
         )
 
     @classmethod

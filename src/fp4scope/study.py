@@ -43,6 +43,15 @@ class Direction(str, Enum):
     """Only the unit quantized: what quantizing it alone costs."""
 
 
+class Method(str, Enum):
+    """How a unit's effect is found."""
+
+    EXACT = "exact"
+    """Measured: the model runs with the unit quantized, or restored."""
+    GRADIENT = "gradient"
+    """Estimated to first order, from one forward and backward for all units."""
+
+
 class Level(str, Enum):
     """The units that a sweep goes through."""
 
@@ -99,6 +108,12 @@ class Study(BaseModel):
     )
     direction: tuple[Direction, ...] = Field((Direction.RESTORE, Direction.ISOLATE), min_length=1)
     patterns: tuple[str, ...] = Field((), description="more units: shell patterns of linear names")
+    method: tuple[Method, ...] = Field(
+        (Method.EXACT,),
+        min_length=1,
+        description="units are measured (exact), estimated to first order (gradient), or both; "
+        "reference and baselines are always measured",
+    )
     activation_scale: Literal["calibrated", "dynamic"] = Field(
         "calibrated", description="NVFP4's tensor scale of activations: static, or per window"
     )
@@ -131,7 +146,7 @@ class Study(BaseModel):
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")
 
     @field_validator(
-        "formats", "operands", "sweep", "cells", "direction", "patterns", mode="before"
+        "formats", "operands", "sweep", "cells", "direction", "patterns", "method", mode="before"
     )
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401
@@ -244,7 +259,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0]) if problem["loc"] else "study"
     value = problem["input"]
-    kind = {"direction": Direction, "operands": Operands}.get(field)
+    kind = {"direction": Direction, "operands": Operands, "method": Method}.get(field)
     if problem["type"] == "missing":
         return f"{field} is missing"
     if kind is not None and isinstance(value, str):

@@ -493,3 +493,22 @@ def test_an_exception_is_not_hidden_by_a_nonfinite_input(x):
         Injector(model).applied({"first": Setting(activations=MX)}),
     ):
         fails_with(ZeroDivisionError)(model(x / 0))
+
+
+def test_gradients_pass_straight_through_and_change_no_bit():
+    """The quantized input is the same with a gradient wanted, and hands it on as it comes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).requires_grad_(False)
+    fmt = NV
+    injector = Injector(model)
+    x = torch.randn(1, 3, 64)
+    setting = {"0": Setting(weights=fmt, activations=fmt)}
+    with injector.applied(setting), torch.no_grad():
+        plain = model(x)
+    leaf = x.clone().requires_grad_()
+    with injector.applied(setting):
+        output = model(leaf)
+        (gradient,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+    assert torch.equal(output, plain)
+    image = injector.quantized_weight("0", fmt)
+    assert torch.equal(gradient, torch.ones(1, 3, 32) @ image)

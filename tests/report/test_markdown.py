@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from fp4scope.errors import StudyError
 from fp4scope.records import REFERENCE, baseline
-from fp4scope.report import load, write_outputs
+from fp4scope.report import Diagnosis, load, write_outputs
+from fp4scope.report.figures import figure_names
 
 BOTH = "weights+activations"
 
@@ -101,3 +103,87 @@ def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
         # All but block 0; under NVFP4 those of q_proj neither.
         for fmt, count in (("mxfp4:floor", 10), ("nvfp4", 5)):
             assert f"{direction}, {fmt} ({BOTH}): {count} of 12 cells are told from zero" in text
+
+
+@pytest.fixture
+def estimated(known):
+    """`estimated(measured=True)`: with estimates of twice what a unit costs, to first order."""
+
+    def build(measured=True):
+        diagnosis = known()
+        found = diagnosis.results
+        rows = {
+            **{("cells", r["format"], r["direction"], r["component"], r["block"]): r["delta_nll"]
+               for r in diagnosis.cells},
+            **{("components", r["format"], r["direction"], r["component"], None): r["delta_nll"]
+               for r in diagnosis.components},
+        }  # fmt: skip
+        units = {
+            (v.level, v.format, v.direction, v.unit, v.block): v
+            for v in (o.variant for o in found.observations.values())
+            if not v.is_control
+        }
+        for window in range(8):
+            nats = {v: 10 * 2 * rows[key] for key, v in units.items()}
+            found.estimates.add(window, tokens=10, nats=nats)
+        if not measured:
+            kept = {k: o for k, o in found.observations.items() if o.variant.is_control}
+            found.observations = kept
+        return Diagnosis(found)
+
+    return build
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_estimates_are_marked_as_such(estimated, measured):
+    diagnosis = estimated(measured)
+    text = diagnosis.report()
+    assert "Estimates are first order" in text
+    assert text.count("ranking of 12 cells against the exact sweep's: rho 1.00 (") == 4 * measured
+    assert text.count("of the 10 most costly, 10 are the same") == 4 * measured
+    rows = tables(text)[f"mxfp4:floor, {BOTH}, isolate"]
+    column = "estimate (first order) (millinats/token)"
+    expected = {r["component"]: r for r in diagnosis.components.where(format="mxfp4:floor")}
+    for row in rows:
+        assert ("PPL" in row) == measured
+        value, *_ = numbers(row[column])
+        unit = expected[row["component"]]
+        assert value == pytest.approx(1e3 * unit["gradient_nll"], abs=0.01)
+    assert ("saves most" in text) == measured
+
+
+def test_without_estimates_the_report_says_nothing_of_them(known):
+    assert "first order" not in known().report()
+
+
+def test_estimates_survive_the_file(estimated, tmp_path):
+    diagnosis = estimated()
+    write_outputs(diagnosis, tmp_path)
+    again = load(tmp_path)
+    assert again.results.estimates == diagnosis.results.estimates
+    assert again.cells.rows == diagnosis.cells.rows
+    assert again.agreement.rows == diagnosis.agreement.rows
+    assert (tmp_path / "agreement.csv").exists()
+    with (tmp_path / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row["gradient_nll"]) == pytest.approx(2 * float(row["delta_nll"]))
+
+
+def test_what_was_only_estimated_is_drawn_and_called_so(estimated, known):
+    diagnosis = estimated(measured=False)
+    names = figure_names(diagnosis)
+    assert "heatmap-restore" in names
+    assert not [name for name in names if name.startswith("percent")]
+    for kind in ("components", "cells", "heatmap"):
+        figure = diagnosis.plot(kind, direction="isolate")
+        texts = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
+        assert any("first-order estimate" in t for t in texts), kind
+        assert not any("rerun noise" in t for t in texts), kind
+    bars = diagnosis.plot("components", direction="isolate").axes[0].patches
+    costs = [1e3 * r["gradient_nll"] for r in diagnosis.components.where(direction="isolate")]
+    assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(costs))
+    with pytest.raises(StudyError, match="first-order estimate has none"):
+        diagnosis.plot("percent")
+    measured = estimated(measured=True).plot("cells", direction="isolate")
+    assert "estimate" not in measured.get_suptitle()

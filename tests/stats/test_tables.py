@@ -90,7 +90,8 @@ def test_columns_are_those_the_readme_promises(study):
     columns = (
         "format,direction,component,operands,ppl,nll,nll_stderr,delta_nll,delta_nll_stderr,"
         "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,p,p_holm,tier,p_top,"
-        "kl,kl_stderr,top1,windows,tokens"
+        "kl,kl_stderr,top1,windows,tokens,gradient_nll,gradient_nll_stderr,gradient_nll_low,"
+        "gradient_nll_high"
     )
     assert ",".join(unit_table(study, "components").columns) == columns
     names = {"blocks": "block", "patterns": "pattern"}

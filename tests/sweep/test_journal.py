@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -145,8 +146,8 @@ def test_a_chunk_whose_rows_do_not_fit_its_windows_is_an_error(path):
 
 
 def test_another_version_is_an_error(path):
-    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 2', b'"fp4scope_journal": 1'))
-    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 2\)"):
+    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 3', b'"fp4scope_journal": 1'))
+    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 3\)"):
         Journal(path, IDENTITY)
 
 
@@ -270,7 +271,7 @@ def test_nothing_stays_open_where_a_journal_cannot_be_opened(tmp_path):
 
 def test_lines_are_plain_json(path):
     first, note, *chunks = [json.loads(line) for line in path.read_text().splitlines()]
-    assert first == {"fp4scope_journal": 2, "study": IDENTITY}
+    assert first == {"fp4scope_journal": 3, "study": IDENTITY}
     assert note == {"note": "inputs", "data": {"amax": 0.1}}
     for chunk in chunks:
         assert set(chunk) == {"chunk", "shape", "measured"}
@@ -282,3 +283,61 @@ def test_lines_are_plain_json(path):
         "replica": 0,
         "rows": [[7, 0.1, 0.1 / 3, 5]],
     }
+
+
+def controls(*nll):
+    """What a study that only estimates measures."""
+    return [m for m in measured(*nll) if m.variant.is_control]
+
+
+def test_a_window_measured_again_with_more_variants_counts_once(tmp_path):
+    everything = [(m.variant, m.replica) for m in measured(1.0)]
+    few = [(m.variant, m.replica) for m in controls(1.0)]
+    journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
+    journal.add([4, 0], controls(1.0, 2.0), SHAPE)
+    assert (journal.done(few), journal.done(everything)) == ([4, 0], [])
+    assert (journal.last_shape(few), journal.last_shape(everything)) == (SHAPE, None)
+    journal.add([0, 2], measured(3.0, 4.0), SMALLER)
+    for _ in range(2):
+        assert journal.windows == journal.done(few) == [4, 0, 2]
+        assert journal.done(everything) == [0, 2]
+        assert journal.last_shape(everything) == journal.last_shape(few) == SMALLER
+        reference = journal.observations[REFERENCE.key]
+        assert (reference.windows, reference.nll) == ([4, 0, 2], [1.0, 3.0, 4.0])
+        assert journal.observations[CELL.key].windows == [0, 2, 0, 2]
+        journal.close()
+        journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
+    journal.close()
+
+
+def test_estimates_come_back_and_a_torn_one_is_made_again(path):
+    journal = Journal(path, IDENTITY)
+    other = replace(CELL, block=3)
+    journal.add_estimates(4, 7, {CELL: 1 / 3, other: -2e-300})
+    journal.add_estimates(0, 7, {CELL: 0.5, other: 0.0})
+    kept = journal.estimates
+    journal.close()
+    whole = path.read_bytes()
+    again = Journal(path, IDENTITY)
+    assert again.estimates == kept
+    assert kept.nats == {CELL: [1 / 3, 0.5], other: [-2e-300, 0.0]}
+    assert (kept.windows, kept.tokens, again.windows) == ([4, 0], [7, 7], [4, 0, 2])
+    assert kept.sorted().nats[CELL] == [0.5, 1 / 3]
+    again.close()
+    path.write_bytes(whole[:-5])
+    torn = Journal(path, IDENTITY)
+    assert torn.dropped
+    assert torn.estimates.windows == [4]
+    torn.add_estimates(0, 7, {CELL: 0.5, other: 0.0})
+    torn.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_window_estimated_twice_is_damage(path):
+    journal = Journal(path, IDENTITY)
+    journal.add_estimates(4, 7, {CELL: 1.0})
+    journal.close()
+    line = path.read_bytes().splitlines(keepends=True)[-1]
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(OutputError, match="window 4 is estimated twice"):
+        Journal(path, IDENTITY)

@@ -75,6 +75,10 @@ def run(
         str | None,
         typer.Option(help="Of weights+activations,weights,activations (weights+activations)."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Of exact,gradient: measured, estimated to first order (exact)."),
+    ] = None,
     text: TextFile = None,
     dataset: Dataset = None,
     seq_len: SeqLen = None,

@@ -42,6 +42,9 @@ def print_plan(study: Study) -> None:
     }
     if study.goal is not None:
         rows["stops when"] = f"{study.goal}, or all windows are measured: the time is the most"
+    if found.estimates_s is not None:
+        rows["time"] += f"; estimates to first order about {clock(found.estimates_s)}"
+        rows["memory"] += "; the graph of one window, for the estimates, is not in it"
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, text in rows.items():
         facts.add_row(name, text)
@@ -55,5 +58,7 @@ def print_plan(study: Study) -> None:
         names = (family.format, family.operands, family.direction, family.level)
         widths.add_row(*names, str(family.units), reached)
     out.print()
-    out.print(titled(f"Half-width of the 95% intervals after {found.windows} windows", widths))
+    if found.families:
+        title = f"Half-width of the 95% intervals after {found.windows} windows"
+        out.print(titled(title, widths))
     out.print(f"\nEstimated from a probe: {found.probe}.", soft_wrap=True)

@@ -31,6 +31,7 @@ _PHASES = {
     "loading": "loading",
     "calibrating": "calibrating on the full-precision model",
     "observing": "observing activations",
+    "estimating": "estimating to first order",
     "measuring": "measuring",
     "probing": "probing speed and spread",
     "writing": "writing tables, figures and the report",

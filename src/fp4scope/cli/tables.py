@@ -11,8 +11,20 @@ from rich.text import Text
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
-from fp4scope.report.markdown import groups, headlines, interval, number, percent
+from fp4scope.report.markdown import (
+    ESTIMATE,
+    ESTIMATES_MEAN,
+    agreements,
+    groups,
+    headlines,
+    interval,
+    is_estimated,
+    is_measured,
+    number,
+    percent,
+)
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
+from fp4scope.stats import cost
 
 CELLS_SHOWN = 10
 GRID_SHOWN = 32
@@ -63,9 +75,10 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         out.print()
         out.print(table)
     out.print()
-    for line in [*stopping_lines(diagnosis.results), *headlines(diagnosis)]:
-        out.print(f"- {line}", style="bold", soft_wrap=True)
     results = diagnosis.results
+    lines = (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis))
+    for line in lines:
+        out.print(f"- {line}", style="bold", soft_wrap=True)
     most = "up to " if results.anytime else ""
     out.print(
         "\nDifferences are millinats per token, more quantized minus less quantized (positive: "
@@ -76,6 +89,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         "cannot be told apart. Rerun noise: what rounding alone does to a mean NLL, millinats.",
         soft_wrap=True,
     )
+    if diagnosis.results.estimates.windows:
+        out.print(ESTIMATES_MEAN, soft_wrap=True)
     if prior := diagnosis.results.model["prior_quantization"]:
         out.print(
             f"These weights were quantized before ({prior}): the reference is the dequantized "
@@ -119,15 +134,24 @@ def unit_tables(diagnosis: Diagnosis) -> list[Group]:
             if title == "Cells" and len(rows) > CELLS_SHOWN:
                 heading += f": the {CELLS_SHOWN} largest of {len(rows)}"
                 rows = rows[:CELLS_SHOWN]
-            table = new_table(names, ("PPL", "difference (millinats)"))
-            for row in rows:
-                table.add_row(*(str(row[n]) for n in names), number(row["ppl"]), interval(row))
-            tables.append(titled(heading, table))
+            tables.append(titled(heading, _units(names, rows)))
     return tables
 
 
+def _units(names: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
+    """What was measured of these units, what was estimated, or both."""
+    measured, estimated = is_measured(rows), is_estimated(rows)
+    columns = ("PPL", "difference (millinats)") if measured else ()
+    table = new_table(names, (*columns, f"{ESTIMATE}, millinats") if estimated else columns)
+    for row in rows:
+        values = [number(row["ppl"]), interval(row)] if measured else []
+        values += [interval(row, "gradient_nll")] if estimated else []
+        table.add_row(*(str(row[n]) for n in names), *values)
+    return table
+
+
 def component_tables(diagnosis: Diagnosis) -> list[Group]:
-    """A table for each direction and choice of operands, with a column for each format."""
+    """A table for each direction and choice of operands, with columns for each format."""
     tables = []
     source = diagnosis.components
     for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in source):
@@ -138,12 +162,17 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
         }
         largest: dict[str, float] = defaultdict(float)
         for row in rows:
-            largest[row["component"]] = max(largest[row["component"]], row["delta_nll"] or 0.0)
-        table = new_table(("component",), by_format)
+            largest[row["component"]] = max(largest[row["component"]], cost(row) or 0.0)
+        columns = {}
+        for name, found in by_format.items():
+            if is_measured([*found.values()]):
+                columns[name] = {c: _with_tier(row) for c, row in found.items()}
+            if is_estimated([*found.values()]):
+                estimates = {c: interval(row, "gradient_nll") for c, row in found.items()}
+                columns[f"{name}, {ESTIMATE}"] = estimates
+        table = new_table(("component",), columns)
         for name in sorted(largest, key=lambda n: -largest[n]):
-            table.add_row(
-                name, *(_with_tier(f[name]) if name in f else "" for f in by_format.values())
-            )
+            table.add_row(name, *(shown.get(name, "") for shown in columns.values()))
         meaning = MEANING[direction]
         tables.append(titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
     return tables

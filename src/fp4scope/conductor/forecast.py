@@ -22,7 +22,15 @@ from fp4scope.models import check_name, resolve_device
 from fp4scope.records import Observation, Results, Variant
 from fp4scope.stats import half_width, unit_table
 from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import MOST_WINDOWS, Forecast, Journal, PlannedVariant, Sweep, forecast_sweep
+from fp4scope.sweep import (
+    MOST_WINDOWS,
+    Forecast,
+    Journal,
+    PlannedVariant,
+    Sweep,
+    estimate_window,
+    forecast_sweep,
+)
 
 _WINDOWS = 4
 _TOKENS = {"cpu": 128, "cuda": 1024}
@@ -58,6 +66,7 @@ class StudyForecast:
     sweep: Forecast
     calibration_s: float
     sweep_s: float
+    estimates_s: float | None
     families: tuple[Family, ...]
     probe: str
 
@@ -101,6 +110,9 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         / probe.tokens
         * probe.seconds_per_block,
         sweep_s=planned.work * longer * probe.seconds_per_block,
+        estimates_s=None
+        if probe.seconds_per_estimate is None
+        else len(windows) * longer * probe.seconds_per_estimate,
         families=tuple(probe.families(prepared.variants, len(windows), longer)),
         probe=f"{len(probe.variants)} of {len(prepared.variants)} variants on "
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
@@ -117,6 +129,7 @@ class _Probe:
         self.ids = prepared.windows.ids[:_WINDOWS, : self.tokens]
         self.variants = list(_some(prepared.variants))
         self.seconds_per_block = 0.0
+        self.seconds_per_estimate: float | None = None
         self.captured_bytes = 0
         self._observed: dict[str, Observation] = {}
 
@@ -138,6 +151,10 @@ class _Probe:
                 self._observed = journal.observations
             finally:
                 journal.close()
+        if self._prepared.estimated:
+            begun = time.monotonic()
+            estimate_window(self._loaded, self.ids[0], self._prepared.estimated, injector)
+            self.seconds_per_estimate = time.monotonic() - begun
         scale = self._prepared.windows.seq_len / self.tokens
         self.captured_bytes = int(sweep.check.captured_bytes * scale**2)
 

@@ -16,25 +16,32 @@ from fp4scope.errors import StudyError
 from fp4scope.goals import BestGoal
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, load_model
-from fp4scope.study import Study
+from fp4scope.study import Method, Study
 from fp4scope.sweep import PlannedVariant, plan, require_reachable
 
-# What a study's options say about where things come from, not about what is measured.
+# What a study's options say about where things come from, not about what is measured; and `method`,
+# because both may add to the same folder in turn.
 _NOT_IDENTITY = {
     "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
-    "windows", "memory", "offload", "stop_when", "allow_partial", "trust_remote_code",
+    "windows", "memory", "method", "offload", "stop_when", "allow_partial", "trust_remote_code",
     "allow_pickle",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A study whose model is loaded and whose text is cut."""
+    """A study whose model is loaded and whose text is cut.
+
+    `variants` are to be measured, `estimated` are units whose cost is to be estimated, and
+    `planned` is everything that the study could measure.
+    """
 
     loaded: LoadedModel
     windows: WindowSet
     calibration: WindowSet
+    planned: list[PlannedVariant]
     variants: list[PlannedVariant]
+    estimated: list[PlannedVariant]
     identity: dict[str, Any]
 
 
@@ -56,8 +63,10 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     fitted = fit_length(study, loaded)
     windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
     calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
-    variants = plan(study, loaded.layout)
-    require_reachable(study.goal, variants)
+    planned = plan(study, loaded.layout)
+    controls = [v for v in planned if v.variant.is_control]
+    units = [v for v in planned if not v.variant.is_control and not v.replica]
+    require_reachable(study.goal, planned)
     for note in _protocol_notes(windows, calibration):
         tell(Progress("loading", note=note))
     identity = own_identity(study) | {
@@ -73,7 +82,9 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         loaded=loaded,
         windows=windows,
         calibration=calibration,
-        variants=variants,
+        planned=planned,
+        variants=planned if Method.EXACT in study.method else controls,
+        estimated=units if Method.GRADIENT in study.method else [],
         identity=identity,
     )
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fp4scope.conductor.calibrate import activation_records, inputs_note, observe
+from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import Prepared, fit_length, load, own_identity, prepare
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import (
@@ -23,10 +24,10 @@ from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
-from fp4scope.records import ActivationRecord, Results
+from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import Diagnosis, write_outputs
-from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Journal, Stopping, Sweep, check_folder
+from fp4scope.study import Method, Study, parse_memory
+from fp4scope.sweep import Journal, PlannedVariant, Stopping, Sweep, check_folder
 from fp4scope.sweep import Progress as SweepProgress
 
 
@@ -47,7 +48,7 @@ def diagnose(
         tokenizer: For a model in memory: its tokenizer.
         progress: Called as the work goes on.
         options: Any field of `fp4scope.study.Study`: `formats`, `windows`, `seq_len`, `text`,
-            `sweep`, `direction`, `operands`, `device`, `dtype` and so on.
+            `sweep`, `direction`, `operands`, `method`, `device`, `dtype` and so on.
 
     Returns:
         The results, with tables, figures and a report.
@@ -178,19 +179,22 @@ def _run_in(
             observations=journal.observations,
             activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
         )
-        stopping = Stopping(study.goal, prepared.variants, journal, started=started)
+        static = study.activation_scale == "calibrated"
+        injector = Injector(loaded.model, inputs["amax"] if static else None)
+        if prepared.estimated:
+            estimate(prepared, injector, journal, tell)
+        goal = study.goal if Method.EXACT in study.method else None
+        stopping = Stopping(goal, prepared.variants, journal, started=started)
         results.protocol["stopping"] = stopping.to_json(len(windows))
-        if len(journal.windows) < len(windows) and not stopping.reached:
-            _measure(study, prepared, inputs, journal, stopping, results, tell)
+        if len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached:
+            _measure(study, prepared, injector, journal, stopping, results, tell)
         results.protocol["stopping"] = stopping.to_json(len(windows))
     finally:
         journal.close()
     results.protocol["self_check"] = journal.notes.get("self_check")
     results.protocol["notes"] = journal.notes.get("notes", [])
     results.environment["wall_s"] = time.monotonic() - started
-    results.observations = {
-        v.variant.key: journal.observations[v.variant.key].sorted() for v in prepared.variants
-    }
+    _complete(prepared, journal, results, stopping.reached, tell)
     diagnosis = Diagnosis(results, folder)
     if keep:
         tell(Progress("writing"))
@@ -206,22 +210,50 @@ def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str
     return journal.notes["inputs"]
 
 
+def _done(journal: Journal, variants: Sequence[PlannedVariant]) -> list[int]:
+    return journal.done(v.realisation for v in variants)
+
+
+def _complete(
+    prepared: Prepared, journal: Journal, results: Results, stopped: bool, tell: Listener
+) -> None:
+    """What has every window, or all that its goal wants, goes into the results.
+
+    It does not matter which run it comes from. What another method has left unfinished stays in the
+    journal.
+    """
+    total = len(prepared.windows)
+    measured = total if stopped else len(_done(journal, prepared.planned))
+    variants = prepared.planned if measured == total else prepared.variants
+    results.observations = {
+        v.variant.key: journal.observations[v.variant.key].sorted() for v in variants
+    }
+    estimated = len(journal.estimates.windows)
+    results.estimates = journal.estimates.sorted() if estimated == total else Estimates()
+    for method, windows in (("exact", measured), ("gradient", estimated)):
+        if 0 < windows < total:
+            note = (
+                f"{windows} of {total} windows with --method {method} are kept, but not in these "
+                "results; the same command with it goes on"
+            )
+            tell(Progress("loading", note=note))
+
+
 def _measure(
     study: Study,
     prepared: Prepared,
-    inputs: dict[str, Any],
+    injector: Injector,
     journal: Journal,
     stopping: Stopping,
     results: Results,
     tell: Listener,
 ) -> None:
     loaded, windows = prepared.loaded, prepared.windows
-    static = study.activation_scale == "calibrated"
     sweep = Sweep(
         loaded,
         windows.ids,
         prepared.variants,
-        Injector(loaded.model, inputs["amax"] if static else None),
+        injector,
         journal,
         seed=study.seed,
         memory=None if study.memory is None else parse_memory(study.memory),
@@ -231,8 +263,8 @@ def _measure(
         journal.note("self_check", asdict(sweep.check))
     for note in sweep.notes:
         tell(Progress("loading", note=note))
-    if journal.windows:
-        note = f"{len(journal.windows)} of {len(windows)} windows were measured before"
+    if before := _done(journal, prepared.variants):
+        note = f"{len(before)} of {len(windows)} windows were measured before"
         tell(Progress("measuring", note=note))
 
     so_far: dict[int, Diagnosis] = {}  # tables are derived once a chunk, not at every step

@@ -8,6 +8,9 @@ own, whatever its class does.
 
 Quantized weights are kept from one `with` to the next while their format stays the same. An
 input that several linears share (q/k/v, gate/up) is quantized once.
+
+Where a gradient is wanted it passes straight through the quantized inputs, as if quantizing were
+the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,7 +82,7 @@ class Injector:
             for name, setting in settings.items():
                 module = self._linear(name)
                 if setting.weights is not None:
-                    image = self._quantized_weight(name, module, setting.weights)
+                    image = self._weight_image(name, module, setting.weights)
                     originals.append((module, module.weight))
                     module._parameters["weight"] = image
                 if setting.activations is not None:
@@ -122,6 +125,26 @@ class Injector:
         for name in names:
             self._weights.pop(name, None)
 
+    def quantized_weight(self, name: str, fmt: BlockFormat) -> Tensor:
+        """The image of a linear's weight, in the weight's own shape.
+
+        NaN or Inf is found by `check`.
+
+        Raises:
+            UnitError: The model has no such linear.
+        """
+        return self._weight_image(name, self._linear(name), fmt).data
+
+    def quantized_input(self, name: str, fmt: BlockFormat, x: Tensor) -> Tensor:
+        """The image of what enters a linear, as it would be inside `applied`.
+
+        NaN or Inf is found by `check`.
+
+        Raises:
+            NonFiniteError: The calibrated amax is 0, but `x` is not.
+        """
+        return self._input_image(name, fmt, self._amax(name, fmt), x)
+
     def _linear(self, name: str) -> nn.Linear | Conv1D:
         if name not in self._modules:
             try:
@@ -133,7 +156,7 @@ class Injector:
             self._modules[name] = module
         return self._modules[name]
 
-    def _quantized_weight(
+    def _weight_image(
         self, name: str, module: nn.Linear | Conv1D, fmt: BlockFormat
     ) -> nn.Parameter:
         kept = self._weights.get(name)
@@ -152,34 +175,45 @@ class Injector:
         return parameter
 
     def _input_hook(self, name: str, fmt: BlockFormat) -> Callable[..., tuple[Any, ...]]:
-        amax = None
+        return partial(self._quantize_input, name, fmt, self._amax(name, fmt))
+
+    def _amax(self, name: str, fmt: BlockFormat) -> float | None:
         if fmt.uses_tensor_amax and self.activation_amax is not None:
-            amax = self.activation_amax[name]
-        return partial(self._quantize_input, name, fmt, amax)
+            return self.activation_amax[name]
+        return None
 
     def _quantize_input(
         self, name: str, fmt: BlockFormat, amax: float | None, _: nn.Module, args: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         x = args[0]
+        if self._shared is not None and self._shared.is_for(x, fmt, amax):
+            self._check_amax(name, amax, x)
+            return (self._shared.image, *args[1:])
+        image = self._input_image(name, fmt, amax, x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            image = _straight_through(x, image)
+        if not x.is_inference():  # such tensors cannot tell whether they were changed
+            self._shared = _SharedInput(x, x._version, fmt, amax, image)
+        return (image, *args[1:])
+
+    def _input_image(self, name: str, fmt: BlockFormat, amax: float | None, x: Tensor) -> Tensor:
+        self._check_amax(name, amax, x)
+        scale_amax = self._scale_amax(name, x, amax) if fmt.uses_tensor_amax else None
+        return qdq(x, fmt, scale_amax, self._flag(name, "input", x))
+
+    def _check_amax(self, name: str, amax: float | None, x: Tensor) -> None:
         if amax == 0 and bool(x.any()):
             raise NonFiniteError(
                 f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
                 "calibrate on more text, or use --activation-scale dynamic"
             )
-        if self._shared is not None and self._shared.is_for(x, fmt, amax):
-            return (self._shared.image, *args[1:])
-        scale_amax = self._amax(name, x, amax) if fmt.uses_tensor_amax else None
-        image = qdq(x, fmt, scale_amax, self._flag(name, "input", x))
-        if not x.is_inference():  # such tensors cannot tell whether they were changed
-            self._shared = _SharedInput(x, x._version, fmt, amax, image)
-        return (image, *args[1:])
 
     def _flag(self, name: str, operand: str, x: Tensor) -> Tensor:
         if (name, operand) not in self._flags:
             self._flags[name, operand] = torch.zeros((), dtype=torch.bool, device=x.device)
         return self._flags[name, operand]
 
-    def _amax(self, name: str, x: Tensor, amax: float | None) -> Tensor | None:
+    def _scale_amax(self, name: str, x: Tensor, amax: float | None) -> Tensor | None:
         """The calibrated one, kept on the device, or that of each window."""
         if x.numel() == 0:  # an expert that no token chose
             return None
@@ -217,3 +251,22 @@ class _SharedInput:
     def is_for(self, x: Tensor, fmt: BlockFormat, amax: float | None) -> bool:
         same = self.x is x and self.version == x._version
         return same and self.fmt == fmt and self.amax == amax
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the image, bit for bit; backward the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:  # noqa: ANN401
+        return image.view_as(image)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return gradients[0], None
+
+
+def _straight_through(x: Tensor, image: Tensor) -> Tensor:
+    """`image`, its gradient that of `x`. `x + (image - x).detach()` would change bits."""
+    found = _StraightThrough.apply(x, image)
+    assert isinstance(found, Tensor)
+    return found

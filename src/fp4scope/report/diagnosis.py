@@ -48,6 +48,11 @@ class Diagnosis:
         return stats.unit_table(self.results, "patterns")
 
     @cached_property
+    def agreement(self) -> Table:
+        """How the gradient ranks units, against the exact sweep: a row for each family of both."""
+        return stats.agreement_table(self.results)
+
+    @cached_property
     def activations(self) -> Table:
         """Input statistics of every cell, measured on the calibration text."""
         return stats.activation_table(self.results.activations)

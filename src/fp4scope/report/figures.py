@@ -2,7 +2,8 @@
 
 Differences are in millinats per token, more quantized minus less quantized, with 95%
 intervals; only the percentage figure keeps the sign of arXiv 2603.08747 (negative:
-keeping this unit in full precision lowers perplexity).
+keeping this unit in full precision lowers perplexity). Units that were only estimated are drawn
+from the estimates, and the title says so.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fp4scope.errors import StudyError
 from fp4scope.records import Table
-from fp4scope.stats import noise_floor, significant
+from fp4scope.stats import noise_floor, only_estimated, significant
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -65,6 +66,8 @@ def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, str, str]]:
         for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
             if kind == "percent" and direction != "restore":
                 continue
+            if kind == "percent" and only_estimated(table.where(direction=direction)[0]):
+                continue  # an estimate is of the NLL
             name = f"{kind}-{direction}" + (f"-{operands}" if several else "")
             found[name] = (kind, direction, operands)
     return found
@@ -127,7 +130,8 @@ def cells_figure(
             axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
-    for i, name in enumerate(dict.fromkeys(table["format"])):
+    estimated = table[0]["estimated"]
+    for i, name in enumerate(() if estimated else dict.fromkeys(table["format"])):
         floor = noise_floor(diagnosis.results, name, table[0]["operands"], way) or 0.0
         for axis in axes if floor else ():
             for edge in (-1e3 * floor, 1e3 * floor):
@@ -137,7 +141,9 @@ def cells_figure(
         axis.set_yscale("symlog", linthresh=linear)
     figure.supylabel("millinats per token (symlog)", fontsize=9)
     title = _title(diagnosis, f"Cells, {way}", table)
-    figure.suptitle(f"{title}; dashed: rerun noise of the {_CONTROL[way]}", fontsize=10)
+    if not estimated:
+        title += f"; dashed: rerun noise of the {_CONTROL[way]}"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -151,6 +157,11 @@ def percent_figure(
             f"direction is {direction!r}, and only restore has that"
         )
     table = _select(diagnosis.cells, "restore", operands)
+    if table[0]["estimated"]:
+        raise StudyError(
+            "the percentage figure shows perplexity, and a first-order estimate has none; "
+            "run the study with --method exact"
+        )
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         # The baseline's perplexity over the windows that this cell has seen.
@@ -212,7 +223,8 @@ def heatmap_figure(
         axis.spines[:].set_visible(False)
         axis.set_title(name, loc="left")
         figure.colorbar(image, ax=axis, label="millinats", pad=0.01)
-    axes[-1].set_xlabel("block (a cross: not told from zero, Holm at 5%)")
+    cross = "" if table[0]["estimated"] else " (a cross: not told from zero, Holm at 5%)"
+    axes[-1].set_xlabel(f"block{cross}")
     what = f"Cells, {direction}, millinats per token"
     figure.suptitle(_title(diagnosis, what, table), fontsize=10)
     return figure
@@ -236,7 +248,19 @@ def _select(table: Table, direction: str | None, operands: str | None) -> Table:
                 f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}"
             )
         table = table.where(**{column: value or present[0]})
-    return table
+    return _drawn(table)
+
+
+def _drawn(table: Table) -> Table:
+    """What is measured, or where nothing is, the estimates in its place; `estimated` says which."""
+    measured = [row for row in table if not only_estimated(row)]
+    rows = [row | {"estimated": False} for row in measured] or [
+        row
+        | {"estimated": True}
+        | {f"delta_nll{end}": row[f"gradient_nll{end}"] for end in ("", "_low", "_high")}
+        for row in table
+    ]
+    return Table((*table.columns, "estimated"), rows)
 
 
 def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
@@ -293,6 +317,7 @@ def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
     seen = sorted(set(table["windows"]))
     windows = f"{seen[0]} to {seen[-1]}" if len(seen) > 1 else f"{seen[0]}"
     kind = "confidence sequences" if diagnosis.results.anytime else "intervals"
+    what += ", first-order estimate" if table[0]["estimated"] else ""
     return (
         f"{what}: {diagnosis.results.model['name']}\n"
         f"{table[0]['operands']}, {windows} windows, 95% {kind}"

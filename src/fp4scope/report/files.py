@@ -46,6 +46,7 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         "blocks": diagnosis.blocks,
         "cells": diagnosis.cells,
         "patterns": diagnosis.patterns,
+        "agreement": diagnosis.agreement,
         "activations": diagnosis.activations,
     }
     summary = {name: table.rows for name, table in tables.items() if table.rows}

@@ -1,15 +1,34 @@
 """`report.md`: the study in words and tables, from a template."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.figures import figure_names
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-from fp4scope.stats import MIN_WINDOWS, TOP_K, neighbour_correlation, significant, undecided
+from fp4scope.stats import (
+    MIN_WINDOWS,
+    TOP_K,
+    cost,
+    neighbour_correlation,
+    significant,
+    undecided,
+)
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
+
+ESTIMATE = "estimate (first order)"
+ESTIMATES_MEAN = (
+    "Estimates are first order: one forward and one backward pass for each window and point, "
+    "<gradient, move of the linear's output>, no curvature and no interplay of errors. Their "
+    "intervals are over windows and do not contain how far an estimate is from what a run with "
+    "--method exact would measure."
+)
+
+
+_Column = Callable[[Mapping[str, Any]], str]
 
 
 def markdown(diagnosis: "Diagnosis") -> str:
@@ -31,11 +50,16 @@ def markdown(diagnosis: "Diagnosis") -> str:
         "percent": percent,
     }
     environment.tests["significant"] = significant
+    environment.tests["measured"] = is_measured
+    environment.tests["estimated"] = is_estimated
     results = diagnosis.results
     return environment.get_template("report.md.j2").render(
         d=diagnosis,
         results=results,
         headlines=headlines(diagnosis),
+        agreements=agreements(diagnosis),
+        estimate=ESTIMATE,
+        estimates_mean=ESTIMATES_MEAN if diagnosis.results.estimates.windows else "",
         model=results.model,
         data=results.data,
         protocol=results.protocol,
@@ -51,9 +75,46 @@ def markdown(diagnosis: "Diagnosis") -> str:
         stopping=stopping_lines(results),
         windows=windows_measured(results),
         intervals=intervals_used(results),
+        unit_table=unit_table,
         min_windows=MIN_WINDOWS,
-        top_k=TOP_K,
     )
+
+
+def unit_table(level: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Units of a level in Markdown: what was measured of them, what was estimated, or both."""
+    names = {"cells": ("block", "component"), "patterns": ("pattern",)}.get(level, (level[:-1],))
+    columns: dict[str, _Column] = {name: partial(_name, name) for name in names}
+    if is_measured(rows):
+        columns |= _measured_columns(level)
+    if is_estimated(rows):
+        columns[f"{ESTIMATE} (millinats/token)"] = lambda row: interval(row, "gradient_nll")
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[show(row) for show in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _measured_columns(level: str) -> dict[str, _Column]:
+    ppl: dict[str, _Column] = {"PPL": lambda row: number(row["ppl"])}
+    delta: dict[str, _Column] = {"difference (millinats/token)": interval}
+    top: dict[str, _Column] = {
+        f"among the {TOP_K[level]} most costly": lambda row: percent(row["p_top"])
+    }
+    if level == "cells":
+        return ppl | delta | {"p (Holm)": lambda row: number(row["p_holm"])} | top
+    if level != "components":
+        return ppl | delta
+    return {
+        "tier": lambda row: row["tier"] or "",
+        **ppl,
+        "difference of PPL": lambda row: interval(row, "delta_ppl", 1.0),
+        **delta,
+        **top,
+        "KL (nats/token)": lambda row: number(row["kl"]),
+    }
+
+
+def _name(name: str, row: Mapping[str, Any]) -> str:
+    return f"`{row[name]}`" if name == "pattern" else str(row[name])
 
 
 def headlines(diagnosis: "Diagnosis") -> list[str]:
@@ -66,7 +127,7 @@ def headlines(diagnosis: "Diagnosis") -> list[str]:
         for row in rest
     ]
     for group, rows in groups(diagnosis.components):
-        if group["direction"] == "restore":
+        if group["direction"] == "restore" and is_measured(rows):
             first, last = rows[0], rows[-1]
             found.append(
                 f"Under {group['format']} ({group['operands']}), keeping {first['component']} in "
@@ -80,6 +141,37 @@ def headlines(diagnosis: "Diagnosis") -> list[str]:
         if rows[0]["p_holm"] is not None
     ]
     return found
+
+
+def agreements(diagnosis: "Diagnosis") -> list[str]:
+    """How well the gradient ranks the units of each family that was also measured."""
+    found = []
+    for row in diagnosis.agreement:
+        span = f"{row['rho']:.2f}"
+        if row["rho_low"] is None:
+            span += f" (no interval: {row['windows']} windows)"
+        else:
+            span += f" ({row['rho_low']:.2f} to {row['rho_high']:.2f})"
+        line = (
+            f"{row['direction'].capitalize()}, {row['format']} ({row['operands']}): the gradient's "
+            f"ranking of {row['units']} {row['level']} against the exact sweep's: rho {span}"
+        )
+        if row["rho_apart"] is not None:
+            line += f", on different windows {row['rho_apart']:.2f}"
+        if row["top"] is not None:
+            line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
+        found.append(f"{line}.")
+    return found
+
+
+def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these rows have what the exact sweep measures."""
+    return any(row["delta_nll"] is not None for row in rows)
+
+
+def is_estimated(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these rows have first-order estimates."""
+    return any(row["gradient_nll"] is not None for row in rows)
 
 
 def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,7 +191,7 @@ def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]
     keys = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in table)
     for direction, fmt, operands in keys:
         chosen = table.where(direction=direction, format=fmt, operands=operands)
-        rows = sorted(chosen, key=lambda r: -(r["delta_nll"] or 0.0))
+        rows = sorted(chosen, key=lambda r: -(cost(r) or 0.0))
         yield {"direction": direction, "format": fmt, "operands": operands}, rows
 
 

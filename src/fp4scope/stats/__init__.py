@@ -4,6 +4,7 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
+from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.intervals import (
     CONFIDENCE,
@@ -23,6 +24,8 @@ from fp4scope.stats.tables import (
     activation_table,
     baseline_table,
     component_activation_table,
+    cost,
+    only_estimated,
     undecided,
     unit_table,
 )
@@ -34,6 +37,7 @@ __all__ = [
     "MIN_WINDOWS",
     "SIGNIFICANCE",
     "TOP_K",
+    "Agreement",
     "BestSearch",
     "Estimate",
     "Fate",
@@ -41,10 +45,13 @@ __all__ = [
     "Pairing",
     "RerunNoise",
     "activation_table",
+    "agreement",
+    "agreement_table",
     "anytime_p_values",
     "baseline_table",
     "by_window",
     "component_activation_table",
+    "cost",
     "critical",
     "difference",
     "family",
@@ -54,12 +61,14 @@ __all__ = [
     "mean",
     "neighbour_correlation",
     "noise_floor",
+    "only_estimated",
     "p_value",
     "paired",
     "perplexity_difference",
     "rerun_noise",
     "search",
     "significant",
+    "spearman",
     "tiers",
     "top_probabilities",
     "undecided",

@@ -8,6 +8,9 @@ baseline with the restored unit.
 Where the number of windows depended on the data (a goal other than a time), intervals and
 p-values are those of confidence sequences (`sequences`).
 
+Where a study has first-order estimates, each unit has its own beside the difference, with an
+interval over the same windows (of the estimate; how far it is from the truth is not in it).
+
 The last columns of a difference look at its whole family: the units of the same level, format,
 operands and direction (`multiple`, `tiers`, `ranks`).
 """
@@ -19,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table
+from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table, Variant
+from fp4scope.stats.agreement import estimated_series
 from fp4scope.stats.intervals import mean, paired, perplexity_difference
 from fp4scope.stats.multiple import holm, p_value
 from fp4scope.stats.noise import rerun_noise
@@ -30,17 +34,19 @@ from fp4scope.stats.windows import Pairing, Series, aligned, by_window, differen
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
 _DELTA_PPL = ("delta_ppl", "delta_ppl_low", "delta_ppl_high")
+_ESTIMATE = ("gradient_nll", "gradient_nll_stderr", "gradient_nll_low", "gradient_nll_high")
 _REST = ("kl", "kl_stderr", "top1", "windows", "tokens")
 
 _NOISE = ("jitter_nll", "jitter_kl")
 
 BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST, *_NOISE)
 _DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, "p", "p_holm")
+_BEHIND = (*_REST, *_ESTIMATE)
 UNIT_COLUMNS = {
-    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", "p_top", *_REST),
-    "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", "p_top", *_REST),
-    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, "p_top", *_REST),
-    "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", "p_top", *_REST),
+    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
+    "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
+    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, "p_top", *_BEHIND),
+    "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
 }
 _UNIT_NAME = {"components": "component", "cells": "component", "patterns": "pattern"}
 ACTIVATION_COLUMNS = ("block", "component", "max", "p999", "ratio")
@@ -67,7 +73,10 @@ def baseline_table(results: Results) -> Table:
 
 
 def unit_table(results: Results, level: str) -> Table:
-    """Every unit of a level (`components`, `blocks`, `cells`, `patterns`), in sweep order."""
+    """Every unit of a level (`components`, `blocks`, `cells`, `patterns`), in sweep order.
+
+    A unit that was only estimated has nothing in the columns of what is measured.
+    """
     pairing = Pairing(results)
     rows: list[dict[str, Any]] = []
     families: dict[Any, list[tuple[dict[str, Any], Series]]] = defaultdict(list)
@@ -77,20 +86,20 @@ def unit_table(results: Results, level: str) -> Table:
             continue
         nll = by_window(observation, "nll")
         sides = pairing.sides(observation, nll)
-        row = {
-            "format": variant.format,
-            "direction": variant.direction,
-            "operands": variant.operands,
-            "block": variant.block,
-            _UNIT_NAME.get(level, "unit"): variant.unit,
-            **_measures(observation, nll),
-            **_difference(sides, results.anytime),
-        }
+        row = _names(variant)
+        row |= _measures(observation, nll) | _difference(sides, results.anytime)
+        row |= _estimate(results, variant)
         rows.append(row)
         if sides is not None:
             families[family(variant)].append((row, difference(sides)))
     for members in families.values():
         _compare(level, *zip(*members, strict=True), anytime=results.anytime)
+    for variant in results.estimates.nats:
+        observation = results.observation(variant)
+        if variant.level == level and (observation is None or not observation.windows):
+            of = {"windows": len(results.estimates.windows)}
+            of["tokens"] = sum(results.estimates.tokens)
+            rows.append(_names(variant) | of | _estimate(results, variant))
     return Table(UNIT_COLUMNS[level], rows)
 
 
@@ -143,6 +152,33 @@ def undecided(row: Mapping[str, Any]) -> bool:
     """Whether a row's interval holds zero: its difference is not told from none."""
     low, high = row["delta_nll_low"], row["delta_nll_high"]
     return low is not None and low <= 0 <= high
+
+
+def cost(row: Mapping[str, Any]) -> float | None:
+    """What a row says quantizing costs: measured, or else estimated."""
+    return row["gradient_nll"] if row["delta_nll"] is None else row["delta_nll"]
+
+
+def only_estimated(row: Mapping[str, Any]) -> bool:
+    """Whether a unit's cost was estimated and not measured."""
+    return row["delta_nll"] is None and row["gradient_nll"] is not None
+
+
+def _names(variant: Variant) -> dict[str, Any]:
+    return {
+        "format": variant.format,
+        "direction": variant.direction,
+        "operands": variant.operands,
+        "block": variant.block,
+        _UNIT_NAME.get(variant.level, "unit"): variant.unit,
+    }
+
+
+def _estimate(results: Results, variant: Variant) -> dict[str, Any]:
+    if not results.estimates.nats.get(variant):
+        return {}
+    found = mean(estimated_series(results, variant).values)
+    return dict(zip(_ESTIMATE, (found.mean, found.stderr, found.low, found.high), strict=True))
 
 
 def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Planning a study into variants, measuring them, and keeping what was measured."""
 
+from fp4scope.sweep.gradient import WindowEstimates, estimate_window
 from fp4scope.sweep.journal import Journal, Measured, check_folder
 from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
 from fp4scope.sweep.memory import Shape
@@ -17,7 +18,9 @@ __all__ = [
     "Shape",
     "Stopping",
     "Sweep",
+    "WindowEstimates",
     "check_folder",
+    "estimate_window",
     "forecast_sweep",
     "measure_naively",
     "plan",

@@ -2,16 +2,19 @@
 
 The first line says which study this is; named notes hold what the variants depend on, such as
 the calibration. A chunk's line has its windows, the shape of its batches, and what every
-variant gave. A rerun of the same study reads the lines and goes on behind the last; another study
-is refused with what differs. A last line that was cut off by a crash or a full disk is dropped; a
-damaged line before it is an error.
+variant gave. First-order estimates have lines of their own, a window each, behind one that names
+their units. A window may come twice, at first with the reference and baselines alone, for a study
+that only estimates, later with every variant: what is measured together counts together, so the
+later line replaces the earlier one. A rerun of the same study reads the lines and goes on behind
+the last; another study is refused with what differs. A last line that was cut off by a crash or a
+full disk is dropped; a damaged line before it is an error.
 """
 
 import errno
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +22,9 @@ from typing import IO, Any
 
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.metrics import WindowMetrics
-from fp4scope.records import Observation, Variant
+from fp4scope.records import Estimates, Observation, Variant
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,14 @@ class Journal:
         self.path = path
         self.observations: dict[str, Observation] = {}
         self.notes: dict[str, Any] = {}
+        self.estimates = Estimates()
         self.chunks: list[list[int]] = []
-        """The windows of each chunk, as they were measured."""
+        """The windows of each chunk, as they were measured; `done` says with which variants."""
         self.shapes: list[dict[str, Any]] = []
         """The different shapes of the chunks, as they came."""
+        self._together: dict[int, frozenset[tuple[str, int]]] = {}
+        self._with_units: set[int] = set()
+        self._units: list[Variant] = []
         identity = json.loads(json.dumps(identity))
         with ExitStack() as opened:
             try:
@@ -76,8 +83,13 @@ class Journal:
 
     @property
     def windows(self) -> list[int]:
-        """Windows on which every variant was measured that was not decided, in that order."""
+        """Windows that were measured, in that order; `done` says with which variants."""
         return [window for chunk in self.chunks for window in chunk]
+
+    @property
+    def chunks_of_units(self) -> list[list[int]]:
+        """Chunks on which more was measured than the reference and baselines."""
+        return [chunk for chunk in self.chunks if chunk[0] in self._with_units]
 
     def close(self) -> None:
         self._close()
@@ -107,6 +119,36 @@ class Journal:
         self._write(record)
         self._remember(record)
 
+    def add_estimates(self, window: int, tokens: int, nats: Mapping[Variant, float]) -> None:
+        """Keep a window's first-order estimates; on disk when this returns.
+
+        Args:
+            window: Which one.
+            tokens: Its targets.
+            nats: What quantizing each unit costs, summed over the targets.
+
+        Raises:
+            OutputError: It could not be written.
+        """
+        if self._units != list(nats):
+            self._write({"units": [_variant_fields(variant) for variant in nats]})
+            self._units = list(nats)
+        self._write({"estimated": window, "tokens": tokens, "nats": list(nats.values())})
+        self.estimates.add(window, tokens=tokens, nats=nats)
+
+    def done(self, realisations: Iterable[tuple[Variant, int]]) -> list[int]:
+        """Windows on which all these variants and replicas were measured together."""
+        wanted = {(variant.key, replica) for variant, replica in realisations}
+        return [window for window in self.windows if wanted <= self._together[window]]
+
+    def last_shape(self, realisations: Iterable[tuple[Variant, int]]) -> dict[str, Any] | None:
+        """The shape of the last chunk, unless that was one of fewer variants."""
+        if not self.shapes:
+            return None
+        wanted = {(variant.key, replica) for variant, replica in realisations}
+        fits = not self.windows or wanted <= self._together[self.windows[-1]]
+        return self.shapes[-1] if fits else None
+
     def note(self, name: str, data: Any) -> None:  # noqa: ANN401
         """Keep JSON-able data under a name.
 
@@ -119,6 +161,11 @@ class Journal:
     def _remember(self, record: Mapping[str, Any]) -> None:
         if record["shape"] not in self.shapes[-1:]:
             self.shapes.append(record["shape"])
+        if before := self._together.keys() & record["chunk"]:
+            left = [[w for w in chunk if w not in before] for chunk in self.chunks]
+            self.chunks = [chunk for chunk in left if chunk]
+            for observation in self.observations.values():
+                observation.discard(list(before))
         for measured in record["measured"]:
             variant = Variant(**measured["variant"])
             observation = self.observations.setdefault(variant.key, Observation(variant=variant))
@@ -127,6 +174,17 @@ class Journal:
                 replica = measured["replica"]
                 observation.add(window, replica, tokens=tokens, nll=nll, kl=kl, top1=top1)
         self.chunks.append(record["chunk"])
+        variants = [Variant(**m["variant"]) for m in record["measured"]]
+        together = frozenset(
+            (v.key, m["replica"]) for v, m in zip(variants, record["measured"], strict=True)
+        )
+        self._together |= dict.fromkeys(record["chunk"], together)
+        if not all(variant.is_control for variant in variants):
+            self._with_units.update(record["chunk"])
+
+    def _remember_estimates(self, record: Mapping[str, Any]) -> None:
+        nats = dict(zip(self._units, record["nats"], strict=True))
+        self.estimates.add(record["estimated"], tokens=record["tokens"], nats=nats)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record).encode() + b"\n"
@@ -151,6 +209,12 @@ class Journal:
                         raise ValueError(f"version {version}, not {JOURNAL_VERSION}")
                 elif "note" in record:
                     self.notes[record["note"]] = record["data"]
+                    continue
+                elif "units" in record:
+                    self._units = [Variant(**fields) for fields in record["units"]]
+                    continue
+                elif "estimated" in record:
+                    self._remember_estimates(record)
                     continue
                 else:
                     self._remember(record)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fp4scope.errors import StudyError
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel
+from fp4scope.records import Variant
 from fp4scope.sweep.check import SelfCheck, self_check
 from fp4scope.sweep.journal import Journal, Measured
 from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory
@@ -147,6 +148,10 @@ class Sweep:
         return self._memory.passes(self.shape.groups)
 
     @property
+    def _realisations(self) -> list[tuple[Variant, int]]:
+        return [v.realisation for v in self._variants]
+
+    @property
     def memory_bytes(self) -> int:
         """What the sweep is expected to take beside the model."""
         return self._memory.needed(self.shape)
@@ -171,7 +176,7 @@ class Sweep:
         """
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(self._ids), generator=generator).tolist()
-        known = set(self._journal.windows)
+        known = set(self._journal.done(self._realisations))
         left = [w for w in order if w not in known]
         work = self.work
         spent = Counter({work: len(known)})  # windows by the work that each took
@@ -234,10 +239,10 @@ class Sweep:
         )
         if not several:  # a state may not depend on what shares its batch
             shape = replace(shape, windows=1, block=1, head=shape.head if self.check.batches else 1)
-        if not self._journal.shapes:
+        last = self._journal.last_shape(self._realisations)
+        if last is None:
             return shape
-        before = Shape(**self._journal.shapes[-1])
-        before = replace(before, windows=min(before.windows, most))
+        before = replace(Shape(**last), windows=min(last["windows"], most))
         if len(self._variants) < len(planned):
             before = self._memory.fewer_groups(before, self.budget)
         if before == shape or self._memory.needed(before) <= self.budget:

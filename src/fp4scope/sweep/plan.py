@@ -24,6 +24,10 @@ class PlannedVariant:
     replica: int = 0
     against: Variant = REFERENCE
 
+    @property
+    def realisation(self) -> tuple[Variant, int]:
+        return self.variant, self.replica
+
 
 @dataclass(frozen=True)
 class _Unit:
@@ -81,6 +85,11 @@ def _realisations(
     control = jitter(variant)
     for replica in range(1, max(study.replicas - 1, study.jitter) + 1):
         yield PlannedVariant(control, settings, replica, against=variant)
+
+
+def setting_of(variant: Variant) -> Setting:
+    """What a linear has that a baseline, or a unit in its direction, says is quantized."""
+    return _setting(variant.format, Operands(variant.operands))
 
 
 def _setting(name: str, operands: Operands) -> Setting:

@@ -66,7 +66,7 @@ class Stopping:
         self._searches = _searches(goal, variants)
         self._widest: float | None = None
         if not isinstance(goal, TimeGoal):
-            for end in range(1, len(journal.chunks) + 1):
+            for end in range(1, len(journal.chunks_of_units) + 1):
                 self._look(end)
 
     @property
@@ -82,7 +82,7 @@ class Stopping:
 
     def look(self) -> None:
         """Take in the chunk that the journal has just got."""
-        self._look(len(self._journal.chunks))
+        self._look(len(self._journal.chunks_of_units))
 
     def begin(self) -> None:
         """The first chunk begins now."""
@@ -96,7 +96,7 @@ class Stopping:
             took, self._last_look = now - self._last_look, now
             self.reached = now + took - self._started > self.goal.seconds
             return
-        windows = [w for chunk in self._journal.chunks[:chunks] for w in chunk]
+        windows = [w for chunk in self._journal.chunks_of_units[:chunks] for w in chunk]
         costs = _Costs(self._journal.observations, windows)
         if isinstance(self.goal, WidthGoal):
             self._widest = costs.widest(_units(self._variants))

@@ -1,0 +1,289 @@
+"""What quantizing every unit costs, to first order, from one forward and backward of a window.
+
+Let y = W x be what a linear gives and g the gradient of the loss L (the NLL summed over the
+window's targets) with respect to y. Quantizing the linear moves y to Wq xq, so to first order in
+that move it costs
+
+    <g, Wq xq - W x>    nats, positive: quantizing this costs.
+
+One backward pass has g at all linears, so it serves all units at once; a unit of several linears
+is the sum of theirs. Where the gradient is taken is the direction. For `isolate` it is the
+reference, and the one pass serves every format and choice of operands, for only the differences
+depend on them. For `restore` it is the baseline, whose own g and x say what undoing the
+quantization of one linear saves; g passes straight through the quantizers of the inputs, as if they
+were the identity, because their own gradient is zero almost everywhere.
+
+What it leaves out: curvature (the error of a linear times itself), how the errors of two linears
+act on each other, and, for `restore` with quantized activations, that other inputs are rounded
+anew. The first two are not small in FP4, which is why the estimate is called one, and why its
+ranking is held against the exact sweep's where both were run.
+
+Numbers: the two parts of the move, (Wq - W) x and Wq (xq - x), are each a product with a difference
+that was taken first, so nothing cancels, not even in BF16. Inner products are FP64. In FP16 the
+loss is scaled by a power of two, or small gradients would vanish.
+
+Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized
+weights.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fp4scope.errors import ModelError, NonFiniteError
+from fp4scope.inject import Injector, Setting
+from fp4scope.models import LoadedModel
+from fp4scope.records import Variant
+from fp4scope.study import Direction
+from fp4scope.sweep.plan import PlannedVariant, setting_of
+
+_LOSS_SCALE = {torch.float16: 256.0}
+_TILE_ROWS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowEstimates:
+    """What one window says of every unit: nats summed over its targets.
+
+    `nll` is that of the points where gradients were taken, by the settings of all linears there;
+    None is the reference. It costs nothing, and tells whether the points are what they should be.
+    """
+
+    tokens: int
+    nats: dict[Variant, float]
+    nll: dict[Setting | None, float]
+
+
+def estimate_window(
+    loaded: LoadedModel,
+    ids: Int[Tensor, " tokens"],
+    units: Sequence[PlannedVariant],
+    injector: Injector,
+) -> WindowEstimates:
+    """First-order estimates of these units on one window.
+
+    Args:
+        loaded: The model. Afterwards it is as it was.
+        ids: The window.
+        units: Restored or isolated units, replica 0.
+        injector: Of the same model.
+
+    Raises:
+        ModelError: The model computes in a way through which no gradient comes.
+        NonFiniteError: NaN or Inf in a quantized input, or an estimate that is not finite.
+    """
+    nats: dict[Variant, float] = {}
+    nll: dict[Setting | None, float] = {}
+    for point, members in _points(loaded, units).items():
+        wanted = _wanted(loaded, members)
+        nll[point], costs = _one_point(loaded, ids, point, wanted, injector)
+        for planned in members:
+            setting = setting_of(planned.variant)
+            cost = sum(costs[name, setting] for name in _linears(loaded, planned))
+            if not isfinite(cost):
+                raise NonFiniteError(
+                    f"the estimate of {planned.variant.key} is {cost} in {loaded.dtype}: a "
+                    "gradient overflowed; use a dtype with more range (--dtype bfloat16 or float32)"
+                )
+            nats[planned.variant] = cost
+    ordered = {v.variant: nats[v.variant] for v in units}
+    return WindowEstimates(tokens=len(ids) - 1, nats=ordered, nll=nll)
+
+
+def _points(
+    loaded: LoadedModel, units: Sequence[PlannedVariant]
+) -> dict[Setting | None, list[PlannedVariant]]:
+    """The units by where their gradient is taken: the setting of every linear, None for none."""
+    points: dict[Setting | None, list[PlannedVariant]] = {}
+    for planned in units:
+        restore = planned.variant.direction == Direction.RESTORE.value
+        points.setdefault(setting_of(planned.variant) if restore else None, []).append(planned)
+    return points
+
+
+def _linears(loaded: LoadedModel, planned: PlannedVariant) -> list[str]:
+    """The linears of a unit: those that are quantized alone, or alone are not."""
+    restore = planned.variant.direction == Direction.RESTORE.value
+    return [name for name in loaded.layout.linears if (name in planned.settings) != restore]
+
+
+def _wanted(
+    loaded: LoadedModel, members: Sequence[PlannedVariant]
+) -> dict[str, tuple[Setting, ...]]:
+    """By linear, the settings under which some unit needs its cost."""
+    found: dict[str, dict[Setting, None]] = {}
+    for planned in members:
+        for name in _linears(loaded, planned):
+            found.setdefault(name, {})[setting_of(planned.variant)] = None
+    return {name: tuple(settings) for name, settings in found.items()}
+
+
+def _one_point(
+    loaded: LoadedModel,
+    ids: Int[Tensor, " tokens"],
+    point: Setting | None,
+    wanted: Mapping[str, tuple[Setting, ...]],
+    injector: Injector,
+) -> tuple[float, dict[tuple[str, Setting], float]]:
+    """The NLL there, and what each linear costs under each setting."""
+    everywhere = {} if point is None else dict.fromkeys(loaded.layout.linears, point)
+    taps = [_Tap(loaded, name, settings, injector) for name, settings in wanted.items()]
+    found: dict[tuple[str, Setting], Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        # Before the injector's: what a tap sees of an input is not quantized yet.
+        for tap in taps:
+            stack.enter_context(tap.listening(found))
+        entrance = stack.enter_context(_entrance(loaded))
+        stack.enter_context(injector.applied(everywhere))
+        logits = loaded.model(ids[None].to(loaded.device), use_cache=False).logits[0]
+        if not entrance or not logits.requires_grad:
+            raise ModelError(
+                f"no gradient comes through the forward of {type(loaded.model).__name__}, so it "
+                "cannot be estimated from; leave --method at exact"
+            )
+        scale = _LOSS_SCALE.get(loaded.dtype, 1.0)
+        nll, gradient = _loss(logits.detach(), ids[1:].to(loaded.device), scale)
+        torch.autograd.grad(logits, entrance[0], gradient)
+    silent = {key for tap in taps for key in tap.keys} - found.keys()
+    # A linear whose output the loss does not depend on, such as an expert that no token chose.
+    values = torch.stack(list(found.values())).tolist() if found else []
+    costs = {key: value / scale for key, value in zip(found, values, strict=True)}
+    return nll, costs | dict.fromkeys(silent, 0.0)
+
+
+def _loss(
+    logits: Shaped[Tensor, "tokens vocab"], targets: Int[Tensor, " targets"], scale: float
+) -> tuple[float, Shaped[Tensor, "tokens vocab"]]:
+    """The NLL summed over the targets, and the gradient of `scale` times it: softmax - one-hot.
+
+    By hand and in tiles of rows, so that no second copy of the logits in FP32 is ever held.
+    """
+    gradient = torch.zeros_like(logits)
+    nll = torch.zeros((), dtype=torch.float64, device=logits.device)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    for start in range(0, len(targets), _TILE_ROWS):
+        chosen = targets[start : start + _TILE_ROWS, None]
+        rows = slice(start, start + len(chosen))
+        logp = logits[rows].to(wide).log_softmax(-1)
+        nll -= logp.gather(-1, chosen).sum(dtype=torch.float64)
+        share = logp.exp_()
+        share.scatter_add_(-1, chosen, torch.full_like(chosen, -1, dtype=wide))
+        gradient[rows] = (scale * share).to(logits.dtype)
+    return float(nll), gradient
+
+
+@contextmanager
+def _entrance(loaded: LoadedModel) -> Iterator[list[Tensor]]:
+    """What enters block 0 wants a gradient; nothing before it and no parameter does."""
+    found: list[Tensor] = []
+
+    def cut(hidden: Tensor) -> Tensor:
+        leaf = hidden.detach().requires_grad_()
+        found.append(leaf)
+        return leaf.clone()  # a model may write into what enters its blocks, but not into a leaf
+
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (cut(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": cut(kwargs["hidden_states"])}
+
+    first = loaded.model.get_submodule(f"{loaded.layout.blocks_path}.0")
+    handle = first.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class _Tap:
+    """Keeps what enters one linear, and in the backward pass adds up what quantizing it costs."""
+
+    def __init__(
+        self, loaded: LoadedModel, name: str, settings: Sequence[Setting], injector: Injector
+    ) -> None:
+        module = loaded.model.get_submodule(name)
+        assert isinstance(module, nn.Linear | Conv1D)
+        self._name, self._module, self._settings = name, module, settings
+        self._weight = module.weight  # at a baseline another stands in its place
+        self._injector = injector
+        self.keys = [(name, setting) for setting in settings]
+
+    @contextmanager
+    def listening(self, found: dict[tuple[str, Setting], Tensor]) -> Iterator[None]:
+        """Until the block ends; costs are added to `found`."""
+        entered: list[Tensor] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+            entered.append(args[0].detach())
+
+        def after(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: ANN401
+            x = entered.pop()
+            if not output.requires_grad:
+                raise ModelError(
+                    f"no gradient comes to {self._name}, so it cannot be estimated; leave "
+                    "--method at exact"
+                )
+            output.register_hook(partial(self._add, found, x, x._version))
+
+        handles = [
+            self._module.register_forward_pre_hook(before),
+            self._module.register_forward_hook(after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _add(
+        self, found: dict[tuple[str, Setting], Tensor], x: Tensor, version: int, gradient: Tensor
+    ) -> None:
+        if x._version != version:
+            raise ModelError(
+                f"the model writes into what entered {self._name}, so it cannot be estimated; "
+                "leave --method at exact"
+            )
+        weights: dict[Any, Tensor] = {}
+        for setting in self._settings:
+            moved = self._moved(setting, x, weights)
+            cost = torch.dot(gradient.flatten().double(), moved.flatten().double())
+            key = (self._name, setting)
+            found[key] = found[key] + cost if key in found else cost
+
+    def _moved(
+        self, setting: Setting, x: Tensor, weights: dict[Any, Tensor]
+    ) -> Float[Tensor, "*shape"]:
+        """By how much the linear's output moves when it is quantized."""
+        image: Tensor = self._weight
+        parts: list[Tensor] = []
+        if (fmt := setting.weights) is not None:
+            if fmt not in weights:
+                weights[fmt] = self._quantized_weight(setting)
+            image = weights[fmt]
+            parts.append(self._times(x, image - self._weight))
+        if setting.activations is not None:
+            rounded = self._injector.quantized_input(self._name, setting.activations, x)
+            parts.append(self._times(rounded - x, image))
+        return sum(parts[1:], start=parts[0])
+
+    def _quantized_weight(self, setting: Setting) -> Tensor:
+        assert setting.weights is not None
+        if self._module.weight is not self._weight:  # applied: the one setting of this baseline
+            return self._module.weight.detach()
+        image = self._injector.quantized_weight(self._name, setting.weights)
+        self._injector.forget([self._name])
+        return image
+
+    def _times(self, x: Tensor, weight: Tensor) -> Tensor:
+        # The reduction axis comes last in nn.Linear, first in Conv1D.
+        return x @ (weight if isinstance(self._module, Conv1D) else weight.T)

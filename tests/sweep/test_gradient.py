@@ -1,0 +1,287 @@
+"""First-order estimates: they are the derivative that they say they are, and leave no trace."""
+
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from fp4scope import kernels
+from fp4scope.errors import ModelError, NonFiniteError
+from fp4scope.inject import Injector
+from fp4scope.inject import injector as inject
+from fp4scope.sweep import estimate_window, measure_naively
+from fp4scope.sweep.plan import setting_of
+
+FORMATS = "mxfp4:floor,nvfp4"
+OPERANDS = "weights+activations,weights,activations"
+STEP = 1e-4
+
+
+def units(variants, **wanted):
+    """Of a plan: its units, or those whose variants have these fields."""
+    chosen = [v for v in variants if not v.variant.is_control and not v.replica]
+    return [v for v in chosen if all(getattr(v.variant, k) == x for k, x in wanted.items())]
+
+
+def nll(loaded, ids):
+    """Summed over the targets, in FP64."""
+    logp = loaded.logits(ids)[:-1].double().log_softmax(-1)
+    return -float(logp.gather(-1, ids[1:, None]).sum())
+
+
+@contextmanager
+def partly(loaded, injector, names, setting, share):
+    """These linears with `share` of the error that their quantization adds to their outputs."""
+
+    def hook(name, module, args, output):
+        x, weight = args[0], module.weight
+        image = injector.quantized_weight(name, setting.weights) if setting.weights else weight
+        rounded = (
+            injector.quantized_input(name, setting.activations, x) if setting.activations else x
+        )
+        turn = (lambda w: w) if isinstance(module, Conv1D) else (lambda w: w.T)
+        return output + share * (rounded @ turn(image) - x @ turn(weight))
+
+    with ExitStack() as stack:
+        for name in names:
+            module = loaded.model.get_submodule(name)
+            handle = module.register_forward_hook(
+                lambda module, args, output, name=name: hook(name, module, args, output)
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+def rms_norm(module, x):
+    scale = (x.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
+    return module.weight * x * scale
+
+
+@pytest.fixture
+def wide(adopted, calibrated, ids, monkeypatch):
+    """`wide(family)`: a model in FP64, where a finite difference has digits, and its injector."""
+
+    def qdq(x, fmt, amax=None, nonfinite=None):  # formats round FP32 and narrower
+        return kernels.qdq(x.float(), fmt, amax, nonfinite).double()
+
+    monkeypatch.setattr(inject, "qdq", qdq)
+
+    def build(family):
+        loaded = adopted(family, torch.float64)
+        for module in loaded.model.modules():
+            if type(module).__name__ == "LlamaRMSNorm":  # which computes in FP32
+                module.forward = partial(rms_norm, module)
+        return loaded, calibrated(loaded, ids)
+
+    return build
+
+
+@pytest.mark.parametrize("family", ["llama-biased", "gpt2"])
+def test_isolate_is_the_derivative_of_the_error(wide, planned, ids, family):
+    loaded, injector = wide(family)
+    variants = planned(
+        loaded, formats=FORMATS, operands=OPERANDS, sweep="components,cells", direction="isolate"
+    )
+    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
+    for planned_unit in units(variants, level="components"):
+        variant = planned_unit.variant
+        ends = []
+        for share in (-STEP, STEP):
+            with partly(loaded, injector, planned_unit.settings, setting_of(variant), share):
+                ends.append(nll(loaded, ids[0]))
+        slope = (ends[1] - ends[0]) / (2 * STEP)
+        assert estimated[variant] == pytest.approx(slope, rel=1e-4, abs=1e-7), variant.key
+
+
+@pytest.mark.parametrize("family", ["llama-biased", "gpt2"])
+def test_restore_is_the_derivative_at_the_baseline(wide, planned, ids, family):
+    """Weights only, where the loss is smooth in what is left of an error."""
+    loaded, injector = wide(family)
+    variants = planned(
+        loaded, formats=FORMATS, operands="weights", sweep="components", direction="restore"
+    )
+    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
+    for fmt in FORMATS.split(","):
+        baseline = next(
+            v for v in variants if v.variant.direction == "baseline" and v.variant.format == fmt
+        )
+        for planned_unit in units(variants, format=fmt):
+            setting = setting_of(planned_unit.variant)
+            names = set(baseline.settings) - set(planned_unit.settings)
+            ends = []
+            for left in (1 - STEP, 1 + STEP):
+                # Around the unit's own point: it in part, everything else in full.
+                with (
+                    injector.applied(planned_unit.settings),
+                    partly(loaded, injector, names, setting, left),
+                ):
+                    ends.append(nll(loaded, ids[0]))
+            slope = (ends[1] - ends[0]) / (2 * STEP)
+            key = planned_unit.variant.key
+            assert estimated[planned_unit.variant] == pytest.approx(slope, rel=1e-4), key
+
+
+def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids):
+    """The last block's last linear: the gradient there is the true one."""
+    loaded, injector = wide("llama-biased")
+    variants = planned(
+        loaded, formats=FORMATS, operands=OPERANDS, sweep="cells", cells="*.1.mlp.down_proj"
+    )
+    chosen = units(variants, direction="restore")
+    estimated = estimate_window(loaded, ids[0], chosen, injector).nats
+    name = "model.layers.1.mlp.down_proj"
+    assert len(chosen) == 6
+    for planned_unit in chosen:
+        ends = []
+        for left in (1 - STEP, 1 + STEP):
+            # `partly` sees the linear's own, unquantized input: nothing else touches it.
+            with (
+                injector.applied(planned_unit.settings),
+                partly(loaded, injector, [name], setting_of(planned_unit.variant), left),
+            ):
+                ends.append(nll(loaded, ids[0]))
+        slope = (ends[1] - ends[0]) / (2 * STEP)
+        key = planned_unit.variant.key
+        assert estimated[planned_unit.variant] == pytest.approx(slope, rel=1e-4), key
+
+
+def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids):
+    loaded, injector = wide("llama")
+    variants = planned(
+        loaded, formats="nvfp4", operands="weights", sweep="cells", direction="isolate"
+    )
+    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
+    for planned_unit in units(variants):
+        (name,) = planned_unit.settings
+        module = loaded.model.get_submodule(name)
+        weight = module.weight.detach().clone().requires_grad_()
+        logits = torch.func.functional_call(
+            loaded.model, {f"{name}.weight": weight}, (ids[:1],), {"use_cache": False}
+        ).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, weight)
+        image = injector.quantized_weight(name, setting_of(planned_unit.variant).weights)
+        expected = float((gradient * (image - module.weight)).sum())
+        assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_points_are_the_reference_and_the_baselines(adopted, planned, calibrated, ids, family):
+    """The forward that the gradient belongs to is what the exact sweep measures, bit for bit."""
+    loaded = adopted(family)
+    injector = calibrated(loaded, ids)
+    variants = planned(loaded, formats=FORMATS, operands=OPERANDS, sweep="cells")
+    controls = [v for v in variants if v.variant.is_control and not v.replica]
+    measured = measure_naively(loaded, ids[:1], controls, injector)
+    points = estimate_window(loaded, ids[0], units(variants), injector).nll
+    assert len(points) == len(controls) == 7
+    for control, (metrics,) in zip(controls, measured, strict=True):
+        is_reference = control.variant.direction == "reference"
+        point = None if is_reference else setting_of(control.variant)
+        assert points[point] == pytest.approx(metrics.nll, rel=1e-6), control.variant.key
+
+
+def test_a_unit_is_the_sum_of_its_cells(adopted, planned, calibrated, ids):
+    loaded = adopted("llama")
+    pattern = "*.mlp.*"
+    variants = planned(
+        loaded, sweep="components,blocks,cells", patterns=[pattern], operands=OPERANDS
+    )
+    found = estimate_window(loaded, ids[0], units(variants), calibrated(loaded, ids)).nats
+    assert list(found) == [v.variant for v in units(variants)]
+    cells = {v: cost for v, cost in found.items() if v.level == "cells"}
+
+    def alike(one, other):
+        names = ("format", "operands", "direction")
+        return all(getattr(one, name) == getattr(other, name) for name in names)
+
+    for variant, cost in found.items():
+        same = {v: c for v, c in cells.items() if alike(v, variant)}
+        parts = {
+            "components": [c for v, c in same.items() if v.unit == variant.unit],
+            "blocks": [c for v, c in same.items() if v.block == variant.block],
+            "patterns": [
+                c for v, c in same.items() if v.unit in ("gate_proj", "up_proj", "down_proj")
+            ],
+            "cells": [cost],
+        }[variant.level]
+        count = {"components": 2, "blocks": 7, "patterns": 6, "cells": 1}[variant.level]
+        assert len(parts) == count
+        assert cost == pytest.approx(sum(parts), rel=1e-9, abs=1e-9), variant.key
+
+
+def test_only_the_linears_of_the_units_are_looked_at(adopted, planned, calibrated, ids):
+    """What is not asked for is not computed, and does not change what is."""
+    loaded = adopted("llama")
+    injector = calibrated(loaded, ids)
+    everything = units(planned(loaded, sweep="cells", operands=OPERANDS))
+    some = units(planned(loaded, sweep="cells", cells="down_proj", formats="nvfp4"))
+    whole = estimate_window(loaded, ids[0], everything, injector).nats
+    part = estimate_window(loaded, ids[0], some, injector).nats
+    assert len(part) == 4 < len(whole)
+    assert part == {variant: whole[variant] for variant in part}
+
+
+def test_the_same_in_half_precision(adopted, planned, calibrated, ids):
+    """Sums over many tokens: BF16 and FP16 agree with FP32 to a few of their roundings."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        loaded = adopted("llama", dtype)
+        injector = calibrated(adopted("llama"), ids)
+        injector = Injector(loaded.model, injector.activation_amax)
+        variants = units(planned(loaded, sweep="cells", formats="nvfp4", direction="isolate"))
+        nats = estimate_window(loaded, ids[0], variants, injector).nats
+        found[dtype] = torch.tensor([*nats.values()])
+    exact = found.pop(torch.float32)
+    for dtype, costs in found.items():
+        # Weights are rounded to the dtype first, which moves some across a boundary of FP4.
+        assert torch.corrcoef(torch.stack([exact, costs]))[0, 1] > 0.98, dtype
+
+
+def test_the_model_is_untouched(adopted, planned, calibrated, ids, unchanged, family):
+    loaded = adopted(family)
+    injector = calibrated(loaded, ids)
+    chosen = units(planned(loaded, sweep="components"))
+    before = loaded.logits(ids[0])
+    with unchanged(loaded.model), torch.inference_mode():
+        first = estimate_window(loaded, ids[0], chosen, injector)
+    assert all(not p.requires_grad and p.grad is None for p in loaded.model.parameters())
+    assert torch.equal(loaded.logits(ids[0]), before)
+    assert estimate_window(loaded, ids[0], chosen, injector) == first
+
+
+def test_the_model_is_untouched_after_an_error(adopted, planned, calibrated, ids, unchanged):
+    loaded = adopted("llama")
+    injector = calibrated(loaded, ids)
+    chosen = units(planned(loaded, sweep="components", formats="nvfp4"))
+    injector.activation_amax["model.layers.0.mlp.down_proj"] = 0.0
+    with unchanged(loaded.model), pytest.raises(NonFiniteError, match="calibrated amax"):
+        estimate_window(loaded, ids[0], chosen, injector)
+
+
+def test_an_overflowing_gradient_is_named(adopted, planned, ids):
+    loaded = adopted("llama")
+    loaded.model.lm_head.weight.data *= float("inf")
+    chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+    with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|weights.*overflowed"):
+        estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
+
+
+def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, planned, calibrated, ids):
+    """Such as an expert that no token chose."""
+    loaded = adopted("llama")
+    injector = calibrated(loaded, ids)
+    loaded.model.model.layers[1].mlp.forward = torch.zeros_like
+    chosen = units(planned(loaded, sweep="cells", cells="down_proj,up_proj"))
+    found = estimate_window(loaded, ids[0], chosen, injector).nats
+    assert [v.block for v, cost in found.items() if cost == 0] == [1] * 8
+    assert len(found) == 16
+
+
+def test_a_forward_without_gradients_is_refused(adopted, planned, ids):
+    loaded = adopted("llama")
+    loaded.model.forward = torch.no_grad()(loaded.model.forward)
+    chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+    with pytest.raises(ModelError, match="no gradient comes"):
+        estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
