@@ -206,8 +206,8 @@ def test_a_damaged_wavefront_would_be_noticed(
     sweep = open_sweep(loaded, ids, variants, injector)
     own = type(loaded.stack).run
 
-    def off_by_an_ulp(self, block, hidden, **rest):
-        out = own(self, block, hidden, **rest)
+    def off_by_an_ulp(self, block, hidden, *rest):
+        out = own(self, block, hidden, *rest)
         if block == 1:
             out[0] = torch.nextafter(out[0], out[0] + 1)
         return out

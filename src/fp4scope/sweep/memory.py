@@ -167,8 +167,6 @@ class Memory:
         if getattr(config, "_attn_implementation", None) == "eager":
             block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
 
-        if self._kind == "cuda":  # a recording's memory is its own
-            block *= 2
         logits = min(tokens, shape.rows + FEWEST_ROWS) * config.vocab_size
         fused = self._kind == "cuda" and not unfused
         head = logits * (size if fused else size + 4) + shape.head * logits * size

@@ -9,7 +9,6 @@ reference's logits are made once for each tile of rows.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +20,6 @@ from fp4scope.inject import Injector
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
 from fp4scope.sweep.plan import PlannedVariant
-from fp4scope.sweep.replay import Replayed
 from fp4scope.sweep.tree import Tree
 
 _T = TypeVar("_T")
@@ -92,8 +90,6 @@ class Wavefront:
         self._seed = seed
         self._head_in_blocks = head_in_blocks(loaded)
         self._store = torch.device("cpu") if batches.spill else loaded.device
-        recorded = loaded.device.type == "cuda" and not loaded.layout.routers
-        self._pool = torch.cuda.graph_pool_handle() if recorded else None
         self._wanted = comparisons(variants, tree)
         # In the head, those that are compared with the same one follow it.
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
@@ -143,9 +139,8 @@ class Wavefront:
             moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
             for step in steps:
                 with self._injector.applied(step.settings, check=False):
-                    run = Replayed(partial(self._stack.run, block, inputs=inputs), self._pool)
                     for edges in _pieces(step.edges, together):
-                        self._run(run, edges, states, moves, len(windows))
+                        self._run(block, edges, states, inputs, moves)
                         for parent, _ in edges:
                             uses[parent] -= 1
                             if not uses[parent]:
@@ -178,11 +173,11 @@ class Wavefront:
 
     def _run(
         self,
-        run: Replayed,
+        block: int,
         edges: Sequence[tuple[int, int]],
         states: dict[int, Tensor],
+        inputs: BlockInputs,
         moves: dict[int, Tensor],
-        windows: int,
     ) -> None:
         """A batch of states through a block, windows in parts if a state has more than fit."""
         entering = []
@@ -191,9 +186,10 @@ class Wavefront:
             state = states[parent]
             entering.append(state if steps is None else perturbed(state, steps))
         outputs: list[Tensor] = []
-        for chosen in _pieces(range(windows), self._batches.block):
+        for chosen in _pieces(range(len(inputs.embedded)), self._batches.block):
             together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
-            out = run(together.to(self._device), (*chosen,) * len(edges))
+            together = together.to(self._device)
+            out = self._stack.run(block, together, inputs, [*chosen] * len(edges))
             outputs.append(out.to(self._store).view(len(edges), len(chosen), *out.shape[1:]))
         results = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         for (_, child), state in zip(edges, results, strict=True):
