@@ -60,6 +60,12 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     texts = evaluation_text(study), calibration_text(study)
     if loaded is None:
         loaded = load(study, tell)
+    if loaded.offloaded is not None and Method.GRADIENT in study.method:
+        raise StudyError(
+            f"method is gradient, but the blocks of {loaded.name} wait in host memory, and a "
+            "backward pass needs them all on the device; use --method exact, or a device (--device "
+            "cpu) or dtype that they fit"
+        )
     fitted = fit_length(study, loaded)
     windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
     calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)

@@ -55,7 +55,7 @@ def _norms(blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
 def _gated(blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
     for block in blocks:
         for module in block.modules():
-            if "act_fn" in dir(module) and _is_gated(type(module)):
+            if hasattr(module, "act_fn") and _is_gated(type(module)):
                 yield module
 
 

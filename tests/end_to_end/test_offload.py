@@ -1,0 +1,42 @@
+"""`--offload`: the same results with the blocks in host memory."""
+
+import pytest
+
+import fp4scope as library
+from fp4scope.errors import StudyError
+from fp4scope.study import Study
+
+
+@pytest.mark.parametrize("memory", [None, "250MB"])
+def test_the_same_results_to_the_bit(memory, model_folder, options):
+    notes = []
+    small = options | {"windows": 3, "sweep": ["components"], "direction": ["restore"]}
+    whole, waiting = (
+        library.diagnose(
+            str(model_folder),
+            **small,
+            offload=offload,
+            memory=memory,
+            progress=lambda event: notes.append(event.note),
+        ).results.observations
+        for offload in ("no", "yes")
+    )
+    assert whole == waiting
+    assert sum("wait in host memory" in (note or "") for note in notes) == 1
+
+
+def test_estimates_need_the_whole_model(model_folder, options):
+    with pytest.raises(StudyError, match="blocks of tiny-llama wait in host memory"):
+        library.diagnose(str(model_folder), **options, offload="yes", method=["gradient"])
+
+
+def test_only_three_choices():
+    with pytest.raises(StudyError, match="offload"):
+        Study.build(model="m", offload="perhaps")
+
+
+def test_where_the_blocks_are_is_no_part_of_the_study(model_folder, options, tmp_path):
+    small = options | {"windows": 2, "sweep": ["components"], "direction": ["restore"]}
+    for offload in ("yes", "no"):
+        found = library.diagnose(str(model_folder), **small, offload=offload, output_dir=tmp_path)
+    assert found.baselines.rows
