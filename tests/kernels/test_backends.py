@@ -227,10 +227,9 @@ def test_using_ends_with_the_block_also_after_an_error(name, monkeypatch):
 
 
 def _forget_installed(monkeypatch):
-    """What is installed may be remembered."""
-    remembered = getattr(dispatch, "_installed", None)
-    if remembered is not None:
-        monkeypatch.setattr(dispatch, "_installed", remembered.__wrapped__)
+    """What is installed, and which backend follows from it, are remembered."""
+    for name in ("_installed", "_backend"):
+        monkeypatch.setattr(dispatch, name, getattr(dispatch, name).__wrapped__)
 
 
 def test_both_backends_of_a_cpu_are_tested():

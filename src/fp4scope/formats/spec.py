@@ -23,9 +23,9 @@ from functools import cached_property
 from fp4scope.errors import FormatError, nearest
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ElementFormat:
-    """A small number format with subnormals and no NaN or Inf.
+    """A small number format with subnormals and no NaN or Inf. Equal is what is the same object.
 
     `bias` is the exponent bias; `max` the largest magnitude. Floats are stored as sign and
     magnitude; with `integer`, as two's complement, which has no negative zero. The most negative
@@ -113,9 +113,12 @@ class ScaleRule(Enum):
         return self.value[1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BlockFormat:
-    """Elements in blocks that share a scale. `scale_bits` are the bits of one block scale."""
+    """Elements in blocks that share a scale. `scale_bits` are the bits of one block scale.
+
+    Equal is what is the same object: formats are looked up at every quantization.
+    """
 
     name: str
     element: ElementFormat

@@ -30,8 +30,13 @@ _forced: str | None = None
 
 def backend(device: torch.device) -> str:
     """Which backend quantizes there: `numba`, `triton` or `torch`."""
-    for name in BACKENDS if _forced is None else (_forced,):
-        if _DEVICE.get(name, device.type) == device.type and _installed(name):
+    return _backend(device.type, _forced)
+
+
+@cache
+def _backend(kind: str, forced: str | None) -> str:
+    for name in BACKENDS if forced is None else (forced,):
+        if _DEVICE.get(name, kind) == kind and _installed(name):
             return name
     return "torch"
 
