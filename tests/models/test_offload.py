@@ -71,6 +71,22 @@ def test_blocks_in_any_order(both, ids, order):
         assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 0, 1], [0, 1, 0], [3, 1, 2, 1, 3]], ids=str)
+def test_a_block_is_on_the_device_and_the_next_on_its_way(both, order):
+    """On a CPU a block that stays on the host has the right values too, so places are compared."""
+    offloaded = both[1].offloaded
+    slots = [slot.untyped_storage().data_ptr() for slot in offloaded._slots]
+    for block in order:
+        offloaded.bring(block)
+        places = {t.untyped_storage().data_ptr() for t in offloaded._tensors[block]}
+        assert len(places) == 1
+        assert places < set(slots)
+        assert set(offloaded._inside) == {block, (block + 1) % DEPTH}
+        for other in set(range(DEPTH)) - {block}:
+            elsewhere = {t.untyped_storage().data_ptr() for t in offloaded._tensors[other]}
+            assert not elsewhere & places
+
+
 def test_parameters_stay_the_same_objects(tiny_model, ids):
     model = tiny_model("llama")
     before = dict(model.named_parameters())
