@@ -98,9 +98,7 @@ def main() -> int:
 
     device = torch.device(options.device)
     loaded = _load(options.model, options.config, device)
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.windows, options.seq_len)
-    ids = torch.randint(5, loaded.config.vocab_size, shape, generator=generator)
+    ids = random_text(loaded, options.windows, options.seq_len)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     rate = _matrix_rate(loaded)
     print(
@@ -116,13 +114,21 @@ def main() -> int:
     print(f"kernels compiled, or found compiled, in {time.perf_counter() - begun:.1f} s")
     failed = False
     for fmt in options.formats.split(","):
-        study = Study.build(
-            model="-", formats=fmt, sweep="cells", cells=options.cells, direction="restore"
-        )
-        # Without the jitter controls: a rival would not have them.
-        variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+        variants = cell_variants(loaded, fmt, options.cells)
         failed |= _one_format(loaded, ids, fmt, variants, amax, rate, options)
     return int(failed)
+
+
+def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor:
+    """Token ids (windows, seq_len), the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, loaded.config.vocab_size, (windows, seq_len), generator=generator)
+
+
+def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[PlannedVariant]:
+    """`restore` of these cells, without the jitter controls: a rival would not have them."""
+    study = Study.build(model="-", formats=fmt, sweep="cells", cells=cells, direction="restore")
+    return [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
 
 
 def _one_format(
