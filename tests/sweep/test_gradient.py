@@ -55,7 +55,7 @@ def partly(loaded, injector, names, setting, share):
 
 
 def slope(loaded, ids, at, part):
-    """Central difference of the loss in a share, around `at`: inside `part(share)` the model has it."""
+    """Central difference of the loss in a share, around `at`, with the model inside `part`."""
     ends = []
     for share in (at - STEP, at + STEP):
         with part(share):
