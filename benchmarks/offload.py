@@ -112,7 +112,7 @@ def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None)
         sweep.run()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
-        nll = {key: list(o.sorted().nll) for key, o in journal.observations.items()}
+        nll = {key: list(o.settled().nll) for key, o in journal.observations.items()}
         journal.close()
     rate = len(variants) * ids.numel() / seconds
     return Run(sweep.shape, seconds, rate, torch.cuda.max_memory_allocated() / 1e9, nll)

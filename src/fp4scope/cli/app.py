@@ -57,6 +57,9 @@ def run(
         str | None, typer.Argument(help="Hub id, local folder or GGUF file.", show_default=False)
     ] = None,
     out: Out = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the study of arXiv 2603.08747; options given win.")
+    ] = None,
     formats: Formats = None,
     sweep: Annotated[
         str | None,
@@ -74,6 +77,10 @@ def run(
     operands: Annotated[
         str | None,
         typer.Option(help="Of weights+activations,weights,activations (weights+activations)."),
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="More whole-model costs, as mxfp4:even,nvfp4/weights (none)."),
     ] = None,
     method: Annotated[
         str | None,

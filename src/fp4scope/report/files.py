@@ -52,10 +52,8 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     summary = {name: table.rows for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
     write("report.md", lambda path: path.write_text(diagnosis.report(), encoding="utf-8"))
-    write(
-        "results.json",
-        lambda path: path.write_text(json.dumps(results, allow_nan=False), encoding="utf-8"),
-    )
+    text = json.dumps(results, allow_nan=False, separators=(",", ":"))
+    write("results.json", lambda path: path.write_text(text, encoding="utf-8"))
     for name, table in tables.items():
         if table.rows:
             write(f"{name}.csv", table.write_csv)
