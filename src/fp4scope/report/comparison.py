@@ -10,6 +10,7 @@ from fp4scope import stats
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.records import REFERENCE, Results, Table
 from fp4scope.report.diagnosis import load
+from fp4scope.report.markdown import groups
 
 _RUN_COLUMNS = (
     "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",
@@ -17,7 +18,7 @@ _RUN_COLUMNS = (
 
 
 class Comparison:
-    """What several outputs say beside each other. Every table has a column for each output it is of.
+    """Several outputs side by side.
 
     Args:
         runs: Results by the name that tables give them; the first is what others are compared with.
@@ -53,12 +54,7 @@ class Comparison:
             table = stats.unit_table(results, "components")
             columns = table.columns
             found = [row for row in table if row["delta_nll"] is not None]
-            families = dict.fromkeys((r["format"], r["operands"], r["direction"]) for r in found)
-            for family in families:
-                members = [
-                    r for r in found if (r["format"], r["operands"], r["direction"]) == family
-                ]
-                members.sort(key=lambda row: -row["delta_nll"])
+            for _, members in groups(Table(columns, found)):
                 rows += [row | {"output": name, "rank": i} for i, row in enumerate(members, 1)]
         return Table(("output", "rank", *columns), rows)
 

@@ -24,6 +24,7 @@ from fp4scope.stats import MIN_WINDOWS
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"
 _FLAG = "beyond-noise"
 _COLUMNS = {"cost": "delta_nll", "change": "change"}
+_ENDS = ("low", "high")
 _LISTED = 5
 _NAMES = (*_COLUMNS, _FLAG)
 _SHAPE = re.compile(
@@ -68,10 +69,8 @@ def parse_gate(text: str) -> Gate:
         if sign or end:
             raise StudyError(f"fail-if {text!r}: nothing may follow {_FLAG}; give it alone")
         return Gate(text, name, fmt)
-    if end not in (None, "low", "high"):
-        raise StudyError(
-            f"fail-if {text!r}: {name} has no {end!r}; {nearest(end, ('low', 'high'))}"
-        )
+    if end not in (None, *_ENDS):
+        raise StudyError(f"fail-if {text!r}: {name} has no {end!r}; {nearest(end, _ENDS)}")
     if not sign:
         raise StudyError(f"fail-if {text!r}: no limit; compare it in millinats, as '{text} > 5'")
     return Gate(text, name, fmt, end, sign == ">", float(match["limit"]))
@@ -137,7 +136,11 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
             f"fail-if {gate.text!r}: it is not known for {rows[0]['output']}: that takes "
             f"{MIN_WINDOWS} windows or more, and runs with jitter controls (--jitter 1)"
         )
-    found = sorted((r for r in rows if r["beyond_noise"]), key=lambda r: -abs(r["change"]))
+    order = ("baselines", "components")
+    found = sorted(
+        (row for row in rows if row["beyond_noise"]),
+        key=lambda row: ([row["level"] != level for level in order], -abs(row["change"])),
+    )
     said = [
         f"{_place(row)} changed by {number(1e3 * row['change'], sign=True)} "
         f"(p {number(row['p_holm'])}, rerun noise ±{number(1e3 * row['noise'])})"

@@ -1,6 +1,6 @@
 """A comparison in words and tables: sentences and `Section`s, for a terminal or as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from fp4scope.report.stopping import windows_measured
 from fp4scope.stats import MIN_WINDOWS, SIGNIFICANCE
 
 CELLS_SHOWN = 10
+_PIPE = r"\|"
 _MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {
@@ -43,13 +44,14 @@ def markdown(comparison: Comparison) -> str:
         lines += [f"- {warning}" for warning in comparison.warnings]
     for section in sections(comparison):
         columns = (*section.names, *section.values)
-        table = [columns, ["---"] * len(columns), *section.rows]
         lines += ["", f"## {section.title}", ""]
-        lines += [
-            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in table
-        ]
+        lines += [_line(row) for row in (columns, ["---"] * len(columns), *section.rows)]
         lines += ["", section.note] if section.note else []
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', _PIPE) for cell in cells)} |"
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -108,8 +110,8 @@ def _costs(baselines: Table) -> Section:
     ]
     values = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
     note = (
-        "Millinats per token, more quantized minus less quantized, with 95% intervals over windows. "
-        "Rerun noise: what rounding alone does to a mean NLL."
+        "Millinats per token, more quantized minus less quantized, with 95% intervals over "
+        "windows. Rerun noise: what rounding alone does to a mean NLL."
     )
     return Section("What each format costs", ("output", "format"), values, rows, note)
 
@@ -159,9 +161,7 @@ def _scale(scale: Table) -> Section:
 def _agreement(agreement: Table) -> Section:
     rows = []
     for row in agreement:
-        level = row["level"]
-        if level != "components" and row["parts"]:
-            level += f", {row['parts']} parts of the depth" if _binned(row) else ""
+        level = row["level"] + (f", {row['parts']} parts of the depth" if row["parts"] else "")
         pairs = "" if row["same"] is None else f"{row['same']}, {row['reversed']}, {row['open']}"
         own = [row["own_one"], row["own_other"]]
         rows.append(
@@ -181,16 +181,12 @@ def _agreement(agreement: Table) -> Section:
     values = ("units", "rho", "own order", "on other text", "same, reversed, open")
     note = (
         "Rho: Spearman's, with a 95% bootstrap interval over windows; it says nothing of other "
-        "models or components. Own order: rho of each output with itself on other text, which "
-        "bounds what may be hoped for; on other text: the one output on one half of the windows, the "
-        "other on the other half. Same, reversed, open: pairs of components that both outputs tell "
-        "apart and order alike or the other way, and those not decided (Holm at 5%)."
+        "models or components. On other text: the one output on one half of the windows, the other "
+        "on the other half; own order: each output so with itself, which says how much of a low "
+        "rho is noise. Same, reversed, open: pairs of components that both outputs tell apart and "
+        "order alike or the other way, and those not decided (Holm at 5%)."
     )
     return Section("Same order?", names, values, rows, note)
-
-
-def _binned(row: _Row) -> bool:
-    return row["level"] != "components" and row["parts"] is not None
 
 
 def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
@@ -199,22 +195,27 @@ def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
         changes.where(level="cells"), key=lambda r: (not r["beyond_noise"], -abs(r["change"]))
     )
     title = f"What changed from {old} to {new}"
+    several = len(set(changes["operands"])) > 1
     note = (
         f"Millinats, {_pairing(changes)}. P is Holm's over all that these two have in common, an "
-        "equal share of the 5% for each level. Rerun noise: what rounding alone moves such a change "
-        "by in 95 of 100 reruns. Beyond noise: told from none, and larger than that."
+        "equal share of the 5% for each level. Rerun noise: how far rounding alone moves such a "
+        "change in 95 of 100 reruns (isolate: a lower bound). Beyond noise: told from none, and "
+        "larger than that."
     )
     if few:
-        yield _change_section(title, few, note)
+        yield _change_section(title, few, several, note)
     if cells:
         more = f": {CELLS_SHOWN} of {len(cells)}" if len(cells) > CELLS_SHOWN else ""
-        yield _change_section(f"{title}, cells{more}", cells[:CELLS_SHOWN], "" if few else note)
+        yield _change_section(
+            f"{title}, cells{more}", cells[:CELLS_SHOWN], several, "" if few else note
+        )
 
 
-def _change_section(title: str, rows: Sequence[_Row], note: str) -> Section:
+def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) -> Section:
     shown = [
         [
-            _format(row, "format_before", "format", arrow=True) + f", {row['operands']}",
+            _format(row, "format_before", "format", arrow=True)
+            + (f", {row['operands']}" if several else ""),
             "" if row["level"] == "baselines" else row["direction"],
             _unit(row),
             f"{_milli(row['before'])} → {_milli(row['after'])}",
@@ -233,11 +234,10 @@ def _changed(comparison: Comparison) -> Iterator[str]:
     for old, new in comparison.compared:
         changes = comparison.changes.where(output=new)
         for row in changes.where(level="baselines"):
-            more = "more" if row["change"] > 0 else "less"
             what = _format(row, "format_before", "format", arrow=True)
             yield (
-                f"From {old} to {new}, {what} ({row['operands']}) costs {interval(row, 'change')} "
-                f"millinats {more}: {_verdict(row)}."
+                f"From {old} to {new}, the cost of {what} ({row['operands']}) changed by "
+                f"{interval(row, 'change')} millinats: {_verdict(row)}."
             )
         units = [row for row in changes if row["level"] != "baselines"]
         if units and any(row["beyond_noise"] is not None for row in units):
@@ -278,6 +278,8 @@ def _scaled(comparison: Comparison) -> Iterator[str]:
 
 def _ordered(comparison: Comparison) -> Iterator[str]:
     for row in comparison.agreement.where(level="components"):
+        if (row["one"], row["other"]) in comparison.compared:
+            continue  # what changed says more of two runs of one model
         total = row["units"] * (row["units"] - 1) // 2
         line = (
             f"{row['direction'].capitalize()}, {_format(row, 'format_other', 'format')} "

@@ -74,7 +74,9 @@ def spearman(one: Floats, other: Floats) -> Floats:
         return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
-def agreement(exact: Floats, estimated: Floats, *, paired: bool = True) -> Agreement | None:
+def agreement(
+    exact: Floats, estimated: Floats, *, paired: bool = True, wide: bool = False
+) -> Agreement | None:
     """The rank correlation of two lists of costs, each windows by units.
 
     Args:
@@ -82,6 +84,7 @@ def agreement(exact: Floats, estimated: Floats, *, paired: bool = True) -> Agree
         estimated: The other.
         paired: Whether the windows of both are the same. If not they are drawn separately, and
             their numbers may differ.
+        wide: Whether the interval holds the draws' own quantiles too (`orders` says why).
 
     Returns:
         None where all costs of a list are the same.
@@ -98,6 +101,8 @@ def agreement(exact: Floats, estimated: Floats, *, paired: bool = True) -> Agree
     tail = (1 - CONFIDENCE) / 2
     least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
     low, high = 2 * rho - most, 2 * rho - least
+    if wide:
+        low, high = min(low, least), max(high, most)
     low, high = max(-1, min(low, rho)), min(1, max(high, rho))
     return Agreement(rho, float(low), float(high), apart)
 
