@@ -109,7 +109,7 @@ def test_a_planted_change_is_in_the_words_and_tables(run):
         "beyond noise (±8.32 by rounding alone)."
     ) in text
     # All of NVFP4's restored units are differences from that baseline.
-    assert "2 of 8 components and 12 of 48 cells changed beyond noise" in text
+    assert "12 of 48 cells and 2 of 8 components changed beyond noise" in text
     assert "| nvfp4 |  | everything | +240.0 → +290.0 | +50.00 [+50.00, +50.00] |" in text
     titles = re.findall("^## (.*)$", text, re.M)
     assert titles == [section.title for section in sections(found)]

@@ -8,7 +8,7 @@ from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
 from fp4scope.report.markdown import interval, number, percent
 from fp4scope.report.stopping import windows_measured
-from fp4scope.stats import MIN_WINDOWS, SIGNIFICANCE
+from fp4scope.stats import SIGNIFICANCE
 
 CELLS_SHOWN = 10
 _PIPE = r"\|"
@@ -253,7 +253,7 @@ def _changed(comparison: Comparison) -> Iterator[str]:
 
 def _verdict(row: _Row) -> str:
     if row["p_holm"] is None:
-        return f"no interval and no verdict below {MIN_WINDOWS} windows"
+        return "no interval, so no verdict"
     if row["noise"] is None:
         return "rerun noise was not measured, so there is no verdict"
     noise = f"±{number(1e3 * row['noise'])}"
