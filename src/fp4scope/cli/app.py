@@ -188,6 +188,33 @@ def stats(
 
 
 @app.command()
+def compare(
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs; others are held to the first.", show_default=False),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 1 if it holds for an output after the first: 'cost(nvfp4) > 40', "
+            "'change.low > 0' (millinats), beyond-noise. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A Markdown file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
+) -> None:
+    """Several outputs side by side: sizes, formats, checkpoints; what changed beyond noise."""
+    from fp4scope.cli.compare import print_comparison
+
+    with _stoppable("nothing was written"):
+        failed = print_comparison(outputs or [], fail_if or [], out, json)
+    for line in failed:
+        print(f"fp4scope: fail-if {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
     from fp4scope.cli.tables import print_formats
