@@ -264,6 +264,19 @@ def test_an_overflowing_gradient_is_named(adopted, planned, ids):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
 
 
+def test_a_large_gradient_in_half_precision(adopted, planned, calibrated, ids):
+    """Between the head and the final norm it is beyond FP16 under the largest loss scale."""
+    found = []
+    for factor in (1, 2**14):
+        loaded = adopted("llama", torch.float16)
+        loaded.model.lm_head.weight.data *= factor
+        loaded.model.model.norm.weight.data /= factor
+        chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+        nats = estimate_window(loaded, ids[0], chosen, Injector(loaded.model)).nats
+        found.append(torch.tensor([*nats.values()]))
+    assert torch.corrcoef(torch.stack(found))[0, 1] > 0.99
+
+
 def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, planned, calibrated, ids):
     """Such as an expert that no token chose."""
     loaded = adopted("llama")
