@@ -151,6 +151,7 @@ def _one_format(
     print(
         f"\n{fmt}: {len(cells)} cells and 2 baselines, {swept.shape}; before, a sweep of block 0 "
         f"took {compiled_s:.1f} s, with kernels to compile or to find compiled"
+        + (f"; peak of device memory {swept.peak_gb:.1f} GB" if swept.peak_gb else "")
     )
     print(f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a cell':>15}{'baseline NLL':>14}")
     floor = operations / rate / len(variants)
@@ -180,6 +181,8 @@ class _Swept(NamedTuple):
     blocks: int
     """Runs of a block on a window, without those of the self-check."""
     shape: Shape
+    peak_gb: float | None
+    """Of what PyTorch allocates on the device, the model included."""
 
 
 def _swept(
@@ -188,6 +191,9 @@ def _swept(
     variants: Sequence[PlannedVariant],
     injector: Injector,
 ) -> _Swept:
+    cuda = loaded.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, _counted(loaded) as blocks:
         journal = Journal(Path(folder) / "journal.jsonl", {})
         _wait(loaded.device)
@@ -200,7 +206,8 @@ def _swept(
         baseline = next(v for v in variants if v.variant.direction == "baseline")
         nll = sum(journal.observations[baseline.variant.key].nll) / (ids.numel() - len(ids))
         journal.close()
-    return _Swept(seconds, nll, sum(blocks), sweep.shape)
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+    return _Swept(seconds, nll, sum(blocks), sweep.shape, peak_gb)
 
 
 def _naive(
