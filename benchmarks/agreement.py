@@ -1,0 +1,104 @@
+r"""Whether the wavefront measures what running the model once for every variant does.
+
+    python benchmarks/agreement.py model.gguf --text wikitext-2-raw-test.txt --seq-len 256 --windows 8
+    python benchmarks/agreement.py model.gguf --text wikitext-2-raw-test.txt --windows 24 \
+        --device cuda --dtype float16
+
+Reference, baselines and components, both formats and directions, W4A4. In FP32 on a CPU every
+difference is 0. On a GPU batches and fused kernels round in another order, which W4A4 magnifies; so
+the mean difference of each variant stands there with its 95% t interval over windows, the largest
+difference of a window, and how many intervals contain 0. Below it the rerun noise: what the
+wavefront's own jitter controls differ by from the same configuration without.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.inject import Injector
+from fp4scope.models import load_model
+from fp4scope.observe import observe_inputs
+from fp4scope.records import jitter
+from fp4scope.stats.intervals import paired
+from fp4scope.study import Study
+from fp4scope.sweep import Journal, Sweep, measure_naively, plan
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    study = Study.build(sweep="components", **vars(parser.parse_args()))
+    loaded = load_model(study.model, device=study.device, dtype=study.dtype)
+    windows = evaluation_windows(
+        study, evaluation_text(study), loaded.tokenizer, loaded.config.model_type
+    )
+    ids = windows.ids
+    cuda = loaded.device.type == "cuda"
+    print(
+        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, "
+        f"{torch.cuda.get_device_name() if cuda else platform.machine()}, {loaded.dtype_name}\n"
+        f"{loaded.name}, {len(ids)} windows of {study.seq_len} tokens of {windows.source}"
+    )
+
+    def forwards() -> Iterator[None]:
+        for row in ids[-4:]:
+            loaded.logits(row, last=1)
+            yield
+
+    observed = observe_inputs(loaded.model, loaded.layout.linears, forwards())
+    injector = Injector(loaded.model, {name: s.max for name, s in observed.items()})
+    variants = plan(study, loaded.layout)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.jsonl", {})
+        Sweep(loaded, ids, variants, injector, journal).run()
+        journal.close()
+    swept = {
+        key: {w: nll for w, nll in zip(o.windows, o.nll, strict=True)}
+        for key, o in journal.observations.items()
+    }
+    chosen = [v for v in variants if not v.replica]
+    inside = 0
+    print(
+        f"\n{'wavefront less one model run at a time':62}{'millinats a token':>22}{'largest':>10}"
+    )
+    for planned, metrics in zip(
+        chosen, measure_naively(loaded, ids, chosen, injector), strict=True
+    ):
+        own = swept[planned.variant.key]
+        differences = np.array([(own[w] - m.nll) / m.tokens for w, m in enumerate(metrics)])
+        inside += _print(planned.variant.key, differences)
+    print(f"{inside} of {len(chosen)} intervals contain 0")
+    print(f"\n{'rerun noise':62}")
+    for planned in chosen:
+        if planned.variant.is_control:
+            own, again = (swept[v.key] for v in (planned.variant, jitter(planned.variant)))
+            tokens = study.seq_len - 1
+            _print(planned.variant.key, np.array([again[w] - own[w] for w in own]) / tokens)
+    return 0
+
+
+def _print(name: str, differences: np.ndarray) -> bool:
+    found = paired(differences, np.zeros_like(differences))
+    low, high = (float("nan") if x is None else 1e3 * x for x in (found.low, found.high))
+    largest = 1e3 * np.abs(differences).max()
+    print(f"{name:62}{1e3 * found.mean:+8.4f} [{low:+.4f}, {high:+.4f}]{largest:10.4f}")
+    return bool(low <= 0 <= high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
