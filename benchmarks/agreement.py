@@ -1,8 +1,8 @@
 r"""Whether the wavefront measures what running the model once for every variant does.
 
-    python benchmarks/agreement.py model.gguf --text wikitext-2-raw-test.txt --seq-len 256 --windows 8
-    python benchmarks/agreement.py model.gguf --text wikitext-2-raw-test.txt --windows 24 \
-        --device cuda --dtype float16
+    python benchmarks/agreement.py model.gguf --text wikitext.txt --seq-len 256 --windows 8
+    python benchmarks/agreement.py model.gguf --text wikitext.txt --windows 24 --device cuda \
+        --dtype float16
 
 Reference, baselines and components, both formats and directions, W4A4. In FP32 on a CPU every
 difference is 0. On a GPU batches and fused kernels round in another order, which W4A4 magnifies; so
