@@ -74,7 +74,7 @@ def main() -> int:
     chosen = [v for v in variants if not v.replica]
     inside = 0
     print(
-        f"\n{'wavefront less one model run at a time':62}{'millinats a token':>22}{'largest':>10}"
+        f"\n{'wavefront less one model run at a time':62}{'millinats a token':>27}{'largest':>10}"
     )
     for planned, metrics in zip(
         chosen, measure_naively(loaded, ids, chosen, injector), strict=True
