@@ -5,7 +5,9 @@ every difference is taken window by window first. numpy and scipy, never torch.
 """
 
 from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
+from fp4scope.stats.baselines import format_table
 from fp4scope.stats.decisions import BestSearch, Fate, search
+from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -41,9 +43,11 @@ __all__ = [
     "BestSearch",
     "Estimate",
     "Fate",
+    "Hypothesis",
     "NeighbourCorrelation",
     "Pairing",
     "RerunNoise",
+    "Verdict",
     "activation_table",
     "agreement",
     "agreement_table",
@@ -51,12 +55,15 @@ __all__ = [
     "baseline_table",
     "by_window",
     "component_activation_table",
+    "component_kind",
     "cost",
     "critical",
     "difference",
     "family",
+    "format_table",
     "half_width",
     "holm",
+    "hypotheses",
     "log_evidence",
     "mean",
     "neighbour_correlation",
