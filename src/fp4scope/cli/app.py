@@ -181,6 +181,21 @@ def stats(
 
 
 @app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="A folder with results, as `run` leaves it.")],
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also each of the paper's figures, as PDF and SVG.")
+    ] = False,
+) -> None:
+    """Write report.html, a page complete in itself, from results alone."""
+    from fp4scope.report import load, write_report
+
+    with _stoppable("the results are as they were"):
+        for path in write_report(load(out), out, figures=figures):
+            print(path)
+
+
+@app.command()
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
     from fp4scope.cli.tables import print_formats

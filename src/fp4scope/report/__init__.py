@@ -1,6 +1,6 @@
 """Results to tables, figures and text. Never torch."""
 
 from fp4scope.report.diagnosis import Diagnosis, load
-from fp4scope.report.files import write_outputs
+from fp4scope.report.files import write_outputs, write_report
 
-__all__ = ["Diagnosis", "load", "write_outputs"]
+__all__ = ["Diagnosis", "load", "write_outputs", "write_report"]

@@ -38,7 +38,7 @@ def columns(hypothesis: Hypothesis, index: int) -> dict[str, Any]:
 def _shown(text: str) -> tuple[str, str]:
     """A cell's text, and what it is sorted by: its leading number, or itself."""
     lead = text.split(" ")[0]
-    bare = lead.rstrip("%").replace("−", "-")
+    bare = lead.rstrip("%")
     return text, bare if bare.lstrip("+-").replace(".", "", 1).isdigit() else text
 
 

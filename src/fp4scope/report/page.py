@@ -28,7 +28,6 @@ from fp4scope.report.words import (
     agreements,
     groups,
     headlines,
-    interval,
     is_estimated,
     is_measured,
     number,
@@ -36,7 +35,6 @@ from fp4scope.report.words import (
 )
 from fp4scope.stats import (
     MIN_WINDOWS,
-    TOP_K,
     cost,
     format_table,
     hypotheses,
@@ -63,7 +61,7 @@ def page(diagnosis: "Diagnosis") -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=True,
     )
-    environment.filters |= {"interval": interval, "number": number, "percent": percent}
+    environment.filters |= {"number": _number, "percent": percent}
     style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
     results = diagnosis.results
     held = hypotheses(results)
@@ -81,11 +79,11 @@ def page(diagnosis: "Diagnosis") -> str:
         command=_command(results.environment),
         replicas=results.study.get("replicas", 1),
         anytime=results.anytime,
+        operands=[o for o in dict.fromkeys(diagnosis.baselines["operands"]) if o],
         windows=windows_measured(results),
         intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
-        top_k=TOP_K,
-        headlines=[*stopping_lines(results), *headlines(diagnosis)],
+        headlines=_headlines(diagnosis),
         baselines=diagnosis.baselines,
         formats=_compared(diagnosis),
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
@@ -103,6 +101,24 @@ def page(diagnosis: "Diagnosis") -> str:
         explanations=EXPLANATIONS,
         neighbours=neighbour_correlation(results),
     )
+
+
+def _headlines(diagnosis: "Diagnosis") -> list[str]:
+    """What was found; operands are named where there are several."""
+    lines = [*stopping_lines(diagnosis.results), *headlines(diagnosis)]
+    operands = {row["operands"] for row in diagnosis.baselines} - {""}
+    return (
+        [line.replace(f" ({o})", "") for line in lines for o in operands]
+        if len(operands) == 1
+        else lines
+    )
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    """As `number` has it, with a minus sign, and without powers of ten where there is no sign."""
+    if value is not None and not sign and 0 < value < 1e-3:
+        return "<0.001"
+    return number(value, sign).replace("-", "\u2212", 1)
 
 
 def _compared(diagnosis: "Diagnosis") -> list[dict[str, Any]]:

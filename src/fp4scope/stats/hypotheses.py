@@ -22,7 +22,7 @@ however narrow its interval. First-order estimates decide nothing here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
@@ -76,7 +76,7 @@ class _Family:
 
     @property
     def name(self) -> str:
-        return f"{self.direction} {self.format} ({self.operands})"
+        return _named(self.labels)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -252,8 +252,8 @@ def _compare_orders(
         if (gaps[0][i] > gaps[0][j]) != (gaps[1][i] > gaps[1][j])
     ]
     row = {
-        "first": f"{one.direction} {one.format}",
-        "second": f"{other.direction} {other.format}",
+        "first": one.name,
+        "second": other.name,
         "operands": one.operands,
         "units": len(names),
         "rho": found.rho,
@@ -265,7 +265,7 @@ def _compare_orders(
         "windows": len(both),
     }
     said = [
-        f"{more} costs more than {less} in {one.name} and less in {other.name}"
+        f"{more} costs more than {less} under {one.name}, and less under {other.name}"
         for more, less in reversals
     ]
     return row, said
@@ -392,12 +392,12 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
             Verdict.UNDECIDED,
             "This needs cells measured in every block, on 8 windows or more.",
         )
-    early = "".join(
-        f" In {r['direction']}, the first third of the blocks holds {_share(r, 'early')} of the "
-        f"summed cost under {r['format']}."
-        for r in rows
-        if r["component"] == _ALL and "share_early" in r
-    )
+    shares = [
+        f"{_share(row, 'early')} of the summed cost under {_named(row)}"
+        for row in rows
+        if row["component"] == _ALL and "share_early" in row
+    ]
+    early = f"; the first third has {'; '.join(shares)}" if shares else ""
     least = SIGNIFICANCE / len(curves)
     outside = [
         r for r in curves if r["p_final"] <= least and (r["peak_p_holm"] or 0.0) <= SIGNIFICANCE
@@ -406,24 +406,23 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
     if outside:
         strongest = sorted(outside, key=lambda r: -r["peak_nll"])[:3]
         named = "; ".join(
-            f"{r['component']} at block {r['peak_block']} in {r['direction']} {r['format']}"
-            for r in strongest
+            f"{r['component']} at block {r['peak_block']} under {_named(r)}" for r in strongest
         )
         return (
             Verdict.SUPPORTED,
             f"{len(outside)} of {len(curves)} curves over depth surely peak before the final "
-            f"third ({named}).{early}",
+            f"third of the blocks ({named}){early}.",
         )
     inside = [r for r in curves if r["p_final"] >= 1 - SIGNIFICANCE]
     if len(inside) == len(curves):
         return (
             Verdict.CONTRADICTED,
-            f"All {len(curves)} curves over depth peak in the final third of the blocks.{early}",
+            f"All {len(curves)} curves over depth peak in the final third of the blocks{early}.",
         )
     return (
         Verdict.UNDECIDED,
         f"Of {len(curves)} curves over depth {len(inside)} surely peak in the final third, and "
-        f"none surely before it.{early}",
+        f"none surely before it{early}.",
     )
 
 
@@ -456,6 +455,11 @@ def _basic_bootstrap(
         statistics(draws @ costs / windows), [alpha / 2, 1 - alpha / 2], axis=0
     )
     return point, np.minimum(2 * point - most, point), np.maximum(2 * point - least, point)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    operands = "" if row["operands"] == "weights+activations" else f", {row['operands']}"
+    return f"{row['format']}, {row['direction']}{operands}"
 
 
 def _span(rows: Sequence[dict[str, Any]], column: str) -> str:

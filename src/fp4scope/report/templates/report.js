@@ -39,11 +39,18 @@
     const size = Math.abs(value);
     let text;
     if (size === 0) text = "0";
+    else if (!signed && size < 1e-3) return "<0.001";
     else if (size < 1e-5) text = size.toExponential(0);
     else if (size < 0.1) text = String(Number(size.toPrecision(2)));
     else text = size.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3);
     return (value < 0 ? "−" : signed && value > 0 ? "+" : "") + text;
   }
+
+  /** A number on an axis: no more digits than it has. */
+  const tickText = (value, signed) => {
+    const size = Number(Math.abs(value).toPrecision(3));
+    return (value < 0 ? "−" : signed && value > 0 ? "+" : "") + size;
+  };
 
   function interval(value, low, high, signed) {
     if (value === null) return "";
@@ -144,12 +151,14 @@
     return made;
   }
 
+  const panels = (charts) => element("div", { class: "panels" }, ...charts);
+
   // ---------------------------------------------------------------- dots with whiskers
 
   /** Rows of a value with its interval. `rows`: {label, cls, index, value, low, high, muted, text}. */
   function dots(title, rows, { label, zero, domain }) {
     const left = Math.min(150, 18 + 7 * Math.max(...rows.map((r) => r.label.length)));
-    const width = 420;
+    const width = 360;
     const step = 24;
     const height = step * rows.length + 40;
     const [low, high] = domain;
@@ -157,7 +166,7 @@
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: ${rows.map((r) => r.text).join("; ")}` });
     for (const tick of linearTicks(low, high)) {
       svg.append(shape("line", { x1: x(tick), x2: x(tick), y1: 4, y2: height - 34, class: "grid" }));
-      svg.append(shape("text", { x: x(tick), y: height - 20, "text-anchor": "middle" }, number(tick)));
+      svg.append(shape("text", { x: x(tick), y: height - 20, "text-anchor": "middle" }, tickText(tick)));
     }
     if (zero !== null && zero >= low && zero <= high) {
       svg.append(shape("line", { x1: x(zero), x2: x(zero), y1: 2, y2: height - 34, class: "axis" }));
@@ -179,11 +188,12 @@
     return element("div", {}, element("h4", {}, title), svg);
   }
 
-  function extent(values, more = []) {
+  /** The smallest and the largest, with a margin, except at zero. */
+  function extent(values, more = [], margin = 0.05) {
     const known = [...values, ...more].filter((v) => v !== null && v !== undefined);
     const low = Math.min(...known);
     const high = Math.max(...known);
-    const pad = 0.05 * (high - low || Math.abs(high) || 1);
+    const pad = margin * (high - low || Math.abs(high) || 1);
     return [low === 0 ? 0 : low - pad, high === 0 ? 0 : high + pad];
   }
 
@@ -193,9 +203,7 @@
    * A panel whose pointer and arrow keys move over the blocks.
    * `series`: {name, cls, index, floor, points: [{block, y, low, high, muted, text}]}.
    */
-  function curves(title, series, { scale, ticks, zero, label, wide, choose }) {
-    const width = wide ? 900 : 400;
-    const height = wide ? 300 : 190;
+  function curves(title, series, { scale, ticks, zero, label, width = 350, height = 190, choose }) {
     const left = 46;
     const bottom = height - 32;
     const blocks = unique(series.flatMap((s) => s.points.map((p) => p.block))).sort((a, b) => a - b);
@@ -212,9 +220,9 @@
       svg.append(shape("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: tick === zero ? "axis" : "grid" }));
       if (above - y(tick) < 13) continue;
       above = y(tick);
-      svg.append(shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, number(tick)));
+      svg.append(shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick)));
     }
-    const every = Math.ceil(blocks.length / (wide ? 24 : 10));
+    const every = Math.ceil((blocks.length * 26) / (width - left));
     blocks.forEach((b, i) => i % every || svg.append(shape("text", { x: x(b), y: bottom + 15, "text-anchor": "middle" }, String(b))));
     svg.append(shape("text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, "block"));
     for (const s of series) {
@@ -308,7 +316,7 @@
     });
     if (!rows.length) return;
     const domain = extent(rows.flatMap((r) => [r.value, r.low, r.high]), [0]);
-    byId("chart-baselines").replaceChildren(dots("What quantizing everything costs", rows, { label: "millinats per token, from the reference", zero: 0, domain }));
+    byId("chart-baselines").replaceChildren(panels([dots("What quantizing everything costs", rows, { label: "millinats per token, from the reference", zero: 0, domain })]));
   }
 
   function drawComponents() {
@@ -341,7 +349,7 @@
     const entries = [["MLP", "mlp", 0], ["attention", "attention", 1], [null, "other", 0]]
       .filter(([kind]) => shownKinds.includes(kind))
       .map(([kind, cls, index]) => ({ name: kind || "other", cls, index }));
-    target.replaceChildren(...charts, key(entries));
+    target.replaceChildren(key(entries), panels(charts));
   }
 
   function drawHeat() {
@@ -369,7 +377,7 @@
     for (const value of [...steps.map((s) => -s), 0, ...steps.slice().reverse()]) {
       const swatch = element("i", { class: value < 0 ? "down" : "up" });
       swatch.style.setProperty("--size", size(value));
-      list.append(element("li", {}, swatch, number(sign * value, true)));
+      list.append(element("li", {}, swatch, tickText(sign * value, true)));
     }
     const unit = state.metric === "percent" ? "% of PPL" : state.metric === "ppl" ? "PPL" : METRICS[state.metric].unit;
     return element("div", { class: "scale" }, `quantizing helps`, list, `quantizing costs (${unit}${METRICS[state.metric].signed ? "" : ", difference"})`,
@@ -436,7 +444,7 @@
     // Differences of several formats go on one axis; raw values have a panel for each format.
     const groups = metric.signed ? [families] : families.map((f) => [f]);
     const names = unique(families.flatMap((f) => f.rows.map((row) => get(row, "component"))));
-    const panels = [];
+    const charts = [];
     for (const group of groups) {
       if (!group.length) continue;
       const zero = metric.signed ? 0 : group[0].control[state.metric];
@@ -444,9 +452,9 @@
       const ends = group.flatMap((f) => f.rows.flatMap((row) => ["", "_low", "_high"].map((end) => get(row, state.metric + end))));
       const known = ends.filter((v) => v !== null);
       if (!known.length) continue;
-      const [low, high] = extent(known, [zero, ...floors, ...floors.map((v) => -v)]);
-      const from = threshold(group.flatMap((f) => f.rows.map((row) => get(row, "nats") ?? 0)));
       const log = state.metric === "nats";
+      const [low, high] = extent(known, [zero, ...floors, ...floors.map((v) => -v)], log ? 0 : 0.05);
+      const from = threshold(group.flatMap((f) => f.rows.map((row) => get(row, "nats") ?? 0)));
       const scale = { low, high, map: log ? symlog(from) : (v) => v };
       const ticks = log ? logTicks(low, high, from) : linearTicks(low, high, 4);
       for (const name of names) {
@@ -459,10 +467,10 @@
         })).filter((s) => s.points.length);
         if (!series.length) continue;
         const title = metric.signed ? name : `${name}, ${group[0].format}`;
-        panels.push(curves(title, series, { scale, ticks, zero, label: metric.label, choose: (block) => openCell(name, block) }));
+        charts.push(curves(title, series, { scale, ticks, zero, label: metric.label, choose: (block) => openCell(name, block) }));
       }
     }
-    target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: unique(data.formats).indexOf(f.format) }))), ...panels);
+    target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: unique(data.formats).indexOf(f.format) }))), panels(charts));
     const floored = state.metric === "nats" && families.some((f) => f.floor && !f.estimated);
     byId("said-curves").textContent = `${metric.label[0].toUpperCase()}${metric.label.slice(1)}, one panel for each component${metric.signed ? "" : " and format"}, all on one scale${metric.signed ? "" : " within a format"}.`;
     byId("note-curves").textContent = [
@@ -557,7 +565,7 @@
     const [low, high] = [Math.min(1, ...values), 1.2 * Math.max(...values)];
     const ticks = [];
     for (let t = 1; t <= high; t *= 10) ticks.push(t);
-    target.replaceChildren(key(series), curves("max / P99.9 of the input", series, { scale: { low, high, map: Math.log10 }, ticks, zero: null, label: "logarithmic axis", wide: true }));
+    target.replaceChildren(key(series), curves("max / P99.9 of the input", series, { scale: { low, high, map: Math.log10 }, ticks, zero: null, label: "logarithmic axis", width: Math.max(330, target.clientWidth), height: 280 }));
   }
 
   // ---------------------------------------------------------------- sorting
