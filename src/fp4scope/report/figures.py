@@ -337,9 +337,7 @@ def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, li
     return figure, list(axes.flat)
 
 
-def _panels(
-    table: Table, draw: Callable[..., None], zero: bool = True
-) -> tuple[Figure, list[Any]]:
+def _panels(table: Table, draw: Callable[..., None], zero: bool = True) -> tuple[Figure, list[Any]]:
     """One panel a component, one colour a format, a line at zero unless that is far away."""
     components = list(dict.fromkeys(table["component"]))
     columns = min(2, len(components))

@@ -3,8 +3,10 @@
 Each has a statistic for every format, operands and direction that was measured, and one verdict:
 
 1. **Mechanism.** Spearman's rank correlation of the components' costs with their activations'
-   Max/P99.9, less their rank correlation with being in the MLP. Above zero in every family:
-   supported; below zero in every family, or no correlation with Max/P99.9 above zero: contradicted.
+   Max/P99.9, less their rank correlation with being in the MLP. Each is divided by the largest
+   that its ties allow (0.87 for a yes-or-no over three and four components), so that both reach 1.
+   Above zero in every family: supported; below zero in every family, or no correlation with
+   Max/P99.9 above zero: contradicted.
 2. **Ordering.** Two components that a paired test (Holm over all pairs) puts in one order here and
    in the other order there are a reversal. One reversal contradicts; none, and at least half of
    all pairs told apart in both, with every rank correlation above zero, supports.
@@ -169,17 +171,22 @@ def _tail_or_kind(
     tails, kinds = np.array(ratios), np.array(mlp, np.float64)
 
     def statistics(means: Floats) -> Floats:
-        by_tail, by_kind = spearman(means, tails), spearman(means, kinds)
+        by_tail, by_kind = (spearman(means, x) / _largest_rho(x) for x in (tails, kinds))
         return np.stack([by_tail, by_kind, by_tail - by_kind], axis=-1)
 
-    point, low, high = _basic_bootstrap(costs, statistics, alpha)
-    if not np.isfinite(point).all():
+    if not np.isfinite(statistics(costs.mean(axis=0))).all():
         return None
+    point, low, high = _basic_bootstrap(costs, statistics, alpha)
     names = ("rho_tail", "rho_mlp", "delta_rho")
     row: dict[str, Any] = {"units": len(known), "windows": len(costs)}
     for i, name in enumerate(names):
         row |= {name: float(point[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
     return row
+
+
+def _largest_rho(x: Floats) -> Floats:
+    """What values without ties that rise with `x` have as rank correlation with it."""
+    return spearman(np.arange(float(len(x))), np.sort(x))
 
 
 def _mechanism_verdict(rows: list[dict[str, Any]], activations: bool) -> tuple[Verdict, str]:
