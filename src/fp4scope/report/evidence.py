@@ -21,8 +21,8 @@ EXPLANATIONS = (
     "",
     "For each component, and for all of a block's cells added up: the block that costs most, with "
     "what it costs, and the probability that the most costly block of endless text like this is in "
-    "each third of the depth. Shares of the summed cost, with 95% intervals, where that is surely "
-    "positive.",
+    "each third of the depth. Shares of the summed cost, with 95% intervals, where that "
+    "sum is significantly positive.",
 )
 
 

@@ -115,8 +115,11 @@ def _headlines(diagnosis: "Diagnosis") -> list[str]:
 
 
 def _number(value: float | None, sign: bool = False) -> str:
-    """As `number` has it, with a minus sign, and without powers of ten where there is no sign."""
-    if value is not None and not sign and 0 < value < 1e-3:
+    """As `number` has it, with a minus sign, and without powers of ten."""
+    size = abs(value or 0.0)
+    if value is not None and (size == 0 or (sign and size < 1e-5)):
+        return "0"
+    if not sign and 0 < size < 1e-3:
         return "<0.001"
     return number(value, sign).replace("-", "\u2212", 1)
 

@@ -195,7 +195,7 @@ def _mechanism_verdict(rows: list[dict[str, Any]], activations: bool) -> tuple[V
         return Verdict.UNDECIDED, f"This needs measured components and {missing}."
     said = (
         f"the components' costs have a rank correlation of {_span(rows, 'rho_tail')} with "
-        f"Max/P99.9 and of {_span(rows, 'rho_mlp')} with being in the MLP"
+        f"Max/P99.9 and of {_span(rows, 'rho_mlp')} with being in the MLP (1 is a perfect order)"
     )
     over = f"over {len(rows)} formats and directions" if len(rows) > 1 else "here"
     if all(r["delta_rho_low"] > 0 and r["rho_tail_low"] > 0 for r in rows):
@@ -238,7 +238,7 @@ def _ordering(results: Results, families: list[_Family]) -> Hypothesis:
 def _compare_orders(
     one: _Family, other: _Family, *, anytime: bool
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """How two families order the components of both, and the pairs that they surely swap."""
+    """How two families order the components of both, and the pairs that they significantly swap."""
     names = [unit.unit for unit in one.units if unit.unit in {u.unit for u in other.units}]
     if len(names) < FEWEST_UNITS:
         return None, []
@@ -289,8 +289,8 @@ def _ordering_verdict(rows: list[dict[str, Any]], swaps: list[str]) -> tuple[Ver
         count = sum(row["reversed"] > 0 for row in rows)
         return (
             Verdict.CONTRADICTED,
-            f"In {count} of {len(rows)} comparisons the order of some components turns around "
-            f"beyond doubt ({swaps[0]}); {said}.",
+            f"In {count} of {len(rows)} comparisons the order of some components is significantly "
+            f"reversed ({swaps[0]}); {said}.",
         )
     if all(row["rho_low"] > 0 and 2 * row["separated"] >= row["pairs"] for row in rows):
         return (
@@ -299,7 +299,8 @@ def _ordering_verdict(rows: list[dict[str, Any]], swaps: list[str]) -> tuple[Ver
         )
     return (
         Verdict.UNDECIDED,
-        f"No pair of components surely changes its order, but too few are told apart; {said}.",
+        f"No pair of components significantly changes its order, but too few are told apart; "
+        f"{said}.",
     )
 
 
@@ -417,8 +418,8 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
         )
         return (
             Verdict.SUPPORTED,
-            f"{len(outside)} of {len(curves)} curves over depth surely peak before the final "
-            f"third of the blocks ({named}){early}.",
+            f"{len(outside)} of {len(curves)} curves over depth peak significantly before the "
+            f"final third of the blocks ({named}){early}.",
         )
     inside = [r for r in curves if r["p_final"] >= 1 - SIGNIFICANCE]
     if len(inside) == len(curves):
@@ -428,8 +429,8 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
         )
     return (
         Verdict.UNDECIDED,
-        f"Of {len(curves)} curves over depth {len(inside)} surely peak in the final third, and "
-        f"none surely before it{early}.",
+        f"Of {len(curves)} curves over depth {len(inside)} peak in the final third with 95% "
+        f"probability, and none significantly before it{early}.",
     )
 
 

@@ -38,10 +38,9 @@
     if (value === null || value === undefined) return "";
     const size = Math.abs(value);
     let text;
-    if (size === 0) text = "0";
-    else if (!signed && size < 1e-3) return "<0.001";
-    else if (size < 1e-5) text = size.toExponential(0);
-    else if (size < 0.1) text = String(Number(size.toPrecision(2)));
+    if (size === 0 || (signed && size < 1e-5)) return "0";
+    if (!signed && size < 1e-3) return "<0.001";
+    if (size < 0.1) text = String(Number(size.toPrecision(2)));
     else text = size.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3);
     return (value < 0 ? "−" : signed && value > 0 ? "+" : "") + text;
   }
