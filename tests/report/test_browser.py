@@ -191,7 +191,7 @@ def test_the_keyboard_reaches_everything(show):
     assert browser.find_element(By.ID, "tip").text.startswith("block 1, down_proj: ")
     outline = "const s = getComputedStyle(document.activeElement); return s.outlineStyle"
     assert browser.execute_script(outline) == "solid"
-    panel = browser.find_element(By.CSS_SELECTOR, "#chart-curves svg")
+    panel = browser.find_element(By.CSS_SELECTOR, "#chart-curves svg[role=slider]")
     browser.execute_script("arguments[0].focus()", panel)
     press(browser, Keys.END)
     assert panel.get_attribute("aria-valuenow") == "5"

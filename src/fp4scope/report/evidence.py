@@ -7,6 +7,7 @@ from fp4scope.report.words import number, percent
 from fp4scope.stats import Hypothesis
 
 _Row = Mapping[str, Any]
+_MINUS = "\u2212"
 _Column = tuple[str, Callable[[_Row], str]]
 
 EXPLANATIONS = (
@@ -38,7 +39,7 @@ def columns(hypothesis: Hypothesis, index: int) -> dict[str, Any]:
 def _shown(text: str) -> tuple[str, str]:
     """A cell's text, and what it is sorted by: its leading number, or itself."""
     lead = text.split(" ")[0]
-    bare = lead.rstrip("%")
+    bare = lead.rstrip("%").replace(_MINUS, "-")
     return text, bare if bare.lstrip("+-").replace(".", "", 1).isdigit() else text
 
 
@@ -49,7 +50,8 @@ def _of(name: str) -> Callable[[_Row], str]:
 def _rho(name: str) -> Callable[[_Row], str]:
     def show(row: _Row) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return f"{row[name]:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
+        ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+        return f"{row[name]:.2f}{ends}".replace("-", _MINUS)
 
     return show
 
@@ -59,19 +61,18 @@ def _share(name: str) -> Callable[[_Row], str]:
         if row[name] is None:
             return ""
         ends = f"{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}"
-        return f"{percent(row[name])} [{ends}]"
+        return f"{percent(row[name])} [{ends}]".replace("-", _MINUS)
 
     return show
 
 
-_FAMILY: tuple[_Column, ...] = (
-    ("direction", _of("direction")),
-    ("format", _of("format")),
-    ("operands", _of("operands")),
-)
+def _family(row: _Row) -> str:
+    return f"{row['format']}, {row['direction']}, {row['operands']}"
+
+
 _COLUMNS: tuple[Sequence[_Column], ...] = (
     (
-        *_FAMILY,
+        ("format, direction, operands", _family),
         ("of", lambda row: f"{row['units']} {row['level']}"),
         ("with max / P99.9", _rho("rho_tail")),
         ("with being in the MLP", lambda row: f"{row['rho_mlp']:.2f}"),
@@ -89,7 +90,7 @@ _COLUMNS: tuple[Sequence[_Column], ...] = (
     ),
     (),
     (
-        *_FAMILY,
+        ("format, direction, operands", _family),
         ("component", _of("component")),
         ("block that costs most", _of("peak_block")),
         ("millinats there", lambda row: number(1e3 * row["peak_nll"], sign=True)),

@@ -52,7 +52,7 @@ def figure_names(diagnosis: "Diagnosis") -> list[str]:
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:
-    """Write a figure as `svg`, `pdf` or `png`; the same figure gives the same bytes."""
+    """Write a figure as `pdf`, or as `svg` or `png`: there the same one gives the same bytes."""
     dated = {"svg": "Date", "pdf": "CreationDate"}.get(suffix)
     metadata = {dated: None} if dated else None
     with mpl.rc_context(_STYLE):

@@ -91,8 +91,9 @@ class Pairing:
     def _control(self, variant: Variant) -> Series | None:
         if variant not in self._controls:
             found = self._results.observation(variant)
-            seen = found is not None and found.windows
-            self._controls[variant] = by_window(found, self._column) if seen else None
+            self._controls[variant] = (
+                by_window(found, self._column) if found and found.windows else None
+            )
         return self._controls[variant]
 
 

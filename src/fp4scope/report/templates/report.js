@@ -57,6 +57,12 @@
     return `${number(value, signed)} ${ends}`;
   }
 
+  /** What stands in a table's cell: an interval on a line of its own. */
+  function cellText(text) {
+    const [value, ends] = text.split(" [");
+    return ends ? [value, " ", element("span", { class: "ci" }, `[${ends}`)] : [text];
+  }
+
   const get = (row, name) => row[column[name]];
   const shown = (row, metric) =>
     interval(get(row, metric), get(row, `${metric}_low`), get(row, `${metric}_high`), METRICS[metric].signed);
@@ -447,7 +453,7 @@
     for (const group of groups) {
       if (!group.length) continue;
       const zero = metric.signed ? 0 : group[0].control[state.metric];
-      const floors = state.metric === "nats" ? group.map((f) => (f.estimated ? 0 : f.floor || 0)) : group.map(() => 0);
+      const floors = state.metric === "nats" ? group.map((f) => (f.estimated ? 0 : f.floor || 0)) : [];
       const ends = group.flatMap((f) => f.rows.flatMap((row) => ["", "_low", "_high"].map((end) => get(row, state.metric + end))));
       const known = ends.filter((v) => v !== null);
       if (!known.length) continue;
@@ -507,7 +513,7 @@
     for (const [f, row] of rows) {
       body.append(element("tr", {}, ...columns.map(([, show], i) => {
         const [value, text] = show(f, row);
-        return element(i ? "td" : "th", { "data-v": value ?? "", scope: i ? null : "row" }, text);
+        return element(i ? "td" : "th", { "data-v": value ?? "", scope: i ? null : "row" }, ...cellText(text));
       })));
     }
     table.replaceChildren(element("thead", {}, element("tr", {}, ...columns.map(([name]) => element("th", { scope: "col" }, name)))), body);
@@ -528,7 +534,7 @@
         get(row, "top1") === null ? "" : `${(100 * get(row, "top1")).toFixed(1)}%`,
         get(row, "p_holm") === null ? "not tested" : `${get(row, "p_holm") <= 0.05 ? "yes" : "no"}, p ${number(get(row, "p_holm"))}`,
         ...(estimates ? [interval(get(row, "gradient"), get(row, "gradient_low"), get(row, "gradient_high"), true)] : []),
-      ].map((text) => element("td", {}, text)))));
+      ].map((text) => element("td", {}, ...cellText(text))))));
     const head = element("tr", {}, ...[...heads, ...(estimates ? ["estimate (first order), millinats"] : [])].map((text) => element("th", { scope: "col" }, text)));
     const parts = [element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of this cell" }, element("table", {}, element("thead", {}, head), body))];
     const input = data.activations.find((a) => a[0] === name && a[1] === block);
