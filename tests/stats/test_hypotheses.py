@@ -5,6 +5,7 @@ import pytest
 
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
 from fp4scope.stats import Verdict, component_kind, hypotheses
+from fp4scope.stats.hypotheses import ALL
 
 BOTH = "weights+activations"
 MILLI = 1e-3
@@ -122,7 +123,7 @@ def test_localization(study):
     assert "1 of 3 curves" in found.sentence
     assert "down_proj at block 0 under mxfp4:floor, restore" in found.sentence
     rows = {(row["format"], row["component"]): row for row in found.evidence}
-    summed = rows["mxfp4:floor", "all"]
+    summed = rows["mxfp4:floor", ALL]
     assert summed["peak_third"] == "early"
     # 42 of 48 millinats are in the first three of nine blocks.
     assert summed["share_early"] == pytest.approx(42 / 48, abs=0.03)

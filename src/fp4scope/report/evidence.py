@@ -5,6 +5,7 @@ from typing import Any
 
 from fp4scope.report.words import number, percent
 from fp4scope.stats import Hypothesis
+from fp4scope.stats.hypotheses import ALL
 
 _Row = Mapping[str, Any]
 _MINUS = "\u2212"
@@ -36,11 +37,12 @@ def columns(hypothesis: Hypothesis, index: int) -> dict[str, Any]:
     }
 
 
-def _shown(text: str) -> tuple[str, str]:
-    """A cell's text, and what it is sorted by: its leading number, or itself."""
-    lead = text.split(" ")[0]
-    bare = lead.rstrip("%").replace(_MINUS, "-")
-    return text, bare if bare.lstrip("+-").replace(".", "", 1).isdigit() else text
+def _shown(text: str) -> tuple[tuple[str, str], str]:
+    """A cell's text, apart from its interval, and what it is sorted by."""
+    value, bracket, ends = text.partition(" [")
+    bare = value.split(" ")[0].rstrip("%").replace(_MINUS, "-")
+    is_number = bare.lstrip("+-").replace(".", "", 1).isdigit()
+    return (value, bracket.strip() + ends), bare if is_number else value
 
 
 def _of(name: str) -> Callable[[_Row], str]:
@@ -91,7 +93,7 @@ _COLUMNS: tuple[Sequence[_Column], ...] = (
     (),
     (
         ("format, direction, operands", _family),
-        ("component", _of("component")),
+        ("component", lambda row: "all, summed" if row["component"] == ALL else row["component"]),
         ("block that costs most", _of("peak_block")),
         ("millinats there", lambda row: number(1e3 * row["peak_nll"], sign=True)),
         ("in the first third", lambda row: percent(row["p_early"])),

@@ -26,8 +26,10 @@ from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
     agreements,
+    cells_told,
+    component_lines,
+    format_lines,
     groups,
-    headlines,
     is_estimated,
     is_measured,
     number,
@@ -85,7 +87,7 @@ def page(diagnosis: "Diagnosis") -> str:
         min_windows=MIN_WINDOWS,
         headlines=_headlines(diagnosis),
         baselines=diagnosis.baselines,
-        formats=_compared(diagnosis),
+        formats=format_table(results),
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
         blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
         patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),
@@ -105,13 +107,15 @@ def page(diagnosis: "Diagnosis") -> str:
 
 def _headlines(diagnosis: "Diagnosis") -> list[str]:
     """What was found; operands are named where there are several."""
-    lines = [*stopping_lines(diagnosis.results), *headlines(diagnosis)]
+    lines = [
+        *stopping_lines(diagnosis.results),
+        *format_lines(diagnosis),
+        *component_lines(diagnosis),
+        *cells_told(diagnosis),
+    ]
     operands = {row["operands"] for row in diagnosis.baselines} - {""}
-    return (
-        [line.replace(f" ({o})", "") for line in lines for o in operands]
-        if len(operands) == 1
-        else lines
-    )
+    only = f" ({operands.pop()})" if len(operands) == 1 else ""
+    return [line.replace(only, "") for line in lines]
 
 
 def _number(value: float | None, sign: bool = False) -> str:
@@ -122,14 +126,6 @@ def _number(value: float | None, sign: bool = False) -> str:
     if not sign and 0 < size < 1e-3:
         return "<0.001"
     return number(value, sign).replace("-", "\u2212", 1)
-
-
-def _compared(diagnosis: "Diagnosis") -> list[dict[str, Any]]:
-    """Formats against the cheapest; `rules` where both are one format under two scale rules."""
-    return [
-        row | {"rules": row["format"].split(":")[0] == row["against"].split(":")[0]}
-        for row in format_table(diagnosis.results)
-    ]
 
 
 def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[dict[str, Any]]:

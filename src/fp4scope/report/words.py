@@ -20,13 +20,31 @@ ESTIMATES_MEAN = (
 
 def headlines(diagnosis: "Diagnosis") -> list[str]:
     """What the study found, one sentence each."""
+    return [
+        *format_lines(diagnosis),
+        *component_lines(diagnosis),
+        *(
+            f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
+            f"{cells_found(rows)}."
+            for group, rows in _tested(diagnosis.cells)
+        ),
+    ]
+
+
+def format_lines(diagnosis: "Diagnosis") -> list[str]:
+    """What each format costs."""
     reference, *rest = diagnosis.baselines
-    found = [
+    return [
         f"{row['format']} ({row['operands']}) costs {interval(row)} millinats per token"
         f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
         f"and {percent(1 - row['top1'])} of the most likely next tokens change."
         for row in rest
     ]
+
+
+def component_lines(diagnosis: "Diagnosis") -> list[str]:
+    """Which component saves most and which least, under each format."""
+    found = []
     for group, rows in groups(diagnosis.components):
         if group["direction"] == "restore" and is_measured(rows):
             first, last = rows[0], rows[-1]
@@ -35,13 +53,21 @@ def headlines(diagnosis: "Diagnosis") -> list[str]:
                 f"full precision saves most, {interval(first)}{_undecided(first)}; "
                 f"{last['component']} saves least, {interval(last)}{_undecided(last)}."
             )
-    found += [
-        f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
-        f"{cells_found(rows)}."
-        for group, rows in groups(diagnosis.cells)
-        if rows[0]["p_holm"] is not None
-    ]
     return found
+
+
+def cells_told(diagnosis: "Diagnosis") -> list[str]:
+    """How many cells are told from zero, of all formats and directions, in one sentence."""
+    found = [
+        f"{sum(map(significant, rows))} of {len(rows)} in {group['direction']} under "
+        f"{group['format']} ({group['operands']})"
+        for group, rows in _tested(diagnosis.cells)
+    ]
+    return [f"Cells told from zero (Holm, 5%): {', '.join(found)}."] if found else []
+
+
+def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
+    return [(group, rows) for group, rows in groups(table) if rows[0]["p_holm"] is not None]
 
 
 def agreements(diagnosis: "Diagnosis") -> list[str]:

@@ -325,7 +325,7 @@ _LOCALIZATION = (
     "peak_p_holm", "p_early", "p_middle", "p_final", "share_early", "share_early_low",
     "share_early_high", "share_final", "share_final_low", "share_final_high", "windows",
 )  # fmt: skip
-_ALL = "all"
+ALL = ""
 """The component of a row that adds up all of a block's cells."""
 
 
@@ -358,7 +358,7 @@ def _curves(family: _Family, blocks: int, *, anytime: bool) -> Iterator[dict[str
     if blocks < len(THIRDS) or not curves:
         return
     every = [i for places in curves.values() for i in places]
-    for component, places in {_ALL: every, **curves}.items():
+    for component, places in {ALL: every, **curves}.items():
         summing = np.zeros((len(names), blocks))
         summing[places, depth[places]] = 1
         by_block, draws = costs.mean(axis=0) @ summing, drawn @ summing
@@ -366,7 +366,7 @@ def _curves(family: _Family, blocks: int, *, anytime: bool) -> Iterator[dict[str
         row = {**family.labels, "component": component, "windows": len(costs)}
         row |= {"peak_block": peak, "peak_third": THIRDS[int(_third(peak, blocks))]}
         row |= {"peak_nll": float(by_block[peak])}
-        if component != _ALL:
+        if component != ALL:
             row["peak_p_holm"] = p_holm[next(i for i in places if depth[i] == peak)]
         where = _third(draws.argmax(axis=1), blocks)
         row |= {f"p_{name}": float((where == i).mean()) for i, name in enumerate(THIRDS)}
@@ -394,7 +394,7 @@ def _third(block: Any, blocks: int) -> Any:  # noqa: ANN401
 
 
 def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
-    curves = [row for row in rows if row["component"] != _ALL]
+    curves = [row for row in rows if row["component"] != ALL]
     if not curves:
         return (
             Verdict.UNDECIDED,
@@ -403,7 +403,7 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
     shares = [
         f"{_share(row, 'early')} of the summed cost under {_named(row)}"
         for row in rows
-        if row["component"] == _ALL and "share_early" in row
+        if row["component"] == ALL and "share_early" in row
     ]
     early = f"; the first third has {'; '.join(shares)}" if shares else ""
     least = SIGNIFICANCE / len(curves)

@@ -222,10 +222,13 @@
     });
     let above = Infinity;
     for (const tick of ticks.slice().sort((a, b) => a - b)) {
-      svg.append(shape("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: tick === zero ? "axis" : "grid" }));
+      svg.append(shape("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: "grid" }));
       if (above - y(tick) < 13) continue;
       above = y(tick);
       svg.append(shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick)));
+    }
+    if (zero !== null && scale.low <= zero && zero <= scale.high) {
+      svg.append(shape("line", { x1: left, x2: width, y1: y(zero), y2: y(zero), class: "axis" }));
     }
     const every = Math.ceil((blocks.length * 26) / (width - left));
     blocks.forEach((b, i) => i % every || svg.append(shape("text", { x: x(b), y: bottom + 15, "text-anchor": "middle" }, String(b))));
@@ -285,7 +288,10 @@
       if (to !== undefined) {
         event.preventDefault();
         reveal(blocks[Math.max(0, Math.min(blocks.length - 1, to))]);
-      } else if (event.key === "Enter" && choose) choose(at);
+      } else if (event.key === "Enter" && choose) {
+        event.preventDefault(); // or the same key would press the button of the dialog that opens
+        choose(at);
+      }
     });
     move(first);
     cursor.setAttribute("visibility", "hidden");
