@@ -5,7 +5,7 @@ import pytest
 
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
 from fp4scope.stats import Verdict, component_kind, hypotheses
-from fp4scope.stats.hypotheses import ALL
+from fp4scope.stats.depth import ALL
 
 BOTH = "weights+activations"
 MILLI = 1e-3

@@ -5,7 +5,8 @@ from typing import Any
 
 from fp4scope.report.words import number, percent
 from fp4scope.stats import Hypothesis
-from fp4scope.stats.hypotheses import ALL
+from fp4scope.stats.depth import ALL
+from fp4scope.stats.families import named
 
 _Row = Mapping[str, Any]
 _MINUS = "\u2212"
@@ -68,13 +69,9 @@ def _share(name: str) -> Callable[[_Row], str]:
     return show
 
 
-def _family(row: _Row) -> str:
-    return f"{row['format']}, {row['direction']}, {row['operands']}"
-
-
 _COLUMNS: tuple[Sequence[_Column], ...] = (
     (
-        ("format, direction, operands", _family),
+        ("format, direction", named),
         ("of", lambda row: f"{row['units']} {row['level']}"),
         ("with max / P99.9", _rho("rho_tail")),
         ("with being in the MLP", lambda row: f"{row['rho_mlp']:.2f}"),
@@ -92,7 +89,7 @@ _COLUMNS: tuple[Sequence[_Column], ...] = (
     ),
     (),
     (
-        ("format, direction, operands", _family),
+        ("format, direction", named),
         ("component", lambda row: "all, summed" if row["component"] == ALL else row["component"]),
         ("block that costs most", _of("peak_block")),
         ("millinats there", lambda row: number(1e3 * row["peak_nll"], sign=True)),

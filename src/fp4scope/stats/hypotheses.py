@@ -13,7 +13,7 @@ Each has a statistic for every format, operands and direction that was measured,
 3. **Model scale.** One study is of one model, so it never decides this.
 4. **Localization.** For every component's curve over depth, the probability that its largest cell
    lies in the last third of the blocks. Supported if for one curve, whose largest cell is
-   positive beyond doubt, that is at most 5% over the number of curves; contradicted if it is at
+   significantly positive, that is at most 5% over the number of curves; contradicted if it is at
    least 95% for all.
 
 Whatever lies between is not decided. The intervals of rank correlations are basic bootstrap
@@ -24,7 +24,7 @@ however narrow its interval. First-order estimates decide nothing here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
@@ -35,13 +35,13 @@ import numpy as np
 
 from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.agreement import DRAWS, FEWEST_UNITS, agreement, spearman
-from fp4scope.stats.intervals import MIN_WINDOWS, mean
-from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value
-from fp4scope.stats.ranks import drawn_means
+from fp4scope.stats.depth import ALL, depth_table
+from fp4scope.stats.families import Family, families, named
+from fp4scope.stats.intervals import MIN_WINDOWS
+from fp4scope.stats.multiple import SIGNIFICANCE
 from fp4scope.stats.tiers import separable
-from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference
+from fp4scope.stats.windows import Floats, aligned
 
-THIRDS = ("early", "middle", "final")
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value"}
 _MLP = {
     "gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "dense_h_to_4h",
@@ -66,38 +66,15 @@ class Hypothesis:
     evidence: Table
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What units of one level cost in one format and direction, windows by units."""
-
-    format: str
-    operands: str
-    direction: str
-    units: tuple[Variant, ...]
-    series: tuple[Series, ...]
-
-    @property
-    def name(self) -> str:
-        return _named(self.labels)
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        return {"format": self.format, "operands": self.operands, "direction": self.direction}
-
-    @property
-    def costs(self) -> Floats:
-        return aligned(self.series)[1]
-
-
 def hypotheses(results: Results) -> list[Hypothesis]:
     """The paper's four, in its order."""
-    components = _families(results, "components")
-    cells = _families(results, "cells")
+    components = families(results, "components")
+    cells = families(results, "cells")
     return [
         _mechanism(results, components, cells),
         _ordering(results, components),
         _scale(results),
-        _localization(results, cells),
+        _localization(results),
     ]
 
 
@@ -119,14 +96,13 @@ def component_kind(name: str) -> str | None:
 
 # 1. Mechanism
 
-
 _MECHANISM = (
     "format", "operands", "direction", "level", "units", "rho_tail", "rho_tail_low",
     "rho_tail_high", "rho_mlp", "delta_rho", "delta_rho_low", "delta_rho_high", "windows",
 )  # fmt: skip
 
 
-def _mechanism(results: Results, components: list[_Family], cells: list[_Family]) -> Hypothesis:
+def _mechanism(results: Results, components: list[Family], cells: list[Family]) -> Hypothesis:
     ratios = {(a.component, a.block): a.ratio for a in results.activations if a.ratio}
     by_component: dict[str, list[float]] = defaultdict(list)
     for (component, _), ratio in ratios.items():
@@ -154,7 +130,7 @@ def _mechanism(results: Results, components: list[_Family], cells: list[_Family]
 
 
 def _tail_or_kind(
-    family: _Family, tail: Callable[[Variant], float | None], alpha: float
+    family: Family, tail: Callable[[Variant], float | None], alpha: float
 ) -> dict[str, Any] | None:
     """How the costs of a family correlate with Max/P99.9 and with being in the MLP."""
     known = [
@@ -216,7 +192,7 @@ _ORDERING = (
 )  # fmt: skip
 
 
-def _ordering(results: Results, families: list[_Family]) -> Hypothesis:
+def _ordering(results: Results, families: list[Family]) -> Hypothesis:
     rows: list[dict[str, Any]] = []
     swaps: list[str] = []
     for one, other in combinations(families, 2):
@@ -236,7 +212,7 @@ def _ordering(results: Results, families: list[_Family]) -> Hypothesis:
 
 
 def _compare_orders(
-    one: _Family, other: _Family, *, anytime: bool
+    one: Family, other: Family, *, anytime: bool
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """How two families order the components of both, and the pairs that they significantly swap."""
     names = [unit.unit for unit in one.units if unit.unit in {u.unit for u in other.units}]
@@ -320,77 +296,16 @@ def _scale(results: Results) -> Hypothesis:
 
 # 4. Localization
 
-_LOCALIZATION = (
-    "format", "operands", "direction", "component", "peak_block", "peak_third", "peak_nll",
-    "peak_p_holm", "p_early", "p_middle", "p_final", "share_early", "share_early_low",
-    "share_early_high", "share_final", "share_final_low", "share_final_high", "windows",
-)  # fmt: skip
-ALL = ""
-"""The component of a row that adds up all of a block's cells."""
 
-
-def _localization(results: Results, families: list[_Family]) -> Hypothesis:
-    blocks = results.model.get("blocks") or 0
-    rows: list[dict[str, Any]] = []
-    for family in families:
-        rows += _curves(family, blocks, anytime=results.anytime)
+def _localization(results: Results) -> Hypothesis:
+    evidence = depth_table(results)
     return Hypothesis(
         "Block localization",
         "FP4 sensitivity does not always peak in the final blocks; early-block sensitivity can "
         "emerge, particularly under MXFP4.",
-        *_localization_verdict(rows),
-        Table(_LOCALIZATION, rows),
+        *_localization_verdict(evidence.rows),
+        evidence,
     )
-
-
-def _curves(family: _Family, blocks: int, *, anytime: bool) -> Iterator[dict[str, Any]]:
-    """A row for the sum of each block's cells, and one for each component over depth."""
-    costs = family.costs
-    if len(costs) < MIN_WINDOWS:
-        return
-    depth = np.array([unit.block for unit in family.units])
-    names = [unit.unit for unit in family.units]
-    p_holm = holm([p_value(mean(column), anytime=anytime) for column in costs.T])
-    drawn = drawn_means(costs)
-    whole = set(range(blocks))
-    curves = {c: [i for i, name in enumerate(names) if name == c] for c in dict.fromkeys(names)}
-    curves = {c: places for c, places in curves.items() if {*depth[places].tolist()} == whole}
-    if blocks < len(THIRDS) or not curves:
-        return
-    every = [i for places in curves.values() for i in places]
-    for component, places in {ALL: every, **curves}.items():
-        summing = np.zeros((len(names), blocks))
-        summing[places, depth[places]] = 1
-        by_block, draws = costs.mean(axis=0) @ summing, drawn @ summing
-        peak = int(by_block.argmax())
-        row = {**family.labels, "component": component, "windows": len(costs)}
-        row |= {"peak_block": peak, "peak_third": THIRDS[int(_third(peak, blocks))]}
-        row |= {"peak_nll": float(by_block[peak])}
-        if component != ALL:
-            row["peak_p_holm"] = p_holm[next(i for i in places if depth[i] == peak)]
-        where = _third(draws.argmax(axis=1), blocks)
-        row |= {f"p_{name}": float((where == i).mean()) for i, name in enumerate(THIRDS)}
-        yield row | _shares(by_block, draws)
-
-
-def _shares(by_block: Floats, draws: Floats) -> dict[str, float]:
-    """What part of all blocks' cost the first and the last third have; none if it may be zero."""
-    totals = draws.sum(axis=1)
-    tail = SIGNIFICANCE / 2
-    if np.quantile(totals, tail) <= 0:
-        return {}
-    third = _third(np.arange(len(by_block)), len(by_block))
-    found = {}
-    for i, name in ((0, "early"), (2, "final")):
-        shares = draws[:, third == i].sum(axis=1) / totals
-        low, high = np.quantile(shares, [tail, 1 - tail])
-        found |= {f"share_{name}": float(by_block[third == i].sum() / by_block.sum())}
-        found |= {f"share_{name}_low": float(low), f"share_{name}_high": float(high)}
-    return found
-
-
-def _third(block: Any, blocks: int) -> Any:  # noqa: ANN401
-    return 3 * block // blocks
 
 
 def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
@@ -401,7 +316,7 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
             "This needs cells measured in every block, on 8 windows or more.",
         )
     shares = [
-        f"{_share(row, 'early')} of the summed cost under {_named(row)}"
+        f"{_share(row, 'early')} of the summed cost under {named(row)}"
         for row in rows
         if row["component"] == ALL and "share_early" in row
     ]
@@ -413,13 +328,13 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
     ]  # fmt: skip
     if outside:
         strongest = sorted(outside, key=lambda r: -r["peak_nll"])[:3]
-        named = "; ".join(
-            f"{r['component']} at block {r['peak_block']} under {_named(r)}" for r in strongest
+        where = "; ".join(
+            f"{r['component']} at block {r['peak_block']} under {named(r)}" for r in strongest
         )
         return (
             Verdict.SUPPORTED,
             f"{len(outside)} of {len(curves)} curves over depth peak significantly before the "
-            f"final third of the blocks ({named}){early}.",
+            f"final third of the blocks ({where}){early}.",
         )
     inside = [r for r in curves if r["p_final"] >= 1 - SIGNIFICANCE]
     if len(inside) == len(curves):
@@ -437,21 +352,6 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
 # What they share
 
 
-def _families(results: Results, level: str) -> list[_Family]:
-    """Every format, operands and direction in which units of a level were measured."""
-    pairing = Pairing(results)
-    found: dict[tuple[str, str, str], list[tuple[Variant, Series]]] = defaultdict(list)
-    for observation in results.observations.values():
-        variant = observation.variant
-        if variant.level != level or not observation.windows:
-            continue
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if sides is not None:
-            key = (variant.format, variant.operands, variant.direction)
-            found[key].append((variant, difference(sides)))
-    return [_Family(*key, *zip(*members, strict=True)) for key, members in found.items()]
-
-
 def _basic_bootstrap(
     costs: Floats, statistics: Callable[[Floats], Floats], alpha: float
 ) -> tuple[Floats, Floats, Floats]:
@@ -463,11 +363,6 @@ def _basic_bootstrap(
         statistics(draws @ costs / windows), [alpha / 2, 1 - alpha / 2], axis=0
     )
     return point, np.minimum(2 * point - most, point), np.maximum(2 * point - least, point)
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    operands = "" if row["operands"] == "weights+activations" else f", {row['operands']}"
-    return f"{row['format']}, {row['direction']}{operands}"
 
 
 def _span(rows: Sequence[dict[str, Any]], column: str) -> str:
