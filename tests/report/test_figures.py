@@ -126,7 +126,7 @@ def test_raw_perplexity_stands_beside_what_it_starts_from(direction, known):
 
 
 def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
-    paths = write_report(known(), tmp_path, figures=True)
+    paths = write_report(known(), tmp_path, with_figures=True)
     names = {path.name for path in paths}
     for name in (
         "components-restore", "cells-restore", "heatmap-restore", "percent-restore",

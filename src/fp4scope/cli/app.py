@@ -191,7 +191,7 @@ def report(
     from fp4scope.report import load, write_report
 
     with _stoppable("the results are as they were"):
-        for path in write_report(load(out), out, figures=figures):
+        for path in write_report(load(out), out, with_figures=figures):
             print(path)
 
 

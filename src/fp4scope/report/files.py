@@ -1,7 +1,4 @@
-"""Everything that a finished study leaves in its folder.
-
-What the measurements do not need (figures, HTML) is imported when it is written.
-"""
+"""Everything that a finished study leaves in its folder."""
 
 import json
 import os
@@ -11,6 +8,7 @@ from pathlib import Path
 
 from fp4scope.errors import OutputError
 from fp4scope.report.diagnosis import Diagnosis
+from fp4scope.report.figures import figures, save
 from fp4scope.stats import CONFIDENCE
 
 
@@ -52,8 +50,8 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     return written
 
 
-def write_report(diagnosis: Diagnosis, folder: Path, *, figures: bool = False) -> list[Path]:
-    """Write `report.html` from results alone; with `figures` each figure as PDF and SVG too.
+def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = False) -> list[Path]:
+    """Write `report.html` from results alone; `with_figures` each as PDF and SVG too.
 
     Raises:
         OutputError: One could not be written; the message names it.
@@ -61,7 +59,7 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, figures: bool = False) -
     written: list[Path] = []
     write = partial(_write, folder, written)
     write("report.html", partial(_text, diagnosis.html))
-    if figures:
+    if with_figures:
         _write_figures(diagnosis, write, ("pdf", "svg"))
     return written
 
@@ -69,8 +67,6 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, figures: bool = False) -
 def _write_figures(
     diagnosis: Diagnosis, write: Callable[..., None], suffixes: tuple[str, ...]
 ) -> None:
-    from fp4scope.report.figures import figures, save
-
     for name, figure in figures(diagnosis):
         for suffix in suffixes:
             write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))

@@ -318,7 +318,7 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
     shares = [
         f"{_share(row, 'early')} of the summed cost under {named(row)}"
         for row in rows
-        if row["component"] == ALL and "share_early" in row
+        if row["component"] == ALL and row["share_early"] is not None
     ]
     early = f"; the first third has {'; '.join(shares)}" if shares else ""
     least = SIGNIFICANCE / len(curves)
