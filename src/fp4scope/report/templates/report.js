@@ -77,8 +77,11 @@
       (f) => f.direction === state.direction && f.operands === state.operands && (!state.format || f.format === state.format),
     );
 
-  const certainty = (row) =>
-    get(row, "p_holm") === null ? "" : get(row, "muted") ? "not told from zero, or inside the rerun noise" : "told from zero";
+  function certainty(row) {
+    if (get(row, "p_holm") === null) return "";
+    if (get(row, "p_holm") > 0.05) return "not told from zero";
+    return get(row, "muted") ? "inside the rerun noise" : "told from zero";
+  }
 
   // ---------------------------------------------------------------- scales
 
@@ -384,6 +387,7 @@
     const sign = state.metric === "percent" && restored ? -1 : 1;
     const steps = [peak];
     for (let t = 10 ** Math.floor(Math.log10(peak)); t >= from * 0.99; t /= 10) if (t < 0.75 * peak) steps.push(t);
+    if (steps.length === 1) steps.push(peak / 3);
     const list = element("ol");
     for (const value of [...steps.map((s) => -s), 0, ...steps.slice().reverse()]) {
       const swatch = element("i", { class: value < 0 ? "down" : "up" });
@@ -392,7 +396,7 @@
     }
     const unit = state.metric === "percent" ? "% of PPL" : state.metric === "ppl" ? "PPL" : METRICS[state.metric].unit;
     return element("div", { class: "scale" }, `quantizing helps`, list, `quantizing costs (${unit}${METRICS[state.metric].signed ? "" : ", difference"})`,
-      element("i", { class: "muted" }), "not told from zero");
+      element("i", { class: "muted" }), "not told from zero, or inside the rerun noise");
   }
 
   function heat(f, cost, size) {
@@ -532,11 +536,11 @@
     const rows = data.units.cells
       .filter((f) => f.operands === state.operands)
       .flatMap((f) => f.rows.filter((row) => get(row, "component") === name && get(row, "block") === block).map((row) => [f, row]));
-    const heads = ["direction", "format", "PPL", "millinats per token", "change of PPL, %", "KL", "top-1", "told from zero"];
+    const heads = ["direction", "format", "millinats per token", "change of PPL, %", "PPL", "KL", "top-1", "told from zero"];
     const estimates = rows.some(([, row]) => get(row, "gradient") !== null);
     const body = element("tbody", {}, ...rows.map(([f, row]) => element("tr", {},
       element("th", { scope: "row" }, f.direction),
-      ...[f.format, number(get(row, "ppl")), f.estimated ? "not measured" : shown(row, "nats"), shown(row, "percent"), number(get(row, "kl")),
+      ...[f.format, f.estimated ? "not measured" : shown(row, "nats"), shown(row, "percent"), number(get(row, "ppl")), number(get(row, "kl")),
         get(row, "top1") === null ? "" : `${(100 * get(row, "top1")).toFixed(1)}%`,
         get(row, "p_holm") === null ? "not tested" : `${get(row, "p_holm") <= 0.05 ? "yes" : "no"}, p ${number(get(row, "p_holm"))}`,
         ...(estimates ? [interval(get(row, "gradient"), get(row, "gradient_low"), get(row, "gradient_high"), true)] : []),
