@@ -23,9 +23,9 @@ import transformers
 
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, adopt
-from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Journal, Shape, Sweep, plan
-from sweep import CONFIGS
+from fp4scope.study import parse_memory
+from fp4scope.sweep import Journal, Shape, Sweep
+from sweep import CONFIGS, cell_variants, random_text
 
 
 class Run(NamedTuple):
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _model(config: str) -> transformers.PreTrainedModel:
-    """Random weights in host memory, drawn on the device, block by block as fast as it can."""
+    """Random weights in host memory, drawn on the device, which is faster at it."""
     torch.manual_seed(0)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(CONFIGS[config], dtype=torch.bfloat16)
@@ -100,13 +100,8 @@ def _model(config: str) -> transformers.PreTrainedModel:
 
 
 def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) -> Run:
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.windows, options.seq_len)
-    ids = torch.randint(5, loaded.config.vocab_size, shape, generator=generator)
-    study = Study.build(
-        model="-", formats=options.format, sweep="cells", cells=options.cells, direction="restore"
-    )
-    variants = [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+    ids = random_text(loaded, options.windows, options.seq_len)
+    variants = cell_variants(loaded, options.format, options.cells)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl", {})
@@ -117,7 +112,7 @@ def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None)
         sweep.run()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
-        nll = {key: list(o.sorted().nll) for key, o in journal.observations.items()}
+        nll = {key: list(o.settled().nll) for key, o in journal.observations.items()}
         journal.close()
     rate = len(variants) * ids.numel() / seconds
     return Run(sweep.shape, seconds, rate, torch.cuda.max_memory_allocated() / 1e9, nll)

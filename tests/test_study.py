@@ -30,6 +30,24 @@ def test_yaml_round_trip(tmp_path):
     assert Study.build(**read_options(path)) == study
 
 
+def test_baselines_are_more_configurations():
+    study = Study.build(model="m", formats="nvfp4", baselines="mxfp4,nvfp4/weights,nvfp4,mxfp4")
+    assert study.baselines == ("mxfp4:floor", "nvfp4/weights", "nvfp4")
+    assert study.swept == [("nvfp4", Operands.BOTH)]
+    both, weights = Operands.BOTH, Operands.WEIGHTS
+    assert study.configurations == [("nvfp4", both), ("mxfp4:floor", both), ("nvfp4", weights)]
+
+
+def test_the_papers_study():
+    study = Study.build(model="m", preset="paper")
+    formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")
+    operands = (Operands.BOTH, Operands.WEIGHTS)
+    assert set(study.configurations) == {(f, o) for f in formats for o in operands}
+    assert study.swept == [("mxfp4:floor", operands[0]), ("nvfp4", operands[0])]
+    assert (study.seq_len, study.windows, study.dtype) == (2048, None, "float16")
+    assert Study.build(model="m", preset="paper", dtype="bfloat16").dtype == "bfloat16"
+
+
 def test_a_study_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Study.build(model="m").windows = 3
@@ -46,6 +64,8 @@ def test_a_study_cannot_be_changed():
         ({"direction": "restored"}, "did you mean restore"),
         ({"operands": "w"}, "operands: unknown 'w'; choices: weights"),
         ({"formats": ""}, "formats is"),
+        ({"baselines": "nvfp4/weight"}, "baselines: unknown operands 'weight' in 'nvfp4/weight'"),
+        ({"preset": "papers"}, "unknown preset 'papers'; did you mean paper"),
         ({"text": "a", "dataset": "wikitext2"}, "give one of them"),
         ({"dtype": "fp8"}, "dtype is 'fp8'"),
         ({"version": 2}, "version is 2"),

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from fp4scope.conductor import diagnose
     from fp4scope.errors import Fp4ScopeError
     from fp4scope.kernels import QuantizedTensor, fake_quantize, quantize
-    from fp4scope.report import Diagnosis, load
+    from fp4scope.report import Comparison, Diagnosis, compare, load
 
 _HOME = {
+    "Comparison": "fp4scope.report",
     "Diagnosis": "fp4scope.report",
     "Fp4ScopeError": "fp4scope.errors",
     "QuantizedTensor": "fp4scope.kernels",
+    "compare": "fp4scope.report",
     "diagnose": "fp4scope.conductor",
     "fake_quantize": "fp4scope.kernels",
     "load": "fp4scope.report",
@@ -26,9 +28,11 @@ _HOME = {
 }
 
 __all__ = [
+    "Comparison",
     "Diagnosis",
     "Fp4ScopeError",
     "QuantizedTensor",
+    "compare",
     "diagnose",
     "fake_quantize",
     "load",

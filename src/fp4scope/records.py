@@ -16,10 +16,12 @@ from typing import Any
 
 from fp4scope.errors import OutputError
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 _SHOWN = 60
 """Rows of a table that a notebook shows."""
-_COLUMNS = ("windows", "replicas", "tokens", "nll", "kl", "top1")
+_PLACES = ("windows", "replicas", "tokens")
+_SUMS = ("nll", "kl", "top1")
+_COLUMNS = (*_PLACES, *_SUMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +101,16 @@ class Observation:
         for name in _COLUMNS:
             setattr(self, name, [getattr(self, name)[i] for i in kept])
 
-    def sorted(self) -> "Observation":
-        """The same, windows in the order of the text."""
+    def settled(self) -> "Observation":
+        """The same, windows in the order of the text, sums with the digits that mean something.
+
+        Their terms come from FP32 logits: nine digits of the NLL, six of the KL.
+        """
         keys = list(zip(self.windows, self.replicas, strict=True))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         columns = {name: [getattr(self, name)[i] for i in order] for name in _COLUMNS}
+        columns["nll"] = [_digits(x, 9) for x in columns["nll"]]
+        columns["kl"] = [_digits(x, 6) for x in columns["kl"]]
         return Observation(variant=self.variant, **columns)
 
 
@@ -134,8 +141,8 @@ class Estimates:
         for variant, value in nats.items():
             self.nats.setdefault(variant, []).append(value)
 
-    def sorted(self) -> "Estimates":
-        """The same, windows in the order of the text."""
+    def settled(self) -> "Estimates":
+        """The same, windows in the order of the text, six digits of each estimate."""
         order = sorted(range(len(self.windows)), key=self.windows.__getitem__)
 
         def turned(column: list[Any]) -> list[Any]:
@@ -144,11 +151,11 @@ class Estimates:
         return Estimates(
             windows=turned(self.windows),
             tokens=turned(self.tokens),
-            nats={variant: turned(values) for variant, values in self.nats.items()},
+            nats={v: [_digits(x, 6) for x in turned(nats)] for v, nats in self.nats.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
-        found = self.sorted()
+        found = self.settled()
         units = [{"variant": asdict(v), "nats": values} for v, values in found.nats.items()]
         return {"windows": found.windows, "tokens": found.tokens, "units": units}
 
@@ -198,6 +205,14 @@ class Results:
         return self.observations.get(variant.key)
 
     def to_json(self, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As JSON. Where variants were measured stands once, in `places`: most have all windows."""
+        observations = [asdict(o.settled()) for o in self.observations.values()]
+        places: list[dict[str, Any]] = []
+        for observation in observations:
+            place = {name: observation.pop(name) for name in _PLACES}
+            if place not in places:
+                places.append(place)
+            observation["place"] = places.index(place)
         return {
             "version": RESULTS_VERSION,
             "study": self.study,
@@ -207,7 +222,8 @@ class Results:
             "environment": self.environment,
             "summary": dict(summary or {}),
             "activations": [asdict(a) for a in self.activations],
-            "observations": [asdict(o.sorted()) for o in self.observations.values()],
+            "places": places,
+            "observations": observations,
             "estimates": self.estimates.to_json(),
         }
 
@@ -219,7 +235,12 @@ class Results:
                 f"{RESULTS_VERSION}: use the fp4scope that wrote it"
             )
         observations = [
-            Observation(**{**o, "variant": Variant(**o["variant"])}) for o in data["observations"]
+            Observation(
+                variant=Variant(**o["variant"]),
+                **{name: list(data["places"][o["place"]][name]) for name in _PLACES},
+                **{name: o[name] for name in _SUMS},
+            )
+            for o in data["observations"]
         ]
         return cls(
             study=data["study"],
@@ -296,6 +317,10 @@ def _brief(value: Any) -> str:  # noqa: ANN401
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _digits(value: float, count: int) -> float:
+    return float(f"{value:.{count}g}")
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401

@@ -17,6 +17,21 @@ from fp4scope.goals import Goal, parse_goal
 
 STUDY_VERSION = 1
 
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2603.08747 in FP16 on all of WikiText-2. It leaves the windows' length, MXFP4's scale
+    # rule and the operands open: 2048 is what papers mean, the others are measured side by side.
+    "paper": {
+        "seq_len": 2048,
+        "dtype": "float16",
+        "formats": "mxfp4:floor,nvfp4",
+        "baselines": "mxfp4:floor/weights,mxfp4:rceil,mxfp4:rceil/weights,mxfp4:even,"
+        "mxfp4:even/weights,nvfp4/weights,nvfp4:4over6,nvfp4:4over6/weights",
+        "sweep": "components,cells",
+        "direction": "restore,isolate",
+    },
+}
+"""Options under a name; whatever else is given wins."""
+
 
 class Operands(str, Enum):
     """What of a linear is quantized."""
@@ -99,6 +114,11 @@ class Study(BaseModel):
     )
     formats: tuple[str, ...] = Field(("mxfp4:floor", "nvfp4"), min_length=1)
     operands: tuple[Operands, ...] = Field((Operands.BOTH,), min_length=1)
+    baselines: tuple[str, ...] = Field(
+        (),
+        description="more configurations, of which only what they cost the whole model is "
+        "measured: formats, with operands of their own if written as nvfp4/weights",
+    )
     sweep: tuple[str, ...] = Field(
         ("components", "cells"),
         description="levels; one with a direction of its own is written cells:isolate",
@@ -146,8 +166,9 @@ class Study(BaseModel):
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")
 
     @field_validator(
-        "formats", "operands", "sweep", "cells", "direction", "patterns", "method", mode="before"
-    )
+        "formats", "operands", "baselines", "sweep", "cells", "direction", "patterns", "method",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401
         """`a,b` and a list mean the same; a name given twice is one."""
@@ -159,6 +180,26 @@ class Study(BaseModel):
     @classmethod
     def _full_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(get_format(name).name for name in value))
+
+    @field_validator("baselines")
+    @classmethod
+    def _full_baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        pairs = [_format_and_operands(item) for item in value]
+        return tuple(dict.fromkeys(f"{name}/{own.value}" if own else name for name, own in pairs))
+
+    @property
+    def swept(self) -> list[tuple[str, Operands]]:
+        """Formats and operands in which units are measured."""
+        return [(name, operands) for name in self.formats for operands in self.operands]
+
+    @property
+    def configurations(self) -> list[tuple[str, Operands]]:
+        """Formats and operands that have a baseline: the swept ones first."""
+        found = self.swept
+        for item in self.baselines:
+            name, own = _format_and_operands(item)
+            found += [(name, operands) for operands in ([own] if own else self.operands)]
+        return list(dict.fromkeys(found))
 
     @field_validator("sweep")
     @classmethod
@@ -215,10 +256,17 @@ class Study(BaseModel):
     def build(cls, **options: Any) -> "Study":  # noqa: ANN401
         """A study from options as a user writes them.
 
+        Args:
+            options: Any field, and `preset`: one of `PRESETS`, for what is not given.
+
         Raises:
             StudyError: An unknown key (with the nearest names) or a value that makes no sense.
             FormatError: An unknown number format.
         """
+        if (preset := options.pop("preset", None)) is not None:
+            if preset not in PRESETS:
+                raise StudyError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
+            options = PRESETS[preset] | options
         unknown = [key for key in options if key not in cls.model_fields]
         if unknown:
             raise StudyError(
@@ -253,6 +301,15 @@ def read_options(path: Path | str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise StudyError(f"{path} holds no options; a study is a mapping such as `model: NAME`")
     return {str(key).replace("-", "_"): value for key, value in options.items()}
+
+
+def _format_and_operands(item: str) -> tuple[str, Operands | None]:
+    """What `nvfp4/weights` and `nvfp4` say."""
+    name, _, own = item.partition("/")
+    known = [member.value for member in Operands]
+    if own and own not in known:
+        raise StudyError(f"baselines: unknown operands {own!r} in {item!r}; {nearest(own, known)}")
+    return get_format(name).name, Operands(own) if own else None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,5 +1,6 @@
 """The command line: what a user sees, and one clear message with exit code 2 for bad input."""
 
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,27 @@ def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):
     assert "4 windows of 32" in err
     assert "measuring: " in err
     assert "left" in err  # plain lines have an ETA
+
+
+def test_the_papers_study_on_a_small_model(fp4scope, small, tmp_path):
+    code, _, err = fp4scope("run", *small, "--preset", "paper", "--dtype", "float32", "-o", "out")
+    assert code == 0, err
+    data = json.loads((tmp_path / "out/results.json").read_text())
+    rows = data["summary"]["baselines"]
+    formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")
+    operands = ("weights+activations", "weights")
+    expected = {("reference", ""), *((f, o) for f in formats for o in operands)}
+    assert {(row["format"], row["operands"]) for row in rows} == expected
+    assert all(row["jitter_nll"] is not None for row in rows)
+    units = data["summary"]["components"]  # `small` says so
+    swept = {(row["format"], row["operands"], row["direction"]) for row in units}
+    assert swept == {
+        (f, operands[0], d) for f in ("mxfp4:floor", "nvfp4") for d in ("restore", "isolate")
+    }
+    assert len(units) == 4 * 7
+    study = yaml.safe_load((tmp_path / "out/study.yaml").read_text())
+    assert study["dtype"] == "float32"  # given, so it wins
+    assert "preset" not in study  # its options are written out
 
 
 def test_the_default_folder_is_named_after_the_model(fp4scope, small, tmp_path):

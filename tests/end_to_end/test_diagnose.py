@@ -95,7 +95,8 @@ def test_results_json_holds_the_windows_and_the_conditions(finished):
     data = json.loads((finished.folder / "results.json").read_text())
     assert data["version"] == RESULTS_VERSION
     one = data["observations"][1]
-    assert one["windows"] == list(range(3))
+    assert data["places"][one["place"]]["windows"] == list(range(3))
+    assert len(data["places"]) == 2  # jitter controls are other replicas
     assert len(one["nll"]) == len(one["kl"]) == 3
     assert data["model"]["fingerprint"]
     assert data["data"]["sha256"]

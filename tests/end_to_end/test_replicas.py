@@ -61,6 +61,7 @@ def test_the_journal_holds_the_same(finished, results):
         for measured in record.get("measured", ()):
             name = json.dumps(measured["variant"], sort_keys=True)
             for window, (_, nll, kl, _) in zip(record["chunk"], measured["rows"], strict=True):
+                nll, kl = float(f"{nll:.9g}"), float(f"{kl:.6g}")
                 rows[name, measured["replica"], window] = nll, kl
     kept = {
         (

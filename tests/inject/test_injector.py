@@ -428,10 +428,26 @@ def test_nonfinite_weight_names_the_linear(bad, fmt, family, tiny_model, unchang
     model = tiny_model(family)
     name = find_layout(model).linears[-2]
     model.get_submodule(name).weight[3, 5] = bad
+    injector = Injector(model)
+    for _ in range(2):  # an image that was complained of is not taken for a good one
+        with (
+            unchanged(model),
+            pytest.raises(NonFiniteError, match=f"weight of {name} has NaN or Inf"),
+            injector.applied(everything(model, fmt)),
+        ):
+            pass
+
+
+def test_a_nonfinite_weight_is_found_after_another_error(tiny_model):
+    model = tiny_model("llama")
+    name = find_layout(model).linears[-2]
+    model.get_submodule(name).weight[3, 5] = float("nan")
+    injector = Injector(model)
+    with pytest.raises(KeyError), injector.applied(everything(model, MX)):
+        raise KeyError
     with (
-        unchanged(model),
         pytest.raises(NonFiniteError, match=f"weight of {name} has NaN or Inf"),
-        Injector(model).applied(everything(model, fmt)),
+        injector.applied(everything(model, MX)),
     ):
         pass
 

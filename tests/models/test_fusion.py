@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from fp4scope.models import find_layout, fusion
+from fp4scope.models import fusion
 
 
 @pytest.fixture
@@ -30,29 +30,24 @@ def compiled(monkeypatch):
     fusion._compiled.cache_clear()
 
 
-def blocks_of(model):
-    return list(model.get_submodule(find_layout(model).blocks_path))
-
-
 def test_norms_and_rotary_embeddings_run_compiled(compiled, tiny_model, ids):
     model = tiny_model("llama")
     expected = model(ids).logits
-    with fusion.fused(blocks_of(model)):
+    with fusion.fused(model):
         found = model(ids).logits
     assert torch.equal(found, expected)
-    depth = len(blocks_of(model))
+    depth = model.config.num_hidden_layers
     assert compiled.count("apply_rotary_pos_emb") == depth
-    # The final norm is not in a block.
-    assert compiled.count("LlamaRMSNorm.forward") == 2 * depth
+    assert compiled.count("LlamaRMSNorm.forward") == 2 * depth + 1  # with the final one
     assert compiled.count("_gate") == depth
-    assert len(compiled) == 4 * depth
+    assert len(compiled) == 4 * depth + 1
 
 
 @pytest.mark.parametrize("leave", [None, KeyError])
 def test_everything_is_put_back(leave, compiled, tiny_model, ids):
     model, rotary = tiny_model("llama"), modeling_llama.apply_rotary_pos_emb
     try:
-        with fusion.fused(blocks_of(model)):
+        with fusion.fused(model):
             assert modeling_llama.apply_rotary_pos_emb is not rotary
             if leave:
                 raise leave
@@ -66,7 +61,7 @@ def test_everything_is_put_back(leave, compiled, tiny_model, ids):
 
 def test_torchs_own_norms_are_left_alone(compiled, tiny_model, ids):
     model = tiny_model("gpt2")
-    with fusion.fused(blocks_of(model)):
+    with fusion.fused(model):
         model(ids)
     assert not compiled
 
@@ -85,7 +80,7 @@ def test_a_compiler_that_fails_is_asked_once(monkeypatch, tiny_model, ids):
     fusion._compiled.cache_clear()
     model = tiny_model("llama")
     expected = model(ids).logits
-    with fusion.fused(blocks_of(model)):
+    with fusion.fused(model):
         assert torch.equal(model(ids).logits, expected)
     fusion._compiled.cache_clear()
     assert len(asked) == len(set(asked)) == 3

@@ -54,6 +54,15 @@ def partly(loaded, injector, names, setting, share):
         yield
 
 
+def slope(loaded, ids, at, part):
+    """Central difference of the loss in a share, around `at`, with the model inside `part`."""
+    ends = []
+    for share in (at - STEP, at + STEP):
+        with part(share):
+            ends.append(nll(loaded, ids))
+    return (ends[1] - ends[0]) / (2 * STEP)
+
+
 def rms_norm(module, x):
     scale = (x.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
     return module.weight * x * scale
@@ -87,12 +96,9 @@ def test_isolate_is_the_derivative_of_the_error(wide, planned, ids, family):
     estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
     for planned_unit in units(variants, level="components"):
         variant = planned_unit.variant
-        ends = []
-        for share in (-STEP, STEP):
-            with partly(loaded, injector, planned_unit.settings, setting_of(variant), share):
-                ends.append(nll(loaded, ids[0]))
-        slope = (ends[1] - ends[0]) / (2 * STEP)
-        assert estimated[variant] == pytest.approx(slope, rel=1e-4, abs=1e-7), variant.key
+        part = partial(partly, loaded, injector, planned_unit.settings, setting_of(variant))
+        expected = slope(loaded, ids[0], 0, part)
+        assert estimated[variant] == pytest.approx(expected, rel=1e-4, abs=1e-7), variant.key
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "gpt2"])
@@ -110,17 +116,12 @@ def test_restore_is_the_derivative_at_the_baseline(wide, planned, ids, family):
         for planned_unit in units(variants, format=fmt):
             setting = setting_of(planned_unit.variant)
             names = set(baseline.settings) - set(planned_unit.settings)
-            ends = []
-            for left in (1 - STEP, 1 + STEP):
-                # Around the unit's own point: it in part, everything else in full.
-                with (
-                    injector.applied(planned_unit.settings),
-                    partly(loaded, injector, names, setting, left),
-                ):
-                    ends.append(nll(loaded, ids[0]))
-            slope = (ends[1] - ends[0]) / (2 * STEP)
+            # Around the unit's own point: it in part, everything else in full.
+            with injector.applied(planned_unit.settings):
+                part = partial(partly, loaded, injector, names, setting)
+                expected = slope(loaded, ids[0], 1, part)
             key = planned_unit.variant.key
-            assert estimated[planned_unit.variant] == pytest.approx(slope, rel=1e-4), key
+            assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-4), key
 
 
 def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids):
@@ -134,17 +135,12 @@ def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids)
     name = "model.layers.1.mlp.down_proj"
     assert len(chosen) == 6
     for planned_unit in chosen:
-        ends = []
-        for left in (1 - STEP, 1 + STEP):
-            # `partly` sees the linear's own, unquantized input: nothing else touches it.
-            with (
-                injector.applied(planned_unit.settings),
-                partly(loaded, injector, [name], setting_of(planned_unit.variant), left),
-            ):
-                ends.append(nll(loaded, ids[0]))
-        slope = (ends[1] - ends[0]) / (2 * STEP)
+        # `partly` sees the linear's own, unquantized input: nothing else touches it.
+        with injector.applied(planned_unit.settings):
+            part = partial(partly, loaded, injector, [name], setting_of(planned_unit.variant))
+            expected = slope(loaded, ids[0], 1, part)
         key = planned_unit.variant.key
-        assert estimated[planned_unit.variant] == pytest.approx(slope, rel=1e-4), key
+        assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-4), key
 
 
 def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids):
@@ -266,6 +262,19 @@ def test_an_overflowing_gradient_is_named(adopted, planned, ids):
     chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
     with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|weights.*overflowed"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
+
+
+def test_a_large_gradient_in_half_precision(adopted, planned, calibrated, ids):
+    """Between the head and the final norm it is beyond FP16 under the largest loss scale."""
+    found = []
+    for factor in (1, 2**14):
+        loaded = adopted("llama", torch.float16)
+        loaded.model.lm_head.weight.data *= factor
+        loaded.model.model.norm.weight.data /= factor
+        chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+        nats = estimate_window(loaded, ids[0], chosen, Injector(loaded.model)).nats
+        found.append(torch.tensor([*nats.values()]))
+    assert torch.corrcoef(torch.stack(found))[0, 1] > 0.99
 
 
 def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, planned, calibrated, ids):

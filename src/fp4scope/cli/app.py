@@ -57,6 +57,9 @@ def run(
         str | None, typer.Argument(help="Hub id, local folder or GGUF file.", show_default=False)
     ] = None,
     out: Out = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the study of arXiv 2603.08747; options given win.")
+    ] = None,
     formats: Formats = None,
     sweep: Annotated[
         str | None,
@@ -74,6 +77,10 @@ def run(
     operands: Annotated[
         str | None,
         typer.Option(help="Of weights+activations,weights,activations (weights+activations)."),
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="More whole-model costs, as mxfp4:even,nvfp4/weights (none)."),
     ] = None,
     method: Annotated[
         str | None,
@@ -193,6 +200,33 @@ def report(
     with _stoppable("the results are as they were"):
         for path in write_report(load(out), out, with_figures=figures):
             print(path)
+
+
+@app.command()
+def compare(
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs; others are held to the first.", show_default=False),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 1 if it holds for an output after the first: 'cost(nvfp4) > 40', "
+            "'change.low > 0' (millinats), beyond-noise. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A Markdown file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
+) -> None:
+    """Several outputs side by side: sizes, formats, checkpoints; what changed beyond noise."""
+    from fp4scope.cli.compare import print_comparison
+
+    with _stoppable("nothing was written"):
+        failed = print_comparison(outputs or [], fail_if or [], out, json)
+    for line in failed:
+        print(f"fp4scope: fail-if {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

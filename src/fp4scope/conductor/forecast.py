@@ -85,7 +85,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     memory = None if study.memory is None else parse_memory(study.memory)
 
     probe = _Probe(prepared, study)
-    probe.run(tell)
+    probe.run(tell, memory)
     planned = forecast_sweep(
         loaded,
         prepared.variants,
@@ -127,34 +127,45 @@ class _Probe:
         self._loaded, self._study, self._prepared = loaded, study, prepared
         self.tokens = min(prepared.windows.seq_len, _TOKENS.get(loaded.device.type, 256))
         self.ids = prepared.windows.ids[:_WINDOWS, : self.tokens]
-        self.variants = list(_some(prepared.variants))
+        self.variants = list(_some(prepared.variants, _UNITS))
         self.seconds_per_block = 0.0
         self.seconds_per_estimate: float | None = None
         self.captured_bytes = 0
         self._observed: dict[str, Observation] = {}
 
-    def run(self, tell: Listener) -> None:
+    def run(self, tell: Listener, memory: int | None) -> None:
         calibration = self._prepared.calibration
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
         static = self._study.activation_scale == "calibrated"
         amax = {name: statistics.max for name, statistics in observed.items()}
         injector = Injector(self._loaded.model, amax if static else None)
-        with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
-            journal = Journal(Path(folder) / "journal.jsonl", {})
-            try:
-                sweep = Sweep(self._loaded, self.ids, self.variants, injector, journal)
-                begun = time.monotonic()
-                sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
-                work = sweep.work * len(self.ids)
-                self.seconds_per_block = (time.monotonic() - begun) / work
-                self._observed = journal.observations
-            finally:
-                journal.close()
+        # One unit of a kind has kernels compiled, which the time is not to hold.
+        self._measure(list(_some(self.variants, 1)), injector, tell, memory)
+        self._measure(self.variants, injector, tell, memory)
         if self._prepared.estimated:
             begun = time.monotonic()
             estimate_window(self._loaded, self.ids[0], self._prepared.estimated, injector)
             self.seconds_per_estimate = time.monotonic() - begun
+
+    def _measure(
+        self,
+        variants: Sequence[PlannedVariant],
+        injector: Injector,
+        tell: Listener,
+        memory: int | None,
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
+            journal = Journal(Path(folder) / "journal.jsonl", {})
+            try:
+                sweep = Sweep(self._loaded, self.ids, variants, injector, journal, memory=memory)
+                begun = time.monotonic()
+                sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
+                seconds = time.monotonic() - begun
+            finally:
+                journal.close()
+        self.seconds_per_block = seconds / (sweep.work * len(self.ids))
+        self._observed = journal.observations
         scale = self._prepared.windows.seq_len / self.tokens
         self.captured_bytes = int(sweep.check.captured_bytes * scale**2)
 
@@ -181,8 +192,8 @@ class _Probe:
             yield Family(*family, count, width)
 
 
-def _some(variants: Sequence[PlannedVariant]) -> Iterator[PlannedVariant]:
-    """The controls, and units evenly out of every family; one realisation of each."""
+def _some(variants: Sequence[PlannedVariant], units: int) -> Iterator[PlannedVariant]:
+    """The controls, and so many units evenly out of every family; one realisation of each."""
     groups: dict[tuple[str, str, str, str], list[PlannedVariant]] = {}
     for planned in variants:
         if not planned.replica:
@@ -191,7 +202,7 @@ def _some(variants: Sequence[PlannedVariant]) -> Iterator[PlannedVariant]:
         if members[0].variant.is_control:
             yield from members
         else:
-            step = max(1, -(-len(members) // _UNITS))
+            step = max(1, -(-len(members) // units))
             yield from members[step // 2 :: step]
 
 

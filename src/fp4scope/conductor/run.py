@@ -226,10 +226,10 @@ def _complete(
     measured = total if stopped else len(_done(journal, prepared.planned))
     variants = prepared.planned if measured == total else prepared.variants
     results.observations = {
-        v.variant.key: journal.observations[v.variant.key].sorted() for v in variants
+        v.variant.key: journal.observations[v.variant.key].settled() for v in variants
     }
     estimated = len(journal.estimates.windows)
-    results.estimates = journal.estimates.sorted() if estimated == total else Estimates()
+    results.estimates = journal.estimates.settled() if estimated == total else Estimates()
     for method, windows in (("exact", measured), ("gradient", estimated)):
         if 0 < windows < total:
             note = (

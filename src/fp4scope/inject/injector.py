@@ -92,7 +92,7 @@ class Injector:
             if check:
                 self.check()
         except BaseException:
-            self._flags.clear()
+            self._unread()
             raise
         finally:
             for module, parameter in reversed(originals):
@@ -108,10 +108,12 @@ class Injector:
         Raises:
             NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
-        flags, self._flags = self._flags, {}
+        flags = self._flags
         if not flags or not bool(torch.stack(list(flags.values())).any()):
+            self._flags = {}
             return
         first, operand = next(key for key, flag in flags.items() if bool(flag))
+        self._unread()
         if operand == "weight":
             raise NonFiniteError(f"the weight of {first} has NaN or Inf; the checkpoint is damaged")
         dtype = next(self.model.parameters()).dtype
@@ -119,6 +121,11 @@ class Injector:
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
             "use a dtype with more range (--dtype bfloat16 or float32)"
         )
+
+    def _unread(self) -> None:
+        """Give up what was not looked at: a weight is quantized, and so looked at, once more."""
+        self.forget(name for name, operand in self._flags if operand == "weight")
+        self._flags = {}
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of the quantized weights of these linears."""

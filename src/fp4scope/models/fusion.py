@@ -1,16 +1,18 @@
-"""Norms, rotary embeddings and gated activations of the blocks as one kernel each, on a GPU.
+"""Norms, rotary embeddings and gated activations of a model as one kernel each, on a GPU.
 
 In eager PyTorch an RMSNorm is six kernels and a rotary embedding ten, each of which reads and
 writes a whole hidden state: together as much time as the matrix products of a small model.
 `torch.compile` makes one kernel of each, with every rounding where eager code has it
-(`emulate_precision_casts`); only the sum inside a norm may take another order. Linears, attention
-and the rest stay as they are, so injection and hooks see the same modules. The self-check of a
+(`emulate_precision_casts`); only the sum inside a norm may take another order. A size is a constant
+of the kernel until it changes, and only a size that does becomes a variable: kernels for any size
+compute so many indices that a rotary embedding takes eight times as long. Linears, attention and
+the rest stay as they are, so injection and hooks see the same modules. The self-check of a
 sweep runs the blocks this way and compares them with the model's own forward.
 """
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from types import MethodType, ModuleType
@@ -27,36 +29,34 @@ _GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 
 
 @contextmanager
-def fused(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """The blocks with compiled norms and rotary embeddings, until the `with` block ends."""
+def fused(model: nn.Module) -> Iterator[None]:
+    """The model with compiled norms, rotary embeddings and gates, until the `with` block ends."""
     with ExitStack() as stack:
-        for norm in _norms(blocks):
+        for norm in _norms(model):
             forward = MethodType(_compiled(type(norm).forward), norm)
             stack.enter_context(_replaced(norm.__dict__, "forward", forward))
-        for mlp in _gated(blocks):
+        for mlp in _gated(model):
             stack.enter_context(_replaced(mlp.__dict__, "forward", partial(_run_gated, mlp)))
-        for module in {sys.modules[type(block).__module__] for block in blocks}:
+        for module in {sys.modules[type(m).__module__] for m in model.modules()}:
             if isinstance(module, ModuleType) and callable(vars(module).get(_ROTARY)):
                 rotary = _compiled(vars(module)[_ROTARY])
                 stack.enter_context(_replaced(vars(module), _ROTARY, rotary))
         yield
 
 
-def _norms(blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def _norms(model: nn.Module) -> Iterator[nn.Module]:
     """Norms in plain PyTorch; torch's own have their kernels already."""
-    for block in blocks:
-        for module in block.modules():
-            own = type(module).__module__.startswith("torch.")
-            leaf = next(module.children(), None) is None
-            if leaf and not own and type(module).__name__.endswith("Norm"):
-                yield module
+    for module in model.modules():
+        own = type(module).__module__.startswith("torch.")
+        leaf = next(module.children(), None) is None
+        if leaf and not own and type(module).__name__.endswith("Norm"):
+            yield module
 
 
-def _gated(blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    for block in blocks:
-        for module in block.modules():
-            if hasattr(module, "act_fn") and _is_gated(type(module)):
-                yield module
+def _gated(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        if hasattr(module, "act_fn") and _is_gated(type(module)):
+            yield module
 
 
 @cache
@@ -77,7 +77,7 @@ def _gate(activation: Function, gate: Tensor, up: Tensor) -> Tensor:
 
 @cache
 def _compiled(function: Function) -> Function:
-    compiled = torch.compile(function, dynamic=True, options={"emulate_precision_casts": True})
+    compiled = torch.compile(function, options={"emulate_precision_casts": True})
     failed = False
 
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -43,10 +43,6 @@ class Offloaded:
             self._bind(index, self._host[index])
             block.register_forward_pre_hook(partial(self._before, index))
 
-    @property
-    def bytes_on_device(self) -> int:
-        return sum(len(slot) for slot in self._slots)
-
     def bring(self, block: int) -> None:
         """Have a block on the device for what is launched from now on; begin to fetch the next.
 

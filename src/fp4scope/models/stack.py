@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -134,12 +134,10 @@ class BlockStack:
         if self._offloaded is not None:
             self._offloaded.bring(block)
 
-    @contextmanager
-    def fused(self) -> Iterator[None]:
-        """On a GPU, `run` with fewer kernels (`fusion`), until the `with` block ends."""
+    def fused(self) -> AbstractContextManager[None]:
+        """On a GPU, `run` and `tail` with fewer kernels (`fusion`), until the `with` block ends."""
         on_gpu = next(self._model.parameters()).is_cuda
-        with fused(self._blocks) if on_gpu else nullcontext():
-            yield
+        return fused(self._model) if on_gpu else nullcontext()
 
     @contextmanager
     def _aside(self, output: Callable[[int, Tensor], Tensor]) -> Iterator[None]:

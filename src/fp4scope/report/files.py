@@ -38,10 +38,8 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
     write("report.html", partial(_text, diagnosis.html))
     write("report.md", partial(_text, diagnosis.report))
-    write(
-        "results.json",
-        lambda path: path.write_text(json.dumps(results, allow_nan=False), encoding="utf-8"),
-    )
+    text = json.dumps(results, allow_nan=False, separators=(",", ":"))
+    write("results.json", partial(_text, lambda: text))
     for name, table in tables.items():
         if table.rows:
             write(f"{name}.csv", table.write_csv)

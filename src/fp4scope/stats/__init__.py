@@ -6,6 +6,8 @@ every difference is taken window by window first. numpy and scipy, never torch.
 
 from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
 from fp4scope.stats.baselines import format_table
+from fp4scope.stats.changes import change_table
+from fp4scope.stats.comparable import comparable, differing_conditions, same_tokens
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
@@ -20,7 +22,9 @@ from fp4scope.stats.intervals import (
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import NeighbourCorrelation, neighbour_correlation
 from fp4scope.stats.noise import RerunNoise, noise_floor, rerun_noise
+from fp4scope.stats.orders import order_table
 from fp4scope.stats.ranks import TOP_K, top_probabilities
+from fp4scope.stats.scale import scale_table
 from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
 from fp4scope.stats.tables import (
     activation_table,
@@ -54,11 +58,14 @@ __all__ = [
     "anytime_p_values",
     "baseline_table",
     "by_window",
+    "change_table",
+    "comparable",
     "component_activation_table",
     "component_kind",
     "cost",
     "critical",
     "difference",
+    "differing_conditions",
     "family",
     "format_table",
     "half_width",
@@ -69,10 +76,13 @@ __all__ = [
     "neighbour_correlation",
     "noise_floor",
     "only_estimated",
+    "order_table",
     "p_value",
     "paired",
     "perplexity_difference",
     "rerun_noise",
+    "same_tokens",
+    "scale_table",
     "search",
     "significant",
     "spearman",

@@ -74,30 +74,48 @@ def spearman(one: Floats, other: Floats) -> Floats:
         return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
-def agreement(exact: Floats, estimated: Floats) -> Agreement | None:
+def agreement(
+    exact: Floats, estimated: Floats, *, paired: bool = True, wide: bool = False
+) -> Agreement | None:
     """The rank correlation of two lists of costs, each windows by units.
+
+    Args:
+        exact: The one list; here what was measured.
+        estimated: The other.
+        paired: Whether the windows of both are the same. If not they are drawn separately, and
+            their numbers may differ.
+        wide: Whether the interval holds the draws' own quantiles too (`orders` says why).
 
     Returns:
         None where all costs of a list are the same.
     """
-    windows = len(exact)
     rho = float(spearman(exact.mean(axis=0), estimated.mean(axis=0)))
     if np.isnan(rho):
         return None
-    apart = _apart(exact, estimated)
-    if windows < MIN_WINDOWS:
+    apart = rho_apart(exact, estimated) if paired else None
+    if min(len(exact), len(estimated)) < MIN_WINDOWS:
         return Agreement(rho, None, None, apart)
-    draws = np.random.default_rng(0).multinomial(windows, [1 / windows] * windows, DRAWS) / windows
-    found = spearman(draws @ exact, draws @ estimated)
+    rng = np.random.default_rng(0)
+    draws = _draws(rng, len(exact))
+    found = spearman(draws @ exact, (draws if paired else _draws(rng, len(estimated))) @ estimated)
     tail = (1 - CONFIDENCE) / 2
     least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
     low, high = 2 * rho - most, 2 * rho - least
+    if wide:
+        low, high = min(low, least), max(high, most)
     low, high = max(-1, min(low, rho)), min(1, max(high, rho))
     return Agreement(rho, float(low), float(high), apart)
 
 
-def _apart(exact: Floats, estimated: Floats) -> float | None:
-    """The mean rho of the estimate on half of the windows and the exact cost on the other half."""
+def _draws(rng: np.random.Generator, windows: int) -> Floats:
+    return rng.multinomial(windows, [1 / windows] * windows, DRAWS) / windows
+
+
+def rho_apart(exact: Floats, estimated: Floats) -> float | None:
+    """The mean rho of the estimate on half of the windows and the exact cost on the other half.
+
+    Of a list with itself: how well its order repeats on other text. None below four windows.
+    """
     windows = len(exact)
     if windows < 4:
         return None

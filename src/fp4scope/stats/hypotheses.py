@@ -289,7 +289,8 @@ def _scale(results: Results) -> Hypothesis:
         "Increasing model size mainly affects the magnitude of sensitivity, not the relative "
         "ordering of the sensitive components.",
         Verdict.UNDECIDED,
-        "One model says nothing of scale: it takes the results of several sizes of one family.",
+        "One model says nothing of scale: fp4scope compare takes the results of several sizes of "
+        "one family.",
         Table(("model",), []),
     )
 

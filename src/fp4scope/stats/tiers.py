@@ -46,14 +46,19 @@ def tiers(costs: Floats, *, anytime: bool = False) -> list[str | None]:
 
 def separable(costs: Floats, *, anytime: bool = False) -> list[tuple[int, int]]:
     """The pairs of columns whose means differ at 5%, Holm over all pairs."""
+    first, second = np.triu_indices(costs.shape[1], 1)
+    _, found = pair_tests(costs, anytime=anytime)
+    pairs = zip(first.tolist(), second.tolist(), holm(found.tolist()), strict=True)
+    return [(i, j) for i, j, p in pairs if p is not None and p <= SIGNIFICANCE]
+
+
+def pair_tests(costs: Floats, *, anytime: bool = False) -> tuple[Floats, Floats]:
+    """The mean difference of each pair of columns, and its p-value; pairs as in `triu_indices`."""
     n, units = costs.shape
     first, second = np.triu_indices(units, 1)
     differences = costs[:, first] - costs[:, second]
-    stderrs = differences.std(axis=0, ddof=1) / np.sqrt(n)
-    test = anytime_p_values if anytime else p_values
-    adjusted = holm(test(differences.mean(axis=0), stderrs, n).tolist())
-    pairs = zip(first.tolist(), second.tolist(), adjusted, strict=True)
-    return [(i, j) for i, j, p in pairs if p is not None and p <= SIGNIFICANCE]
+    means, stderrs = differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(n)
+    return means, (anytime_p_values if anytime else p_values)(means, stderrs, n)
 
 
 def letters(units: int, separated: Iterable[tuple[int, int]]) -> list[str | None]:

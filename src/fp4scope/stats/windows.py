@@ -103,6 +103,20 @@ def difference(sides: tuple[Series, Series]) -> Series:
     return Series(more.windows, more.values - less.values)
 
 
+def costs(results: Results) -> dict[Variant, Series]:
+    """What every measured baseline and unit costs, window by window, in the order measured."""
+    pairing = Pairing(results)
+    found = {}
+    for observation in results.observations.values():
+        variant = observation.variant
+        if not observation.windows or variant.direction in ("reference", "jitter"):
+            continue
+        sides = pairing.sides(observation, by_window(observation, "nll"))
+        if sides is not None:
+            found[variant] = difference(sides)
+    return found
+
+
 def family(variant: Variant) -> tuple[Any, ...]:
     """What units have in common that are compared with each other."""
     return variant.level, variant.format, variant.operands, variant.direction

@@ -90,8 +90,8 @@ def _block_by_block(
             with stack.fused():
                 for block in range(len(stack)):
                     hidden = stack.run(block, hidden, inputs, windows)
-            with stack.tail() as tail:
-                found.append(tail(hidden[: len(part), -_LAST_ROWS:]))
+                with stack.tail() as tail:
+                    found.append(tail(hidden[: len(part), -_LAST_ROWS:]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,7 +20,8 @@ ranking is held against the exact sweep's where both were run.
 
 Numbers: the two parts of the move, (Wq - W) x and Wq (xq - x), are each a product with a difference
 that was taken first, so nothing cancels, not even in BF16. Inner products are FP64. In FP16 the
-loss is scaled by a power of two, or small gradients would vanish.
+loss is scaled by a power of two, or small gradients would vanish; by a smaller one where a large
+gradient overflows.
 
 Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized
 weights.
@@ -45,7 +46,7 @@ from fp4scope.records import Variant
 from fp4scope.study import Direction
 from fp4scope.sweep.plan import PlannedVariant, setting_of
 
-_LOSS_SCALE = {torch.float16: 256.0}
+_LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
 _TILE_ROWS = 128
 
 
@@ -84,7 +85,10 @@ def estimate_window(
     nll: dict[Setting | None, float] = {}
     for point, members in _points(loaded, units).items():
         wanted = _wanted(loaded, members)
-        nll[point], costs = _one_point(loaded, ids, point, wanted, injector)
+        for scale in _LOSS_SCALES.get(loaded.dtype, (1.0,)):
+            nll[point], costs = _one_point(loaded, ids, point, wanted, injector, scale)
+            if all(isfinite(cost) for cost in costs.values()):
+                break
         for planned in members:
             setting = setting_of(planned.variant)
             cost = sum(costs[name, setting] for name in _linears(loaded, planned))
@@ -132,8 +136,9 @@ def _one_point(
     point: Setting | None,
     wanted: Mapping[str, tuple[Setting, ...]],
     injector: Injector,
+    scale: float,
 ) -> tuple[float, dict[tuple[str, Setting], float]]:
-    """The NLL there, and what each linear costs under each setting."""
+    """The NLL there, and what each linear costs under each setting; the loss is scaled."""
     everywhere = {} if point is None else dict.fromkeys(loaded.layout.linears, point)
     taps = [_Tap(loaded, name, settings, injector) for name, settings in wanted.items()]
     found: dict[tuple[str, Setting], Tensor] = {}
@@ -149,7 +154,6 @@ def _one_point(
                 f"no gradient comes through the forward of {type(loaded.model).__name__}, so it "
                 "cannot be estimated from; leave --method at exact"
             )
-        scale = _LOSS_SCALE.get(loaded.dtype, 1.0)
         nll, gradient = _loss(logits.detach(), ids[1:].to(loaded.device), scale)
         torch.autograd.grad(logits, entrance[0], gradient)
     silent = {key for tap in taps for key in tap.keys} - found.keys()

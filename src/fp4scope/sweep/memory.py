@@ -182,15 +182,15 @@ class Memory:
             StudyError: Nothing fits.
         """
         # A batch may take half or a quarter; smaller ones cost little until they are very small.
-        shapes = [self._fitted(windows, budget, budget // share) for share in (2, 4)]
-        shape = next((s for s in shapes if self.needed(s) <= budget), None)
-        if shape is None:
-            raise StudyError(
-                f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
-                f"{self._seq_len} tokens at a time takes {_gb(self.needed(shapes[-1]))}; give "
-                "--memory more, or use a smaller --seq-len"
-            )
-        return shape
+        for share in (2, 4):
+            shape = self._fitted(windows, budget, budget // share)
+            if self.needed(shape) <= budget:
+                return shape
+        raise StudyError(
+            f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
+            f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
+            "--memory more, or use a smaller --seq-len"
+        )
 
     def _fitted(self, windows: int, budget: int, batch: int) -> Shape:
         """Cut until it fits, or cannot be cut any more; a batch takes so many bytes at most."""

@@ -41,38 +41,38 @@ class _Unit:
 def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
     """Every realisation of every variant: the reference, then format by format.
 
-    A format has its baseline, its units, and the jitter controls: the baseline again under other
-    perturbations, compared with itself.
+    A format has its baseline, its units (unless only the baseline is wanted), and the jitter
+    controls: the baseline again under other perturbations, compared with itself.
 
     Raises:
         UnitError: A pattern matches nothing.
     """
     units = list(_units(study, layout))
     variants = [*_realisations(study, REFERENCE, {})]
-    for name in study.formats:
-        for operands in study.operands:
-            setting = _setting(name, operands)
-            everything = dict.fromkeys(layout.linears, setting)
-            variants += _realisations(study, baseline(name, operands.value), everything)
-            for direction in Direction:
-                for unit in units:
-                    if direction not in unit.directions:
-                        continue
-                    restore = direction is Direction.RESTORE
-                    chosen = [n for n in layout.linears if (n in unit.linears) != restore]
-                    variant = Variant(
-                        format=name,
-                        operands=operands.value,
-                        direction=direction.value,
-                        level=unit.level,
-                        unit=unit.name,
-                        block=unit.block,
-                    )
-                    settings = dict.fromkeys(chosen, setting)
-                    variants += [
-                        PlannedVariant(variant, settings, replica)
-                        for replica in range(study.replicas)
-                    ]
+    for name, operands in study.configurations:
+        setting = _setting(name, operands)
+        everything = dict.fromkeys(layout.linears, setting)
+        variants += _realisations(study, baseline(name, operands.value), everything)
+        if (name, operands) not in study.swept:
+            continue
+        for direction in Direction:
+            for unit in units:
+                if direction not in unit.directions:
+                    continue
+                restore = direction is Direction.RESTORE
+                chosen = [n for n in layout.linears if (n in unit.linears) != restore]
+                variant = Variant(
+                    format=name,
+                    operands=operands.value,
+                    direction=direction.value,
+                    level=unit.level,
+                    unit=unit.name,
+                    block=unit.block,
+                )
+                settings = dict.fromkeys(chosen, setting)
+                variants += [
+                    PlannedVariant(variant, settings, replica) for replica in range(study.replicas)
+                ]
     return variants
 
 

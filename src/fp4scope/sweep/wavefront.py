@@ -117,11 +117,11 @@ class Wavefront:
         states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
         with self._stack.fused():
             self._blocks(states, inputs, windows, advance)
-        with self._stack.tail() as tail:
-            measured = [
-                self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
-                for w in range(len(ids))
-            ]
+            with self._stack.tail() as tail:
+                measured = [
+                    self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
+                    for w in range(len(ids))
+                ]
         return [list(by_window) for by_window in zip(*measured, strict=True)]
 
     def _blocks(

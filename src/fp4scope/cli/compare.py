@@ -1,0 +1,62 @@
+"""`fp4scope compare`: several outputs side by side, and a gate for a build."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fp4scope.cli.tables import console, new_table, titled
+from fp4scope.errors import OutputError
+from fp4scope.report.comparison import Comparison, compare
+from fp4scope.report.gates import failures, parse_gate
+from fp4scope.report.side_by_side import findings, sections
+
+JSON_VERSION = 1
+
+
+def print_comparison(
+    folders: Sequence[Path], fail_if: Sequence[str], out: Path | None, json_out: Path | None
+) -> list[str]:
+    """Compare, print, and write what is asked for.
+
+    Returns:
+        Which conditions hold, and where.
+    """
+    gates = [parse_gate(text) for text in fail_if]
+    comparison = compare(folders)
+    failed = [said for gate in gates for said in failures(gate, comparison)]
+    screen = console()
+    for section in sections(comparison):
+        table = new_table(section.names, section.values)
+        for row in section.rows:
+            table.add_row(*row)
+        screen.print()
+        screen.print(titled(section.title, table))
+        if section.note:
+            screen.print(section.note, style="dim", soft_wrap=True)
+    screen.print()
+    for line in findings(comparison):
+        screen.print(f"- {line}", style="bold", soft_wrap=True)
+    if comparison.warnings:
+        screen.print("\nNot the same in all:", style="bold")
+        for warning in comparison.warnings:
+            screen.print(f"- {warning}", soft_wrap=True)
+    if out is not None:
+        _write(out, comparison.report())
+        screen.print(f"\nWritten: {out}", soft_wrap=True)
+    if json_out is not None:
+        _write(json_out, json.dumps(_data(comparison, failed), allow_nan=False))
+        screen.print(f"\nWritten: {json_out}", soft_wrap=True)
+    return failed
+
+
+def _data(comparison: Comparison, failed: Sequence[str]) -> dict[str, object]:
+    tables = {name: table.rows for name, table in comparison.tables().items()}
+    about = {"version": JSON_VERSION, "outputs": list(comparison.runs)}
+    return {**about, "failed": list(failed), "warnings": comparison.warnings, **tables}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another file") from None

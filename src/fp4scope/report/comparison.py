@@ -1,0 +1,154 @@
+"""`Comparison`: several outputs side by side."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+from fp4scope import stats
+from fp4scope.errors import OutputError, StudyError
+from fp4scope.records import REFERENCE, Results, Table
+from fp4scope.report.diagnosis import load
+from fp4scope.report.words import groups
+
+_RUN_COLUMNS = (
+    "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",
+)  # fmt: skip
+
+
+class Comparison:
+    """Several outputs side by side.
+
+    Args:
+        runs: Results by the name that tables give them; the first is what others are compared with.
+    """
+
+    def __init__(self, runs: Mapping[str, Results]) -> None:
+        self.runs = dict(runs)
+
+    @cached_property
+    def baselines(self) -> Table:
+        """A row for each output and baseline."""
+        rows = []
+        columns: tuple[str, ...] = ()
+        for name, results in self.runs.items():
+            table = stats.baseline_table(results)
+            columns = table.columns
+            about = {"output": name, "model": results.model.get("name")}
+            about |= {key: results.model.get(key) for key in ("parameters", "blocks", "dtype")}
+            about["seq_len"] = results.data.get("seq_len")
+            for row in table:
+                if row["format"] == REFERENCE.format:
+                    about["reference_ppl"] = row["ppl"]
+                else:
+                    rows.append(row | about)
+        return Table((*_RUN_COLUMNS, *columns), rows)
+
+    @cached_property
+    def components(self) -> Table:
+        """Every output's components, most costly first, with their `rank` and their tier."""
+        rows = []
+        columns: tuple[str, ...] = ()
+        for name, results in self.runs.items():
+            table = stats.unit_table(results, "components")
+            columns = table.columns
+            found = [row for row in table if row["delta_nll"] is not None]
+            for _, members in groups(Table(columns, found)):
+                rows += [row | {"output": name, "rank": i} for i, row in enumerate(members, 1)]
+        return Table(("output", "rank", *columns), rows)
+
+    @cached_property
+    def agreement(self) -> Table:
+        """How alike each two outputs order their units."""
+        rows = []
+        columns: tuple[str, ...] = ()
+        for (one, mine), (other, theirs) in combinations(self.runs.items(), 2):
+            table = stats.order_table(mine, theirs)
+            columns = table.columns
+            rows += [row | {"one": one, "other": other} for row in table]
+        return Table(("one", "other", *columns), rows)
+
+    @cached_property
+    def changes(self) -> Table:
+        """What changed from an output to a later one, unit by unit; see `compared`."""
+        rows = []
+        columns: tuple[str, ...] = ()
+        for old, new in self.compared:
+            table = stats.change_table(self.runs[old], self.runs[new])
+            columns = table.columns
+            rows += [row | {"output": new, "output_before": old} for row in table]
+        return Table(("output_before", "output", *columns), rows)
+
+    @cached_property
+    def scale(self) -> Table:
+        """What each format costs from a model to the next larger one."""
+        return stats.scale_table(self.runs)
+
+    @cached_property
+    def compared(self) -> list[tuple[str, str]]:
+        """Each output that is comparable with an earlier one, with the first such before it.
+
+        Those are runs of one model, or of checkpoints of one shape, in the same unit.
+        """
+        return list(self._compared())
+
+    def _compared(self) -> Iterator[tuple[str, str]]:
+        names = list(self.runs)
+        for i, new in enumerate(names):
+            for old in names[:i]:
+                if stats.comparable(self.runs[old], self.runs[new]):
+                    yield old, new
+                    break
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What was not the same in all outputs, and what then does not compare."""
+        return stats.differing_conditions(self.runs)
+
+    def tables(self) -> dict[str, Table]:
+        names = ("baselines", "components", "scale", "agreement", "changes")
+        return {name: getattr(self, name) for name in names}
+
+    def report(self) -> str:
+        """The comparison as Markdown."""
+        from fp4scope.report.side_by_side import markdown
+
+        return markdown(self)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.runs)})"
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Outputs of `fp4scope run` or `diagnose` side by side; the first is what others are held to.
+
+    Args:
+        folders: Two or more.
+
+    Raises:
+        StudyError: There are fewer than two, or one is given twice.
+        OutputError: One has no finished results, or results that cannot be read.
+    """
+    if isinstance(folders, str | Path) or len(folders) < 2:
+        given = 1 if isinstance(folders, str | Path) else len(folders)
+        raise StudyError(f"{given} output{'s' * (given != 1)} to compare; give two or more folders")
+    paths = [Path(folder) for folder in folders]
+    known: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "does not exist"
+            raise OutputError(f"{path} {what}; give folders that `fp4scope run -o` has written")
+        if (same := known.setdefault(path.resolve(), path)) is not path:
+            raise StudyError(f"{path} is the same folder as {same}; give each output once")
+    return Comparison({name: load(p).results for name, p in zip(_names(paths), paths, strict=True)})
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each that tells all apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [os.sep.join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

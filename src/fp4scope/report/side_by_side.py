@@ -1,0 +1,332 @@
+"""A comparison in words and tables: sentences and `Section`s, for a terminal or as Markdown."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fp4scope.records import Results, Table
+from fp4scope.report.comparison import Comparison
+from fp4scope.report.stopping import windows_measured
+from fp4scope.report.words import interval, number, percent
+from fp4scope.stats import SIGNIFICANCE
+
+CELLS_SHOWN = 10
+_PIPE = r"\|"
+_MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
+_BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
+_TREND = {
+    "rises": "rises with size, every step told from none",
+    "falls": "falls with size, every step told from none",
+    "neither": "is not monotone in size: steps are told from none that go either way",
+    "open": "is not shown to be monotone in size, nor not to be: too few steps are told from none",
+}
+
+_Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with its title: columns of names, then of numbers, and what they mean."""
+
+    title: str
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison as Markdown."""
+    lines = [f"# {' · '.join(comparison.runs)}", ""]
+    lines += [f"- {line}" for line in findings(comparison)] or ["Nothing of these is in common."]
+    if comparison.warnings:
+        lines += ["", "**Not the same in all:**", ""]
+        lines += [f"- {warning}" for warning in comparison.warnings]
+    for section in sections(comparison):
+        columns = (*section.names, *section.values)
+        lines += ["", f"## {section.title}", ""]
+        lines += [_line(row) for row in (columns, ["---"] * len(columns), *section.rows)]
+        lines += ["", section.note] if section.note else []
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', _PIPE) for cell in cells)} |"
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What the comparison found, a sentence each."""
+    return [*_changed(comparison), *_scaled(comparison), *_ordered(comparison)]
+
+
+def sections(comparison: Comparison) -> Iterator[Section]:
+    """Every table that there is something in."""
+    yield _outputs(comparison.runs, comparison.baselines)
+    yield _costs(comparison.baselines)
+    yield from _components(comparison)
+    if comparison.scale:
+        yield _scale(comparison.scale)
+    if comparison.agreement:
+        yield _agreement(comparison.agreement)
+    for old, new in comparison.compared:
+        yield from _changes(old, new, comparison.changes.where(output=new))
+
+
+def _outputs(runs: Mapping[str, Results], baselines: Table) -> Section:
+    ppl = {row["output"]: row["reference_ppl"] for row in baselines}
+    rows = []
+    for name, results in runs.items():
+        model, data = results.model, results.data
+        parameters = model.get("parameters")
+        rows.append(
+            [
+                name,
+                str(model.get("name")),
+                str(model.get("dtype")),
+                _size(parameters) if parameters else "",
+                str(model.get("blocks")),
+                f"{windows_measured(results)} x {data.get('seq_len')}",
+                str(data.get("source")),
+                number(ppl.get(name)),
+            ]
+        )
+    values = ("parameters", "blocks", "windows", "text", "reference PPL")
+    return Section("Outputs", ("output", "model", "dtype"), values, rows)
+
+
+def _costs(baselines: Table) -> Section:
+    several = len(set(baselines["operands"])) > 1
+    rows = [
+        [
+            row["output"],
+            f"{row['format']}, {row['operands']}" if several else row["format"],
+            number(row["ppl"]),
+            interval(row),
+            number(row["kl"]),
+            percent(row["top1"]),
+            "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}",
+        ]
+        for row in baselines
+    ]
+    values = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
+    note = (
+        "Millinats per token, more quantized minus less quantized, with 95% intervals over "
+        "windows. Rerun noise: what rounding alone does to a mean NLL."
+    )
+    return Section("What each format costs", ("output", "format"), values, rows, note)
+
+
+def _components(comparison: Comparison) -> Iterator[Section]:
+    source = comparison.components
+    families = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in source)
+    for direction, fmt, operands in families:
+        found = source.where(direction=direction, format=fmt, operands=operands)
+        by_output: dict[str, dict[str, _Row]] = {}
+        for row in found:
+            by_output.setdefault(row["output"], {})[row["component"]] = row
+        order = sorted(
+            dict.fromkeys(found["component"]),
+            key=lambda name: min(rows[name]["rank"] for rows in by_output.values() if name in rows),
+        )
+        rows = [
+            [name, *(_ranked(of[name]) if name in of else "" for of in by_output.values())]
+            for name in order
+        ]
+        title = f"Components, {direction}, {fmt}, {operands}: millinats {_MEANING[direction]}"
+        note = "Rank, cost, and letters: components of an output that share one are not told apart."
+        yield Section(title, ("component",), tuple(by_output), rows, note)
+
+
+def _ranked(row: _Row) -> str:
+    return f"{row['rank']}: {interval(row)} {row['tier'] or ''}".rstrip()
+
+
+def _scale(scale: Table) -> Section:
+    rows = [
+        [
+            f"{row['format']}, {row['operands']}",
+            f"{row['smaller']} → {row['larger']}",
+            f"{_size(row['parameters'])} → {_size(row['parameters_larger'])}",
+            f"{_milli(row['before'])} → {_milli(row['after'])}",
+            interval(row, "change"),
+            number(row["p_holm"]),
+        ]
+        for row in scale
+    ]
+    values = ("parameters", "cost (millinats)", "change (millinats)", "p (Holm)")
+    note = f"Changes are {_pairing(scale)}, with 95% intervals; Holm over the steps of a format."
+    return Section("Cost and model size", ("format", "step"), values, rows, note)
+
+
+def _agreement(agreement: Table) -> Section:
+    rows = []
+    for row in agreement:
+        level = row["level"] + (f", {row['parts']} parts of the depth" if row["parts"] else "")
+        pairs = "" if row["same"] is None else f"{row['same']}, {row['reversed']}, {row['open']}"
+        own = [row["own_one"], row["own_other"]]
+        rows.append(
+            [
+                f"{row['one']}, {row['other']}",
+                _format(row, "format_other", "format"),
+                row["direction"],
+                level,
+                str(row["units"]),
+                _rho(row),
+                ", ".join("" if value is None else f"{value:.2f}" for value in own),
+                "" if row["rho_apart"] is None else f"{row['rho_apart']:.2f}",
+                pairs,
+            ]
+        )
+    names = ("outputs", "format", "direction", "level")
+    values = ("units", "rho", "own order", "on other text", "same, reversed, open")
+    note = (
+        "Rho: Spearman's, with a 95% bootstrap interval over windows; it says nothing of other "
+        "models or components. On other text: the one output on one half of the windows, the other "
+        "on the other half; own order: each output so with itself, which says how much of a low "
+        "rho is noise. Same, reversed, open: pairs of components that both outputs tell apart and "
+        "order alike or the other way, and those not decided (Holm at 5%)."
+    )
+    return Section("Same order?", names, values, rows, note)
+
+
+def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
+    few = [row for row in changes if row["level"] != "cells"]
+    cells = sorted(
+        changes.where(level="cells"), key=lambda r: (not r["beyond_noise"], -abs(r["change"]))
+    )
+    title = f"What changed from {old} to {new}"
+    several = len(set(changes["operands"])) > 1
+    note = (
+        f"Millinats, {_pairing(changes)}. P is Holm's over all that these two have in common, an "
+        "equal share of the 5% for each level. Rerun noise: how far rounding alone moves such a "
+        "change in 95 of 100 reruns (isolate: a lower bound). Beyond noise: told from none, and "
+        "larger than that."
+    )
+    if few:
+        yield _change_section(title, few, several, note)
+    if cells:
+        more = f": {CELLS_SHOWN} of {len(cells)}" if len(cells) > CELLS_SHOWN else ""
+        yield _change_section(
+            f"{title}, cells{more}", cells[:CELLS_SHOWN], several, "" if few else note
+        )
+
+
+def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) -> Section:
+    shown = [
+        [
+            _format(row, "format_before", "format", arrow=True)
+            + (f", {row['operands']}" if several else ""),
+            "" if row["level"] == "baselines" else row["direction"],
+            _unit(row),
+            f"{_milli(row['before'])} → {_milli(row['after'])}",
+            interval(row, "change"),
+            number(row["p_holm"]),
+            "" if row["noise"] is None else f"±{number(1e3 * row['noise'])}",
+            _BEYOND[row["beyond_noise"]],
+        ]
+        for row in rows
+    ]
+    values = ("cost", "change", "p (Holm)", "rerun noise", "")
+    return Section(title, ("format", "direction", "unit"), values, shown, note)
+
+
+def _changed(comparison: Comparison) -> Iterator[str]:
+    for old, new in comparison.compared:
+        changes = comparison.changes.where(output=new)
+        for row in changes.where(level="baselines"):
+            what = _format(row, "format_before", "format", arrow=True)
+            yield (
+                f"From {old} to {new}, the cost of {what} ({row['operands']}) changed by "
+                f"{interval(row, 'change')} millinats: {_verdict(row)}."
+            )
+        units = [row for row in changes if row["level"] != "baselines"]
+        if units and any(row["beyond_noise"] is not None for row in units):
+            counts = []
+            for level in dict.fromkeys(row["level"] for row in units):
+                of = [row for row in units if row["level"] == level]
+                beyond = sum(bool(row["beyond_noise"]) for row in of)
+                counts.append(f"{beyond} of {len(of)} {level}")
+            yield f"From {old} to {new}, {' and '.join(counts)} changed beyond noise."
+        elif not changes:
+            yield f"{old} and {new} have nothing in common that could have changed."
+
+
+def _verdict(row: _Row) -> str:
+    if row["p_holm"] is None:
+        return "no interval, so no verdict"
+    if row["noise"] is None:
+        return "rerun noise was not measured, so there is no verdict"
+    noise = f"±{number(1e3 * row['noise'])}"
+    if row["beyond_noise"]:
+        return f"beyond noise ({noise} by rounding alone)"
+    if row["p_holm"] <= SIGNIFICANCE:
+        return f"told from none, but not more than rounding alone may do ({noise})"
+    return f"not told from none (p {number(row['p_holm'])})"
+
+
+def _scaled(comparison: Comparison) -> Iterator[str]:
+    scale = comparison.scale
+    for fmt, operands in dict.fromkeys((r["format"], r["operands"]) for r in scale):
+        steps = scale.where(format=fmt, operands=operands)
+        if steps[0]["trend"] is not None:
+            sizes = ", ".join(
+                [_size(steps[0]["parameters"]), *map(_size, steps["parameters_larger"])]
+            )
+            said = _TREND[steps[0]["trend"]]
+            yield f"Over {sizes}, what {fmt} ({operands}) costs {said}."
+
+
+def _ordered(comparison: Comparison) -> Iterator[str]:
+    for row in comparison.agreement.where(level="components"):
+        if (row["one"], row["other"]) in comparison.compared:
+            continue  # what changed says more of two runs of one model
+        total = row["units"] * (row["units"] - 1) // 2
+        line = (
+            f"{row['direction'].capitalize()}, {_format(row, 'format_other', 'format')} "
+            f"({row['operands']}): {row['one']} and {row['other']} order {row['units']} components "
+            f"with rho {_rho(row)}"
+        )
+        if row["same"] is not None:
+            line += (
+                f"; of {total} pairs, {row['same']} are in the same order in both, "
+                f"{row['reversed']} reversed, {row['open']} not decided"
+            )
+        yield f"{line}."
+
+
+def _rho(row: _Row) -> str:
+    if row["rho_low"] is None:
+        return f"{row['rho']:.2f} (no interval)"
+    return f"{row['rho']:.2f} [{row['rho_low']:.2f}, {row['rho_high']:.2f}]"
+
+
+def _unit(row: _Row) -> str:
+    if row["level"] == "baselines":
+        return "everything"
+    return row["unit"] if row["block"] is None else f"{row['block']}.{row['unit']}".rstrip(".")
+
+
+def _format(row: _Row, one: str, other: str, *, arrow: bool = False) -> str:
+    if row[one] == row[other]:
+        return row[one]
+    return f"{row[one]} → {row[other]}" if arrow else f"{row[other]} and {row[one]}"
+
+
+def _pairing(table: Table) -> str:
+    kinds = set(table["paired"])
+    if kinds == {True}:
+        return "paired window by window"
+    unpaired = "not paired (Welch), since the windows hold other tokens"
+    return unpaired if kinds == {False} else f"some paired window by window, some {unpaired}"
+
+
+def _milli(value: float) -> str:
+    return number(1e3 * value, sign=True)
+
+
+def _size(parameters: int) -> str:
+    """`135M`, `1.5B`."""
+    for scale, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= scale:
+            return f"{parameters / scale:.3g}{letter}"
+    return str(parameters)

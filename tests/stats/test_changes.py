@@ -1,0 +1,241 @@
+"""What is said to have changed between two runs, and how often that is a false alarm."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from fp4scope.records import REFERENCE, Variant, baseline, jitter
+from fp4scope.stats import change_table
+from fp4scope.stats.changes import RESOLUTION
+from fp4scope.stats.contrasts import contrast
+from fp4scope.stats.windows import Series
+
+BOTH = "weights+activations"
+BASE = baseline("nvfp4", BOTH)
+WINDOWS = 24
+NOISE = 0.02  # nats of a window, from one realisation to the next
+CONDITIONS = {
+    "model": {"fingerprint": "f", "tokenizer_sha256": "t"},
+    "data": {"windows": WINDOWS, "seq_len": 11, "sha256": "s", "text_sha256": "x"},
+}
+CELLS = [
+    Variant(format="nvfp4", operands=BOTH, direction=d, level="cells", unit="q_proj", block=b)
+    for d in ("restore", "isolate")
+    for b in range(20)
+]
+COMPONENTS = [
+    Variant(format="nvfp4", operands=BOTH, direction=d, level="components", unit=f"{i}_proj")
+    for d in ("restore", "isolate")
+    for i in range(4)
+]
+
+
+@pytest.fixture
+def realise(observe, results):
+    """`realise(rng, shift={})`: a run of one configuration, with rerun noise of its own."""
+
+    def build(rng, shift=None, *, controls=True, windows=range(WINDOWS), data=None, noise=NOISE):
+        windows = list(windows)
+        truth = np.random.default_rng(0)
+        text = truth.normal(3, 1, 99)[windows]
+        depth = truth.uniform(0, 0.02, (len(CELLS) + len(COMPONENTS), 99))[:, windows]
+        base = text + truth.gamma(4, 0.1, 99)[windows]
+
+        def shaken(values):
+            return values + noise * rng.standard_t(5, len(windows))
+
+        found = [observe(REFERENCE, text, windows=windows)]
+        moved = base + (shift or {}).get(BASE, 0)
+        found.append(observe(BASE, shaken(moved), windows=windows))
+        if controls:
+            found.append(observe(jitter(REFERENCE), text + 1e-7, windows=windows, replicas=1))
+            found.append(observe(jitter(BASE), shaken(moved), windows=windows, replicas=1))
+        for variant, cost in zip([*CELLS, *COMPONENTS], depth, strict=True):
+            cost = cost + (shift or {}).get(variant, 0)
+            nll = moved - cost if variant.direction == "restore" else text + cost
+            found.append(observe(variant, shaken(nll), windows=windows))
+        return results(*found, **CONDITIONS | {"data": data or CONDITIONS["data"]})
+
+    return build
+
+
+def test_the_same_results_have_not_changed(realise):
+    run = realise(np.random.default_rng(1))
+    table = change_table(run, run)
+    assert len(table) == 1 + len(CELLS) + len(COMPONENTS)
+    assert set(table["change"]) == {0.0}
+    assert set(table["p_holm"]) == {1.0}
+    assert set(table["beyond_noise"]) == {False}
+
+
+def test_a_change_is_that_of_the_paired_costs(realise):
+    one, other = (realise(np.random.default_rng(seed)) for seed in (1, 2))
+    rows = {
+        (r["level"], r["direction"], r["unit"], r["block"]): r for r in change_table(one, other)
+    }
+    for variant in (BASE, CELLS[3], CELLS[-1], COMPONENTS[0]):
+
+        def cost(run, variant=variant):
+            own = run.observation(variant).nll
+            if variant.direction == "restore":
+                return np.subtract(run.observation(BASE).nll, own) / 10
+            return np.subtract(own, run.observation(REFERENCE).nll) / 10
+
+        level = "baselines" if variant == BASE else variant.level
+        row = rows[level, variant.direction, variant.unit, variant.block]
+        expected = scipy_stats.ttest_rel(cost(other), cost(one))
+        low, high = expected.confidence_interval()
+        assert row["change"] == pytest.approx((cost(other) - cost(one)).mean())
+        assert (row["change_low"], row["change_high"]) == pytest.approx((low, high))
+        assert row["p"] == pytest.approx(expected.pvalue)
+        assert row["paired"]
+
+
+def test_levels_share_the_error_and_holm_is_inside_a_level(realise):
+    one, other = (realise(np.random.default_rng(seed)) for seed in (1, 2))
+    table = change_table(one, other)
+    assert table[0]["level"] == "baselines"
+    assert table[0]["p_holm"] == pytest.approx(min(1, 3 * table[0]["p"]))
+    cells = table.where(level="cells")
+    smallest = min(cells, key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 3 * len(CELLS) * smallest["p"]))
+
+
+def test_noise_is_that_of_what_is_subtracted_in_both_runs(realise):
+    one, other = (realise(np.random.default_rng(seed)) for seed in (1, 2))
+    table = change_table(one, other)
+
+    def variance(run):
+        plain, shaken = run.observation(BASE), run.observation(jitter(BASE))
+        return np.mean((np.subtract(plain.nll, shaken.nll) / 10) ** 2 / 2) / WINDOWS
+
+    both = variance(one) + variance(other)
+    assert table[0]["noise"] == pytest.approx(1.96 * np.sqrt(both), rel=1e-3)
+    restored = table.where(level="cells", direction="restore")[0]["noise"]
+    assert restored == pytest.approx(1.96 * np.sqrt(2 * both), rel=1e-3)
+    assert table.where(level="cells", direction="isolate")[0]["noise"] == RESOLUTION
+
+
+def test_false_alarms_are_at_most_one_pair_of_runs_in_twenty(realise):
+    """Two runs of one thing; any change beyond noise, of 49 units, is a false alarm."""
+    rng = np.random.default_rng(5)
+    pairs = 200
+    alarms = raw = 0
+    for _ in range(pairs):
+        table = change_table(realise(rng), realise(rng))
+        alarms += any(table["beyond_noise"])
+        raw += any(row["p"] < 0.05 and abs(row["change"]) > row["noise"] for row in table)
+    # Three standard deviations above 5% of 200 are 19; without Holm most pairs alarm.
+    assert alarms <= 19
+    assert raw > 100
+
+
+def test_planted_changes_are_found_and_others_are_not(realise):
+    rng = np.random.default_rng(6)
+    planted = {COMPONENTS[5]: 0.05, CELLS[25]: -0.06}
+    found, false = 0, 0
+    for _ in range(20):
+        table = change_table(realise(rng), realise(rng, planted))
+        beyond = {(r["level"], r["direction"], r["unit"], r["block"]): r["change"]
+                  for r in table if r["beyond_noise"]}  # fmt: skip
+        for variant, shift in planted.items():
+            change = beyond.pop((variant.level, variant.direction, variant.unit, variant.block), 0)
+            found += change * shift > 0
+        false += bool(beyond)
+    assert found >= 38
+    assert false <= 4
+
+
+def test_a_changed_baseline_is_found_beside_hundreds_of_cells(realise):
+    rng = np.random.default_rng(7)
+    beyond = [
+        change_table(realise(rng), realise(rng, {BASE: 0.04}))[0]["beyond_noise"] for _ in range(20)
+    ]
+    assert sum(beyond) >= 18
+
+
+def test_what_is_significant_but_smaller_than_rerun_noise_is_within_it(observe, results):
+    """All windows move by a little together, and realisations of one run lie much further apart."""
+    text = np.random.default_rng(0).normal(3, 1, WINDOWS)
+    wobble = 1e-4 * np.random.default_rng(1).normal(size=WINDOWS)
+    one, other = (
+        results(
+            observe(REFERENCE, text),
+            observe(jitter(REFERENCE), text, replicas=1),
+            observe(BASE, text + 0.4 + step),
+            observe(jitter(BASE), text + 0.5, replicas=1),
+            **CONDITIONS,
+        )
+        for step in (0, 0.01 + wobble)
+    )
+    (row,) = change_table(one, other)
+    assert row["p_holm"] < 1e-9
+    assert row["noise"] > 0.02
+    assert row["beyond_noise"] is False
+
+
+def test_without_controls_in_either_run_there_is_no_verdict(realise):
+    rng = np.random.default_rng(8)
+    with_controls, without = realise(rng), realise(rng, controls=False)
+    assert set(change_table(without, without)["beyond_noise"]) == {None}
+    of_one = change_table(with_controls, without)
+    assert of_one["noise"] == change_table(with_controls, with_controls)["noise"]
+
+
+def test_few_windows_have_no_verdict(realise):
+    data = CONDITIONS["data"] | {"windows": 7}
+    runs = [realise(np.random.default_rng(s), windows=range(7), data=data) for s in (1, 2)]
+    table = change_table(*runs)
+    for column in ("change_low", "p", "p_holm", "beyond_noise"):
+        assert set(table[column]) == {None}
+    assert None not in table["change"]
+
+
+def test_fewer_windows_of_the_same_text_are_paired_over_those_of_both(realise):
+    text = {"tokens_in_text": 999, "bos": False}
+    long = realise(np.random.default_rng(1), data=CONDITIONS["data"] | text)
+    short = realise(
+        np.random.default_rng(1),
+        windows=range(10),
+        data=CONDITIONS["data"] | text | {"windows": 10, "sha256": "other"},
+    )
+    table = change_table(long, short)
+    assert set(table["paired"]) == {True}
+    assert set(table["windows"]) == set(table["windows_before"]) == {10}
+
+
+def test_other_text_is_not_paired_and_welchs(realise):
+    long = realise(np.random.default_rng(1))
+    data = CONDITIONS["data"] | {"windows": 30, "sha256": "other", "text_sha256": "y"}
+    other = realise(np.random.default_rng(2), windows=range(40, 70), data=data)
+    row = change_table(long, other)[0]
+    assert not row["paired"]
+    assert (row["windows_before"], row["windows"]) == (WINDOWS, 30)
+    x, y = (
+        np.subtract(run.observation(BASE).nll, run.observation(REFERENCE).nll) / 10
+        for run in (long, other)
+    )
+    expected = scipy_stats.ttest_ind(y, x, equal_var=False)
+    low, high = expected.confidence_interval()
+    assert (row["change_low"], row["change_high"]) == pytest.approx((low, high))
+    assert row["p"] == pytest.approx(expected.pvalue)
+
+
+def test_unpaired_windows_of_a_run_with_a_goal_have_no_interval():
+    x, y = (Series(np.arange(9), np.random.default_rng(s).normal(size=9)) for s in (1, 2))
+    found = contrast(x, y, pair=False, anytime=True)
+    assert (found.low, found.high, found.p) == (None, None, None)
+    wide, narrow = (contrast(x, y, pair=True, anytime=a) for a in (True, False))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert wide.p > narrow.p
+
+
+def test_two_formats_are_compared_where_each_run_has_one(observe, results):
+    text = np.random.default_rng(0).normal(3, 1, WINDOWS)
+    runs = [
+        results(observe(REFERENCE, text), observe(baseline(f, BOTH), text + cost), **CONDITIONS)
+        for f, cost in (("mxfp4:floor", 0.5), ("nvfp4", 0.2))
+    ]
+    (row,) = change_table(*runs)
+    assert (row["format_before"], row["format"]) == ("mxfp4:floor", "nvfp4")
+    assert row["change"] == pytest.approx(-0.3)
