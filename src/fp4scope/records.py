@@ -10,12 +10,15 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from fp4scope.errors import OutputError
 
 RESULTS_VERSION = 4
+_SHOWN = 60
+"""Rows of a table that a notebook shows."""
 _PLACES = ("windows", "replicas", "tokens")
 _SUMS = ("nll", "kl", "top1")
 _COLUMNS = (*_PLACES, *_SUMS)
@@ -298,8 +301,22 @@ class Table(Sequence[dict[str, Any]]):
 
         return pd.DataFrame(self.rows, columns=list(self.columns))
 
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them."""
+        shown = [[escape(_brief(row[c])) for c in self.columns] for row in self.rows[:_SHOWN]]
+        head = "".join(f"<th>{escape(c)}</th>" for c in self.columns)
+        body = "".join(f"<tr>{''.join(f'<td>{v}</td>' for v in row)}</tr>" for row in shown)
+        more = f"<p>{_SHOWN} of {len(self)} rows</p>" if len(self) > _SHOWN else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
     def __repr__(self) -> str:
         return f"Table({len(self)} rows: {', '.join(self.columns)})"
+
+
+def _brief(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _digits(value: float, count: int) -> float:

@@ -74,8 +74,8 @@ def test_files(finished):
     names = {p.name for p in finished.folder.iterdir()}
     assert names == {
         "activations.csv", "baselines.csv", "blocks.csv", "cells.csv", "components.csv",
-        "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.md", "results.json",
-        "study.yaml",
+        "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.html", "report.md",
+        "results.json", "study.yaml",
     }  # fmt: skip
     cells = read_csv(finished.folder / "cells.csv")
     assert len(cells) == 8 * 21

@@ -1,5 +1,7 @@
 """A study of a model of six blocks and two components whose every number is known."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,7 @@ def known(observe, results):
                         cell = unit(fmt, direction, "cells", component, block)
                         found.append(observe(cell, nll))
                     found.append(observe(unit(fmt, direction, "components", component), nll))
-        measured = results(*found, **CONDITIONS)
+        measured = results(*found, **deepcopy(CONDITIONS))
         measured.activations = [
             ActivationRecord(block=b, component=c, max=8.0, p999=2.0, ratio=4.0, elements=9)
             for c in COMPONENTS

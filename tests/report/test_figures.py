@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from fp4scope.errors import StudyError
+from fp4scope.report import write_report
 from fp4scope.report.figures import save
 from fp4scope.stats import noise_floor, significant
 
@@ -92,3 +94,43 @@ def test_curves_are_the_differences_with_their_intervals(known):
             edges = np.concatenate([path.vertices for path in band.get_paths()])[:, 1]
             assert edges.min() == pytest.approx(1e3 * min(rows["delta_nll_low"]))
             assert edges.max() == pytest.approx(1e3 * max(rows["delta_nll_high"]))
+
+
+@pytest.mark.parametrize("kind", ["components", "cells", "heatmap", "ppl", "percent"])
+def test_one_format_alone(kind, known, tmp_path):
+    figure = known().plot(kind, format="nvfp4")
+    text = svg_of(figure, tmp_path)
+    assert "nvfp4" in text
+    assert "mxfp4" not in text
+    with pytest.raises(StudyError, match=r"no format 'nvfp5'.*nvfp4"):
+        known().plot(kind, format="nvfp5")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_raw_perplexity_stands_beside_what_it_starts_from(direction, known):
+    diagnosis = known()
+    figure = diagnosis.plot("ppl", direction=direction, format="nvfp4")
+    name = "nvfp4" if direction == "restore" else "reference"
+    (control,) = diagnosis.baselines.where(format=name)
+    for axis in figure.axes:
+        rows = diagnosis.cells.where(
+            format="nvfp4", direction=direction, component=axis.get_title(loc="left")
+        )
+        (dashed,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+        assert dashed.get_ydata()[0] == control["ppl"]
+        (bars,) = axis.containers
+        assert list(bars[0].get_ydata()) == rows["ppl"]
+        ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
+        widths = [r["delta_ppl_high"] - r["delta_ppl_low"] for r in rows]
+        assert [high - low for low, high in ends] == pytest.approx(widths)
+
+
+def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
+    paths = write_report(known(), tmp_path, with_figures=True)
+    names = {path.name for path in paths}
+    for name in (
+        "components-restore", "cells-restore", "heatmap-restore", "percent-restore",
+        "ppl-restore-mxfp4-floor", "ppl-restore-nvfp4",
+    ):  # fmt: skip
+        assert {f"{name}.pdf", f"{name}.svg"} <= names
+    assert (tmp_path / "figures/components-restore.pdf").read_bytes().startswith(b"%PDF")

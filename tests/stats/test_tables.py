@@ -89,7 +89,8 @@ def test_columns_are_those_the_readme_promises(study):
     assert ",".join(baseline_table(study).columns) == columns
     columns = (
         "format,direction,component,operands,ppl,nll,nll_stderr,delta_nll,delta_nll_stderr,"
-        "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,p,p_holm,tier,p_top,"
+        "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,delta_kl,"
+        "delta_kl_low,delta_kl_high,p,p_holm,tier,p_top,"
         "kl,kl_stderr,top1,windows,tokens,gradient_nll,gradient_nll_stderr,gradient_nll_low,"
         "gradient_nll_high"
     )

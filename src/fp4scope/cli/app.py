@@ -188,6 +188,21 @@ def stats(
 
 
 @app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="A folder with results, as `run` leaves it.")],
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also each of the paper's figures, as PDF and SVG.")
+    ] = False,
+) -> None:
+    """Write report.html, a page complete in itself, from results alone."""
+    from fp4scope.report import load, write_report
+
+    with _stoppable("the results are as they were"):
+        for path in write_report(load(out), out, with_figures=figures):
+            print(path)
+
+
+@app.command()
 def compare(
     outputs: Annotated[
         list[Path] | None,

@@ -11,7 +11,8 @@ from rich.text import Text
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
-from fp4scope.report.markdown import (
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
+from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
     agreements,
@@ -23,7 +24,6 @@ from fp4scope.report.markdown import (
     number,
     percent,
 )
-from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import cost
 
 CELLS_SHOWN = 10

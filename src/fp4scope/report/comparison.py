@@ -10,7 +10,7 @@ from fp4scope import stats
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.records import REFERENCE, Results, Table
 from fp4scope.report.diagnosis import load
-from fp4scope.report.markdown import groups
+from fp4scope.report.words import groups
 
 _RUN_COLUMNS = (
     "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",

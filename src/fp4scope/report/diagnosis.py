@@ -66,9 +66,9 @@ class Diagnosis:
         """A matplotlib figure.
 
         Args:
-            kind: `components`, `cells`, `heatmap` or `percent`.
-            options: `direction` (`restore` or `isolate`), `operands`; by default the first
-                that the study has.
+            kind: `components`, `cells`, `heatmap`, `ppl` or `percent`.
+            options: `direction` (`restore` or `isolate`) and `operands`, by default the first
+                that the study has; `format`, by default all.
 
         Raises:
             StudyError: There is no such figure, or nothing to draw in it.
@@ -84,6 +84,17 @@ class Diagnosis:
         from fp4scope.report.markdown import markdown
 
         return markdown(self)
+
+    def html(self) -> str:
+        """The report as one HTML page, complete in itself."""
+        from fp4scope.report.page import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from fp4scope.report.notebook import summary
+
+        return summary(self)
 
     def __repr__(self) -> str:
         stopping = self.results.protocol.get("stopping") or self.results.data

@@ -17,7 +17,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fp4scope.errors import StudyError
+from fp4scope.errors import StudyError, nearest
 from fp4scope.records import Table
 from fp4scope.stats import noise_floor, only_estimated, significant
 
@@ -42,8 +42,8 @@ _COSTS = "nats lost by quantizing it alone"
 
 def figures(diagnosis: "Diagnosis") -> Iterator[tuple[str, Figure]]:
     """Every figure that the study has data for, with its name."""
-    for name, (kind, direction, operands) in _drawable(diagnosis).items():
-        yield name, FIGURES[kind](diagnosis, direction=direction, operands=operands)
+    for name, (kind, options) in _drawable(diagnosis).items():
+        yield name, FIGURES[kind](diagnosis, **options)
 
 
 def figure_names(diagnosis: "Diagnosis") -> list[str]:
@@ -52,32 +52,42 @@ def figure_names(diagnosis: "Diagnosis") -> list[str]:
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:
-    """Write a figure as `svg` or `png`; the same figure gives the same bytes."""
-    metadata = {"Date": None} if suffix == "svg" else None
+    """Write a figure as `pdf`, or as `svg` or `png`: there the same one gives the same bytes."""
+    dated = {"svg": "Date", "pdf": "CreationDate"}.get(suffix)
+    metadata = {dated: None} if dated else None
     with mpl.rc_context(_STYLE):
         figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
 
 
-def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, str, str]]:
+def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
     found = {}
     for kind in FIGURES:
         table = diagnosis.components if kind == "components" else diagnosis.cells
         several = len(set(table["operands"])) > 1
         for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
+            chosen = table.where(direction=direction, operands=operands)
             if kind == "percent" and direction != "restore":
                 continue
-            if kind == "percent" and only_estimated(table.where(direction=direction)[0]):
+            if kind in ("percent", "ppl") and only_estimated(chosen[0]):
                 continue  # an estimate is of the NLL
             name = f"{kind}-{direction}" + (f"-{operands}" if several else "")
-            found[name] = (kind, direction, operands)
+            options = {"direction": direction, "operands": operands}
+            if kind != "ppl":
+                found[name] = (kind, options)
+                continue
+            for fmt in dict.fromkeys(chosen["format"]):
+                found[f"{name}-{fmt.replace(':', '-')}"] = (kind, options | {"format": fmt})
     return found
 
 
 def components_figure(
-    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+    diagnosis: "Diagnosis",
+    direction: str | None = None,
+    operands: str | None = None,
+    format: str | None = None,
 ) -> Figure:
     """Bars with whiskers: one group a component, one bar a format."""
-    table = _select(diagnosis.components, direction, operands)
+    table = _select(diagnosis.components, direction, operands, format)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
     weight = {
@@ -111,14 +121,17 @@ def components_figure(
 
 
 def cells_figure(
-    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+    diagnosis: "Diagnosis",
+    direction: str | None = None,
+    operands: str | None = None,
+    format: str | None = None,
 ) -> Figure:
     """Curves over depth, one panel a component, on a symmetric log axis.
 
     Dashed: how far rounding alone moves such a difference (95%), on the format's baseline for
     restore, on the reference for isolate.
     """
-    table = _select(diagnosis.cells, direction, operands)
+    table = _select(diagnosis.cells, direction, operands, format)
     way: str = table[0]["direction"]
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
@@ -148,7 +161,10 @@ def cells_figure(
 
 
 def percent_figure(
-    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+    diagnosis: "Diagnosis",
+    direction: str | None = None,
+    operands: str | None = None,
+    format: str | None = None,
 ) -> Figure:
     """Change of perplexity from the baseline, in percent: negative is an improvement."""
     if direction not in (None, "restore"):
@@ -156,7 +172,7 @@ def percent_figure(
             f"the percentage figure shows cells kept in full precision: "
             f"direction is {direction!r}, and only restore has that"
         )
-    table = _select(diagnosis.cells, "restore", operands)
+    table = _select(diagnosis.cells, "restore", operands, format)
     if table[0]["estimated"]:
         raise StudyError(
             "the percentage figure shows perplexity, and a first-order estimate has none; "
@@ -184,11 +200,56 @@ def percent_figure(
     return figure
 
 
+def ppl_figure(
+    diagnosis: "Diagnosis",
+    direction: str | None = None,
+    operands: str | None = None,
+    format: str | None = None,
+) -> Figure:
+    """Perplexity over depth, of one format (by default the first), beside what it starts from.
+
+    The whiskers are the intervals of the paired difference from that line.
+    """
+    table = _select(diagnosis.cells, direction, operands, format)
+    if table[0]["estimated"]:
+        raise StudyError(
+            "this figure shows perplexity, and a first-order estimate has none; run the study "
+            "with --method exact"
+        )
+    fmt, way = table[0]["format"], table[0]["direction"]
+    table = table.where(format=fmt)
+    restored = way == "restore"
+    name = (fmt, table[0]["operands"]) if restored else ("reference", "")
+    control = diagnosis.baselines.where(format=name[0], operands=name[1])
+
+    def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
+        for row in control:
+            axis.axhline(row["ppl"], color="0.4", linewidth=0.8, linestyle="--")
+        axis.errorbar(
+            [r["block"] for r in rows],
+            [r["ppl"] for r in rows],
+            yerr=_whiskers(rows, "delta_ppl", 1.0),
+            fmt=".-",
+            color=colour,
+            linewidth=1,
+            elinewidth=0.8,
+            label=label,
+        )
+
+    figure, _ = _panels(table, draw, zero=False)
+    figure.supylabel(f"PPL (dashed: the {'baseline' if restored else 'reference'})", fontsize=9)
+    figure.suptitle(_title(diagnosis, f"Cells, {way}", table), fontsize=10)
+    return figure
+
+
 def heatmap_figure(
-    diagnosis: "Diagnosis", direction: str | None = None, operands: str | None = None
+    diagnosis: "Diagnosis",
+    direction: str | None = None,
+    operands: str | None = None,
+    format: str | None = None,
 ) -> Figure:
     """Block by component, one panel a format; cells inside their own noise are crossed out."""
-    table = _select(diagnosis.cells, direction, operands)
+    table = _select(diagnosis.cells, direction, operands, format)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
     components = list(dict.fromkeys(table["component"]))
@@ -234,12 +295,18 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "components": components_figure,
     "cells": cells_figure,
     "heatmap": heatmap_figure,
+    "ppl": ppl_figure,
     "percent": percent_figure,
 }
 
 
-def _select(table: Table, direction: str | None, operands: str | None) -> Table:
-    """One direction and one choice of operands, by default the first there is."""
+def _select(table: Table, direction: str | None, operands: str | None, format: str | None) -> Table:
+    """One direction and one choice of operands, by default the first; one format, or all."""
+    if format is not None:
+        present = list(dict.fromkeys(table["format"]))
+        if format not in present:
+            raise StudyError(f"the study has no format {format!r}; {nearest(format, present)}")
+        table = table.where(format=format)
     for column, value in (("direction", direction), ("operands", operands)):
         present = list(dict.fromkeys(table[column]))
         if not present or (value is not None and value not in present):
@@ -270,8 +337,8 @@ def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, li
     return figure, list(axes.flat)
 
 
-def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]:
-    """One panel a component, one colour a format, the legend in the first."""
+def _panels(table: Table, draw: Callable[..., None], zero: bool = True) -> tuple[Figure, list[Any]]:
+    """One panel a component, one colour a format, a line at zero unless that is far away."""
     components = list(dict.fromkeys(table["component"]))
     columns = min(2, len(components))
     rows = ceil(len(components) / columns)
@@ -282,7 +349,8 @@ def _panels(table: Table, draw: Callable[..., None]) -> tuple[Figure, list[Any]]
             chosen = sorted(chosen, key=lambda r: r["block"])
             if chosen:
                 draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
-        axis.axhline(0, color="0.3", linewidth=0.8)
+        if zero:
+            axis.axhline(0, color="0.3", linewidth=0.8)
         axis.set_title(component, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)

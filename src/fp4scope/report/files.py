@@ -13,33 +13,18 @@ from fp4scope.stats import CONFIDENCE
 
 
 def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
-    """Write `results.json`, the CSV tables, the figures and `report.md`.
+    """Write `results.json`, the CSV tables, the figures, `report.html` and `report.md`.
 
     Each file appears whole or not at all, and in place of an older one.
 
     Returns:
-        The files, the report first.
+        The files, the reports first.
 
     Raises:
         OutputError: One could not be written; the message names it.
     """
     written: list[Path] = []
-
-    def write(name: str, content: Callable[[Path], object]) -> None:
-        path = folder / name
-        temporary = path.with_name(f".partial-{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content(temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(
-                f"cannot write {path}: {error.strerror or error}; the measurements are safe in the "
-                "journal: make room and run the same command again"
-            ) from None
-        written.append(path)
-
+    write = partial(_write, folder, written)
     tables = {
         "baselines": diagnosis.baselines,
         "components": diagnosis.components,
@@ -51,14 +36,55 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     }
     summary = {name: table.rows for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
-    write("report.md", lambda path: path.write_text(diagnosis.report(), encoding="utf-8"))
+    write("report.html", partial(_text, diagnosis.html))
+    write("report.md", partial(_text, diagnosis.report))
     text = json.dumps(results, allow_nan=False, separators=(",", ":"))
-    write("results.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write("results.json", partial(_text, lambda: text))
     for name, table in tables.items():
         if table.rows:
             write(f"{name}.csv", table.write_csv)
-    for name, figure in figures(diagnosis):
-        for suffix in ("svg", "png"):
-            write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))
+    _write_figures(diagnosis, write, ("svg", "png"))
     diagnosis.files = tuple(written)
     return written
+
+
+def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = False) -> list[Path]:
+    """Write `report.html` from results alone; `with_figures` each as PDF and SVG too.
+
+    Raises:
+        OutputError: One could not be written; the message names it.
+    """
+    written: list[Path] = []
+    write = partial(_write, folder, written)
+    write("report.html", partial(_text, diagnosis.html))
+    if with_figures:
+        _write_figures(diagnosis, write, ("pdf", "svg"))
+    return written
+
+
+def _write_figures(
+    diagnosis: Diagnosis, write: Callable[..., None], suffixes: tuple[str, ...]
+) -> None:
+    for name, figure in figures(diagnosis):
+        for suffix in suffixes:
+            write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))
+
+
+def _text(text: Callable[[], str], path: Path) -> None:
+    path.write_text(text(), encoding="utf-8")
+
+
+def _write(folder: Path, written: list[Path], name: str, content: Callable[[Path], object]) -> None:
+    path = folder / name
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; what was measured is safe: make "
+            "room and run the same command again"
+        ) from None
+    written.append(path)

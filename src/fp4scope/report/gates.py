@@ -18,7 +18,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
 from fp4scope.report.comparison import Comparison
-from fp4scope.report.markdown import number
+from fp4scope.report.words import number
 from fp4scope.stats import MIN_WINDOWS
 
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"

@@ -6,8 +6,8 @@ from typing import Any
 
 from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
-from fp4scope.report.markdown import interval, number, percent
 from fp4scope.report.stopping import windows_measured
+from fp4scope.report.words import interval, number, percent
 from fp4scope.stats import SIGNIFICANCE
 
 CELLS_SHOWN = 10

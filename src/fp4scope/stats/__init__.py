@@ -5,9 +5,11 @@ every difference is taken window by window first. numpy and scipy, never torch.
 """
 
 from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
+from fp4scope.stats.baselines import format_table
 from fp4scope.stats.changes import change_table
 from fp4scope.stats.comparable import comparable, differing_conditions, same_tokens
 from fp4scope.stats.decisions import BestSearch, Fate, search
+from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -45,9 +47,11 @@ __all__ = [
     "BestSearch",
     "Estimate",
     "Fate",
+    "Hypothesis",
     "NeighbourCorrelation",
     "Pairing",
     "RerunNoise",
+    "Verdict",
     "activation_table",
     "agreement",
     "agreement_table",
@@ -57,13 +61,16 @@ __all__ = [
     "change_table",
     "comparable",
     "component_activation_table",
+    "component_kind",
     "cost",
     "critical",
     "difference",
     "differing_conditions",
     "family",
+    "format_table",
     "half_width",
     "holm",
+    "hypotheses",
     "log_evidence",
     "mean",
     "neighbour_correlation",

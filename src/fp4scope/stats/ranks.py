@@ -17,6 +17,16 @@ TOP_K = {"components": 2, "blocks": 3, "patterns": 1, "cells": 10}
 DRAWS = 4000
 
 
+def drawn_means(costs: Floats) -> Floats:
+    """What the means of `costs` (windows by units) may be: draws by units, always the same ones."""
+    n = len(costs)
+    rng = np.random.default_rng(0)
+    means = costs.mean(axis=0)
+    normals = rng.standard_normal((DRAWS, n))
+    chi2 = rng.chisquare(n - 1, (DRAWS, 1))
+    return means + normals @ (costs - means) / np.sqrt(n * chi2)
+
+
 def top_probabilities(costs: Floats, k: int) -> list[float | None]:
     """The probability that each unit is one of the `k` that cost most.
 
@@ -33,10 +43,6 @@ def top_probabilities(costs: Floats, k: int) -> list[float | None]:
         return [None] * units
     if units <= k:
         return [1.0] * units
-    rng = np.random.default_rng(0)
-    means = costs.mean(axis=0)
-    normals = rng.standard_normal((DRAWS, n))
-    chi2 = rng.chisquare(n - 1, (DRAWS, 1))
-    drawn = means + normals @ (costs - means) / np.sqrt(n * chi2)
+    drawn = drawn_means(costs)
     top = np.argpartition(drawn, units - k, axis=1)[:, units - k :]
     return (np.bincount(top.ravel(), minlength=units) / DRAWS).tolist()

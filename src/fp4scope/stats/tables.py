@@ -34,13 +34,14 @@ from fp4scope.stats.windows import Pairing, Series, aligned, by_window, differen
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
 _DELTA_PPL = ("delta_ppl", "delta_ppl_low", "delta_ppl_high")
+_DELTA_KL = ("delta_kl", "delta_kl_low", "delta_kl_high")
 _ESTIMATE = ("gradient_nll", "gradient_nll_stderr", "gradient_nll_low", "gradient_nll_high")
 _REST = ("kl", "kl_stderr", "top1", "windows", "tokens")
 
 _NOISE = ("jitter_nll", "jitter_kl")
 
 BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST, *_NOISE)
-_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, "p", "p_holm")
+_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, "p", "p_holm")
 _BEHIND = (*_REST, *_ESTIMATE)
 UNIT_COLUMNS = {
     "components": ("format", "direction", "component", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
@@ -77,7 +78,7 @@ def unit_table(results: Results, level: str) -> Table:
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
-    pairing = Pairing(results)
+    pairing, kl_pairing = Pairing(results), Pairing(results, "kl")
     rows: list[dict[str, Any]] = []
     families: dict[Any, list[tuple[dict[str, Any], Series]]] = defaultdict(list)
     for observation in results.observations.values():
@@ -88,6 +89,8 @@ def unit_table(results: Results, level: str) -> Table:
         sides = pairing.sides(observation, nll)
         row = _names(variant)
         row |= _measures(observation, nll) | _difference(sides, results.anytime)
+        kl = by_window(observation, "kl")
+        row |= _kl_difference(kl_pairing.sides(observation, kl), results.anytime)
         row |= _estimate(results, variant)
         rows.append(row)
         if sides is not None:
@@ -214,3 +217,11 @@ def _difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str,
         "delta_ppl_high": ppl.high,
         "p": p_value(nll, anytime=anytime),
     }
+
+
+def _kl_difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str, Any]:
+    if sides is None:
+        return {}
+    more, less = (side.values for side in sides)
+    found = paired(more, less, anytime=anytime)
+    return dict(zip(_DELTA_KL, (found.mean, found.low, found.high), strict=True))

@@ -55,18 +55,24 @@ def aligned(series: Sequence[Series]) -> tuple[Integers, Floats]:
 
 
 class Pairing:
-    """Finds the two sides of a difference: what is more quantized, and what is less."""
+    """Finds the two sides of a difference: what is more quantized, and what is less.
 
-    def __init__(self, results: Results) -> None:
+    Args:
+        results: Where the reference and the baselines are.
+        column: What is compared: `nll`, `kl` or `top1`.
+    """
+
+    def __init__(self, results: Results, column: str = "nll") -> None:
         self._results = results
+        self._column = column
         self._controls: dict[Variant, Series | None] = {}
 
-    def sides(self, observation: Observation, nll: Series) -> tuple[Series, Series] | None:
-        """The NLL of the more and of the less quantized, over the windows of both.
+    def sides(self, observation: Observation, own: Series) -> tuple[Series, Series] | None:
+        """The values of the more and of the less quantized, over the windows of both.
 
         Args:
             observation: A baseline, or a unit restored or isolated.
-            nll: Its own NLL by window.
+            own: Its own values by window.
 
         Returns:
             None where there is nothing to compare with.
@@ -76,7 +82,7 @@ class Pairing:
         other = self._control(baseline(variant.format, variant.operands) if restored else REFERENCE)
         if other is None:
             return None
-        windows, values = aligned([nll, other])
+        windows, values = aligned([own, other])
         if not len(windows):
             return None
         own, control = (Series(windows, column) for column in values.T)
@@ -85,7 +91,9 @@ class Pairing:
     def _control(self, variant: Variant) -> Series | None:
         if variant not in self._controls:
             found = self._results.observation(variant)
-            self._controls[variant] = by_window(found, "nll") if found and found.windows else None
+            self._controls[variant] = (
+                by_window(found, self._column) if found and found.windows else None
+            )
         return self._controls[variant]
 
 

@@ -1,0 +1,221 @@
+"""`report.html`: the study as one file that works offline.
+
+The charts are small SVGs drawn by `templates/report.js` from one JSON block, not by a plotting
+library: plotly's smallest bundle alone takes half of the 2 MB that a page may have, and a heat
+map that a screen reader reads as a table and charts that follow the reader's theme would have to be
+added to it by hand all the same.
+
+Nothing is fetched: a content security policy allows the page's own style and script, by their
+hashes, and nothing else. Everything that comes from results is escaped, in the markup by
+jinja2 and in the JSON by `_json`.
+"""
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fp4scope.records import Table
+from fp4scope.report.evidence import EXPLANATIONS, columns
+from fp4scope.report.payload import is_muted, payload
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
+from fp4scope.report.words import (
+    ESTIMATE,
+    ESTIMATES_MEAN,
+    agreements,
+    cells_told,
+    component_lines,
+    format_lines,
+    groups,
+    is_estimated,
+    is_measured,
+    number,
+    percent,
+)
+from fp4scope.stats import (
+    MIN_WINDOWS,
+    cost,
+    format_table,
+    hypotheses,
+    neighbour_correlation,
+    noise_floor,
+    significant,
+)
+
+if TYPE_CHECKING:
+    from fp4scope.report.diagnosis import Diagnosis
+
+NAMED = 5
+"""Cells that are named in a list of the most costly."""
+
+
+def page(diagnosis: "Diagnosis") -> str:
+    """The report of a study as HTML."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fp4scope.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+    )
+    environment.filters |= {"number": _number, "percent": percent}
+    style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
+    results = diagnosis.results
+    held = hypotheses(results)
+    # What `_asset` and `_json` return is ours or escaped: it stands in the page as it is.
+    return environment.get_template("report.html.j2").render(
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        payload=_json(payload(diagnosis)),
+        model=results.model,
+        data=results.data,
+        protocol=results.protocol,
+        environment=results.environment,
+        study=_yaml(results.study),
+        command=_command(results.environment),
+        replicas=results.study.get("replicas", 1),
+        anytime=results.anytime,
+        operands=[o for o in dict.fromkeys(diagnosis.baselines["operands"]) if o],
+        windows=windows_measured(results),
+        intervals=intervals_used(results),
+        min_windows=MIN_WINDOWS,
+        headlines=_headlines(diagnosis),
+        baselines=diagnosis.baselines,
+        formats=format_table(results),
+        components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
+        blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
+        patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),
+        cells=list(_cells(diagnosis)),
+        directions=list(dict.fromkeys(r["direction"] for r in diagnosis.cells))
+        or list(dict.fromkeys(r["direction"] for r in diagnosis.components)),
+        agreements=agreements(diagnosis),
+        estimate=ESTIMATE,
+        estimates_mean=ESTIMATES_MEAN if results.estimates.windows else "",
+        activations=diagnosis.component_activations,
+        hypotheses=held,
+        evidence=[columns(hypothesis, i) for i, hypothesis in enumerate(held)],
+        explanations=EXPLANATIONS,
+        neighbours=neighbour_correlation(results),
+    )
+
+
+def _headlines(diagnosis: "Diagnosis") -> list[str]:
+    """What was found; operands are named where there are several."""
+    lines = [
+        *stopping_lines(diagnosis.results),
+        *format_lines(diagnosis),
+        *component_lines(diagnosis),
+        *cells_told(diagnosis),
+    ]
+    operands = {row["operands"] for row in diagnosis.baselines} - {""}
+    only = f" ({operands.pop()})" if len(operands) == 1 else ""
+    return [line.replace(only, "") for line in lines]
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    """As `number` has it, with a minus sign, and without powers of ten."""
+    size = abs(value or 0.0)
+    if value is not None and (size == 0 or (sign and size < 1e-5)):
+        return "0"
+    if not sign and 0 < size < 1e-3:
+        return "<0.001"
+    return number(value, sign).replace("-", "\u2212", 1)
+
+
+def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[dict[str, Any]]:
+    """A table for each direction and choice of operands: units down, formats across."""
+    keys = dict.fromkeys((row["direction"], row["operands"]) for row in table)
+    for direction, operands in keys:
+        chosen = table.where(direction=direction, operands=operands)
+        formats = list(dict.fromkeys(chosen["format"]))
+        by_unit: dict[Any, dict[str, Any]] = {}
+        for row in chosen:
+            by_unit.setdefault(row[name], {})[row["format"]] = row
+        order = sorted(by_unit, key=lambda unit: -_mean_cost(by_unit[unit].values()))
+        control = {row["format"]: row for row in diagnosis.baselines if row["operands"] == operands}
+        reference = diagnosis.baselines.where(format="reference").rows
+        yield {
+            "name": name,
+            "direction": direction,
+            "operands": operands,
+            "formats": formats,
+            "measured": is_measured(chosen.rows),
+            "estimated": is_estimated(chosen.rows),
+            "control": "baseline" if direction == "restore" else "reference",
+            "controls": [
+                control.get(fmt) if direction == "restore" else next(iter(reference), None)
+                for fmt in formats
+            ],
+            "rows": [(unit, [by_unit[unit].get(fmt) for fmt in formats]) for unit in order],
+            "windows": sorted({row["windows"] for row in chosen}),
+        }
+
+
+def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
+    """What stands out among the cells of each format, operands and direction."""
+    for group, rows in groups(diagnosis.cells):
+        floor = noise_floor(diagnosis.results, **group)
+        found = [row for row in rows if row["p_holm"] is not None]
+        told = [row for row in found if significant(row)]
+        yield group | {
+            "count": len(rows),
+            "estimated": not is_measured(rows),
+            "tested": bool(found),
+            "told": len(told),
+            "floor": floor,
+            "inside": sum(is_muted(row, floor) for row in found),
+            "largest": (told or rows)[:NAMED],
+            "negative": sorted(
+                (row for row in told if row["delta_nll"] < 0), key=lambda r: r["delta_nll"]
+            ),
+        }
+
+
+def _mean_cost(rows: Any) -> float:  # noqa: ANN401
+    costs = [found for row in rows if (found := cost(row)) is not None]
+    return sum(costs) / len(costs) if costs else 0.0
+
+
+def _asset(name: str) -> Any:  # noqa: ANN401
+    from markupsafe import Markup
+
+    return Markup((files("fp4scope.report") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy: this style, this script, nothing from anywhere."""
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(value: Any) -> Any:  # noqa: ANN401
+    """JSON that may stand inside a script element, whatever its strings hold."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _yaml(study: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True)
+
+
+def _command(environment: Mapping[str, Any]) -> str | None:
+    command: Sequence[str] | None = environment.get("command")
+    return shlex.join(["fp4scope", *command[1:]]) if command else None

@@ -1,0 +1,159 @@
+"""What a study found, in words, and its numbers as a reader sees them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fp4scope.records import Table
+from fp4scope.stats import cost, significant, undecided
+
+if TYPE_CHECKING:
+    from fp4scope.report.diagnosis import Diagnosis
+
+ESTIMATE = "estimate (first order)"
+ESTIMATES_MEAN = (
+    "Estimates are first order: one forward and one backward pass for each window and point, "
+    "<gradient, move of the linear's output>, no curvature and no interplay of errors. Their "
+    "intervals are over windows and do not contain how far an estimate is from what a run with "
+    "--method exact would measure."
+)
+
+
+def headlines(diagnosis: "Diagnosis") -> list[str]:
+    """What the study found, one sentence each."""
+    return [
+        *format_lines(diagnosis),
+        *component_lines(diagnosis),
+        *(
+            f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
+            f"{cells_found(rows)}."
+            for group, rows in _tested(diagnosis.cells)
+        ),
+    ]
+
+
+def format_lines(diagnosis: "Diagnosis") -> list[str]:
+    """What each format costs."""
+    reference, *rest = diagnosis.baselines
+    return [
+        f"{row['format']} ({row['operands']}) costs {interval(row)} millinats per token"
+        f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
+        f"and {percent(1 - row['top1'])} of the most likely next tokens change."
+        for row in rest
+    ]
+
+
+def component_lines(diagnosis: "Diagnosis") -> list[str]:
+    """Which component saves most and which least, under each format."""
+    found = []
+    for group, rows in groups(diagnosis.components):
+        if group["direction"] == "restore" and is_measured(rows):
+            first, last = rows[0], rows[-1]
+            found.append(
+                f"Under {group['format']} ({group['operands']}), keeping {first['component']} in "
+                f"full precision saves most, {interval(first)}{_undecided(first)}; "
+                f"{last['component']} saves least, {interval(last)}{_undecided(last)}."
+            )
+    return found
+
+
+def cells_told(diagnosis: "Diagnosis") -> list[str]:
+    """How many cells are told from zero, of all formats and directions, in one sentence."""
+    found = [
+        f"{sum(map(significant, rows))} of {len(rows)} in {group['direction']} under "
+        f"{group['format']} ({group['operands']})"
+        for group, rows in _tested(diagnosis.cells)
+    ]
+    return [f"Cells told from zero (Holm, 5%): {', '.join(found)}."] if found else []
+
+
+def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
+    return [(group, rows) for group, rows in groups(table) if rows[0]["p_holm"] is not None]
+
+
+def agreements(diagnosis: "Diagnosis") -> list[str]:
+    """How well the gradient ranks the units of each family that was also measured."""
+    found = []
+    for row in diagnosis.agreement:
+        span = f"{row['rho']:.2f}"
+        if row["rho_low"] is None:
+            span += f" (no interval: {row['windows']} windows)"
+        else:
+            span += f" ({row['rho_low']:.2f} to {row['rho_high']:.2f})"
+        line = (
+            f"{row['direction'].capitalize()}, {row['format']} ({row['operands']}): the gradient's "
+            f"ranking of {row['units']} {row['level']} against the exact sweep's: rho {span}"
+        )
+        if row["rho_apart"] is not None:
+            line += f", on different windows {row['rho_apart']:.2f}"
+        if row["top"] is not None:
+            line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
+        found.append(f"{line}.")
+    return found
+
+
+def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these rows have what the exact sweep measures."""
+    return any(row["delta_nll"] is not None for row in rows)
+
+
+def is_estimated(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these rows have first-order estimates."""
+    return any(row["gradient_nll"] is not None for row in rows)
+
+
+def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many cells are told from zero, of how many, and which way."""
+    found = [row for row in rows if significant(row)]
+    negative = sum(row["delta_nll"] < 0 for row in found)
+    wrong = f", {negative} of them negative" if negative else ""
+    return f"{len(found)} of {len(rows)} cells are told from zero (Holm, 5%){wrong}"
+
+
+def _undecided(row: Mapping[str, Any]) -> str:
+    return " (not told from zero)" if undecided(row) else ""
+
+
+def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """The rows of one format, operands and direction at a time, most costly first."""
+    keys = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in table)
+    for direction, fmt, operands in keys:
+        chosen = table.where(direction=direction, format=fmt, operands=operands)
+        rows = sorted(chosen, key=lambda r: -(cost(r) or 0.0))
+        yield {"direction": direction, "format": fmt, "operands": operands}, rows
+
+
+def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0) -> str:
+    """`+1.23 [+0.45, +2.01]`; without an interval where there are too few windows for one."""
+    value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if value is None:
+        return ""
+    if low is None or high is None:
+        return f"{number(scale * value, sign=True)} (no interval)"
+    return (
+        f"{number(scale * value, sign=True)} "
+        f"[{number(scale * low, sign=True)}, {number(scale * high, sign=True)}]"
+    )
+
+
+def noise(row: Mapping[str, Any]) -> str:
+    """What rounding alone does to a mean NLL, in millinats, and between two runs, as KL."""
+    if row["jitter_nll"] is None:
+        return ""
+    return f"±{number(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Three or four significant digits, two below 0.1, and no digit of a large number lost."""
+    if value is None:
+        return ""
+    size = abs(value)
+    if size < 1e-5:
+        return f"{value:{'+' if sign else ''}.0e}" if value else "0"
+    if size < 0.1:
+        return f"{value:{'+' if sign else ''}.2g}"
+    digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,261 @@
+"""`report.html` in a real browser: it loads, its controls work, it can be read.
+
+These need Chromium (or Chrome) with its driver, and selenium; without them they are skipped.
+"""
+
+import json
+import shutil
+
+import pytest
+
+selenium = pytest.importorskip("selenium", reason="no selenium: pip install '.[test]'")
+
+from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import WebDriverException  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# The least contrast of any text with what is behind it, and that text (WCAG 2.1, 1.4.3).
+CONTRAST = """
+const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
+const light = (c) => c.slice(0, 3).map((v) => v / 255)
+  .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+function behind(element) {
+  for (let e = element; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] === 1) return c;
+  }
+}
+let least = [99, ""];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  const text = walker.currentNode.textContent.trim();
+  if (!text || ["SCRIPT", "STYLE", "NOSCRIPT"].includes(element.tagName)) continue;
+  if (!element.checkVisibility()) continue;
+  const style = getComputedStyle(element);
+  const ink = parse(element.closest("svg") ? style.fill : style.color);
+  const [a, b] = [light(ink), light(behind(element))].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < least[0]) least = [ratio, text];
+}
+return least;
+"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    binary = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no Chromium with chromedriver on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    try:
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    except WebDriverException as error:
+        pytest.skip(f"{binary} does not start: {error.msg}")
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def show(chromium, known, tmp_path):
+    """`show(diagnosis=known(), width=1200, scheme="light")`: the browser with the report open."""
+
+    def build(diagnosis=None, *, width=1200, scheme="light"):
+        path = tmp_path / "report.html"
+        path.write_text((diagnosis or known()).html(), encoding="utf-8")
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        for kind in ("browser", "performance"):
+            chromium.get_log(kind)
+        chromium.get(path.as_uri())
+        return chromium
+
+    return build
+
+
+def choose(browser, name, value):
+    Select(browser.find_element(By.ID, name)).select_by_value(value)
+
+
+def cell(browser, fmt, block, component):
+    return browser.find_element(By.CSS_SELECTOR, f'[data-cell="{fmt}|{block}|{component}"]')
+
+
+def press(browser, key):
+    """A key for whatever has the focus."""
+    ActionChains(browser).send_keys(key).perform()
+
+
+def asked(browser):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def test_it_loads_without_an_error_and_without_a_request(show):
+    browser = show()
+    assert browser.get_log("browser") == []
+    assert [u for u in asked(browser) if not u.startswith(("file:", "data:"))] == []
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-curves svg[role=slider]")) == 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-components svg[role=img]")) == 2
+
+
+def test_the_policy_stops_what_is_not_the_pages_own(show):
+    browser = show()
+    browser.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.broken = 1';"
+        "document.body.append(s); const i = new Image(); i.src = 'http://127.0.0.1:9/x.png';"
+    )
+    assert browser.execute_script("return window.broken") is None
+    assert "Content Security Policy" in "".join(e["message"] for e in browser.get_log("browser"))
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_controls_choose_what_is_shown(direction, show, known):
+    diagnosis = known()
+    browser = show(diagnosis)
+    choose(browser, "direction", direction)
+    for fmt in ("mxfp4:floor", "nvfp4"):
+        for row in diagnosis.cells.where(format=fmt, direction=direction):
+            said = cell(browser, fmt, row["block"], row["component"]).get_attribute("aria-label")
+            start = f"block {row['block']}, {row['component']}: "
+            value, end = said.removeprefix(start).split(" [", 1)
+            shown = float(value.replace("−", "-"))  # noqa: RUF001
+            assert shown == pytest.approx(1e3 * row["delta_nll"], abs=0.006)
+            told = "told from zero" if row["p_holm"] <= 0.05 else "not told from zero"
+            assert end.split("] millinats, ")[1].startswith(f"{fmt}, ")
+            small = abs(1e3 * row["delta_nll"]) < 8.4 and direction == "restore"
+            assert end.endswith((told, "inside the rerun noise") if small else told)
+    choose(browser, "metric", "percent")
+    row = diagnosis.cells.where(
+        format="nvfp4", direction=direction, component="down_proj", block=5
+    )[0]
+    said = cell(browser, "nvfp4", 5, "down_proj").get_attribute("aria-label")
+    sign = "−" if direction == "restore" else "+"  # noqa: RUF001
+    assert said.startswith(f"block 5, down_proj: {sign}0.")
+    assert "] %, nvfp4" in said
+    choose(browser, "format", "nvfp4")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 12
+    for metric in ("ppl", "kl", "nats"):
+        choose(browser, "metric", metric)
+    assert browser.get_log("browser") == []
+
+
+def test_a_cell_shows_its_numbers_and_its_activations(show, known):
+    diagnosis = known()
+    browser = show(diagnosis)
+    button = cell(browser, "mxfp4:floor", 5, "down_proj")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    dialog = browser.find_element(By.ID, "cell")
+    assert dialog.is_displayed()
+    assert "Block 5, down_proj" in dialog.text
+    assert "max |x| 8.00, P99.9 2.00, max / P99.9 4.00" in dialog.text
+    rows = dialog.find_elements(By.CSS_SELECTOR, "tbody tr")
+    expected = diagnosis.cells.where(component="down_proj", block=5)
+    assert len(rows) == len(expected) == 4
+    for row, values in zip(rows, expected, strict=True):
+        shown = [c.text for c in row.find_elements(By.CSS_SELECTOR, "th, td")]
+        assert shown[:2] == [values["direction"], values["format"]]
+        assert float(shown[4]) == pytest.approx(values["ppl"], abs=0.006)
+        assert float(shown[2].split()[0]) == pytest.approx(1e3 * values["delta_nll"], abs=0.006)
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not dialog.is_displayed()
+    focused = browser.switch_to.active_element.get_attribute("data-cell")
+    assert focused == "mxfp4:floor|5|down_proj"
+
+
+def test_the_keyboard_reaches_everything(show):
+    browser = show()
+    first = browser.find_element(By.CSS_SELECTOR, "#chart-heat [tabindex='0'][data-cell]")
+    first.send_keys(Keys.ARROW_RIGHT)
+    browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    reached = browser.switch_to.active_element
+    assert reached.get_attribute("data-cell") == "mxfp4:floor|1|down_proj"
+    assert browser.find_element(By.ID, "tip").text.startswith("block 1, down_proj: ")
+    outline = "const s = getComputedStyle(document.activeElement); return s.outlineStyle"
+    assert browser.execute_script(outline) == "solid"
+    panel = browser.find_element(By.CSS_SELECTOR, "#chart-curves svg[role=slider]")
+    browser.execute_script("arguments[0].focus()", panel)
+    press(browser, Keys.END)
+    assert panel.get_attribute("aria-valuenow") == "5"
+    assert "block 5; mxfp4:floor: +" in panel.get_attribute("aria-valuetext")
+    press(browser, Keys.ENTER)
+    assert "Block 5, q_proj" in browser.find_element(By.ID, "cell").text
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    select = browser.find_element(By.ID, "metric")
+    select.send_keys(Keys.ARROW_DOWN)
+    assert browser.execute_script(outline) == "solid"
+
+
+def test_tables_sort(show):
+    browser = show()
+    browser.find_element(By.CSS_SELECTOR, "#all-cells summary").click()
+    table = browser.find_element(By.ID, "cell-table")
+    heads = table.find_elements(By.CSS_SELECTOR, "th button")
+    values = "return [...arguments[0].tBodies[0].rows].map((r) => Number(r.cells[4].dataset.v))"
+    assert len(browser.execute_script(values, table)) == 24
+    (head,) = [h for h in heads if h.text.startswith("millinats")]
+    for order, sign in (("descending", -1), ("ascending", 1)):
+        head.send_keys(Keys.ENTER)
+        found = browser.execute_script(values, table)
+        assert found == sorted(found, key=lambda v: sign * v)
+        sort = head.find_element(By.XPATH, "..").get_attribute("aria-sort")
+        assert sort == order
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(scheme, show):
+    browser = show(scheme=scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    ratio, text = browser.execute_script(CONTRAST)
+    assert ratio >= 4.5, text
+    paper = browser.execute_script(
+        "return getComputedStyle(document.documentElement).backgroundColor"
+    )
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_a_phone_scrolls_tables_and_not_the_page(show):
+    browser = show(width=390)
+    browser.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')]"
+        ".filter((s) => s.scrollWidth > s.clientWidth + 1).length"
+    )
+    assert wide > 3
+    outside = browser.execute_script(
+        "return [...document.querySelectorAll('table')].filter((t) => !t.closest('.scroll')).length"
+    )
+    assert outside == 0
+
+
+def test_pages_with_less_in_them_load_too(show, known):
+    for keep in ("components", "cells", "model"):
+        diagnosis = known()
+        kept = diagnosis.results.observations
+        diagnosis.results.observations = {
+            k: o for k, o in kept.items() if o.variant.is_control or o.variant.level == keep
+        }
+        if keep == "model":
+            diagnosis.results.activations = []
+        browser = show(diagnosis)
+        assert browser.get_log("browser") == []
+        assert browser.find_element(By.ID, "protocol").is_displayed()

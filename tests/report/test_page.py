@@ -1,0 +1,374 @@
+"""`report.html` holds the numbers of the results, and nothing that a hostile name brings."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline, jitter
+from fp4scope.report import Diagnosis, load, write_outputs, write_report
+from fp4scope.report.payload import COLUMNS
+from fp4scope.stats import hypotheses, significant
+
+BOTH = "weights+activations"
+LIMIT = 2_000_000
+
+
+class Page(HTMLParser):
+    """The tables (rows of (text, value to sort by)), links, script and texts of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.elements, self.data, self.text = [], [], "", ""
+        self._inside, self._cell = [], None
+        self.feed(text)
+        self.payload = json.loads(self.data)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.elements.append((tag, attrs))
+        if tag == "table":
+            self.tables.append({"id": attrs.get("id"), "rows": []})
+        elif tag == "tr" and self.tables:
+            self.tables[-1]["rows"].append([])
+        elif tag in ("td", "th"):
+            self._cell = [tag, "", attrs]
+        if tag in ("script", "style"):
+            self._inside.append((tag, attrs))
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th") and self._cell:
+            _, text, attrs = self._cell
+            self.tables[-1]["rows"][-1].append((" ".join(text.split()), attrs.get("data-v")))
+            self._cell = None
+        if tag in ("script", "style"):
+            self._inside.pop()
+
+    def handle_data(self, data):
+        if self._inside:
+            self.data += data if self._inside[-1][1].get("id") == "data" else ""
+            return
+        self.text += data
+        if self._cell:
+            self._cell[1] += data
+
+    def table(self, id):
+        return next(t["rows"] for t in self.tables if t["id"] == id)
+
+
+def numbers(text):
+    return [float(n) for n in re.findall(r"[-+]?\d[\d.]*", text.replace("−", "-"))]  # noqa: RUF001
+
+
+def test_baselines(known):
+    diagnosis = known()
+    _, *rows = Page(diagnosis.html()).table("baselines")
+    assert len(rows) == 3
+    for row, expected in zip(rows, diagnosis.baselines, strict=True):
+        assert row[0][0] == expected["format"]
+        names = ("ppl", "nll", "delta_nll", "kl", "top1", "jitter_nll", "jitter_kl", "windows")
+        for (_, value), name in zip(row[2:], names, strict=True):
+            assert (None if value == "" else float(value)) == expected[name]
+    cost = numbers(rows[1][4][0])
+    assert cost == pytest.approx([120, 120, 120])
+    assert numbers(rows[2][7][0]) == [3.0]
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+def test_components_stand_side_by_side(direction, known):
+    diagnosis = known()
+    page = Page(diagnosis.html())
+    headed = [t["rows"] for t in page.tables if len(t["rows"]) == 5 and len(t["rows"][1]) == 11]
+    rows = headed[["restore", "isolate"].index(direction)]
+    assert [text for text, _ in rows[0][1:]] == ["mxfp4:floor", "nvfp4"]
+    for name, *cells in rows[3:]:
+        for fmt, (ppl, delta, nats, tier, kl) in (
+            ("mxfp4:floor", cells[:5]), ("nvfp4", cells[5:]),
+        ):  # fmt: skip
+            (expected,) = diagnosis.components.where(
+                format=fmt, direction=direction, component=name[0]
+            )
+            assert float(ppl[1]) == expected["ppl"]
+            assert float(delta[1]) == expected["delta_ppl"]
+            assert float(nats[1]) == expected["delta_nll"]
+            assert tier[0] == expected["tier"]
+            assert float(kl[1]) == expected["kl"]
+            ends = [1e3 * expected[f"delta_nll{end}"] for end in ("", "_low", "_high")]
+            assert numbers(nats[0]) == pytest.approx(ends, abs=0.006)
+
+
+def test_what_the_charts_are_drawn_from_is_the_tables(known):
+    diagnosis = known()
+    payload = Page(diagnosis.html()).payload
+    controls = {row["format"]: row for row in diagnosis.baselines}
+    assert payload["columns"] == list(COLUMNS)
+    for level in ("components", "cells"):
+        families = payload["units"][level]
+        assert len(families) == 4
+        assert sum(len(f["rows"]) for f in families) == len(getattr(diagnosis, level))
+        for f in families:
+            restored = f["direction"] == "restore"
+            control = controls[f["format"] if restored else "reference"]
+            assert f["control"]["ppl"] == pytest.approx(control["ppl"], rel=1e-4)
+            for values in f["rows"]:
+                row = dict(zip(COLUMNS, values, strict=True))
+                place = {"component": row["component"]}
+                place |= {} if level == "components" else {"block": row["block"]}
+                (expected,) = getattr(diagnosis, level).where(
+                    format=f["format"], direction=f["direction"], **place
+                )
+                near = {"rel": 1e-4, "abs": 1e-6}
+                for end in ("", "_low", "_high"):
+                    nats = 1e3 * expected[f"delta_nll{end}"]
+                    assert row[f"nats{end}"] == pytest.approx(nats, **near)
+                assert row["nats_cost"] == row["nats"]
+                assert row["ppl"] == pytest.approx(expected["ppl"], **near)
+                change = 100 * (expected["ppl"] / control["ppl"] - 1)
+                assert row["percent"] == pytest.approx(change, abs=1e-3)
+                assert row["percent_low"] <= row["percent"] <= row["percent_high"]
+                assert row["percent_cost"] == (-row["percent"] if restored else row["percent"])
+                assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
+                width = expected["delta_ppl_high"] - expected["delta_ppl_low"]
+                assert row["ppl_high"] - row["ppl_low"] == pytest.approx(width, abs=2e-3)
+                assert row["ppl_cost"] == pytest.approx(expected["delta_ppl"], **near)
+                assert row["kl"] == pytest.approx(expected["kl"])
+                inside = abs(row["nats"]) <= f["floor"]
+                assert row["muted"] == (not significant(expected) or inside)
+
+
+def test_costly_and_negative_cells_are_named(known):
+    diagnosis = known()
+    observation = diagnosis.results.observations[f"nvfp4|{BOTH}|isolate|cells|5.q_proj"]
+    observation.nll = [nll - 0.05 for nll in observation.nll]  # ten tokens: five millinats less
+    _, *rows = Page(Diagnosis(diagnosis.results).html()).table("standout")
+    by_name = {row[0][0]: [text for text, _ in row[1:]] for row in rows}
+    assert by_name["restore, mxfp4:floor"][0].startswith("10 of 12 cells; rerun noise ±4.16")
+    assert by_name["restore, mxfp4:floor"][1].startswith("5.")
+    assert by_name["restore, mxfp4:floor"][2] == "none told from zero"
+    assert re.match(r"5\.q_proj −\d", by_name["isolate, nvfp4"][2])  # noqa: RUF001
+
+
+def test_every_hypothesis_has_its_verdict(known):
+    diagnosis = known()
+    text = " ".join(Page(diagnosis.html()).text.split())
+    for i, hypothesis in enumerate(hypotheses(diagnosis.results), 1):
+        assert f"{i}. {hypothesis.name} {hypothesis.verdict.value} {hypothesis.claim}" in text
+        assert hypothesis.sentence in text
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}\u2028"
+
+
+def test_hostile_names_are_text(known):
+    diagnosis = known()
+    results = diagnosis.results
+    results.model |= {"name": HOSTILE, "warnings": [HOSTILE], "architecture": HOSTILE}
+    results.study |= {"model": HOSTILE}
+    results.data |= {"source": HOSTILE}
+    results.environment |= {"command": ["fp4scope", "run", HOSTILE]}
+    for observation in results.observations.values():
+        if observation.variant.unit == "q_proj":
+            object.__setattr__(observation.variant, "unit", HOSTILE)
+    results.observations = {o.variant.key: o for o in results.observations.values()}
+    text = Diagnosis(results).html()
+    page = Page(text)
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert "img" not in [tag for tag, _ in page.elements]
+    assert not [a for _, attrs in page.elements for a in attrs if a.startswith("on")]
+    assert "{{ 7 * 7 }}" in page.text
+    assert {"name": HOSTILE, "kind": None} in page.payload["components"]
+    shown = Diagnosis(results)._repr_html_() + Diagnosis(results).cells._repr_html_()
+    assert "<img" not in shown
+    assert "<script" not in shown
+
+
+def test_it_asks_nothing_of_anyone(known):
+    text = known().html()
+    page = Page(text)
+    (policy,) = [
+        a["content"] for _, a in page.elements
+        if a.get("http-equiv") == "Content-Security-Policy"
+    ]  # fmt: skip
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    for tag, attrs in page.elements:
+        assert tag not in ("iframe", "object", "embed", "base")
+        assert "style" not in attrs
+        assert "src" not in attrs
+        assert attrs.get("href", "#")[:1] == "#" or attrs["href"] == "data:,"
+    style = re.search(r"<style>(.*?)</style>", text, re.S)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def large(observe, results, blocks=48, windows=16):
+    """A study of 48 blocks, seven components, two formats, both directions."""
+    rng = np.random.default_rng(0)
+    text = rng.normal(3, 1, windows)
+    components = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
+    found = [observe(REFERENCE, text), observe(jitter(REFERENCE), text + 1e-6, replicas=1)]
+    for fmt in ("mxfp4:floor", "nvfp4"):
+        base = text + 0.4
+        found.append(observe(baseline(fmt, BOTH), base, kl=0.3))
+        found.append(observe(jitter(baseline(fmt, BOTH)), base + 0.001, replicas=1, kl=0.1))
+        for direction in ("restore", "isolate"):
+            for component in components:
+                for block in (None, *range(blocks)):
+                    moved = rng.normal(0.004, 0.01, windows)
+                    nll = base - moved if direction == "restore" else text + moved
+                    unit = Variant(
+                        format=fmt, operands=BOTH, direction=direction, unit=component,
+                        level="components" if block is None else "cells", block=block,
+                    )  # fmt: skip
+                    found.append(observe(unit, nll, kl=0.1234567))
+    return found, [
+        ActivationRecord(
+            block=b, component=c, max=123.456789 + b, p999=4.5678912, ratio=27.123456, elements=9
+        )
+        for c in components
+        for b in range(blocks)
+    ]
+
+
+def test_48_blocks_stay_below_two_megabytes(known, observe, results):
+    conditions = known().results
+    observations, activations = large(observe, results)
+    study = results(
+        *observations, study=conditions.study, model=conditions.model | {"blocks": 48},
+        data=conditions.data, protocol=conditions.protocol, environment=conditions.environment,
+    )  # fmt: skip
+    study.activations = activations
+    text = Diagnosis(study).html()
+    assert sum(len(f["rows"]) for f in Page(text).payload["units"]["cells"]) == 48 * 7 * 4
+    assert len(text.encode()) < LIMIT
+
+
+def without(diagnosis, keep):
+    results = diagnosis.results
+    results.observations = {k: o for k, o in results.observations.items() if keep(o.variant)}
+    return Diagnosis(results)
+
+
+def test_what_was_not_measured_is_said_with_the_command_for_it(known):
+    page = Page(without(known(noise=False), lambda v: v.level != "cells").html())
+    assert "No cells were measured" in page.text
+    assert "--sweep components,cells" in page.text
+    page = Page(without(known(), lambda v: v.level != "components").html())
+    assert "No components were measured" in page.text
+    page = Page(without(known(), lambda v: v.is_control).html())
+    assert "No cells were measured" in page.text
+    page = Page(without(known(), lambda v: v.direction != "isolate").html())
+    assert "Only restore was measured" in page.text
+    assert "--direction isolate" in page.text
+    silent = known()
+    silent.results.activations = []
+    assert "fp4scope stats MODEL" in Page(silent.html()).text
+
+
+def test_few_windows_have_no_interval(known):
+    results = known().results
+    for observation in results.observations.values():
+        observation.discard(range(3, 8))
+    results.data |= {"windows": 3}
+    page = Page(Diagnosis(results).html())
+    assert "3 windows are too few for an interval" in page.text
+    family = page.payload["units"]["cells"][0]
+    assert {row[COLUMNS.index("nats_low")] for row in family["rows"]} == {None}
+    assert {row[COLUMNS.index("muted")] for row in family["rows"]} == {0}
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_estimates_are_marked(known, measured):
+    results = known().results
+    units = [o.variant for o in results.observations.values() if not o.variant.is_control]
+    for window in range(8):
+        results.estimates.add(window, tokens=10, nats={v: 0.07 + i for i, v in enumerate(units)})
+    diagnosis = Diagnosis(results)
+    if not measured:
+        diagnosis = without(diagnosis, lambda v: v.is_control)
+    page = Page(diagnosis.html())
+    assert "Parts of this page are estimates." in page.text
+    family = page.payload["units"]["cells"][0]
+    assert family["estimated"] is not measured
+    row = dict(zip(COLUMNS, family["rows"][0], strict=True))
+    first = diagnosis.cells[0]
+    assert row["gradient"] == pytest.approx(1e3 * first["gradient_nll"], rel=1e-4)
+    if measured:
+        assert "against the exact sweep's: rho" in page.text
+    else:
+        assert row["nats"] == row["gradient"]
+        assert row["ppl"] is row["percent"] is None
+
+
+def test_units_that_saw_fewer_windows(known):
+    """As after a goal was reached: intervals are confidence sequences."""
+    results = known().results
+    results.protocol |= {
+        "stopping": {
+            "goal": "half-width=1mnat", "anytime": True, "reached": True, "windows": 8,
+            "available": 9, "families": [], "widest_nats": 0.001,
+        }
+    }  # fmt: skip
+    for observation in results.observations.values():
+        if observation.variant.block == 0:
+            observation.discard([0])
+    page = Page(Diagnosis(results).html())
+    assert "95% confidence sequence" in page.text
+    assert "Goal half-width=1mnat: reached after 8 of 9 windows" in page.text
+
+
+def test_several_operands(known):
+    results = known().results
+    for observation in list(results.observations.values()):
+        variant = observation.variant
+        if variant.operands:
+            twin = {**vars(variant), "operands": "weights"}
+            copy = type(observation)(**{**vars(observation), "variant": Variant(**twin)})
+            results.observations[copy.variant.key] = copy
+    page = Page(Diagnosis(results).html())
+    assert len(page.payload["units"]["cells"]) == 8
+    assert {f["operands"] for f in page.payload["units"]["cells"]} == {BOTH, "weights"}
+    assert "Restore, weights: everything quantized" in page.text
+
+
+def test_formats_are_compared_with_the_cheapest(known):
+    text = " ".join(Page(known().html()).text.split())
+    # 240 less 120 millinats, the same in every window.
+    assert "nvfp4 costs +120.0 [+120.0, +120.0] millinats per token more than mxfp4:floor" in text
+
+
+def test_a_run_and_a_report_write_the_same_page(known, tmp_path):
+    write_outputs(known(), tmp_path)
+    write_outputs(load(tmp_path), tmp_path)  # a file has fewer digits than memory
+    first = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    assert [path.name for path in write_report(load(tmp_path), tmp_path)] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == first
+
+
+def test_the_command_needs_no_torch(known, tmp_path):
+    write_outputs(known(), tmp_path)
+    code = (
+        "import sys\n"
+        f"sys.argv = ['fp4scope', 'report', {str(tmp_path)!r}]\n"
+        "from fp4scope.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+
+
+def test_notebooks_show_tables(known):
+    diagnosis = known()
+    shown = diagnosis._repr_html_()
+    assert "FP4 sensitivity of known" in shown
+    assert "+120.0 [+120.0, +120.0]" in shown
+    cells = diagnosis.cells._repr_html_()
+    assert cells.count("<tr>") == 1 + 48
+    assert f"<td>{diagnosis.cells[0]['ppl']:.4g}</td>" in cells

@@ -1,0 +1,39 @@
+"""Formats against each other: paired differences of baselines."""
+
+import numpy as np
+import pytest
+
+from fp4scope.records import REFERENCE, baseline
+from fp4scope.stats import format_table
+
+
+def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe, results):
+    text = np.random.default_rng(0).normal(3, 1, 12)
+    flips = np.array([1, -1] * 6)
+    costs = {"mxfp4:floor": 0.5, "mxfp4:rceil": 0.3, "mxfp4:even": 0.4, "nvfp4": 0.1}
+    found = [observe(REFERENCE, text)]
+    for operands in ("weights+activations", "weights"):
+        for fmt, cost in costs.items():
+            spread = 0.01 * flips if fmt == "mxfp4:floor" else 0
+            found.append(observe(baseline(fmt, operands), text + cost + spread))
+    table = format_table(results(*found))
+    compared = [(r["format"], r["against"]) for r in table.where(operands="weights")]
+    assert compared == [
+        ("mxfp4:floor", "nvfp4"), ("mxfp4:rceil", "nvfp4"), ("mxfp4:even", "nvfp4"),
+        ("mxfp4:floor", "mxfp4:rceil"), ("mxfp4:even", "mxfp4:rceil"),
+    ]  # fmt: skip
+    for row in table:
+        gap = costs[row["format"]] - costs[row["against"]]
+        assert row["delta_nll"] == pytest.approx(gap)
+        assert row["rules"] == (row["against"] == "mxfp4:rceil")
+        assert row["windows"] == 12
+        # t(11) of 12 values 0.01 above and below their mean.
+        half = 2.201 * 0.01 / 11**0.5 if row["format"] == "mxfp4:floor" else 0
+        assert row["delta_nll_high"] - gap == pytest.approx(half, abs=1e-5)
+
+
+def test_one_format_has_none_to_compare_with(observe, results):
+    text = np.ones(9)
+    assert not format_table(
+        results(observe(REFERENCE, text), observe(baseline("nvfp4", "w"), text))
+    )
