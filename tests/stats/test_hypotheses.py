@@ -11,7 +11,8 @@ BOTH = "weights+activations"
 MILLI = 1e-3
 COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TAILS = dict(zip(COMPONENTS, (1.6, 1.7, 1.8, 6.0, 2.0, 3.0, 50.0), strict=True))
-BY_KIND = dict(zip(COMPONENTS, (10, 20, 30, 40, 50, 60, 70), strict=True))
+BY_KIND = dict(zip(COMPONENTS, (40, 30, 20, 10, 70, 60, 50), strict=True))
+BY_BOTH = dict(zip(COMPONENTS, (10, 20, 30, 40, 50, 60, 70), strict=True))
 BY_TAIL = dict(zip(COMPONENTS, (10, 20, 30, 60, 40, 50, 70), strict=True))
 BLOCKS = 9
 
@@ -69,10 +70,18 @@ def test_mechanism(study):
         for row in found.evidence:
             assert (row["units"], row["windows"]) == (7, 16)
             assert row["delta_rho"] == pytest.approx(row["rho_tail"] - row["rho_mlp"])
-            assert row["delta_rho_low"] <= row["delta_rho"] <= row["delta_rho_high"]
-    assert found.evidence[0]["rho_mlp"] == pytest.approx(1.0)
-    # Max/P99.9 has o_proj two ranks too high, gate_proj and up_proj one too low.
-    assert found.evidence[0]["rho_tail"] == pytest.approx(1 - 6 * (4 + 1 + 1) / (7 * 48))
+            assert row["delta_full"] < row["delta_rho"]
+            for name in ("delta_rho", "delta_full"):
+                assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    # Max/P99.9 has o_proj two ranks too high, gate_proj and up_proj one too low: it orders
+    # components better than a yes-or-no can, which in its turn says all that it can say.
+    found = held(study(dict.fromkeys(families, BY_BOTH)))["mechanism"]
+    assert found.verdict is Verdict.UNDECIDED
+    row = found.evidence[0]
+    assert row["rho_tail"] == pytest.approx(1 - 6 * (4 + 1 + 1) / (7 * 48))
+    assert row["rho_mlp"] == pytest.approx(0.866, abs=5e-4)
+    assert row["delta_full"] == pytest.approx(row["rho_tail"] - 1)
+    assert row["delta_rho"] > 0
     mixed = study({families[0]: BY_TAIL, families[1]: BY_KIND})
     assert held(mixed)["mechanism"].verdict is Verdict.UNDECIDED
     unsure = study(dict.fromkeys(families, BY_TAIL), noise=200.0)
@@ -91,19 +100,19 @@ def test_mechanism_needs_kinds_that_it_knows(study):
 
 def test_ordering(study):
     families = [("mxfp4:floor", "restore"), ("nvfp4", "restore"), ("nvfp4", "isolate")]
-    same = held(study({family: BY_KIND for family in families}))["ordering"]
+    same = held(study({family: BY_BOTH for family in families}))["ordering"]
     assert same.verdict is Verdict.SUPPORTED
     assert [row["rho"] for row in same.evidence] == [pytest.approx(1.0)] * 3
     assert [row["separated"] for row in same.evidence] == [21] * 3
-    swapped = BY_KIND | {"up_proj": 70, "down_proj": 60}
-    found = held(study({families[0]: BY_KIND, families[1]: BY_KIND, families[2]: swapped}))
+    swapped = BY_BOTH | {"up_proj": 70, "down_proj": 60}
+    found = held(study({families[0]: BY_BOTH, families[1]: BY_BOTH, families[2]: swapped}))
     assert found["ordering"].verdict is Verdict.CONTRADICTED
     assert [row["reversed"] for row in found["ordering"].evidence] == [0, 1, 1]
     swap = "down_proj costs more than up_proj under mxfp4:floor, restore, and less under nvfp4"
     assert swap in found["ordering"].sentence
-    unsure = held(study({family: BY_KIND for family in families}, noise=100.0))["ordering"]
+    unsure = held(study({family: BY_BOTH for family in families}, noise=100.0))["ordering"]
     assert unsure.verdict is Verdict.UNDECIDED
-    alone = held(study({families[0]: BY_KIND}))["ordering"]
+    alone = held(study({families[0]: BY_BOTH}))["ordering"]
     assert alone.verdict is Verdict.UNDECIDED
     assert not alone.evidence
 

@@ -76,6 +76,7 @@ _COLUMNS: tuple[Sequence[_Column], ...] = (
         ("with max / P99.9", _rho("rho_tail")),
         ("with being in the MLP", lambda row: f"{row['rho_mlp']:.2f}"),
         ("the first less the second", _rho("delta_rho")),
+        ("... less the most that it can reach", _rho("delta_full")),
         ("windows", _of("windows")),
     ),
     (

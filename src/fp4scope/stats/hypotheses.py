@@ -3,10 +3,11 @@
 Each has a statistic for every format, operands and direction that was measured, and one verdict:
 
 1. **Mechanism.** Spearman's rank correlation of the components' costs with their activations'
-   Max/P99.9, less their rank correlation with being in the MLP. Each is divided by the largest
-   that its ties allow (0.87 for a yes-or-no over three and four components), so that both reach 1.
-   Above zero in every family: supported; below zero in every family, or no correlation with
-   Max/P99.9 above zero: contradicted.
+   Max/P99.9, less their rank correlation with being in the MLP. A yes-or-no over three and four
+   components reaches 0.87 at most, and reaches it by saying less; so each verdict takes the reading
+   that is against it. Supported: above zero in every family although the MLP's is divided by
+   the largest that its ties allow. Contradicted: below zero in every family with the MLP's as it
+   is, or a correlation with Max/P99.9 below zero.
 2. **Ordering.** Two components that a paired test (Holm over all pairs) puts in one order here and
    in the other order there are a reversal. One reversal contradicts; none, and at least half of
    all pairs told apart in both, with every rank correlation above zero, supports.
@@ -98,7 +99,8 @@ def component_kind(name: str) -> str | None:
 
 _MECHANISM = (
     "format", "operands", "direction", "level", "units", "rho_tail", "rho_tail_low",
-    "rho_tail_high", "rho_mlp", "delta_rho", "delta_rho_low", "delta_rho_high", "windows",
+    "rho_tail_high", "rho_mlp", "delta_rho", "delta_rho_low", "delta_rho_high", "delta_full",
+    "delta_full_low", "delta_full_high", "windows",
 )  # fmt: skip
 
 
@@ -147,13 +149,15 @@ def _tail_or_kind(
     tails, kinds = np.array(ratios), np.array(mlp, np.float64)
 
     def statistics(means: Floats) -> Floats:
-        by_tail, by_kind = (spearman(means, x) / _largest_rho(x) for x in (tails, kinds))
-        return np.stack([by_tail, by_kind, by_tail - by_kind], axis=-1)
+        by_tail = spearman(means, tails) / _largest_rho(tails)
+        by_kind = spearman(means, kinds)
+        full = by_kind / _largest_rho(kinds)
+        return np.stack([by_tail, by_kind, by_tail - by_kind, by_tail - full], axis=-1)
 
     if not np.isfinite(statistics(costs.mean(axis=0))).all():
         return None
     point, low, high = _basic_bootstrap(costs, statistics, alpha)
-    names = ("rho_tail", "rho_mlp", "delta_rho")
+    names = ("rho_tail", "rho_mlp", "delta_rho", "delta_full")
     row: dict[str, Any] = {"units": len(known), "windows": len(costs)}
     for i, name in enumerate(names):
         row |= {name: float(point[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
@@ -171,10 +175,10 @@ def _mechanism_verdict(rows: list[dict[str, Any]], activations: bool) -> tuple[V
         return Verdict.UNDECIDED, f"This needs measured components and {missing}."
     said = (
         f"the components' costs have a rank correlation of {_span(rows, 'rho_tail')} with "
-        f"Max/P99.9 and of {_span(rows, 'rho_mlp')} with being in the MLP (1 is a perfect order)"
+        f"Max/P99.9 and of {_span(rows, 'rho_mlp')} with being in the MLP"
     )
     over = f"over {len(rows)} formats and directions" if len(rows) > 1 else "here"
-    if all(r["delta_rho_low"] > 0 and r["rho_tail_low"] > 0 for r in rows):
+    if all(r["delta_full_low"] > 0 and r["rho_tail_low"] > 0 for r in rows):
         return Verdict.SUPPORTED, f"Max/P99.9 orders components better than their kind: {said}."
     if all(r["delta_rho_high"] < 0 or r["rho_tail_high"] < 0 for r in rows):
         return (
