@@ -146,7 +146,7 @@ def number(value: float | None, sign: bool = False) -> str:
     """Three or four significant digits, two below 0.1, and no digit of a large number lost."""
     if value is None:
         return ""
-    size = abs(value)
+    size = abs(float(f"{value:.4g}"))  # 99.996 is shown as 100.0
     if size < 1e-5:
         return f"{value:{'+' if sign else ''}.0e}" if value else "0"
     if size < 0.1:

@@ -36,7 +36,7 @@
   /** Three or four significant digits, as in the page's tables. */
   function number(value, signed = false) {
     if (value === null || value === undefined) return "";
-    const size = Math.abs(value);
+    const size = Number(Math.abs(value).toPrecision(4)); // 99.996 is shown as 100.0
     let text;
     if (size === 0 || (signed && size < 1e-5)) return "0";
     if (!signed && size < 1e-3) return "<0.001";
