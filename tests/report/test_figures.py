@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fp4scope.errors import StudyError
-from fp4scope.report import write_report
-from fp4scope.report.figures import save
+from fp4scope.report import write_outputs, write_report
+from fp4scope.report.figures import figure_names, save
 from fp4scope.stats import noise_floor, significant
 
 BOTH = "weights+activations"
@@ -134,3 +134,10 @@ def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
     ):  # fmt: skip
         assert {f"{name}.pdf", f"{name}.svg"} <= names
     assert (tmp_path / "figures/components-restore.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_leaves_raw_perplexity_out(known, tmp_path):
+    diagnosis = known()
+    names = {path.stem for path in write_outputs(diagnosis, tmp_path) if path.suffix == ".svg"}
+    assert names == set(figure_names(diagnosis)) >= {"components-restore", "percent-restore"}
+    assert not any(name.startswith("ppl") for name in names)

@@ -40,15 +40,20 @@ _SAVES = "nats saved by keeping it in full precision"
 _COSTS = "nats lost by quantizing it alone"
 
 
-def figures(diagnosis: "Diagnosis") -> Iterator[tuple[str, Figure]]:
-    """Every figure that the study has data for, with its name."""
+def figures(diagnosis: "Diagnosis", *, every: bool = False) -> Iterator[tuple[str, Figure]]:
+    """The figures that the study has data for, with their names.
+
+    Without `every` those of raw perplexity are left out: the others say the same, and drawing takes
+    a while.
+    """
     for name, (kind, options) in _drawable(diagnosis).items():
-        yield name, FIGURES[kind](diagnosis, **options)
+        if every or kind != "ppl":
+            yield name, FIGURES[kind](diagnosis, **options)
 
 
 def figure_names(diagnosis: "Diagnosis") -> list[str]:
-    """Names of the figures that the study has data for."""
-    return list(_drawable(diagnosis))
+    """Names of the figures that a report shows."""
+    return [name for name, (kind, _) in _drawable(diagnosis).items() if kind != "ppl"]
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from fp4scope.errors import OutputError
 from fp4scope.report.diagnosis import Diagnosis
@@ -43,13 +45,13 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     for name, table in tables.items():
         if table.rows:
             write(f"{name}.csv", table.write_csv)
-    _write_figures(diagnosis, write, ("svg", "png"))
+    _write_figures(figures(diagnosis), write, ("svg", "png"))
     diagnosis.files = tuple(written)
     return written
 
 
 def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = False) -> list[Path]:
-    """Write `report.html` from results alone; `with_figures` each as PDF and SVG too.
+    """Write `report.html` from results alone; `with_figures` every figure as PDF and SVG too.
 
     Raises:
         OutputError: One could not be written; the message names it.
@@ -58,14 +60,14 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = Fal
     write = partial(_write, folder, written)
     write("report.html", partial(_text, diagnosis.html))
     if with_figures:
-        _write_figures(diagnosis, write, ("pdf", "svg"))
+        _write_figures(figures(diagnosis, every=True), write, ("pdf", "svg"))
     return written
 
 
 def _write_figures(
-    diagnosis: Diagnosis, write: Callable[..., None], suffixes: tuple[str, ...]
+    drawn: Iterable[tuple[str, Figure]], write: Callable[..., None], suffixes: tuple[str, ...]
 ) -> None:
-    for name, figure in figures(diagnosis):
+    for name, figure in drawn:
         for suffix in suffixes:
             write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))
 
