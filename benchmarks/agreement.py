@@ -16,7 +16,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ import transformers
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.inject import Injector
 from fp4scope.models import load_model
-from fp4scope.observe import observe_inputs
 from fp4scope.records import jitter
 from fp4scope.stats.intervals import paired
 from fp4scope.study import Study
 from fp4scope.sweep import Journal, Sweep, measure_naively, plan
+from sweep import calibrated
 
 
 def main() -> int:
@@ -55,13 +54,7 @@ def main() -> int:
         f"{loaded.name}, {len(ids)} windows of {study.seq_len} tokens of {windows.source}"
     )
 
-    def forwards() -> Iterator[None]:
-        for row in ids[-4:]:
-            loaded.logits(row, last=1)
-            yield
-
-    observed = observe_inputs(loaded.model, loaded.layout.linears, forwards())
-    injector = Injector(loaded.model, {name: s.max for name, s in observed.items()})
+    injector = Injector(loaded.model, calibrated(loaded, ids[-4:]))
     variants = plan(study, loaded.layout)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl", {})

@@ -108,7 +108,7 @@ def main() -> int:
         f"{loaded.name}: {len(loaded.stack)} blocks, head as large as "
         f"{head_in_blocks(loaded):.1f} blocks; {options.windows} windows of {options.seq_len}"
     )
-    amax = _calibrated(loaded, ids)
+    amax = calibrated(loaded, ids)
     failed = False
     for fmt in options.formats.split(","):
         variants = cell_variants(loaded, fmt, options.cells)
@@ -376,7 +376,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _calibrated(loaded: LoadedModel, ids: torch.Tensor) -> dict[str, float]:
+def calibrated(loaded: LoadedModel, ids: torch.Tensor) -> dict[str, float]:
     def forwards() -> Iterator[None]:
         for row in ids[:4]:
             loaded.logits(row, last=1)

@@ -15,6 +15,7 @@ from fp4scope.report.stopping import intervals_used, stopping_lines, windows_mea
 from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
+    MEANING,
     agreements,
     groups,
     headlines,
@@ -28,7 +29,6 @@ from fp4scope.stats import cost
 
 CELLS_SHOWN = 10
 GRID_SHOWN = 32
-MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 
 
 def console(stderr: bool = False) -> Console:

@@ -7,12 +7,11 @@ from typing import Any
 from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
 from fp4scope.report.stopping import windows_measured
-from fp4scope.report.words import interval, number, percent
+from fp4scope.report.words import MEANING, interval, number, percent
 from fp4scope.stats import SIGNIFICANCE
 
 CELLS_SHOWN = 10
 _PIPE = r"\|"
-_MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {
     "rises": "rises with size, every step told from none",
@@ -132,7 +131,7 @@ def _components(comparison: Comparison) -> Iterator[Section]:
             [name, *(_ranked(of[name]) if name in of else "" for of in by_output.values())]
             for name in order
         ]
-        title = f"Components, {direction}, {fmt}, {operands}: millinats {_MEANING[direction]}"
+        title = f"Components, {direction}, {fmt}, {operands}: millinats {MEANING[direction]}"
         note = "Rank, cost, and letters: components of an output that share one are not told apart."
         yield Section(title, ("component",), tuple(by_output), rows, note)
 

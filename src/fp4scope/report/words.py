@@ -9,6 +9,8 @@ from fp4scope.stats import cost, significant, undecided
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
 
+MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
+"""Of a difference, by direction."""
 ESTIMATE = "estimate (first order)"
 ESTIMATES_MEAN = (
     "Estimates are first order: one forward and one backward pass for each window and point, "

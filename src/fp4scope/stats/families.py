@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4scope.records import Results, Variant
-from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference
+from fp4scope.stats.windows import Floats, Series, aligned, costs
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,11 @@ class Family:
 
 def families(results: Results, level: str) -> list[Family]:
     """Every format, operands and direction in which units of a level were measured."""
-    pairing = Pairing(results)
     found: dict[tuple[str, str, str], list[tuple[Variant, Series]]] = defaultdict(list)
-    for observation in results.observations.values():
-        variant = observation.variant
-        if variant.level != level or not observation.windows:
-            continue
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if sides is not None:
+    for variant, series in costs(results).items():
+        if variant.level == level:
             key = (variant.format, variant.operands, variant.direction)
-            found[key].append((variant, difference(sides)))
+            found[key].append((variant, series))
     return [Family(*key, *zip(*members, strict=True)) for key, members in found.items()]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fp4scope.records import REFERENCE, Results, Table, Variant
+from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.comparable import same_tokens, same_unit
 from fp4scope.stats.contrasts import contrast
 from fp4scope.stats.multiple import holm, significant
@@ -95,4 +95,4 @@ def _by_size(runs: Mapping[str, Results]) -> dict[str, Results]:
 
 
 def _baselines(results: Results) -> dict[Variant, Series]:
-    return {v: s for v, s in costs(results).items() if v.is_control and v != REFERENCE}
+    return {v: s for v, s in costs(results).items() if v.is_control}
