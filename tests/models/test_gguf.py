@@ -51,7 +51,7 @@ def kept(cache):
     return sorted(path.name for path in cache.glob("gguf/*"))
 
 
-def write(path, model, leave_out=(), quantized=QUANTIZED):
+def write(path, model, leave_out=(), quantized=QUANTIZED, tokens=TOKENS):
     """`model` as llama.cpp writes it; returns its state dict as it can be read back."""
     writer = gguf.GGUFWriter(path, "llama")
     config = model.config
@@ -66,8 +66,8 @@ def write(path, model, leave_out=(), quantized=QUANTIZED):
     writer.add_rope_dimension_count(16)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * BOS + [3, 3])
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * BOS + [3, 3] + [1] * (len(tokens) - len(TOKENS)))
     writer.add_token_merges(["h e"])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
@@ -104,6 +104,15 @@ def write(path, model, leave_out=(), quantized=QUANTIZED):
     writer.write_tensors_to_file()
     writer.close()
     return read_back
+
+
+def test_words_that_no_merge_reaches(tiny_model, cache, tmp_path):
+    tokens = [*TOKENS, *(f"model{i}" for i in range(5000))]
+    model = tiny_model("llama", vocab_size=len(tokens), bos_token_id=BOS, eos_token_id=EOS)
+    write(tmp_path / "lost.gguf", model, tokens=tokens)
+    with pytest.raises(ModelError, match="entries and makes a token of nearly every character"):
+        load_model(str(tmp_path / "lost.gguf"), device="cpu")
+    assert kept(cache) == []
 
 
 def test_converted_weights_are_the_dequantized_ones(model, cache, ids, tmp_path):

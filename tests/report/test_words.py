@@ -1,8 +1,16 @@
 """Numbers as the report shows them."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from fp4scope.report.words import number
+from fp4scope.records import REFERENCE, baseline
+from fp4scope.report import Diagnosis
+from fp4scope.report.words import headlines, number
+
+BOTH = "weights+activations"
+FORMATS = ["mxfp4:floor", "nvfp4"]
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,47 @@ def test_significant_digits(value, shown):
 
 def test_a_sign_where_it_is_wanted():
     assert [number(x, sign=True) for x in (2.0, -2.0, 3e-6)] == ["+2.00", "-2.00", "+3e-06"]
+
+
+@pytest.fixture
+def baselines(observe, known):
+    """`baselines({(format, operands): millinats})`: a study with these costs besides its own."""
+
+    def build(costs):
+        results = known().results
+        text = np.array(results.observations[REFERENCE.key].nll) / 10  # ten tokens a window
+        rounds = np.array([0.001, -0.001] * (len(text) // 2))
+        for (fmt, operands), cost in costs.items():
+            found = observe(baseline(fmt, operands), text + cost / 1000 + rounds)
+            results.observations[found.variant.key] = found
+        return Diagnosis(results)
+
+    return build
+
+
+def test_only_what_was_swept_has_a_headline_and_a_cheaper_rule_is_named(baselines):
+    costs = {("mxfp4:even", BOTH): 80, ("mxfp4:rceil", BOTH): 150, ("nvfp4", "weights"): 50}
+    lines = headlines(baselines(costs))
+    assert [line.split(" costs")[0] for line in lines if " costs " in line] == FORMATS
+    assert [line.split(" [")[0] for line in lines if "rule" in line] == [
+        "mxfp4:even, another scale rule, is cheaper than mxfp4:floor by +40.00"
+    ]
+    assert not any("weights" in line for line in lines)
+
+
+def test_operands_are_named_where_units_were_measured_under_several(baselines):
+    results = baselines({("nvfp4", "weights"): 50}).results
+    for observation in list(results.observations.values()):
+        if (observation.variant.format, observation.variant.level) == ("nvfp4", "components"):
+            variant = replace(observation.variant, operands="weights")
+            results.observations[variant.key] = replace(observation, variant=variant)
+    lines = headlines(Diagnosis(results))
+    for operands in (BOTH, "weights"):
+        assert any(line.startswith(f"nvfp4 ({operands}) costs") for line in lines)
+
+
+def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results):
+    text = np.array([2.0, 3.0] * 4)
+    rest = [observe(baseline(fmt, BOTH), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
+    lines = headlines(Diagnosis(results(observe(REFERENCE, text), *rest)))
+    assert [line.split()[0] for line in lines] == ["nvfp4", "mxfp4:floor"]

@@ -111,7 +111,7 @@ class Screen:
         # The bar first: what does not fit on the screen is cut at the bottom.
         parts: list[RenderableType] = [self._bar]
         if event.diagnosis is not None and event.diagnosis.baselines:
-            for table in (baselines(event.diagnosis), *component_tables(event.diagnosis)):
+            for table in (*baselines(event.diagnosis), *component_tables(event.diagnosis)):
                 parts += ["", table]
         return Group(*parts)
 

@@ -1,7 +1,7 @@
 """Results as tables on the terminal."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, Group
@@ -71,7 +71,7 @@ def _grid(element: ElementFormat) -> str:
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Everything a finished run found, and where it is."""
     out = console()
-    for table in (baselines(diagnosis), *unit_tables(diagnosis), activations(diagnosis)):
+    for table in (*baselines(diagnosis), *unit_tables(diagnosis), activations(diagnosis)):
         out.print()
         out.print(table)
     out.print()
@@ -108,16 +108,19 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             out.print(f"  {figures[0].parent} ({len(figures)} figures)", soft_wrap=True)
 
 
-def baselines(diagnosis: Diagnosis) -> Group:
-    several = len(set(diagnosis.baselines["operands"]) - {""}) > 1
+def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
+    """The reference and what each format costs, a table for each choice of operands."""
     columns = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
-    table = new_table(("format",), columns)
-    for row in diagnosis.baselines:
-        name = f"{row['format']}, {row['operands']}" if several else row["format"]
-        values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
-        jitter = "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}"
-        table.add_row(name.removesuffix(", "), *values, jitter)
-    return titled("What each format costs", table)
+    reference = diagnosis.baselines.where(operands="").rows
+    names = [name for name in dict.fromkeys(diagnosis.baselines["operands"]) if name]
+    for operands in names or [""]:
+        table = new_table(("format",), columns)
+        for row in [*reference, *(diagnosis.baselines.where(operands=operands) if names else ())]:
+            values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
+            jitter = "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}"
+            table.add_row(row["format"], *values, jitter)
+        said = f", {operands}" if len(names) > 1 else ""
+        yield titled(f"What each format costs{said}", table)
 
 
 def unit_tables(diagnosis: Diagnosis) -> list[Group]:

@@ -15,8 +15,10 @@ import tempfile
 from collections import Counter
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
 from fp4scope.errors import ModelError, OutputError
 
@@ -24,6 +26,9 @@ _NOTES = "fp4scope.json"
 _CONVERTER = 1
 """Changes when the same file would be converted differently."""
 _FULL_PRECISION = {"F32", "F16", "BF16"}
+_PROBE = "The model was evaluated on the whole text."
+_MANY = 4096
+"""Entries that only a tokenizer of words and their parts has."""
 
 
 def cache_folder() -> Path:
@@ -86,6 +91,21 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _require_words(tokenizer: Any) -> None:  # noqa: ANN401
+    """Refuse a tokenizer of many entries that still makes a token of every character.
+
+    `transformers` 5.17 read Gemma's so (5.23 does not): the model then sees text that it was
+    never trained on, and every number after that is wrong without an error.
+    """
+    tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if len(tokenizer) > _MANY and len(tokens) > 0.9 * len(_PROBE):
+        raise ModelError(
+            f"its tokenizer has {len(tokenizer)} entries and makes a token of nearly every "
+            f"character; transformers {transformers.__version__} does not read it rightly, a newer "
+            "version may"
+        )
+
+
 def _convert(path: Path, folder: Path, digest: str) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,7 +115,9 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         # The conversion draws its own progress bar: welcome on a terminal, noise elsewhere.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-            AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            _require_words(tokenizer)
+            tokenizer.save_pretrained(folder)
             read, info = AutoModelForCausalLM.from_pretrained(
                 **source, dtype=torch.float32, output_loading_info=True
             )  # type: ignore[misc]

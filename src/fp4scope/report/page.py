@@ -26,14 +26,13 @@ from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
     agreements,
-    cells_told,
-    component_lines,
-    format_lines,
     groups,
+    headlines,
     is_estimated,
     is_measured,
     number,
     percent,
+    sole_operands,
 )
 from fp4scope.stats import (
     MIN_WINDOWS,
@@ -82,12 +81,13 @@ def page(diagnosis: "Diagnosis") -> str:
         replicas=results.study.get("replicas", 1),
         anytime=results.anytime,
         operands=[o for o in dict.fromkeys(diagnosis.baselines["operands"]) if o],
+        only=sole_operands(diagnosis),
         windows=windows_measured(results),
         intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
-        headlines=_headlines(diagnosis),
+        headlines=[*stopping_lines(results), *headlines(diagnosis, short=True)],
         baselines=diagnosis.baselines,
-        formats=format_table(results),
+        formats=_against(format_table(results)),
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
         blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
         patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),
@@ -105,17 +105,13 @@ def page(diagnosis: "Diagnosis") -> str:
     )
 
 
-def _headlines(diagnosis: "Diagnosis") -> list[str]:
-    """What was found; operands are named where there are several."""
-    lines = [
-        *stopping_lines(diagnosis.results),
-        *format_lines(diagnosis),
-        *component_lines(diagnosis),
-        *cells_told(diagnosis),
-    ]
-    operands = {row["operands"] for row in diagnosis.baselines} - {""}
-    only = f" ({operands.pop()})" if len(operands) == 1 else ""
-    return [line.replace(only, "") for line in lines]
+def _against(table: Table) -> list[dict[str, Any]]:
+    """Comparisons of formats: one row for each pair, whatever the operands."""
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in table:
+        pair = pairs.setdefault((row["format"], row["against"]), row | {"by_operands": {}})
+        pair["by_operands"][row["operands"]] = row
+    return sorted(pairs.values(), key=lambda pair: pair["rules"])
 
 
 def _number(value: float | None, sign: bool = False) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
-from fp4scope.stats import cost, significant, undecided
+from fp4scope.stats import cost, format_table, significant, undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -20,31 +20,65 @@ ESTIMATES_MEAN = (
 )
 
 
-def headlines(diagnosis: "Diagnosis") -> list[str]:
-    """What the study found, one sentence each."""
-    return [
-        *format_lines(diagnosis),
-        *component_lines(diagnosis),
-        *(
-            f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
-            f"{cells_found(rows)}."
-            for group, rows in _tested(diagnosis.cells)
-        ),
+def headlines(diagnosis: "Diagnosis", *, short: bool = False) -> list[str]:
+    """What the study found, one sentence each; `short`: all cells in one.
+
+    Operands are named where units were measured under several.
+    """
+    cells = [
+        f"{group['direction'].capitalize()}, {group['format']} ({group['operands']}): "
+        f"{cells_found(rows)}."
+        for group, rows in _tested(diagnosis.cells)
     ]
+    lines = [
+        *_format_lines(diagnosis),
+        *_rule_lines(diagnosis),
+        *_component_lines(diagnosis),
+        *(_cells_told(diagnosis) if short else cells),
+    ]
+    only = sole_operands(diagnosis)
+    return [line.replace(f" ({only})", "") for line in lines] if only else lines
 
 
-def format_lines(diagnosis: "Diagnosis") -> list[str]:
-    """What each format costs."""
-    reference, *rest = diagnosis.baselines
+def sole_operands(diagnosis: "Diagnosis") -> str | None:
+    """The operands under which units were measured, if that is one choice."""
+    found = {row["operands"] for row in _swept(diagnosis)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _swept(diagnosis: "Diagnosis") -> list[dict[str, Any]]:
+    """The baselines under which units were measured; all where none were."""
+    tables = (diagnosis.components, diagnosis.blocks, diagnosis.cells, diagnosis.patterns)
+    swept = {(row["format"], row["operands"]) for table in tables for row in table}
+    _, *rest = diagnosis.baselines
+    return [row for row in rest if (row["format"], row["operands"]) in swept] or rest
+
+
+def _format_lines(diagnosis: "Diagnosis") -> list[str]:
+    """What each format costs; those of which only that was measured stand in their table."""
+    reference, *_ = diagnosis.baselines
     return [
         f"{row['format']} ({row['operands']}) costs {interval(row)} millinats per token"
         f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
         f"and {percent(1 - row['top1'])} of the most likely next tokens change."
-        for row in rest
+        for row in _swept(diagnosis)
     ]
 
 
-def component_lines(diagnosis: "Diagnosis") -> list[str]:
+def _rule_lines(diagnosis: "Diagnosis") -> list[str]:
+    """Where another scale rule of a swept format is cheaper."""
+    swept = {(row["format"], row["operands"]) for row in _swept(diagnosis)}
+    return [
+        f"{row['against']}, another scale rule, is cheaper than {row['format']} ({row['operands']}) "
+        f"by {interval(row)} millinats."
+        for row in format_table(diagnosis.results)
+        if row["rules"]
+        and (row["format"], row["operands"]) in swept
+        and (row["delta_nll_low"] or 0) > 0
+    ]
+
+
+def _component_lines(diagnosis: "Diagnosis") -> list[str]:
     """Which component saves most and which least, under each format."""
     found = []
     for group, rows in groups(diagnosis.components):
@@ -58,7 +92,7 @@ def component_lines(diagnosis: "Diagnosis") -> list[str]:
     return found
 
 
-def cells_told(diagnosis: "Diagnosis") -> list[str]:
+def _cells_told(diagnosis: "Diagnosis") -> list[str]:
     """How many cells are told from zero, of all formats and directions, in one sentence."""
     found = [
         f"{sum(map(significant, rows))} of {len(rows)} in {group['direction']} under "

@@ -55,7 +55,10 @@ COMPONENT_ACTIVATION_COLUMNS = ("component", "max", "p999", "ratio", "ratio_max"
 
 
 def baseline_table(results: Results) -> Table:
-    """The reference and every baseline: what each costs, and how much rounding alone moves it."""
+    """The reference and every baseline: what each costs, and how much rounding alone moves it.
+
+    Those of the same operands stand together.
+    """
     pairing = Pairing(results)
     rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
@@ -70,7 +73,8 @@ def baseline_table(results: Results) -> Table:
         if (noise := rerun_noise(results, variant)) is not None:
             row |= {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
         rows.append(row)
-    return Table(BASELINE_COLUMNS, rows)
+    order = list(dict.fromkeys(row["operands"] for row in rows))
+    return Table(BASELINE_COLUMNS, sorted(rows, key=lambda row: order.index(row["operands"])))
 
 
 def unit_table(results: Results, level: str) -> Table:

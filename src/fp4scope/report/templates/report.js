@@ -166,7 +166,7 @@
 
   /** Rows of a value with its interval. `rows`: {label, cls, index, value, low, high, muted, text}. */
   function dots(title, rows, { label, zero, domain }) {
-    const left = Math.min(150, 18 + 7 * Math.max(...rows.map((r) => r.label.length)));
+    const left = Math.min(200, 18 + 7 * Math.max(...rows.map((r) => r.label.length)));
     const width = 360;
     const step = 24;
     const height = step * rows.length + 40;
@@ -322,8 +322,10 @@
   }
 
   function drawBaselines() {
+    const usual = "weights+activations";
+    const several = data.baselines.some((b) => b.operands !== usual);
     const rows = data.baselines.map((b) => {
-      const label = unique(data.baselines.map((o) => o.operands)).length > 1 ? `${b.format} ${b.operands}` : b.format;
+      const label = b.operands === usual ? b.format : `${b.format}, ${b.operands}`;
       return {
         label, cls: formatClass(b.format), index: unique(data.formats).indexOf(b.format), value: b.nats, low: b.nats_low, high: b.nats_high,
         muted: false, text: `${b.format}, ${b.operands}: ${interval(b.nats, b.nats_low, b.nats_high, true)} millinats`,
@@ -331,7 +333,7 @@
     });
     if (!rows.length) return;
     const domain = extent(rows.flatMap((r) => [r.value, r.low, r.high]), [0]);
-    byId("chart-baselines").replaceChildren(panels([dots("What quantizing everything costs", rows, { label: "millinats per token, from the reference", zero: 0, domain })]));
+    byId("chart-baselines").replaceChildren(panels([dots(`What quantizing everything costs${several ? `: ${usual}, where nothing is said` : ""}`, rows, { label: "millinats per token", zero: 0, domain })]));
   }
 
   function drawComponents() {
