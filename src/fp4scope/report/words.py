@@ -69,8 +69,8 @@ def _rule_lines(diagnosis: "Diagnosis") -> list[str]:
     """Where another scale rule of a swept format is cheaper."""
     swept = {(row["format"], row["operands"]) for row in _swept(diagnosis)}
     return [
-        f"{row['against']}, another scale rule, is cheaper than {row['format']} ({row['operands']}) "
-        f"by {interval(row)} millinats."
+        f"{row['against']}, another scale rule, is cheaper than {row['format']} "
+        f"({row['operands']}) by {interval(row)} millinats."
         for row in format_table(diagnosis.results)
         if row["rules"]
         and (row["format"], row["operands"]) in swept

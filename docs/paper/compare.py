@@ -1,0 +1,313 @@
+"""Fills in the tables of docs/reproduction.md: arXiv 2603.08747 beside a run of our own.
+
+    python docs/paper/compare.py            # fills the tables in
+    python docs/paper/compare.py --check    # exit code 1 if they are not what would be filled in
+
+The paper's numbers (tables 1 to 4, and what its captions say of single blocks) are in the CSV
+files beside this one; ours come from the results of a run of the paper's preset.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fp4scope
+from fp4scope.records import baseline
+from fp4scope.report.words import number
+from fp4scope.stats import paired, significant, spearman
+from fp4scope.stats.depth import depth_table
+from fp4scope.stats.families import families
+from fp4scope.stats.tiers import separable
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parent / "reproduction.md"
+OURS = HERE.parent / "results" / "qwen2.5-coder-0.5b"
+MODEL = "Qwen2.5-0.5B"
+BOTH, WEIGHTS = "weights+activations", "weights"
+FORMATS = {"mxfp4": "mxfp4:floor", "nvfp4": "nvfp4"}
+"""The paper's names, and what of ours is held against them."""
+READINGS = [(f"mxfp4:{rule}", o) for o in (BOTH, WEIGHTS) for rule in ("floor", "rceil", "even")]
+"""Of MXFP4, each against NVFP4 with the same operands."""
+_ROUNDING = 0.05
+"""The paper gives percentages with one decimal."""
+_Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fill in the tables of docs/reproduction.md.")
+    parser.add_argument("results", nargs="?", type=Path, default=OURS)
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    options = parser.parse_args()
+    found = fp4scope.load(options.results)
+    old = options.document.read_text(encoding="utf-8")
+    new = filled(old, {name: "\n".join(table(found)) for name, table in TABLES.items()})
+    if options.check:
+        print(f"{options.document} is {'up to date' if new == old else 'out of date'}")
+        return int(new != old)
+    options.document.write_text(new, encoding="utf-8")
+    return 0
+
+
+def filled(document: str, tables: dict[str, str]) -> str:
+    """A document with each table between its two markers."""
+    for name, table in tables.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not marked.search(document):
+            raise SystemExit(f"no <!-- {name} --> ... <!-- end --> in the document")
+        document = marked.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", document)
+    return document
+
+
+def read(name: str) -> list[_Row]:
+    """A table of the paper."""
+    with (HERE / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """MXFP4's perplexity over NVFP4's, in nats: what does not depend on the reference."""
+    yield from header("reading", "MXFP4", "NVFP4", "MXFP4 less NVFP4, millinats")
+    for model in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B"):
+        pair = [paper_components(model, fmt)["baseline"] for fmt in FORMATS]
+        yield row(
+            f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
+        )
+    for mxfp4, operands in READINGS:
+        pair = [found.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
+        if pair[0] is not None and pair[1] is not None:
+            nll = [np.array(o.nll) / np.array(o.tokens) for o in pair if o is not None]
+            gap = paired(*nll)
+            ppl = [number(float(np.exp(values.mean()))) for values in nll]
+            ends = (1e3 * gap.mean, 1e3 * (gap.low or 0), 1e3 * (gap.high or 0))
+            yield row(f"ours, {mxfp4}, {operands}", *ppl, span(*ends))
+
+
+def components(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """Tables 2 and ours: what keeping each component saves, in the order of the paper."""
+    for fmt, ours in FORMATS.items():
+        paper = paper_components(MODEL, fmt)
+        saved = savings(paper)
+        rows = {
+            r["component"]: r
+            for r in found.components.where(direction="restore", format=ours, operands=BOTH)
+        }
+        ranks = ranked({name: r["delta_nll"] for name, r in rows.items()})
+        yield f"**{fmt}** (ours: `{ours}`)"
+        yield ""
+        names = ("component", "PPL, paper", "ours", "saves, millinats, paper", "ours", "ours, tier")
+        yield from header(*names)
+        ppl = found.baselines.where(format=ours, operands=BOTH)["ppl"][0]
+        yield row("baseline", number(paper["baseline"]), number(ppl), "", "", "")
+        for rank, (name, value) in enumerate(saved.items(), 1):
+            r = rows[name]
+            own = span(*(1e3 * r[f"delta_nll{end}"] for end in ("", "_low", "_high")))
+            shown = (number(paper[name]), number(r["ppl"]), f"{number(1e3 * value)} ({rank})")
+            yield row(name, *shown, f"{own} ({ranks[name]})", r["tier"] or "")
+        order = [[saved[n], rows[n]["delta_nll"]] for n in saved]
+        rho = float(spearman(*np.array(order).T))
+        yield ""
+        yield f"Ranks in brackets; the rank correlation of the two orders is {rho:.2f}."
+        yield ""
+
+
+def sizes(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """How alike the paper's own tables and ours order the seven components."""
+    orders = {
+        f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_components(model, fmt))
+        for model in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
+        for fmt in FORMATS
+    }
+    for fmt, ours in FORMATS.items():
+        rows = found.components.where(direction="restore", format=ours, operands=BOTH)
+        orders[f"ours {fmt}"] = {r["component"]: r["delta_nll"] for r in rows}
+    names = list(orders)
+    yield from header("rank correlation", *names[1:])
+    for i, one in enumerate(names[:-1], 1):
+        cells = [""] * (i - 1)
+        for other in names[i:]:
+            pair = np.array([[orders[one][n], orders[other][n]] for n in orders[one]])
+            cells.append(f"{float(spearman(*pair.T)):.2f}")
+        yield row(one, *cells)
+
+
+def activations(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """Table 1 beside ours."""
+    ours = {r["component"]: r for r in found.component_activations}
+    names = (
+        "component",
+        "P99.9, paper",
+        "ours",
+        "max, paper",
+        "ours",
+        "max / P99.9, paper",
+        "ours",
+    )
+    yield from header(*names)
+    for r in read("activations"):
+        if r["model"] == MODEL:
+            own = ours[r["component"]]
+            pairs = [(r[key], number(own[key])) for key in ("p999", "max", "ratio")]
+            yield row(r["component"], *(value for pair in pairs for value in pair))
+
+
+def statements(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """What the paper's captions say of blocks of the 0.5B model, and what ours has there."""
+    yield from header("figure", "the paper says", "ours", "")
+    for s in read("statements"):
+        said, ours, verdict = STATEMENTS[s["kind"]](found, s)
+        where = f"{s['component']}, {s['format']}"
+        yield row(s["figure"], f"{where}: {said}", ours, verdict)
+
+
+def _peaks(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
+    """The named blocks are the most costly of the component, in any order."""
+    rows = curve(found, s)
+    ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
+    named = [int(b) for b in s["blocks"].split()]
+    told = [b for b in named if significant(rows[b])]
+    top = [b for b in told if ranks[b] <= len(named)]
+    shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
+    first = next(b for b in ranks if ranks[b] == 1)
+    if first not in named:
+        shown += f"; the largest is {first}: {change(rows[first])}{untold(rows[first])}"
+    verdict = "agrees" if len(top) == len(named) else "in part" if top else "disagrees"
+    return f"peaks at {s['blocks'].replace(' ', ', ')}", shown, verdict if told else "not told"
+
+
+def _change(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
+    """Perplexity changes by so many percent: could that be told from zero here, and is it so?"""
+    r = curve(found, s)[int(s["blocks"])]
+    value, low, high = percents(r)
+    said = float(s["percent"])
+    if not significant(r):
+        verdict = "not told"
+    elif low - _ROUNDING <= said <= high + _ROUNDING:
+        verdict = "agrees"
+    else:
+        verdict = "smaller here" if abs(value) < abs(said) else "larger here"
+    return f"block {s['blocks']} changes PPL by {said:g}%", change(r), verdict
+
+
+def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
+    """The first third of the blocks dominates."""
+    (r,) = depth_table(found.results).where(
+        direction="restore", format=FORMATS[s["format"]], operands=BOTH, component=s["component"]
+    )
+    shares = [100 * r[f"share_early{end}"] for end in ("", "_low", "_high")]
+    ours = f"{shares[0]:.0f}% [{shares[1]:.0f}, {shares[2]:.0f}] of the cost in the first third"
+    verdict = "agrees" if shares[1] > 50 else "disagrees" if shares[2] < 50 else "not told"
+    return "the early blocks dominate", ours, verdict
+
+
+def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
+    """The blocks cost about the same."""
+    (family,) = [
+        f
+        for f in families(found.results, "cells")
+        if (f.format, f.operands, f.direction) == (FORMATS[s["format"]], BOTH, "restore")
+    ]
+    columns = [i for i, unit in enumerate(family.units) if unit.unit == s["component"]]
+    apart = len(separable(family.costs[:, columns]))
+    pairs = len(columns) * (len(columns) - 1) // 2
+    rows = curve(found, s).values()
+    ends = [percents(r)[0] for r in rows]
+    ours = (
+        f"{max(ends):+.2f}% to {min(ends):+.2f}%; {sum(map(significant, rows))} of {len(rows)} told "
+        f"from zero, {apart} of {pairs} pairs told apart"
+    )
+    return "about the same in all blocks", ours, "disagrees" if apart else "agrees"
+
+
+STATEMENTS: dict[str, Callable[..., tuple[str, str, str]]] = {
+    "peaks": _peaks, "change": _change, "early": _early, "flat": _flat,
+}  # fmt: skip
+
+
+def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """How small a change of a cell can be and still be told from zero."""
+    yield from header(
+        "format", "half an interval, % of PPL", "smallest change told (Holm)", "cells told"
+    )
+    for fmt, ours in FORMATS.items():
+        rows = found.cells.where(direction="restore", format=ours, operands=BOTH).rows
+        widths = [(high - low) / 2 for _, low, high in map(percents, rows)]
+        told = [abs(percents(r)[0]) for r in rows if significant(r)]
+        middle = f"{np.median(widths):.2f} ({min(widths):.2f} to {max(widths):.2f})"
+        yield row(
+            fmt, middle, f"{min(told):.2f}%" if told else "none", f"{len(told)} of {len(rows)}"
+        )
+
+
+TABLES = {
+    "readings": readings,
+    "components": components,
+    "sizes": sizes,
+    "activations": activations,
+    "statements": statements,
+    "resolution": resolution,
+}
+
+
+def paper_components(model: str, fmt: str) -> dict[str, float]:
+    """PPL by component, and of the baseline."""
+    rows = [r for r in read("components") if (r["model"], r["format"]) == (model, fmt)]
+    return {r["component"]: float(r["ppl"]) for r in rows}
+
+
+def savings(ppl: dict[str, float]) -> dict[str, float]:
+    """What keeping each component saves, nats, the largest first."""
+    base = ppl["baseline"]
+    saved = {name: float(np.log(base / p)) for name, p in ppl.items() if name != "baseline"}
+    return dict(sorted(saved.items(), key=lambda item: -item[1]))
+
+
+def curve(found: fp4scope.Diagnosis, s: _Row) -> dict[int, _Row]:
+    """The cells of a statement's component, by block."""
+    rows = found.cells.where(
+        direction="restore", format=FORMATS[s["format"]], operands=BOTH, component=s["component"]
+    )
+    return {r["block"]: r for r in rows}
+
+
+def ranked(values: dict[Any, float]) -> dict[Any, int]:
+    """1 for the largest."""
+    return {name: i for i, name in enumerate(sorted(values, key=lambda n: -values[n]), 1)}
+
+
+def percents(r: _Row) -> tuple[float, float, float]:
+    """The change of PPL in percent with its interval; the paper's sign: negative improves."""
+    ends = (-r["delta_nll"], -r["delta_nll_high"], -r["delta_nll_low"])
+    value, low, high = (100 * float(np.expm1(x)) for x in ends)
+    return value, low, high
+
+
+def change(r: _Row) -> str:
+    value, low, high = percents(r)
+    return f"{value:+.2f}% [{low:+.2f}, {high:+.2f}]"
+
+
+def untold(r: _Row) -> str:
+    return "" if significant(r) else " (not told from zero)"
+
+
+def span(value: float, low: float, high: float) -> str:
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def header(*names: str) -> list[str]:
+    return [row(*names), row(*["---"] * len(names))]
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
