@@ -218,10 +218,8 @@ def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     pairs = len(columns) * (len(columns) - 1) // 2
     rows = curve(found, s).values()
     ends = [percents(r)[0] for r in rows]
-    ours = (
-        f"{max(ends):+.2f}% to {min(ends):+.2f}%; {sum(map(significant, rows))} of {len(rows)} told "
-        f"from zero, {apart} of {pairs} pairs told apart"
-    )
+    told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
+    ours = f"{max(ends):+.2f}% to {min(ends):+.2f}%; {told}, {apart} of {pairs} pairs told apart"
     return "about the same in all blocks", ours, "disagrees" if apart else "agrees"
 
 
