@@ -140,8 +140,7 @@ def test_controls_choose_what_is_shown(direction, show, known):
             assert shown == pytest.approx(1e3 * row["delta_nll"], abs=0.006)
             told = "told from zero" if row["p_holm"] <= 0.05 else "not told from zero"
             assert end.split("] millinats, ")[1].startswith(f"{fmt}, ")
-            small = abs(1e3 * row["delta_nll"]) < 8.4 and direction == "restore"
-            assert end.endswith((told, "inside the rerun noise") if small else told)
+            assert end.endswith(f", {told}")
     choose(browser, "metric", "percent")
     row = diagnosis.cells.where(
         format="nvfp4", direction=direction, component="down_proj", block=5

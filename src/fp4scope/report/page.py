@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.evidence import EXPLANATIONS, columns
-from fp4scope.report.payload import is_muted, payload
+from fp4scope.report.payload import payload
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.words import (
     ESTIMATE,
@@ -165,7 +165,6 @@ def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
             "tested": bool(found),
             "told": len(told),
             "floor": floor,
-            "inside": sum(is_muted(row, floor) for row in found),
             "largest": (told or rows)[:NAMED],
             "negative": sorted(
                 (row for row in told if row["delta_nll"] < 0), key=lambda r: r["delta_nll"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.words import is_measured
-from fp4scope.stats import component_kind, noise_floor, only_estimated, significant
+from fp4scope.stats import component_kind, noise_floor, only_estimated
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -21,7 +21,7 @@ METRICS = ("nats", "ppl", "percent", "kl")
 COLUMNS = (
     "component", "block",
     *(f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high", "_cost")),
-    "delta_ppl", "delta_ppl_low", "delta_ppl_high", "top1", "p_holm", "p_top", "windows", "muted",
+    "delta_ppl", "delta_ppl_low", "delta_ppl_high", "top1", "p_holm", "p_top", "windows",
     "gradient", "gradient_low", "gradient_high",
 )  # fmt: skip
 """Those of a unit; differences of NLL and estimates are in millinats per token."""
@@ -63,13 +63,6 @@ def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
     }
 
 
-def is_muted(row: Mapping[str, Any], floor: float | None) -> bool:
-    """Whether a difference is not told from zero (Holm), or inside what rounding alone does."""
-    if row["p_holm"] is None:
-        return False
-    return not significant(row) or abs(row["delta_nll"]) <= (floor or 0.0)
-
-
 def _families(diagnosis: "Diagnosis", table: Table) -> list[dict[str, Any]]:
     keys = dict.fromkeys((row["format"], row["operands"], row["direction"]) for row in table)
     controls = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
@@ -87,20 +80,19 @@ def _family(
     diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     names = {name: rows[0][name] for name in ("format", "operands", "direction")}
-    floor = noise_floor(diagnosis.results, **names)
     return names | {
         "estimated": not is_measured(rows),
-        "floor": _milli(floor),
+        "floor": _milli(noise_floor(diagnosis.results, **names)),
         "control": {
             "name": "baseline" if names["direction"] == "restore" else "reference",
             "ppl": control and _short(control["ppl"]),
             "kl": control and _short(control["kl"]),
         },
-        "rows": [_values(row, floor) for row in rows],
+        "rows": [_values(row) for row in rows],
     }
 
 
-def _values(row: Mapping[str, Any], floor: float | None) -> list[Any]:
+def _values(row: Mapping[str, Any]) -> list[Any]:
     """One unit's values, in the order of `COLUMNS`."""
     estimate = [_milli(row[f"gradient_nll{end}"]) for end in ("", "_low", "_high")]
     if only_estimated(row):
@@ -114,7 +106,7 @@ def _values(row: Mapping[str, Any], floor: float | None) -> list[Any]:
     found += _around(row, "kl", restored)
     found += [_short(row[f"delta_ppl{end}"]) for end in ("", "_low", "_high")]
     found += [_short(row[name]) for name in ("top1", "p_holm", "p_top")]
-    return [*found, row["windows"], int(is_muted(row, floor)), *estimate]
+    return [*found, row["windows"], *estimate]
 
 
 def _around(row: Mapping[str, Any], name: str, restored: bool) -> list[float | None]:

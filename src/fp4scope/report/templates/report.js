@@ -78,10 +78,12 @@
       (f) => f.direction === state.direction && f.operands === state.operands && (!state.format || f.format === state.format),
     );
 
+  /** Tested, and not told from zero. */
+  const isMuted = (row) => get(row, "p_holm") > 0.05;
+
   function certainty(row) {
     if (get(row, "p_holm") === null) return "";
-    if (get(row, "p_holm") > 0.05) return "not told from zero";
-    return get(row, "muted") ? "inside the rerun noise" : "told from zero";
+    return isMuted(row) ? "not told from zero" : "told from zero";
   }
 
   // ---------------------------------------------------------------- scales
@@ -353,7 +355,7 @@
         const row = f.rows.find((r) => get(r, "component") === name);
         if (!row) return [];
         return [{
-          label: name, cls: kindClass(name), index: kinds[name] === "attention" ? 1 : 0, muted: get(row, "muted"),
+          label: name, cls: kindClass(name), index: kinds[name] === "attention" ? 1 : 0, muted: isMuted(row),
           value: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
           text: `${name}, ${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
         }];
@@ -399,7 +401,7 @@
     }
     const unit = state.metric === "percent" ? "% of PPL" : state.metric === "ppl" ? "PPL" : METRICS[state.metric].unit;
     return element("div", { class: "scale" }, `quantizing helps`, list, `quantizing costs (${unit}${METRICS[state.metric].signed ? "" : ", difference"})`,
-      element("i", { class: "muted" }), "not told from zero, or inside the rerun noise");
+      element("i", { class: "muted" }), "not told from zero");
   }
 
   function heat(f, cost, size) {
@@ -420,7 +422,7 @@
           const text = `${where(row)}: ${shown(row, state.metric)} ${metric.unit}`;
           const more = [f.format, certainty(row)].filter(Boolean).join(", ");
           const button = element("button", {
-            type: "button", class: `${get(row, cost) < 0 ? "down" : "up"}${get(row, "muted") ? " muted" : ""}`, tabindex: "-1",
+            type: "button", class: `${get(row, cost) < 0 ? "down" : "up"}${isMuted(row) ? " muted" : ""}`, tabindex: "-1",
             "aria-label": `${text}, ${more}`, "data-tip": `${text}\n${more}`, "data-cell": `${f.format}|${b}|${name}`,
           });
           button.style.setProperty("--size", size(get(row, cost)).toFixed(3));
@@ -480,7 +482,7 @@
           name: f.format, cls: formatClass(f.format), index: unique(data.formats).indexOf(f.format), floor: floors[i],
           points: f.rows.filter((row) => get(row, "component") === name).map((row) => ({
             block: get(row, "block"), y: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
-            muted: get(row, "muted"), text: `${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
+            muted: isMuted(row), text: `${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
           })).sort((a, b) => a.block - b.block),
         })).filter((s) => s.points.length);
         if (!series.length) continue;
@@ -494,8 +496,8 @@
     byId("note-curves").textContent = [
       state.metric === "nats" ? "The axis is linear near zero and logarithmic beyond." : "The axis is linear.",
       metric.signed ? "" : `The dark line is the ${families[0]?.control.name}.`,
-      "Bands are 95% intervals; hollow marks are not told from zero (Holm at 5%) or inside the rerun noise.",
-      floored ? "Dashed: the rerun noise, between its two lines." : "",
+      "Bands are 95% intervals; hollow marks are not told from zero (Holm at 5%).",
+      floored ? "Between the dashed lines: what rounding alone could do to a difference of two runs that share nothing. The bands contain it." : "",
       "Pointer or arrow keys read the values; press for the cell's numbers.",
     ].filter(Boolean).join(" ");
   }
