@@ -120,6 +120,8 @@ def observe_inputs(
 
 def _bin(x: Tensor) -> tuple[Tensor, Tensor]:
     bits = x.detach().float().contiguous().view(torch.int32).flatten() & 0x7FFFFFFF
-    counts = torch.bincount(bits >> 16, minlength=_BINS)
+    # As torch.bincount, which would wait for the GPU to look at the largest and smallest.
+    counts = torch.zeros(_BINS, dtype=torch.int64, device=x.device)
+    counts.index_add_(0, bits >> 16, counts.new_ones(()).expand(bits.shape))
     largest = torch.where(bits < 0x7F800000, bits, 0).amax() if bits.numel() else bits.new_zeros(())
     return counts, largest.view(torch.float32)
