@@ -8,8 +8,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fp4scope.cli import main
+from fp4scope.report import files
 
 WORDS = [f"w{i}" for i in range(92)]
+
+
+@pytest.fixture(autouse=True)
+def without_figures(request, monkeypatch):
+    """Figures are slow: a run of a test draws them if it is marked so."""
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(files, "figures", lambda diagnosis, every=False: ())
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,7 @@ def test_another_study_is_still_refused(run):
         run("gradient", formats="mxfp4")
 
 
+@pytest.mark.figures
 def test_on_the_command_line(fp4scope, small, tmp_path):
     code, out, err = fp4scope(
         "run", *small, "--formats", "nvfp4", "--method", "exact,gradient", "-o", tmp_path / "a"

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 import fp4scope
-from fp4scope.report import files
 from fp4scope.sweep import memory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -138,7 +137,6 @@ def test_the_same_study_twice_is_the_same_bytes(command, whole, tmp_path, monkey
     assert command(tmp_path / "other") == 0
     assert read(tmp_path / "other") == whole
     monkeypatch.setattr(memory, "_CHUNK_TOKENS", {"cpu": 1})
-    monkeypatch.setattr(files, "figures", lambda diagnosis: ())
     fp4scope.diagnose(output_dir=tmp_path / "here", **command.study)
     assert read(tmp_path / "here") == whole
     assert whole["journal.jsonl"].count(b'"chunk"') == 4

@@ -62,6 +62,7 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     metadata = {dated: None} if dated else None
     with mpl.rc_context(_STYLE):
         figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
+    figure.set_layout_engine("none")  # laid out once: that takes as long as drawing
 
 
 def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
