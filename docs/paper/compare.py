@@ -117,16 +117,21 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield ""
 
 
-def sizes(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """How alike the paper's own tables and ours order the seven components."""
+def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """How alike the components are ordered: the paper's sizes, this run, and runs beside it."""
     orders = {
         f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_components(model, fmt))
         for model in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
         for fmt in FORMATS
     }
-    for fmt, ours in FORMATS.items():
-        rows = found.components.where(direction="restore", format=ours, operands=BOTH)
-        orders[f"ours {fmt}"] = {r["component"]: r["delta_nll"] for r in rows}
+    folder = found.folder
+    beside = sorted(folder.parent.glob("*/results.json")) if folder else []
+    others = [fp4scope.load(path.parent) for path in beside if path.parent != folder]
+    for run in (found, *others):
+        for fmt, ours in FORMATS.items():
+            rows = run.components.where(direction="restore", format=ours, operands=BOTH)
+            saved = {r["component"]: r["delta_nll"] for r in rows}
+            orders[f"{run.results.model['name']} {fmt}"] = saved
     names = list(orders)
     yield from header("rank correlation", *names[1:])
     for i, one in enumerate(names[:-1], 1):
@@ -246,7 +251,7 @@ def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
 TABLES = {
     "readings": readings,
     "components": components,
-    "sizes": sizes,
+    "orders": orders,
     "activations": activations,
     "statements": statements,
     "resolution": resolution,
