@@ -19,11 +19,12 @@ import numpy as np
 
 import fp4scope
 from fp4scope.records import baseline
-from fp4scope.report.words import number
-from fp4scope.stats import paired, significant, spearman
+from fp4scope.report.words import interval, number
+from fp4scope.stats import MIN_WINDOWS, by_window, paired, significant, spearman
 from fp4scope.stats.depth import depth_table
 from fp4scope.stats.families import families
 from fp4scope.stats.tiers import separable
+from fp4scope.stats.windows import aligned
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "reproduction.md"
@@ -79,14 +80,16 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
         )
+    ppl = {(r["format"], r["operands"]): r["ppl"] for r in found.baselines}
     for mxfp4, operands in READINGS:
         pair = [found.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
-        if pair[0] is not None and pair[1] is not None:
-            nll = [np.array(o.nll) / np.array(o.tokens) for o in pair if o is not None]
-            gap = paired(*nll)
-            ppl = [number(float(np.exp(values.mean()))) for values in nll]
-            ends = (1e3 * gap.mean, 1e3 * (gap.low or 0), 1e3 * (gap.high or 0))
-            yield row(f"ours, {mxfp4}, {operands}", *ppl, span(*ends))
+        if pair[0] is None or pair[1] is None:
+            continue
+        series = [by_window(observation, "nll") for observation in pair if observation is not None]
+        gap = paired(*aligned(series)[1].T)
+        shown = [number(ppl[name, operands]) for name in (mxfp4, "nvfp4")]
+        ends = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+        yield row(f"ours, {mxfp4}, {operands}", *shown, interval(ends, "gap"))
 
 
 def components(found: fp4scope.Diagnosis) -> Iterable[str]:
@@ -107,9 +110,8 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield row("baseline", number(paper["baseline"]), number(ppl), "", "", "")
         for rank, (name, value) in enumerate(saved.items(), 1):
             r = rows[name]
-            own = span(*(1e3 * r[f"delta_nll{end}"] for end in ("", "_low", "_high")))
             shown = (number(paper[name]), number(r["ppl"]), f"{number(1e3 * value)} ({rank})")
-            yield row(name, *shown, f"{own} ({ranks[name]})", r["tier"] or "")
+            yield row(name, *shown, f"{interval(r)} ({ranks[name]})", r["tier"] or "")
         order = [[saved[n], rows[n]["delta_nll"]] for n in saved]
         rho = float(spearman(*np.array(order).T))
         yield ""
@@ -176,56 +178,71 @@ def _peaks(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     rows = curve(found, s)
     ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
     named = [int(b) for b in s["blocks"].split()]
-    told = [b for b in named if significant(rows[b])]
-    top = [b for b in told if ranks[b] <= len(named)]
+    top = [b for b in named if significant(rows[b]) and ranks[b] <= len(named)]
     shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
     first = next(b for b in ranks if ranks[b] == 1)
     if first not in named:
         shown += f"; the largest is {first}: {change(rows[first])}{untold(rows[first])}"
-    verdict = "agrees" if len(top) == len(named) else "in part" if top else "disagrees"
-    return f"peaks at {s['blocks'].replace(' ', ', ')}", shown, verdict if told else "not told"
+    apart = _told_apart(found, s)
+    beaten = all({first, b} in apart for b in named)
+    if top:
+        verdict = "agrees" if len(top) == len(named) else "in part"
+    else:
+        verdict = "disagrees" if beaten else "not told"
+    return f"peaks at {s['blocks'].replace(' ', ', ')}", shown, verdict
 
 
 def _change(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """Perplexity changes by so many percent: could that be told from zero here, and is it so?"""
+    """Perplexity changes by so many percent: whether ours does too, as far as can be told."""
     r = curve(found, s)[int(s["blocks"])]
     value, low, high = percents(r)
     said = float(s["percent"])
-    if not significant(r):
+    if low is None or high is None:
         verdict = "not told"
     elif low - _ROUNDING <= said <= high + _ROUNDING:
-        verdict = "agrees"
+        verdict = "agrees" if significant(r) else "not told"
+    elif significant(r) and said * value < 0:
+        verdict = "other sign"
     else:
         verdict = "smaller here" if abs(value) < abs(said) else "larger here"
-    return f"block {s['blocks']} changes PPL by {said:g}%", change(r), verdict
+    return f"block {s['blocks']} changes PPL by {said:g}%", change(r) + untold(r), verdict
 
 
 def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The first third of the blocks dominates."""
-    (r,) = depth_table(found.results).where(
+    rows = depth_table(found.results).where(
         direction="restore", format=FORMATS[s["format"]], operands=BOTH, component=s["component"]
     )
-    shares = [100 * r[f"share_early{end}"] for end in ("", "_low", "_high")]
-    ours = f"{shares[0]:.0f}% [{shares[1]:.0f}, {shares[2]:.0f}] of the cost in the first third"
-    verdict = "agrees" if shares[1] > 50 else "disagrees" if shares[2] < 50 else "not told"
+    ends = [rows[0][f"share_early{end}"] for end in ("", "_low", "_high")] if rows else [None]
+    if None in ends:
+        return "the early blocks dominate", "their cost in all is not told from zero", "not told"
+    share, low, high = (100 * end for end in ends)
+    ours = f"{share:.0f}% [{low:.0f}, {high:.0f}] of the cost in the first third"
+    verdict = "agrees" if low > 50 else "disagrees" if high < 50 else "not told"
     return "the early blocks dominate", ours, verdict
 
 
 def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """The blocks cost about the same."""
+    """The blocks cost about the same. That none can be told apart does not show it."""
+    rows = curve(found, s).values()
+    apart, pairs = len(_told_apart(found, s)), len(rows) * (len(rows) - 1) // 2
+    ends = [percents(r)[0] for r in rows]
+    told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
+    ours = f"{max(ends):+.2f}% to {min(ends):+.2f}%; {told}, {apart} of {pairs} pairs told apart"
+    return "about the same in all blocks", ours, "disagrees" if apart else "not told"
+
+
+def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
+    """The pairs of blocks whose cells of a statement's component cost differently."""
     (family,) = [
         f
         for f in families(found.results, "cells")
         if (f.format, f.operands, f.direction) == (FORMATS[s["format"]], BOTH, "restore")
     ]
     columns = [i for i, unit in enumerate(family.units) if unit.unit == s["component"]]
-    apart = len(separable(family.costs[:, columns]))
-    pairs = len(columns) * (len(columns) - 1) // 2
-    rows = curve(found, s).values()
-    ends = [percents(r)[0] for r in rows]
-    told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
-    ours = f"{max(ends):+.2f}% to {min(ends):+.2f}%; {told}, {apart} of {pairs} pairs told apart"
-    return "about the same in all blocks", ours, "disagrees" if apart else "agrees"
+    costs, blocks = family.costs[:, columns], [family.units[i].block for i in columns]
+    pairs = separable(costs) if len(costs) >= MIN_WINDOWS else []
+    return [{blocks[i], blocks[j]} for i, j in pairs]
 
 
 STATEMENTS: dict[str, Callable[..., tuple[str, str, str]]] = {
@@ -240,7 +257,8 @@ def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
     )
     for fmt, ours in FORMATS.items():
         rows = found.cells.where(direction="restore", format=ours, operands=BOTH).rows
-        widths = [(high - low) / 2 for _, low, high in map(percents, rows)]
+        ends = [(low, high) for _, low, high in map(percents, rows)]
+        widths = [(high - low) / 2 for low, high in ends if low is not None and high is not None]
         told = [abs(percents(r)[0]) for r in rows if significant(r)]
         middle = f"{np.median(widths):.2f} ({min(widths):.2f} to {max(widths):.2f})"
         yield row(
@@ -284,24 +302,23 @@ def ranked(values: dict[Any, float]) -> dict[Any, int]:
     return {name: i for i, name in enumerate(sorted(values, key=lambda n: -values[n]), 1)}
 
 
-def percents(r: _Row) -> tuple[float, float, float]:
+def percents(r: _Row) -> tuple[float, float | None, float | None]:
     """The change of PPL in percent with its interval; the paper's sign: negative improves."""
-    ends = (-r["delta_nll"], -r["delta_nll_high"], -r["delta_nll_low"])
-    value, low, high = (100 * float(np.expm1(x)) for x in ends)
-    return value, low, high
+
+    def percent(nats: float | None) -> float | None:
+        return None if nats is None else 100 * float(np.expm1(-nats))
+
+    low, high = percent(r["delta_nll_high"]), percent(r["delta_nll_low"])
+    return 100 * float(np.expm1(-r["delta_nll"])), low, high
 
 
 def change(r: _Row) -> str:
     value, low, high = percents(r)
-    return f"{value:+.2f}% [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+.2f}%" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def untold(r: _Row) -> str:
     return "" if significant(r) else " (not told from zero)"
-
-
-def span(value: float, low: float, high: float) -> str:
-    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def header(*names: str) -> list[str]:

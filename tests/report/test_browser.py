@@ -5,6 +5,7 @@ These need Chromium (or Chrome) with its driver, and selenium; without them they
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,10 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
+
+from fp4scope.report import Diagnosis  # noqa: E402
+
+BOTH = "weights+activations"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # The least contrast of any text with what is behind it, and that text (WCAG 2.1, 1.4.3).
@@ -126,6 +131,26 @@ def test_the_policy_stops_what_is_not_the_pages_own(show):
     assert "Content Security Policy" in "".join(e["message"] for e in browser.get_log("browser"))
 
 
+@pytest.mark.parametrize("operands", [{"weights"}, {BOTH}, {"weights", BOTH}])
+def test_the_costs_of_formats_say_what_is_quantized(operands, show, known):
+    results = known().results
+    for key, observation in list(results.observations.items()):
+        variant = observation.variant
+        if variant.operands:
+            del results.observations[key]
+            for name in sorted(operands):
+                twin = replace(variant, operands=name)
+                results.observations[twin.key] = replace(observation, variant=twin)
+    chart = show(Diagnosis(results)).find_element(By.ID, "chart-baselines")
+    labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
+    title = chart.find_element(By.TAG_NAME, "h4").text
+    assert {"mxfp4:floor", "nvfp4"} <= labels
+    assert ("nvfp4, weights" in labels) == (len(operands) == 2)
+    said = "weights" if operands == {"weights"} else BOTH
+    assert title.removesuffix(", where nothing is said").endswith(f" {said}")
+    assert title.endswith("said") == (len(operands) == 2)
+
+
 @pytest.mark.parametrize("direction", ["restore", "isolate"])
 def test_controls_choose_what_is_shown(direction, show, known):
     diagnosis = known()
@@ -133,7 +158,10 @@ def test_controls_choose_what_is_shown(direction, show, known):
     choose(browser, "direction", direction)
     for fmt in ("mxfp4:floor", "nvfp4"):
         for row in diagnosis.cells.where(format=fmt, direction=direction):
-            said = cell(browser, fmt, row["block"], row["component"]).get_attribute("aria-label")
+            button = cell(browser, fmt, row["block"], row["component"])
+            said = button.get_attribute("aria-label")
+            hatched = "muted" in button.get_attribute("class").split()
+            assert hatched == (row["p_holm"] > 0.05)
             start = f"block {row['block']}, {row['component']}: "
             value, end = said.removeprefix(start).split(" [", 1)
             shown = float(value.replace("−", "-"))  # noqa: RUF001
@@ -141,6 +169,10 @@ def test_controls_choose_what_is_shown(direction, show, known):
             told = "told from zero" if row["p_holm"] <= 0.05 else "not told from zero"
             assert end.split("] millinats, ")[1].startswith(f"{fmt}, ")
             assert end.endswith(f", {told}")
+    hollow = browser.find_elements(By.CSS_SELECTOR, "#chart-curves .mark.muted")
+    assert len(hollow) == len(
+        [r for r in diagnosis.cells.where(direction=direction) if r["p_holm"] > 0.05]
+    )
     choose(browser, "metric", "percent")
     row = diagnosis.cells.where(
         format="nvfp4", direction=direction, component="down_proj", block=5

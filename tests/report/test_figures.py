@@ -96,6 +96,36 @@ def test_curves_are_the_differences_with_their_intervals(known):
             assert edges.max() == pytest.approx(1e3 * max(rows["delta_nll_high"]))
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_bars_are_the_differences(direction, known):
+    diagnosis = known()
+    (axis,) = diagnosis.plot("components", direction=direction).axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["down_proj", "q_proj"]
+    for fmt, bars in zip(FORMATS, (c for c in axis.containers if len(c) == 2), strict=True):
+        rows = diagnosis.components.where(format=fmt, direction=direction)
+        drawn = {name: bar.get_width() for name, bar in zip(names, bars, strict=True)}
+        assert drawn == pytest.approx({r["component"]: 1e3 * r["delta_nll"] for r in rows})
+
+
+def test_percent_is_the_change_of_perplexity_and_negative_where_keeping_helps(known):
+    diagnosis = known()
+    base = {row["format"]: row["ppl"] for row in diagnosis.baselines}
+    for axis in diagnosis.plot("percent").axes:
+        component = axis.get_title(loc="left")
+        for fmt, bars in zip(FORMATS, axis.containers, strict=True):
+            rows = diagnosis.cells.where(format=fmt, direction="restore", component=component)
+            drawn = bars[0].get_ydata()
+            assert drawn == pytest.approx([100 * (r["ppl"] / base[fmt] - 1) for r in rows])
+            if component == "down_proj":
+                assert drawn[-1] < -0.4
+                ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
+                widths = [
+                    100 * (r["delta_ppl_high"] - r["delta_ppl_low"]) / base[fmt] for r in rows
+                ]
+                assert [high - low for low, high in ends] == pytest.approx(widths)
+
+
 @pytest.mark.parametrize("kind", ["components", "cells", "heatmap", "ppl", "percent"])
 def test_one_format_alone(kind, known, tmp_path):
     figure = known().plot(kind, format="nvfp4")

@@ -113,6 +113,30 @@ def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
             assert f"{direction}, {fmt}: {count} of 12 cells are told from zero" in text
 
 
+def test_every_cell_that_quantizing_helps_is_listed(known):
+    results = known().results
+    reference = np.array(results.observation(REFERENCE).nll)
+    for observation in results.observations.values():
+        v = observation.variant
+        if (v.level, v.direction, v.format) == ("cells", "isolate", "mxfp4:floor"):
+            observation.nll[:] = (2 * reference - np.array(observation.nll)).tolist()
+    text = Diagnosis(results).report()
+    (line,) = [line for line in text.splitlines() if line.startswith("Quantizing these helps")]
+    assert line.startswith("Quantizing these helps (negative, Holm at 5%): 5.")
+    assert line.count("_proj -") == 10
+
+
+def test_all_cells_of_a_small_study_stand_there_without_a_count(known):
+    results = known().results
+    assert "The 10 largest of 12; every cell is in `cells.csv`." in Diagnosis(results).report()
+    for key, observation in list(results.observations.items()):
+        if observation.variant.level == "cells" and observation.variant.block > 2:
+            del results.observations[key]
+    text = Diagnosis(results).report()
+    assert "largest of" not in text
+    assert len(tables(text)[f"nvfp4, {BOTH}, restore"]) in (2, 6)
+
+
 @pytest.fixture
 def estimated(known):
     """`estimated(measured=True)`: with estimates of twice what a unit costs, to first order."""

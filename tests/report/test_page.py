@@ -332,6 +332,12 @@ def test_several_operands(known):
     assert len(page.payload["units"]["cells"]) == 8
     assert {f["operands"] for f in page.payload["units"]["cells"]} == {BOTH, "weights"}
     assert "Restore, weights: everything quantized" in page.text
+    names, compared = page.table("formats")
+    assert [text for text, _ in names][3:] == [
+        f"{o}, millinats per token" for o in (BOTH, "weights")
+    ]
+    assert [text for text, _ in compared][:3] == ["nvfp4", "mxfp4:floor", "format"]
+    assert [float(value) for _, value in compared[3:]] == pytest.approx([0.12, 0.12])
 
 
 def test_formats_are_compared_with_the_cheapest(known):

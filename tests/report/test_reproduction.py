@@ -1,5 +1,6 @@
 """The tables of docs/reproduction.md, on a study whose every number is known."""
 
+import csv
 import importlib.util
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 PAPER = Path(__file__).parents[2] / "docs" / "paper"
+KEPT = PAPER.parent / "results" / "smollm2-135m"
 spec = importlib.util.spec_from_file_location("compare", PAPER / "compare.py")
 compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
@@ -21,7 +23,13 @@ def said(found, kind, component="down_proj", fmt="mxfp4", blocks="", percent="")
 
 @pytest.mark.parametrize(
     ("blocks", "verdict"),
-    [("5", "agrees"), ("4 5", "agrees"), ("5 0", "in part"), ("2", "disagrees"), ("0", "not told")],
+    [
+        ("5", "agrees"),
+        ("4 5", "agrees"),
+        ("5 0", "in part"),
+        ("2", "disagrees"),
+        ("0", "disagrees"),
+    ],
 )
 def test_blocks_that_are_said_to_cost_most(known, blocks, verdict):
     assert said(known(), "peaks", blocks=blocks)[1] == verdict
@@ -37,7 +45,7 @@ def test_the_block_that_costs_most_is_named_where_the_paper_names_another(known)
     ("block", "percent", "verdict"),
     [
         ("5", "-0.5", "agrees"), ("5", "-3", "smaller here"), ("5", "-0.2", "larger here"),
-        ("0", "-0.5", "not told"),
+        ("5", "0.5", "other sign"), ("0", "-0.5", "smaller here"), ("0", "-0.01", "not told"),
     ],
 )  # fmt: skip
 def test_changes_in_percent(known, block, percent, verdict):
@@ -52,10 +60,26 @@ def test_early_blocks(known):
 
 
 def test_flat(known):
-    assert said(known(), "flat", "q_proj", "nvfp4")[1] == "agrees"
     ours, verdict = said(known(), "flat")
     assert "5 of 6 told from zero, 15 of 15 pairs told apart" in ours
     assert verdict == "disagrees"
+
+
+@pytest.mark.parametrize("kind", ["peaks", "change", "early", "flat"])
+def test_where_nothing_can_be_told_apart_nothing_is_said(known, kind):
+    assert said(known(), kind, "q_proj", "nvfp4", blocks="0", percent="0")[1] == "not told"
+
+
+@pytest.mark.parametrize("kind", ["peaks", "change", "early", "flat"])
+def test_on_few_windows_nothing_is_said(known, kind):
+    results = known().results
+    for observation in results.observations.values():
+        observation.discard(range(3, 8))
+    found = compare.fp4scope.Diagnosis(results)
+    ours, verdict = said(found, kind, blocks="5", percent="-0.5")
+    assert verdict == "not told"
+    assert "[" not in ours
+    assert list(compare.readings(found))[-1].endswith("| -120.0 (no interval) |")
 
 
 def test_whole_models_are_compared_by_the_ratio_of_perplexities(known):
@@ -90,6 +114,51 @@ def test_tables_stand_between_their_markers():
     assert compare.filled(new, {"one": "1", "two": r"2\1"}) == new
     with pytest.raises(SystemExit, match="three"):
         compare.filled(document, {"three": ""})
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Every table, of the results that are kept: rows of cells, by name."""
+    found = compare.fp4scope.load(KEPT)
+    return {
+        name: [line.strip("| ").split(" | ") for line in table(found) if line.startswith("| ")]
+        for name, table in compare.TABLES.items()
+    }
+
+
+def rows_of(name):
+    with (KEPT / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_components_stand_beside_the_papers(tables):
+    down = [row for row in tables["components"] if row[0] == "down_proj"]
+    paper = [compare.paper_components("Qwen2.5-0.5B", fmt) for fmt in compare.FORMATS]
+    kept = rows_of("components.csv")
+    for row, of, fmt in zip(down, paper, compare.FORMATS.values(), strict=True):
+        names = {"format": fmt, "component": "down_proj", "direction": "restore"}
+        (ours,) = [r for r in kept if names.items() <= r.items()]
+        assert float(row[1]) == of["down_proj"]
+        assert float(row[2]) == pytest.approx(float(ours["ppl"]), abs=0.005)
+        saved = 1000 * np.log(of["baseline"] / of["down_proj"])
+        assert float(row[3].split()[0]) == pytest.approx(saved, rel=1e-3)
+        assert float(row[4].split()[0]) == pytest.approx(1000 * float(ours["delta_nll"]), rel=1e-3)
+        assert row[5] == ours["tier"]
+
+
+def test_activations_stand_beside_the_papers(tables):
+    (down,) = [row for row in tables["activations"] if row[0] == "down_proj"]
+    kept = [row for row in rows_of("activations.csv") if row["component"] == down[0]]
+    means = [np.mean([float(r[name]) for r in kept]) for name in ("p999", "max", "ratio")]
+    assert [float(x) for x in down[2::2]] == pytest.approx(means, rel=2e-3)
+    assert down[1::2] == ["2.8", "253", "159"]
+
+
+def test_orders_of_the_paper(tables):
+    """Its 0.5B model orders components alike under both formats."""
+    assert tables["orders"][2][:2] == ["0.5B mxfp4", "1.00"]
+    assert len(tables["statements"]) == 2 + len(compare.read("statements"))
+    assert [row[0] for row in tables["resolution"]] == ["format", "---", "mxfp4", "nvfp4"]
 
 
 @pytest.mark.skipif(not compare.OURS.exists(), reason="the run of the paper's preset is not here")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, baseline
+from fp4scope.records import REFERENCE, Variant, baseline
 from fp4scope.stats import format_table
 
 
@@ -30,6 +30,19 @@ def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe
         # t(11) of 12 values 0.01 above and below their mean.
         half = 2.201 * 0.01 / 11**0.5 if row["format"] == "mxfp4:floor" else 0
         assert row["delta_nll_high"] - gap == pytest.approx(half, abs=1e-5)
+
+
+def test_swept_formats_are_compared_with_each_other_too(observe, results):
+    text = np.arange(9.0)
+    found = [observe(REFERENCE, text)]
+    for fmt, cost in {"mxfp4:floor": 0.5, "nvfp4": 0.2, "nvfp4:4over6": 0.1}.items():
+        found.append(observe(baseline(fmt, "weights"), text + cost))
+    names = {"operands": "weights", "direction": "isolate", "level": "components", "unit": "q_proj"}
+    for fmt in ("mxfp4:floor", "nvfp4"):
+        found.append(observe(Variant(format=fmt, **names), text + 0.05))
+    assert [(r["format"], r["against"]) for r in format_table(results(*found))] == [
+        ("mxfp4:floor", "nvfp4:4over6"), ("nvfp4", "nvfp4:4over6"), ("mxfp4:floor", "nvfp4"),
+    ]  # fmt: skip
 
 
 def test_one_format_has_none_to_compare_with(observe, results):

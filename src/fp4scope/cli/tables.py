@@ -1,6 +1,5 @@
 """Results as tables on the terminal."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,10 +12,12 @@ from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.words import (
+    CELLS_SHOWN,
     ESTIMATE,
     ESTIMATES_MEAN,
     MEANING,
     agreements,
+    costliest,
     groups,
     headlines,
     interval,
@@ -25,9 +26,7 @@ from fp4scope.report.words import (
     number,
     percent,
 )
-from fp4scope.stats import cost
 
-CELLS_SHOWN = 10
 GRID_SHOWN = 32
 
 
@@ -163,9 +162,6 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
             name: {r["component"]: r for r in rows.where(format=name)}
             for name in dict.fromkeys(rows["format"])
         }
-        largest: dict[str, float] = defaultdict(float)
-        for row in rows:
-            largest[row["component"]] = max(largest[row["component"]], cost(row) or 0.0)
         columns = {}
         for name, found in by_format.items():
             if is_measured([*found.values()]):
@@ -174,7 +170,7 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
                 estimates = {c: interval(row, "gradient_nll") for c, row in found.items()}
                 columns[f"{name}, {ESTIMATE}"] = estimates
         table = new_table(("component",), columns)
-        for name in sorted(largest, key=lambda n: -largest[n]):
+        for name in costliest(rows, "component"):
             table.add_row(name, *(shown.get(name, "") for shown in columns.values()))
         meaning = MEANING[direction]
         tables.append(titled(f"Components, {direction}, {operands}: millinats {meaning}", table))

@@ -19,7 +19,8 @@ from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.inject import Injector
 from fp4scope.models import check_name, resolve_device
-from fp4scope.records import Observation, Results, Variant
+from fp4scope.records import Observation, Results
+from fp4scope.stats import family as family_of
 from fp4scope.stats import half_width, unit_table
 from fp4scope.study import Study, parse_memory
 from fp4scope.sweep import (
@@ -177,8 +178,8 @@ class _Probe:
             study={}, model={}, data={}, protocol={}, environment={}, observations=self._observed
         )
         units = [v.variant for v in variants if not v.replica and not v.variant.is_control]
-        for family, count in Counter(map(_family, units)).items():
-            fmt, operands, direction, level = family
+        for family, count in Counter(map(family_of, units)).items():
+            level, fmt, operands, direction = family
             rows = unit_table(results, level).where(
                 format=fmt, operands=operands, direction=direction
             )
@@ -189,7 +190,7 @@ class _Probe:
                 if row["delta_nll_stderr"] is not None
             ]
             width = half_width(fmean(variances) ** 0.5, windows) if variances else None
-            yield Family(*family, count, width)
+            yield Family(fmt, operands, direction, level, count, width)
 
 
 def _some(variants: Sequence[PlannedVariant], units: int) -> Iterator[PlannedVariant]:
@@ -197,14 +198,10 @@ def _some(variants: Sequence[PlannedVariant], units: int) -> Iterator[PlannedVar
     groups: dict[tuple[str, str, str, str], list[PlannedVariant]] = {}
     for planned in variants:
         if not planned.replica:
-            groups.setdefault(_family(planned.variant), []).append(planned)
+            groups.setdefault(family_of(planned.variant), []).append(planned)
     for members in groups.values():
         if members[0].variant.is_control:
             yield from members
         else:
             step = max(1, -(-len(members) // units))
             yield from members[step // 2 :: step]
-
-
-def _family(variant: Variant) -> tuple[str, str, str, str]:
-    return variant.format, variant.operands, variant.direction, variant.level

@@ -23,7 +23,7 @@ import transformers
 from fp4scope.errors import ModelError, OutputError
 
 _NOTES = "fp4scope.json"
-_CONVERTER = 1
+_CONVERTER = 2
 """Changes when the same file would be converted differently."""
 _FULL_PRECISION = {"F32", "F16", "BF16"}
 _PROBE = "The model was evaluated on the whole text."

@@ -16,9 +16,10 @@ EXPLANATIONS = (
     "Spearman's rank correlation of the measured costs with max / P99.9 of the input (for a "
     "component the mean over its blocks), and with whether the unit is in the MLP. Intervals are a "
     "bootstrap over windows and hold together at 95%. Units that share a value share a rank, so "
-    "that a yes-or-no reaches less than 1: the last difference is from its correlation divided by "
-    "the most that it can reach. Supported takes that difference, contradicted the one before it; "
-    "the verdict is by the components, cells are shown for comparison.",
+    "that a correlation reaches less than 1: the one with max / P99.9 is divided by the most that "
+    "it can reach, and the last difference is from that with the MLP so divided too. Supported "
+    "takes that difference, contradicted the one before it, or a correlation with max / P99.9 "
+    "below zero; the verdict is by the components, cells are shown for comparison.",
     "Two orders of the same components, with the rank correlation and its 95% bootstrap interval "
     "over windows. Of all pairs of components: how many a paired test tells apart both times (Holm "
     "at 5%), and how many of those stand in one order here and in the other there.",

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.records import Table
+from fp4scope.report.words import costliest
 from fp4scope.stats import noise_floor, only_estimated, significant
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     metadata = {dated: None} if dated else None
     with mpl.rc_context(_STYLE):
         figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
-    figure.set_layout_engine("none")  # laid out once: that takes as long as drawing
 
 
 def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
@@ -96,11 +96,7 @@ def components_figure(
     table = _select(diagnosis.components, direction, operands, format)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
-    weight = {
-        c: np.mean([r["delta_nll"] for r in table.where(component=c)])
-        for c in dict.fromkeys(table["component"])
-    }
-    order = sorted(weight, key=lambda c: -weight[c])
+    order = costliest(table, "component")
     figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
     axis = axes[0]
     thick = 0.8 / len(formats)
@@ -134,8 +130,8 @@ def cells_figure(
 ) -> Figure:
     """Curves over depth, one panel a component, on a symmetric log axis.
 
-    Dashed: how far rounding alone moves such a difference (95%), on the format's baseline for
-    restore, on the reference for isolate.
+    Dashed: how far rounding alone moves the difference of two runs that share nothing (95%), of the
+    format's baseline for restore, of the reference for isolate.
     """
     table = _select(diagnosis.cells, direction, operands, format)
     way: str = table[0]["direction"]
@@ -254,7 +250,7 @@ def heatmap_figure(
     operands: str | None = None,
     format: str | None = None,
 ) -> Figure:
-    """Block by component, one panel a format; cells inside their own noise are crossed out."""
+    """Block by component, one panel a format; cells not told from zero are crossed out."""
     table = _select(diagnosis.cells, direction, operands, format)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))

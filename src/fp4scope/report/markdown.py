@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fp4scope.report.figures import figure_names
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.words import (
+    CELLS_SHOWN,
     ESTIMATE,
     ESTIMATES_MEAN,
     agreements,
@@ -72,6 +73,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
         windows=windows_measured(results),
         intervals=intervals_used(results),
         unit_table=unit_table,
+        cells_shown=CELLS_SHOWN,
         min_windows=MIN_WINDOWS,
     )
 

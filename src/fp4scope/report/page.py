@@ -26,6 +26,7 @@ from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
     agreements,
+    costliest,
     groups,
     headlines,
     is_estimated,
@@ -36,7 +37,6 @@ from fp4scope.report.words import (
 )
 from fp4scope.stats import (
     MIN_WINDOWS,
-    cost,
     format_table,
     hypotheses,
     neighbour_correlation,
@@ -133,7 +133,6 @@ def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[d
         by_unit: dict[Any, dict[str, Any]] = {}
         for row in chosen:
             by_unit.setdefault(row[name], {})[row["format"]] = row
-        order = sorted(by_unit, key=lambda unit: -_mean_cost(by_unit[unit].values()))
         control = {row["format"]: row for row in diagnosis.baselines if row["operands"] == operands}
         reference = diagnosis.baselines.where(format="reference").rows
         yield {
@@ -148,7 +147,10 @@ def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[d
                 control.get(fmt) if direction == "restore" else next(iter(reference), None)
                 for fmt in formats
             ],
-            "rows": [(unit, [by_unit[unit].get(fmt) for fmt in formats]) for unit in order],
+            "rows": [
+                (unit, [by_unit[unit].get(fmt) for fmt in formats])
+                for unit in costliest(chosen, name)
+            ],
             "windows": sorted({row["windows"] for row in chosen}),
         }
 
@@ -170,11 +172,6 @@ def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
                 (row for row in told if row["delta_nll"] < 0), key=lambda r: r["delta_nll"]
             ),
         }
-
-
-def _mean_cost(rows: Any) -> float:  # noqa: ANN401
-    costs = [found for row in rows if (found := cost(row)) is not None]
-    return sum(costs) / len(costs) if costs else 0.0
 
 
 def _asset(name: str) -> Any:  # noqa: ANN401

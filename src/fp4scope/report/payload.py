@@ -40,7 +40,7 @@ def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
     return {
         "columns": COLUMNS,
         "components": [{"name": c, "kind": component_kind(c)} for c in components],
-        "formats": [row["format"] for row in diagnosis.baselines if row["operands"]],
+        "formats": list(dict.fromkeys(r["format"] for r in diagnosis.baselines if r["operands"])),
         "baselines": [
             {
                 "format": row["format"],

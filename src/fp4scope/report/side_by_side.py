@@ -7,10 +7,9 @@ from typing import Any
 from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
 from fp4scope.report.stopping import windows_measured
-from fp4scope.report.words import MEANING, interval, number, percent
+from fp4scope.report.words import CELLS_SHOWN, MEANING, interval, number, percent
 from fp4scope.stats import SIGNIFICANCE
 
-CELLS_SHOWN = 10
 _PIPE = r"\|"
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {

@@ -1,6 +1,7 @@
 """What a study found, in words, and its numbers as a reader sees them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
@@ -9,6 +10,8 @@ from fp4scope.stats import cost, format_table, significant, undecided
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
 
+CELLS_SHOWN = 10
+"""Of a family, where all would be too many."""
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 """Of a difference, by direction."""
 ESTIMATE = "estimate (first order)"
@@ -125,6 +128,14 @@ def agreements(diagnosis: "Diagnosis") -> list[str]:
             line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
         found.append(f"{line}.")
     return found
+
+
+def costliest(table: Table, name: str) -> list[Any]:
+    """The units of a table, those that cost most over all formats first; `name`: their column."""
+    costs: dict[Any, list[float]] = {}
+    for row in table:
+        costs.setdefault(row[name], []).append(cost(row) or 0.0)
+    return sorted(costs, key=lambda unit: -fmean(costs[unit]))
 
 
 def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:

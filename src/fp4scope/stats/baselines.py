@@ -4,12 +4,12 @@ Two formats are compared window by window, so that what makes windows differ can
 difference of two baselines is surer than either's difference from the reference suggests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from fp4scope.records import Results, Table
 from fp4scope.stats.intervals import paired
-from fp4scope.stats.windows import Series, aligned, by_window
+from fp4scope.stats.windows import Series, aligned, by_window, costs
 
 COMPARISON_COLUMNS = (
     "operands", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
@@ -20,9 +20,11 @@ COMPARISON_COLUMNS = (
 def format_table(results: Results) -> Table:
     """Baselines of the same operands against each other, nats per token.
 
-    Every format against the cheapest, and every scale rule against the cheapest rule of its format
-    (`rules`). `delta_nll` is the format less `against`: what it costs more.
+    Every format against the cheapest of all and the cheapest of those whose units were measured,
+    and every scale rule against the cheapest rule of its format (`rules`). `delta_nll` is the
+    format less `against`: what it costs more.
     """
+    swept = {(v.format, v.operands) for v in costs(results) if not v.is_control}
     found: dict[str, dict[str, Series]] = {}
     for observation in results.observations.values():
         variant = observation.variant
@@ -31,7 +33,7 @@ def format_table(results: Results) -> Table:
             found.setdefault(variant.operands, {})[variant.format] = series
     rows: list[dict[str, Any]] = []
     for operands, by_format in found.items():
-        for name, against in _pairs(by_format):
+        for name, against in _pairs(by_format, {n for n, o in swept if o == operands}):
             windows, values = aligned([by_format[name], by_format[against]])
             if len(windows):
                 delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
@@ -42,11 +44,12 @@ def format_table(results: Results) -> Table:
     return Table(COMPARISON_COLUMNS, rows)
 
 
-def _pairs(by_format: Mapping[str, Series]) -> dict[tuple[str, str], None]:
-    """Which formats are compared: with the cheapest of all, and of its own scale rules."""
+def _pairs(by_format: Mapping[str, Series], swept: Set[str]) -> dict[tuple[str, str], None]:
+    """Which formats are compared: with the cheapest of all, of the swept, of its own rules."""
     ranked = sorted(by_format, key=lambda name: by_format[name].values.mean())
     cheapest = {_element(name): name for name in reversed(ranked)}
     pairs = [(name, ranked[0]) for name in by_format]
+    pairs += [(name, next(n for n in ranked if n in swept)) for name in by_format if name in swept]
     pairs += [(name, cheapest[_element(name)]) for name in by_format]
     return dict.fromkeys((name, against) for name, against in pairs if name != against)
 

@@ -3,11 +3,11 @@
 Each has a statistic for every format, operands and direction that was measured, and one verdict:
 
 1. **Mechanism.** Spearman's rank correlation of the components' costs with their activations'
-   Max/P99.9, less their rank correlation with being in the MLP. A yes-or-no over three and four
-   components reaches 0.87 at most, and reaches it by saying less; so each verdict takes the reading
-   that is against it. Supported: above zero in every family although the MLP's is divided by
-   the largest that its ties allow. Contradicted: below zero in every family with the MLP's as it
-   is, or a correlation with Max/P99.9 below zero.
+   Max/P99.9, divided by the largest that its ties allow, less that with being in the MLP. A
+   yes-or-no over three and four components reaches 0.87 at most, and reaches it by saying less; so
+   each verdict takes the reading that is against it. Supported: above zero in every family although
+   the MLP's is divided by its largest too. Contradicted: below zero in every family with the MLP's
+   as it is, or a correlation with Max/P99.9 below zero.
 2. **Ordering.** Two components that a paired test (Holm over all pairs) puts in one order here and
    in the other order there are a reversal. One reversal contradicts; none, and at least half of
    all pairs told apart in both, with every rank correlation above zero, supports.
@@ -74,7 +74,7 @@ def hypotheses(results: Results) -> list[Hypothesis]:
     return [
         _mechanism(results, components, cells),
         _ordering(results, components),
-        _scale(results),
+        _scale(),
         _localization(results),
     ]
 
@@ -287,7 +287,7 @@ def _ordering_verdict(rows: list[dict[str, Any]], swaps: list[str]) -> tuple[Ver
 # 3. Model scale
 
 
-def _scale(results: Results) -> Hypothesis:
+def _scale() -> Hypothesis:
     return Hypothesis(
         "Model scale",
         "Increasing model size mainly affects the magnitude of sensitivity, not the relative "

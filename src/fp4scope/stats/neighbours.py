@@ -6,14 +6,13 @@ differences too narrow by about sqrt((1 + r) / (1 - r)), r the lag-1 autocorrela
 windows are all of a text; a sparse sample has few neighbours in it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from fp4scope.records import REFERENCE, Results
-from fp4scope.stats.windows import Pairing, Series, by_window, difference
+from fp4scope.stats.windows import Series, by_window, costs
 
 MIN_PAIRS = 8
 
@@ -40,18 +39,9 @@ def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
     nll = _lag1(series)
     if nll is None:
         return None
-    found = [r for d in _differences(results) if (r := _lag1(d)) is not None]
+    differences = [d for variant, d in costs(results).items() if not variant.is_control]
+    found = [r for d in differences if (r := _lag1(d)) is not None]
     return NeighbourCorrelation(nll, median(found) if found else None, len(_neighbours(series)))
-
-
-def _differences(results: Results) -> Iterator[Series]:
-    pairing = Pairing(results)
-    for observation in results.observations.values():
-        if observation.variant.is_control or not observation.windows:
-            continue
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if sides is not None:
-            yield difference(sides)
 
 
 def _neighbours(series: Series) -> np.ndarray:

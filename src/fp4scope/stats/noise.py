@@ -55,10 +55,11 @@ def rerun_noise(results: Results, control: Variant) -> RerunNoise | None:
 
 
 def noise_floor(results: Results, format: str, operands: str, direction: str) -> float | None:
-    """Half the width of the 95% interval around zero that rounding alone gives to `delta_nll`.
+    """Half the width of the 95% interval that rounding alone gives to two runs' difference.
 
-    That is of a difference of two means, each over all windows and replicas. For `restore` the
-    noise is that of the format's baseline. For `isolate` it is that of the reference, whose
+    That is of two runs that share nothing, each a mean over all windows and replicas; a cell shares
+    all blocks before it with what it is compared with, so that a late one has less. For `restore`
+    the noise is that of the format's baseline. For `isolate` it is that of the reference, whose
     roundings are few: a lower bound, since what one quantized unit adds is not measured.
 
     Returns:

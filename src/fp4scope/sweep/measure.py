@@ -88,20 +88,20 @@ def forecast_sweep(
         shape=shape,
         memory_bytes=memory.needed(shape),
         budget_bytes=budget,
-        executions=_executions(parts, loaded) * windows,
+        executions=_executions(parts) * windows,
         work=_work(parts, loaded) * windows,
         passes=-(-windows // shape.windows) * len(parts),
     )
 
 
-def _executions(parts: Sequence[Pass], loaded: LoadedModel) -> int:
+def _executions(parts: Sequence[Pass]) -> int:
     """Blocks to run on each window."""
     return sum(part.tree.executions for part in parts)
 
 
 def _work(parts: Sequence[Pass], loaded: LoadedModel) -> float:
     heads = sum(head_runs(part.variants, part.tree) for part in parts)
-    return _executions(parts, loaded) + heads * head_in_blocks(loaded)
+    return _executions(parts) + heads * head_in_blocks(loaded)
 
 
 class Sweep:
@@ -159,7 +159,7 @@ class Sweep:
     @property
     def executions(self) -> int:
         """Blocks to run on each window."""
-        return _executions(self._passes, self._loaded)
+        return _executions(self._passes)
 
     @property
     def work(self) -> float:

@@ -7,7 +7,7 @@ the end, as are units of levels about which nothing is to be decided.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,7 @@ class Stopping:
         goal: When to stop; None measures everything.
         variants: All variants of the study.
         journal: Chunks that it has already are looked at one after the other.
-        started: When the run began, by `clock`.
-        clock: Gives seconds.
+        started: When the run began, by `time.monotonic`; now.
 
     Raises:
         StudyError: The goal cannot be reached by any study of these variants.
@@ -54,15 +53,13 @@ class Stopping:
         journal: Journal,
         *,
         started: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.goal = goal
         self.reached = False
         self._variants = list(variants)
         self._journal = journal
-        self._clock = clock
-        self._started = clock() if started is None else started
-        self._last_look = clock()
+        self._last_look = time.monotonic()
+        self._started = self._last_look if started is None else started
         self._searches = _searches(goal, variants)
         self._widest: float | None = None
         if not isinstance(goal, TimeGoal):
@@ -86,13 +83,13 @@ class Stopping:
 
     def begin(self) -> None:
         """The first chunk begins now."""
-        self._last_look = self._clock()
+        self._last_look = time.monotonic()
 
     def _look(self, chunks: int) -> None:
         if self.reached or self.goal is None:
             return
         if isinstance(self.goal, TimeGoal):
-            now = self._clock()
+            now = time.monotonic()
             took, self._last_look = now - self._last_look, now
             self.reached = now + took - self._started > self.goal.seconds
             return

@@ -68,7 +68,7 @@
   const shown = (row, metric) =>
     interval(get(row, metric), get(row, `${metric}_low`), get(row, `${metric}_high`), METRICS[metric].signed);
   const where = (row) => `block ${get(row, "block")}, ${get(row, "component")}`;
-  const formatClass = (name) => `f${data.formats.indexOf(name) < 0 ? 5 : unique(data.formats).indexOf(name) % 6}`;
+  const formatClass = (name) => `f${data.formats.indexOf(name) < 0 ? 5 : data.formats.indexOf(name) % 6}`;
   const kinds = Object.fromEntries(data.components.map((c) => [c.name, c.kind]));
   const kindClass = (name) => (kinds[name] || "other").toLowerCase();
 
@@ -325,17 +325,17 @@
 
   function drawBaselines() {
     const usual = "weights+activations";
-    const several = data.baselines.some((b) => b.operands !== usual);
+    const several = unique(data.baselines.map((b) => b.operands)).length > 1;
     const rows = data.baselines.map((b) => {
-      const label = b.operands === usual ? b.format : `${b.format}, ${b.operands}`;
+      const label = !several || b.operands === usual ? b.format : `${b.format}, ${b.operands}`;
       return {
-        label, cls: formatClass(b.format), index: unique(data.formats).indexOf(b.format), value: b.nats, low: b.nats_low, high: b.nats_high,
+        label, cls: formatClass(b.format), index: data.formats.indexOf(b.format), value: b.nats, low: b.nats_low, high: b.nats_high,
         muted: false, text: `${b.format}, ${b.operands}: ${interval(b.nats, b.nats_low, b.nats_high, true)} millinats`,
       };
     });
     if (!rows.length) return;
     const domain = extent(rows.flatMap((r) => [r.value, r.low, r.high]), [0]);
-    byId("chart-baselines").replaceChildren(panels([dots(`What quantizing everything costs${several ? `: ${usual}, where nothing is said` : ""}`, rows, { label: "millinats per token", zero: 0, domain })]));
+    byId("chart-baselines").replaceChildren(panels([dots(`What quantizing everything costs${several ? `: ${usual}, where nothing is said` : `, ${data.baselines[0]?.operands}`}`, rows, { label: "millinats per token", zero: 0, domain })]));
   }
 
   function drawComponents() {
@@ -479,7 +479,7 @@
       const ticks = log ? logTicks(low, high, from) : linearTicks(low, high, 4);
       for (const name of names) {
         const series = group.map((f, i) => ({
-          name: f.format, cls: formatClass(f.format), index: unique(data.formats).indexOf(f.format), floor: floors[i],
+          name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format), floor: floors[i],
           points: f.rows.filter((row) => get(row, "component") === name).map((row) => ({
             block: get(row, "block"), y: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
             muted: isMuted(row), text: `${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
@@ -490,7 +490,7 @@
         charts.push(curves(title, series, { scale, ticks, zero, label: metric.label, choose: (block) => openCell(name, block) }));
       }
     }
-    target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: unique(data.formats).indexOf(f.format) }))), panels(charts));
+    target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format) }))), panels(charts));
     const floored = state.metric === "nats" && families.some((f) => f.floor && !f.estimated);
     byId("said-curves").textContent = `${metric.label[0].toUpperCase()}${metric.label.slice(1)}, one panel for each component${metric.signed ? "" : " and format"}, all on one scale${metric.signed ? "" : " within a format"}.`;
     byId("note-curves").textContent = [
