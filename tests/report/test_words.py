@@ -7,7 +7,7 @@ import pytest
 
 from fp4scope.records import REFERENCE, baseline
 from fp4scope.report import Diagnosis
-from fp4scope.report.words import headlines, number
+from fp4scope.report.words import headlines, neighbour_line, number, sums
 
 BOTH = "weights+activations"
 FORMATS = ["mxfp4:floor", "nvfp4"]
@@ -79,3 +79,26 @@ def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results)
     rest = [observe(baseline(fmt, BOTH), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
     lines = headlines(Diagnosis(results(observe(REFERENCE, text), *rest)))
     assert [line.split()[0] for line in lines] == ["nvfp4", "mxfp4:floor"]
+
+
+def test_components_beside_what_all_cost(known):
+    (line,) = sums(known())
+    # Restored or alone both components cost five millinats under MXFP4.
+    assert (
+        "under mxfp4:floor (weights+activations), where all together cost 120.0 millinats" in line
+    )
+    assert "restored they save 10.0" in line
+    assert "alone they cost 10.0" in line
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_neighbours_that_share_a_cost_are_warned_about(shared, observe, results):
+    rng = np.random.default_rng(0)
+    text, cost = rng.normal(3, 1, 400), rng.normal(size=400)
+    if shared:
+        cost = np.convolve(cost, np.ones(4), "same")
+    study = results(observe(REFERENCE, text), observe(baseline("nvfp4", BOTH), text + 0.1 * cost))
+    line = neighbour_line(study)
+    assert line.startswith("Neighbouring windows correlate at ")
+    assert ("too narrow" in line) == shared
+    assert "over 399 pairs" in line

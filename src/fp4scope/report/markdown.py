@@ -16,11 +16,12 @@ from fp4scope.report.words import (
     interval,
     is_estimated,
     is_measured,
+    neighbour_line,
     noise,
     number,
     percent,
 )
-from fp4scope.stats import MIN_WINDOWS, TOP_K, neighbour_correlation, significant
+from fp4scope.stats import MIN_WINDOWS, TOP_K, significant
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -68,7 +69,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
         block_groups=list(groups(diagnosis.blocks)),
         pattern_groups=list(groups(diagnosis.patterns)),
         figures=figure_names(diagnosis),
-        neighbours=neighbour_correlation(results),
+        neighbours=neighbour_line(results),
         stopping=stopping_lines(results),
         windows=windows_measured(results),
         intervals=intervals_used(results),

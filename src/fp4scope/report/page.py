@@ -31,15 +31,16 @@ from fp4scope.report.words import (
     headlines,
     is_estimated,
     is_measured,
+    neighbour_line,
     number,
     percent,
     sole_operands,
+    sums,
 )
 from fp4scope.stats import (
     MIN_WINDOWS,
     format_table,
     hypotheses,
-    neighbour_correlation,
     noise_floor,
     significant,
 )
@@ -101,7 +102,8 @@ def page(diagnosis: "Diagnosis") -> str:
         hypotheses=held,
         evidence=[columns(hypothesis, i) for i, hypothesis in enumerate(held)],
         explanations=EXPLANATIONS,
-        neighbours=neighbour_correlation(results),
+        neighbours=neighbour_line(results),
+        sums=sums(diagnosis),
     )
 
 

@@ -25,7 +25,7 @@ COLUMNS = (
     "gradient", "gradient_low", "gradient_high",
 )  # fmt: skip
 """Those of a unit; differences of NLL and estimates are in millinats per token."""
-DIGITS = 5
+DIGITS = 7
 
 
 def payload(diagnosis: "Diagnosis") -> dict[str, Any]:

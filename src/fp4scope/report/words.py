@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fp4scope.records import Table
-from fp4scope.stats import cost, format_table, significant, undecided
+from fp4scope.records import Results, Table
+from fp4scope.stats import cost, format_table, neighbour_correlation, significant, undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
 
+_ALIKE = 0.1
+"""A correlation of neighbours from which intervals are worth a warning: 1.1 times too narrow."""
 CELLS_SHOWN = 10
 """Of a family, where all would be too many."""
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
@@ -107,6 +109,40 @@ def _cells_told(diagnosis: "Diagnosis") -> list[str]:
 
 def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
     return [(group, rows) for group, rows in groups(table) if rows[0]["p_holm"] is not None]
+
+
+def sums(diagnosis: "Diagnosis") -> list[str]:
+    """What components add up to, beside what quantizing all of them costs."""
+    whole = {(row["format"], row["operands"]): row["delta_nll"] for row in diagnosis.baselines}
+    found: dict[str, list[str]] = {}
+    for group, rows in groups(diagnosis.components):
+        of_all = whole.get((group["format"], group["operands"]))
+        if of_all is not None and is_measured(rows) and len(rows) > 1:
+            name = f"{group['format']} ({group['operands']}), where all together cost "
+            said = "restored they save" if group["direction"] == "restore" else "alone they cost"
+            total = sum(row["delta_nll"] or 0.0 for row in rows)
+            sentence = f"{said} {number(1e3 * total)} in sum"
+            found.setdefault(f"{name}{number(1e3 * of_all)} millinats", []).append(sentence)
+    said = [f"under {name}, {' and '.join(parts)}" for name, parts in found.items()]
+    return [f"Components need not add up: {'; '.join(said)}."] if said else []
+
+
+def neighbour_line(results: Results) -> str:
+    """How alike windows are that stand next to each other in the text."""
+    found = neighbour_correlation(results)
+    if found is None:
+        return ""
+    line = f"Neighbouring windows correlate at {found.nll:.2f} in NLL"
+    if found.difference is not None:
+        line += f" and {found.difference:.2f} in paired differences (median)"
+    line += f", over {found.pairs} pairs"
+    if found.largest is None or found.largest < _ALIKE:
+        return f"{line}."
+    return (
+        f"{line}; of costs of whole models and components at up to {found.largest:.2f}. Intervals "
+        f"take windows as independent draws: there they are up to {found.too_narrow:.1f} times too "
+        "narrow."
+    )
 
 
 def agreements(diagnosis: "Diagnosis") -> list[str]:

@@ -24,7 +24,7 @@ def format_table(results: Results) -> Table:
     and every scale rule against the cheapest rule of its format (`rules`). `delta_nll` is the
     format less `against`: what it costs more.
     """
-    swept = {(v.format, v.operands) for v in costs(results) if not v.is_control}
+    swept = {variant.format for variant in costs(results) if not variant.is_control}
     found: dict[str, dict[str, Series]] = {}
     for observation in results.observations.values():
         variant = observation.variant
@@ -33,7 +33,7 @@ def format_table(results: Results) -> Table:
             found.setdefault(variant.operands, {})[variant.format] = series
     rows: list[dict[str, Any]] = []
     for operands, by_format in found.items():
-        for name, against in _pairs(by_format, {n for n, o in swept if o == operands}):
+        for name, against in _pairs(by_format, swept):
             windows, values = aligned([by_format[name], by_format[against]])
             if len(windows):
                 delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
@@ -49,7 +49,8 @@ def _pairs(by_format: Mapping[str, Series], swept: Set[str]) -> dict[tuple[str, 
     ranked = sorted(by_format, key=lambda name: by_format[name].values.mean())
     cheapest = {_element(name): name for name in reversed(ranked)}
     pairs = [(name, ranked[0]) for name in by_format]
-    pairs += [(name, next(n for n in ranked if n in swept)) for name in by_format if name in swept]
+    chosen = [name for name in ranked if name in swept]
+    pairs += [(name, chosen[0]) for name in by_format if name in chosen]
     pairs += [(name, cheapest[_element(name)]) for name in by_format]
     return dict.fromkeys((name, against) for name, against in pairs if name != against)
 

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, Results
+from fp4scope.records import REFERENCE, Results, Variant
 from fp4scope.stats.windows import Series, by_window, costs
 
 MIN_PAIRS = 8
@@ -22,12 +22,20 @@ class NeighbourCorrelation:
     """Lag-1 autocorrelation of windows over `pairs` neighbours, both of which were measured.
 
     `nll` is that of the reference's NLL, `difference` the median over the units' paired
-    differences, None where no unit has any.
+    differences, None where no unit has any. `largest` is the largest of baselines' and components'
+    differences from what they are compared with: large ones share more of a text than small ones.
     """
 
     nll: float
     difference: float | None
+    largest: float | None
     pairs: int
+
+    @property
+    def too_narrow(self) -> float:
+        """By what an interval is too narrow at `largest`; 1 where that is not above zero."""
+        r = min(max(self.largest or 0.0, 0.0), 0.99)
+        return float(np.sqrt((1 + r) / (1 - r)))
 
 
 def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
@@ -41,7 +49,17 @@ def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
         return None
     differences = [d for variant, d in costs(results).items() if not variant.is_control]
     found = [r for d in differences if (r := _lag1(d)) is not None]
-    return NeighbourCorrelation(nll, median(found) if found else None, len(_neighbours(series)))
+    wholes = [r for v, d in costs(results).items() if _is_large(v) and (r := _lag1(d)) is not None]
+    return NeighbourCorrelation(
+        nll=nll,
+        difference=median(found) if found else None,
+        largest=max(wholes, default=None),
+        pairs=len(_neighbours(series)),
+    )
+
+
+def _is_large(variant: Variant) -> bool:
+    return variant.is_control or variant.level == "components"
 
 
 def _neighbours(series: Series) -> np.ndarray:

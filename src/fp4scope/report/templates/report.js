@@ -130,11 +130,12 @@
   });
   document.addEventListener("focusin", (event) => {
     const text = event.target.dataset?.tip;
-    if (!text) return hideTip();
+    if (!text || !event.target.matches(":focus-visible")) return hideTip();
     const box = event.target.getBoundingClientRect();
     showTip(text, box.left, box.bottom - 12);
   });
-  document.addEventListener("scroll", hideTip, { passive: true });
+  document.addEventListener("scroll", hideTip, { passive: true, capture: true });
+  byId("cell").addEventListener("close", () => requestAnimationFrame(hideTip));
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 
   // ---------------------------------------------------------------- marks
@@ -401,7 +402,7 @@
     }
     const unit = state.metric === "percent" ? "% of PPL" : state.metric === "ppl" ? "PPL" : METRICS[state.metric].unit;
     return element("div", { class: "scale" }, `quantizing helps`, list, `quantizing costs (${unit}${METRICS[state.metric].signed ? "" : ", difference"})`,
-      element("i", { class: "muted" }), "not told from zero");
+      element("i", { class: "muted" }), "loss not told from zero");
   }
 
   function heat(f, cost, size) {
@@ -496,7 +497,7 @@
     byId("note-curves").textContent = [
       state.metric === "nats" ? "The axis is linear near zero and logarithmic beyond." : "The axis is linear.",
       metric.signed ? "" : `The dark line is the ${families[0]?.control.name}.`,
-      "Bands are 95% intervals; hollow marks are not told from zero (Holm at 5%).",
+      "Bands are 95% intervals; hollow marks: the difference of the loss is not told from zero (Holm at 5%).",
       floored ? "Between the dashed lines: what rounding alone could do to a difference of two runs that share nothing. The bands contain it." : "",
       "Pointer or arrow keys read the values; press for the cell's numbers.",
     ].filter(Boolean).join(" ");
