@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import fp4scope
-from fp4scope.records import baseline
+from fp4scope.records import Table, baseline
 from fp4scope.report.words import interval, number
 from fp4scope.stats import MIN_WINDOWS, by_window, paired, significant, spearman
 from fp4scope.stats.depth import depth_table
@@ -29,7 +29,8 @@ from fp4scope.stats.windows import aligned
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "reproduction.md"
 OURS = HERE.parent / "results" / "qwen2.5-coder-0.5b"
-MODEL = "Qwen2.5-0.5B"
+SIZES = ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
+MODEL = SIZES[0]
 BOTH, WEIGHTS = "weights+activations", "weights"
 FORMATS = {"mxfp4": "mxfp4:floor", "nvfp4": "nvfp4"}
 """The paper's names, and what of ours is held against them."""
@@ -75,7 +76,7 @@ def read(name: str) -> list[_Row]:
 def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
     """MXFP4's perplexity over NVFP4's, in nats: what does not depend on the reference."""
     yield from header("reading", "MXFP4", "NVFP4", "MXFP4 less NVFP4, millinats")
-    for model in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B"):
+    for model in SIZES:
         pair = [paper_components(model, fmt)["baseline"] for fmt in FORMATS]
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
@@ -97,10 +98,7 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
     for fmt, ours in FORMATS.items():
         paper = paper_components(MODEL, fmt)
         saved = savings(paper)
-        rows = {
-            r["component"]: r
-            for r in found.components.where(direction="restore", format=ours, operands=BOTH)
-        }
+        rows = {r["component"]: r for r in restored(found.components, fmt)}
         ranks = ranked({name: r["delta_nll"] for name, r in rows.items()})
         yield f"**{fmt}** (ours: `{ours}`)"
         yield ""
@@ -123,16 +121,15 @@ def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
     """How alike the components are ordered: the paper's sizes, this run, and runs beside it."""
     orders = {
         f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_components(model, fmt))
-        for model in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
+        for model in SIZES
         for fmt in FORMATS
     }
     folder = found.folder
     beside = sorted(folder.parent.glob("*/results.json")) if folder else []
     others = [fp4scope.load(path.parent) for path in beside if path.parent != folder]
     for run in (found, *others):
-        for fmt, ours in FORMATS.items():
-            rows = run.components.where(direction="restore", format=ours, operands=BOTH)
-            saved = {r["component"]: r["delta_nll"] for r in rows}
+        for fmt in FORMATS:
+            saved = {r["component"]: r["delta_nll"] for r in restored(run.components, fmt)}
             orders[f"{run.results.model['name']} {fmt}"] = saved
     names = list(orders)
     yield from header("rank correlation", *names[1:])
@@ -210,9 +207,7 @@ def _change(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The first third of the blocks dominates."""
-    rows = depth_table(found.results).where(
-        direction="restore", format=FORMATS[s["format"]], operands=BOTH, component=s["component"]
-    )
+    rows = restored(depth_table(found.results), s["format"]).where(component=s["component"])
     ends = [rows[0][f"share_early{end}"] for end in ("", "_low", "_high")] if rows else [None]
     if None in ends:
         return "the early blocks dominate", "their cost in all is not told from zero", "not told"
@@ -255,8 +250,8 @@ def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
     yield from header(
         "format", "half an interval, % of PPL", "smallest change told (Holm)", "cells told"
     )
-    for fmt, ours in FORMATS.items():
-        rows = found.cells.where(direction="restore", format=ours, operands=BOTH).rows
+    for fmt in FORMATS:
+        rows = restored(found.cells, fmt).rows
         ends = [(low, high) for _, low, high in map(percents, rows)]
         widths = [(high - low) / 2 for low, high in ends if low is not None and high is not None]
         told = [abs(percents(r)[0]) for r in rows if significant(r)]
@@ -291,10 +286,13 @@ def savings(ppl: dict[str, float]) -> dict[str, float]:
 
 def curve(found: fp4scope.Diagnosis, s: _Row) -> dict[int, _Row]:
     """The cells of a statement's component, by block."""
-    rows = found.cells.where(
-        direction="restore", format=FORMATS[s["format"]], operands=BOTH, component=s["component"]
-    )
+    rows = restored(found.cells, s["format"]).where(component=s["component"])
     return {r["block"]: r for r in rows}
+
+
+def restored(table: Table, fmt: str) -> Table:
+    """The rows of ours that are held against the paper's."""
+    return table.where(direction="restore", format=FORMATS[fmt], operands=BOTH)
 
 
 def ranked(values: dict[Any, float]) -> dict[Any, int]:

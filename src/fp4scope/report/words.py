@@ -119,9 +119,9 @@ def sums(diagnosis: "Diagnosis") -> list[str]:
         of_all = whole.get((group["format"], group["operands"]))
         if of_all is not None and is_measured(rows) and len(rows) > 1:
             name = f"{group['format']} ({group['operands']}), where all together cost "
-            said = "restored they save" if group["direction"] == "restore" else "alone they cost"
+            verb = "restored they save" if group["direction"] == "restore" else "alone they cost"
             total = sum(row["delta_nll"] or 0.0 for row in rows)
-            sentence = f"{said} {number(1e3 * total)} in sum"
+            sentence = f"{verb} {number(1e3 * total)} in sum"
             found.setdefault(f"{name}{number(1e3 * of_all)} millinats", []).append(sentence)
     said = [f"under {name}, {' and '.join(parts)}" for name, parts in found.items()]
     return [f"Components need not add up: {'; '.join(said)}."] if said else []

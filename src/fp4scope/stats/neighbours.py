@@ -47,13 +47,12 @@ def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
     nll = _lag1(series)
     if nll is None:
         return None
-    differences = [d for variant, d in costs(results).items() if not variant.is_control]
-    found = [r for d in differences if (r := _lag1(d)) is not None]
-    wholes = [r for v, d in costs(results).items() if _is_large(v) and (r := _lag1(d)) is not None]
+    differing = {v: r for v, d in costs(results).items() if (r := _lag1(d)) is not None}
+    units = [r for variant, r in differing.items() if not variant.is_control]
     return NeighbourCorrelation(
         nll=nll,
-        difference=median(found) if found else None,
-        largest=max(wholes, default=None),
+        difference=median(units) if units else None,
+        largest=max((r for variant, r in differing.items() if _is_large(variant)), default=None),
         pairs=len(_neighbours(series)),
     )
 
