@@ -20,7 +20,7 @@ import numpy as np
 import fp4scope
 from fp4scope.records import Table, baseline
 from fp4scope.report.words import interval, number
-from fp4scope.stats import MIN_WINDOWS, by_window, paired, significant, spearman
+from fp4scope.stats import MIN_WINDOWS, by_window, hypotheses, paired, significant, spearman
 from fp4scope.stats.depth import depth_table
 from fp4scope.stats.families import families
 from fp4scope.stats.tiers import separable
@@ -36,6 +36,7 @@ FORMATS = {"mxfp4": "mxfp4:floor", "nvfp4": "nvfp4"}
 """The paper's names, and what of ours is held against them."""
 READINGS = [(f"mxfp4:{rule}", o) for o in (BOTH, WEIGHTS) for rule in ("floor", "rceil", "even")]
 """Of MXFP4, each against NVFP4 with the same operands."""
+CHECKS = {"weights only": "weights", "windows of 512": "seq512"}
 _ROUNDING = 0.05
 """The paper gives percentages with one decimal."""
 _Row = dict[str, Any]
@@ -81,16 +82,17 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
         )
-    ppl = {(r["format"], r["operands"]): r["ppl"] for r in found.baselines}
-    for mxfp4, operands in READINGS:
-        pair = [found.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
-        if pair[0] is None or pair[1] is None:
-            continue
-        series = [by_window(observation, "nll") for observation in pair if observation is not None]
-        gap = paired(*aligned(series)[1].T)
-        shown = [number(ppl[name, operands]) for name in (mxfp4, "nvfp4")]
-        ends = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-        yield row(f"ours, {mxfp4}, {operands}", *shown, interval(ends, "gap"))
+    for name, run in {"ours": found, **checks(found, "windows of 512")}.items():
+        ppl = {(r["format"], r["operands"]): r["ppl"] for r in run.baselines}
+        for mxfp4, operands in READINGS:
+            pair = [run.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
+            if pair[0] is None or pair[1] is None:
+                continue
+            series = [by_window(seen, "nll") for seen in pair if seen is not None]
+            gap = paired(*aligned(series)[1].T)
+            shown = [number(ppl[fmt, operands]) for fmt in (mxfp4, "nvfp4")]
+            ends = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+            yield row(f"{name}, {mxfp4}, {operands}", *shown, interval(ends, "gap"))
 
 
 def components(found: fp4scope.Diagnosis) -> Iterable[str]:
@@ -117,6 +119,22 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield ""
 
 
+def operands(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """What keeping each component saves under other readings of the protocol, millinats."""
+    runs = {"as above": found, **checks(found, "weights only", "windows of 512")}
+    yield from header("format", "component", "paper", *runs)
+    for fmt, ours in FORMATS.items():
+        saved = savings(paper_components(MODEL, fmt))
+        sides = []
+        for run in runs.values():
+            rows = run.components.where(direction="restore", format=ours)
+            sides.append({r["component"]: r["delta_nll"] for r in rows})
+        for name, value in saved.items():
+            yield row(fmt, name, *(number(1e3 * v) for v in (value, *(s[name] for s in sides))))
+        rhos = [float(spearman(*np.array([[saved[n], s[n]] for n in saved]).T)) for s in sides]
+        yield row(fmt, "rank correlation with the paper", "", *(f"{rho:.2f}" for rho in rhos))
+
+
 def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
     """How alike the components are ordered: the paper's sizes, this run, and runs beside it."""
     orders = {
@@ -124,10 +142,7 @@ def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
         for model in SIZES
         for fmt in FORMATS
     }
-    folder = found.folder
-    beside = sorted(folder.parent.glob("*/results.json")) if folder else []
-    others = [fp4scope.load(path.parent) for path in beside if path.parent != folder]
-    for run in (found, *others):
+    for run in (found, *beside(found)):
         for fmt in FORMATS:
             saved = {r["component"]: r["delta_nll"] for r in restored(run.components, fmt)}
             orders[f"{run.results.model['name']} {fmt}"] = saved
@@ -261,14 +276,38 @@ def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
         )
 
 
+def verdicts(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """What each run says of the paper's four hypotheses."""
+    runs = (found, *beside(found))
+    yield from header("hypothesis", *(run.results.model["name"] for run in runs))
+    for held in zip(*(hypotheses(run.results) for run in runs), strict=True):
+        yield row(held[0].name, *(hypothesis.verdict.value for hypothesis in held))
+
+
 TABLES = {
     "readings": readings,
     "components": components,
+    "operands": operands,
     "orders": orders,
     "activations": activations,
     "statements": statements,
     "resolution": resolution,
+    "hypotheses": verdicts,
 }
+
+
+def beside(found: fp4scope.Diagnosis) -> list[fp4scope.Diagnosis]:
+    """The runs of other models."""
+    folder = found.folder
+    kept = sorted(folder.parent.glob("*/results.json")) if folder else []
+    return [fp4scope.load(path.parent) for path in kept if path.parent != folder]
+
+
+def checks(found: fp4scope.Diagnosis, *names: str) -> dict[str, fp4scope.Diagnosis]:
+    """Runs of the same model in which one thing differs, as far as they are kept."""
+    kept = found.folder.parent / "checks" if found.folder else None
+    folders = {name: kept / CHECKS[name] for name in names} if kept else {}
+    return {name: fp4scope.load(at) for name, at in folders.items() if at.exists()}
 
 
 def paper_components(model: str, fmt: str) -> dict[str, float]:

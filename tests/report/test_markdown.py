@@ -10,6 +10,7 @@ from fp4scope.errors import StudyError
 from fp4scope.records import REFERENCE, baseline
 from fp4scope.report import Diagnosis, load, write_outputs
 from fp4scope.report.figures import figure_names
+from fp4scope.report.words import LOWER_LOSS
 
 BOTH = "weights+activations"
 
@@ -113,7 +114,7 @@ def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
             assert f"{direction}, {fmt}: {count} of 12 cells are told from zero" in text
 
 
-def test_every_cell_that_quantizing_helps_is_listed(known):
+def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
     results = known().results
     reference = np.array(results.observation(REFERENCE).nll)
     for observation in results.observations.values():
@@ -121,9 +122,11 @@ def test_every_cell_that_quantizing_helps_is_listed(known):
         if (v.level, v.direction, v.format) == ("cells", "isolate", "mxfp4:floor"):
             observation.nll[:] = (2 * reference - np.array(observation.nll)).tolist()
     text = Diagnosis(results).report()
-    (line,) = [line for line in text.splitlines() if line.startswith("Quantizing these helps")]
-    assert line.startswith("Quantizing these helps (negative, Holm at 5%): 5.")
+    (line,) = [line for line in text.splitlines() if line.startswith("The loss falls")]
+    assert line.startswith("The loss falls with any of these quantized (Holm at 5%): 5.")
     assert line.count("_proj -") == 10
+    assert LOWER_LOSS in text
+    assert LOWER_LOSS not in known().report()
 
 
 def test_all_cells_of_a_small_study_stand_there_without_a_count(known):

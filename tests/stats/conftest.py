@@ -4,11 +4,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from fp4scope.records import Observation, Results, Variant
 
 DATA = Path(__file__).parents[1] / "data" / "sensitivity.npz"
 TOKENS = 511
+
+
+@pytest.fixture(scope="session")
+def opposed():
+    """Values in an order in which neighbours lie on opposite sides of the mean."""
+
+    def order(values):
+        ranked = np.sort(values)
+        found = np.empty_like(ranked)
+        found[::2], found[1::2] = ranked[: (len(ranked) + 1) // 2], ranked[::-1][: len(ranked) // 2]
+        return found
+
+    return order
+
+
+@pytest.fixture(scope="session")
+def newey_west():
+    """The standard error of a mean, never below s / sqrt(n), and the p-value of its t test."""
+
+    def test(x):
+        n, centred = len(x), x - np.mean(x)
+        reach = round(2 / 3 * n**0.5)
+        products = [
+            (1 - k / (reach + 1)) * sum(centred[i] * centred[i + k] for i in range(n - k))
+            for k in range(reach + 1)
+        ]
+        square = max(products[0], products[0] + 2 * sum(products[1:])) / (n - 1) / n
+        return square**0.5, 2 * scipy_stats.t.sf(abs(np.mean(x)) / square**0.5, n - 1)
+
+    return test
 
 
 @pytest.fixture(scope="session")

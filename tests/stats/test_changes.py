@@ -204,7 +204,7 @@ def test_fewer_windows_of_the_same_text_are_paired_over_those_of_both(realise):
     assert set(table["windows"]) == set(table["windows_before"]) == {10}
 
 
-def test_other_text_is_not_paired_and_welchs(realise):
+def test_other_text_is_not_paired_and_welchs(realise, newey_west):
     long = realise(np.random.default_rng(1))
     data = CONDITIONS["data"] | {"windows": 30, "sha256": "other", "text_sha256": "y"}
     other = realise(np.random.default_rng(2), windows=range(40, 70), data=data)
@@ -215,10 +215,14 @@ def test_other_text_is_not_paired_and_welchs(realise):
         np.subtract(run.observation(BASE).nll, run.observation(REFERENCE).nll) / 10
         for run in (long, other)
     )
-    expected = scipy_stats.ttest_ind(y, x, equal_var=False)
-    low, high = expected.confidence_interval()
-    assert (row["change_low"], row["change_high"]) == pytest.approx((low, high))
+    deviations = [newey_west(side)[0] * len(side) ** 0.5 for side in (y, x)]
+    expected = scipy_stats.ttest_ind_from_stats(
+        y.mean(), deviations[0], len(y), x.mean(), deviations[1], len(x), equal_var=False
+    )
     assert row["p"] == pytest.approx(expected.pvalue)
+    assert row["change_stderr"] == pytest.approx(abs((y.mean() - x.mean()) / expected.statistic))
+    assert row["change_low"] < row["change"] < row["change_high"]
+    assert (row["change_low"] > 0 or row["change_high"] < 0) == (expected.pvalue <= 0.05)
 
 
 def test_unpaired_windows_of_a_run_with_a_goal_have_no_interval():

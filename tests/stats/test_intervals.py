@@ -7,8 +7,8 @@ from scipy import stats as scipy_stats
 from fp4scope.stats import MIN_WINDOWS, mean, paired, perplexity_difference
 
 
-def test_mean_agrees_with_scipy():
-    x = np.random.default_rng(0).normal(3.0, 2.0, 17)
+def test_mean_agrees_with_scipy(opposed):
+    x = opposed(np.random.default_rng(0).normal(3.0, 2.0, 17))
     estimate = mean(x)
     low, high = scipy_stats.t.interval(0.95, 16, loc=x.mean(), scale=scipy_stats.sem(x))
     assert estimate.mean == pytest.approx(x.mean(), rel=1e-12)
@@ -40,10 +40,10 @@ def test_no_window_is_an_error():
         mean([])
 
 
-def test_paired_is_more_minus_less_and_ignores_what_windows_share():
+def test_paired_is_more_minus_less_and_ignores_what_windows_share(opposed):
     rng = np.random.default_rng(1)
     shared = rng.normal(0, 100, 12)  # windows differ far more than variants do
-    effect = rng.normal(0.5, 0.01, 12)
+    effect = opposed(rng.normal(0.5, 0.01, 12))
     estimate = paired(shared + effect, shared)
     assert estimate.mean == pytest.approx(effect.mean(), abs=1e-9)
     assert estimate.stderr == pytest.approx(scipy_stats.sem(effect), rel=1e-6)

@@ -37,7 +37,7 @@ def test_what_neighbours_share_is_found_in_any_order_of_measuring():
     assert found.largest == found.difference  # the one unit is a component
 
 
-def test_costs_that_neighbours_share_are_found_and_what_that_does_to_an_interval():
+def test_costs_that_neighbours_share_are_found_and_what_they_do_to_an_interval():
     rng = np.random.default_rng(0)
     cost = np.zeros(4000)
     for i in range(1, 4000):
@@ -45,7 +45,7 @@ def test_costs_that_neighbours_share_are_found_and_what_that_does_to_an_interval
     text = rng.normal(size=4000)
     found = neighbour_correlation(results(range(4000), reference=text, unit=text + cost))
     assert found.largest == pytest.approx(0.5, abs=0.05)
-    assert found.too_narrow == pytest.approx(3**0.5, rel=0.1)
+    assert found.widened == pytest.approx(3**0.5, rel=0.1)
 
 
 def test_only_neighbours_in_the_text_are_pairs():

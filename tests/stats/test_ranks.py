@@ -29,11 +29,11 @@ def test_far_apart_is_certain_and_alike_is_even():
 
 
 @pytest.mark.parametrize("n", [MIN_WINDOWS, 30])
-def test_two_units_have_the_one_sided_p_of_their_paired_t_test(n):
+def test_two_units_have_the_one_sided_p_of_their_paired_t_test(n, newey_west):
     rng = np.random.default_rng(2)
-    noise = rng.normal(0, 1, n)
-    gap = 2 * noise.std(ddof=1) / np.sqrt(n)  # t = 2, where t and normal differ
-    shared = rng.normal(0, 5, n)  # what cancels must cancel in the draws too
+    noise = np.sort(rng.normal(0, 1, n))  # neighbours are alike
+    gap = 2 * newey_west(noise)[0]  # t = 2, where t and normal differ
+    shared = np.sort(rng.normal(0, 5, n))  # what cancels must cancel in the draws too
     costs = np.stack([shared + noise - noise.mean() + gap, shared], axis=1)
     # 4000 draws have a standard error of 0.35 points.
     expected = scipy_stats.t.cdf(2, n - 1)

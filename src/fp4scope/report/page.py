@@ -25,12 +25,14 @@ from fp4scope.report.stopping import intervals_used, stopping_lines, windows_mea
 from fp4scope.report.words import (
     ESTIMATE,
     ESTIMATES_MEAN,
+    LOWER_LOSS,
     agreements,
     costliest,
     groups,
     headlines,
     is_estimated,
     is_measured,
+    lowering,
     neighbour_line,
     number,
     percent,
@@ -93,6 +95,8 @@ def page(diagnosis: "Diagnosis") -> str:
         blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
         patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),
         cells=list(_cells(diagnosis)),
+        named=NAMED,
+        lower_loss=LOWER_LOSS,
         directions=list(dict.fromkeys(r["direction"] for r in diagnosis.cells))
         or list(dict.fromkeys(r["direction"] for r in diagnosis.components)),
         agreements=agreements(diagnosis),
@@ -170,9 +174,7 @@ def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
             "told": len(told),
             "floor": floor,
             "largest": (told or rows)[:NAMED],
-            "negative": sorted(
-                (row for row in told if row["delta_nll"] < 0), key=lambda r: r["delta_nll"]
-            ),
+            "lowering": lowering(rows),
         }
 
 

@@ -10,12 +10,16 @@ from fp4scope.stats import cost, format_table, neighbour_correlation, significan
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
 
-_ALIKE = 0.1
-"""A correlation of neighbours from which intervals are worth a warning: 1.1 times too narrow."""
+_WIDENED = 1.1
+"""From here on a reader is told by how much intervals are wider because neighbours are alike."""
 CELLS_SHOWN = 10
 """Of a family, where all would be too many."""
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 """Of a difference, by direction."""
+LOWER_LOSS = (
+    "A lower loss on this text does not make a model more like the one in full precision. How far "
+    "from it a model is says KL, which is never negative."
+)
 ESTIMATE = "estimate (first order)"
 ESTIMATES_MEAN = (
     "Estimates are first order: one forward and one backward pass for each window and point, "
@@ -136,12 +140,11 @@ def neighbour_line(results: Results) -> str:
     if found.difference is not None:
         line += f" and {found.difference:.2f} in paired differences (median)"
     line += f", over {found.pairs} pairs"
-    if found.largest is None or found.largest < _ALIKE:
+    if found.largest is None or found.widened < _WIDENED:
         return f"{line}."
     return (
         f"{line}; of costs of whole models and components at up to {found.largest:.2f}. Intervals "
-        f"take windows as independent draws: there they are up to {found.too_narrow:.1f} times too "
-        "narrow."
+        f"allow for it (Newey-West), which makes them up to {found.widened:.1f} times as wide."
     )
 
 
@@ -190,6 +193,12 @@ def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
     negative = sum(row["delta_nll"] < 0 for row in found)
     wrong = f", {negative} of them negative" if negative else ""
     return f"{len(found)} of {len(rows)} cells are told from zero (Holm, 5%){wrong}"
+
+
+def lowering(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows whose quantization significantly lowers the loss, the lowest first."""
+    found = [row for row in rows if significant(row) and row["delta_nll"] < 0]
+    return sorted(found, key=lambda row: row["delta_nll"])
 
 
 def _undecided(row: Mapping[str, Any]) -> str:

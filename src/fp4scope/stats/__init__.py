@@ -9,6 +9,7 @@ from fp4scope.stats.baselines import format_table
 from fp4scope.stats.changes import change_table
 from fp4scope.stats.comparable import comparable, differing_conditions, same_tokens
 from fp4scope.stats.decisions import BestSearch, Fate, search
+from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
@@ -86,6 +87,7 @@ __all__ = [
     "search",
     "significant",
     "spearman",
+    "standard_errors",
     "tiers",
     "top_probabilities",
     "undecided",

@@ -33,6 +33,7 @@ import numpy as np
 from scipy import stats
 
 from fp4scope.records import Results, Table, Variant
+from fp4scope.stats.dependence import drawn_weights
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS
 from fp4scope.stats.ranks import TOP_K
 from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference, family
@@ -96,8 +97,9 @@ def agreement(
     if min(len(exact), len(estimated)) < MIN_WINDOWS:
         return Agreement(rho, None, None, apart)
     rng = np.random.default_rng(0)
-    draws = _draws(rng, len(exact))
-    found = spearman(draws @ exact, (draws if paired else _draws(rng, len(estimated))) @ estimated)
+    draws = drawn_weights(rng, len(exact), DRAWS)
+    others = draws if paired else drawn_weights(rng, len(estimated), DRAWS)
+    found = spearman(draws @ exact, others @ estimated)
     tail = (1 - CONFIDENCE) / 2
     least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
     low, high = 2 * rho - most, 2 * rho - least
@@ -105,10 +107,6 @@ def agreement(
         low, high = min(low, least), max(high, most)
     low, high = max(-1, min(low, rho)), min(1, max(high, rho))
     return Agreement(rho, float(low), float(high), apart)
-
-
-def _draws(rng: np.random.Generator, windows: int) -> Floats:
-    return rng.multinomial(windows, [1 / windows] * windows, DRAWS) / windows
 
 
 def rho_apart(exact: Floats, estimated: Floats) -> float | None:

@@ -2,8 +2,7 @@
 
 Where windows hold the same tokens the change is taken window by window, like every difference here.
 Where they don't, the two means are compared (Welch): windows differ more from each other than runs
-do, so such an interval is wider. Costs are differences themselves, so that neighbouring windows
-hardly correlate in them, which both need.
+do, so such an interval is wider.
 
 Source: Welch 1947, The generalization of "Student's" problem when several different population
 variances are involved, Biometrika 34(1-2).
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate, paired
 from fp4scope.stats.multiple import p_value
 from fp4scope.stats.windows import Floats, Series, aligned
@@ -77,7 +77,7 @@ def _welch(x: Floats, y: Floats, anytime: bool) -> tuple[Estimate, float | None]
     change, n = float(y.mean() - x.mean()), min(len(x), len(y))
     if n < 2:
         return Estimate(change, None, None, None, n), None
-    a, b = (float(side.var(ddof=1)) / len(side) for side in (x, y))
+    a, b = (float(standard_errors(side)) ** 2 for side in (x, y))
     stderr = float(np.sqrt(a + b))
     if n < MIN_WINDOWS or anytime:
         return Estimate(change, stderr, None, None, n), None

@@ -44,6 +44,7 @@ from enum import Enum
 import numpy as np
 
 from fp4scope.goals import BestGoal
+from fp4scope.stats.dependence import with_neighbours
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.sequences import critical
 from fp4scope.stats.windows import Floats
@@ -101,7 +102,8 @@ class BestSearch:
         """Take in what the active units cost in all windows so far.
 
         Args:
-            costs: Windows by active units, in the order of `active`; windows in any order.
+            costs: Windows by active units, in the order of `active`; those that are neighbours in
+                the text beside each other.
         """
         active, n = self.active, len(costs)
         for unit in active:
@@ -167,7 +169,12 @@ def _pairs(costs: Floats, reach: float) -> tuple[Floats, Floats]:
     n = len(costs)
     means = costs.mean(axis=0)
     centred = costs - means
-    products = centred.T @ centred
-    own = np.diag(products)
-    squares = np.maximum(own[:, None] + own - 2 * products, 0.0)
+    squares = np.maximum(_distances(centred), _distances(with_neighbours(centred)))
     return means[:, None] - means, reach * np.sqrt(squares / (n - 1) / n)
+
+
+def _distances(columns: Floats) -> Floats:
+    """The sum of squares of every column less every other."""
+    products = columns.T @ columns
+    own = np.diag(products)
+    return np.maximum(own[:, None] + own - 2 * products, 0.0)

@@ -36,6 +36,7 @@ import numpy as np
 
 from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.agreement import DRAWS, FEWEST_UNITS, agreement, spearman
+from fp4scope.stats.dependence import drawn_weights
 from fp4scope.stats.depth import ALL, depth_table
 from fp4scope.stats.families import Family, families, named
 from fp4scope.stats.intervals import MIN_WINDOWS
@@ -361,12 +362,9 @@ def _basic_bootstrap(
     costs: Floats, statistics: Callable[[Floats], Floats], alpha: float
 ) -> tuple[Floats, Floats, Floats]:
     """Statistics of the mean costs, with the basic interval of windows drawn again."""
-    windows = len(costs)
-    draws = np.random.default_rng(0).multinomial(windows, [1 / windows] * windows, 2 * DRAWS)
+    draws = drawn_weights(np.random.default_rng(0), len(costs), 2 * DRAWS)
     point = statistics(costs.mean(axis=0))
-    least, most = np.nanquantile(
-        statistics(draws @ costs / windows), [alpha / 2, 1 - alpha / 2], axis=0
-    )
+    least, most = np.nanquantile(statistics(draws @ costs), [alpha / 2, 1 - alpha / 2], axis=0)
     return point, np.minimum(2 * point - most, point), np.maximum(2 * point - least, point)
 
 

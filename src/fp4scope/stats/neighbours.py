@@ -1,9 +1,7 @@
 """Whether windows next to each other in the text are alike.
 
-Every interval takes windows for independent draws. Texts have topics, so the NLL of neighbours
-is alike; pairing removes most of what they share. What remains makes the intervals of
-differences too narrow by about sqrt((1 + r) / (1 - r)), r the lag-1 autocorrelation, if the
-windows are all of a text; a sparse sample has few neighbours in it.
+Texts have topics, so the NLL of neighbours is alike. Pairing removes most of what they share;
+standard errors allow for the rest (`dependence`). Here a reader learns how much there was.
 """
 
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from fp4scope.records import REFERENCE, Results, Variant
+from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.windows import Series, by_window, costs
 
 MIN_PAIRS = 8
@@ -24,18 +23,14 @@ class NeighbourCorrelation:
     `nll` is that of the reference's NLL, `difference` the median over the units' paired
     differences, None where no unit has any. `largest` is the largest of baselines' and components'
     differences from what they are compared with: large ones share more of a text than small ones.
+    `widened` is by what their intervals are wider at most than if windows were independent.
     """
 
     nll: float
     difference: float | None
     largest: float | None
+    widened: float
     pairs: int
-
-    @property
-    def too_narrow(self) -> float:
-        """By what an interval is too narrow at `largest`; 1 where that is not above zero."""
-        r = min(max(self.largest or 0.0, 0.0), 0.99)
-        return float(np.sqrt((1 + r) / (1 - r)))
 
 
 def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
@@ -47,14 +42,22 @@ def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
     nll = _lag1(series)
     if nll is None:
         return None
-    differing = {v: r for v, d in costs(results).items() if (r := _lag1(d)) is not None}
-    units = [r for variant, r in differing.items() if not variant.is_control]
+    differences = costs(results)
+    found = {v: r for v, d in differences.items() if (r := _lag1(d)) is not None}
+    units = [r for variant, r in found.items() if not variant.is_control]
+    large = [variant for variant in found if _is_large(variant)]
     return NeighbourCorrelation(
         nll=nll,
         difference=median(units) if units else None,
-        largest=max((r for variant, r in differing.items() if _is_large(variant)), default=None),
+        largest=max((found[variant] for variant in large), default=None),
+        widened=max((_widened(differences[variant]) for variant in large), default=1.0),
         pairs=len(_neighbours(series)),
     )
+
+
+def _widened(series: Series) -> float:
+    plain = series.values.std(ddof=1) / len(series.values) ** 0.5
+    return float(standard_errors(series.values) / plain)
 
 
 def _is_large(variant: Variant) -> bool:

@@ -2,14 +2,15 @@
 
 The order of the estimates is not the order of the truth: units a few standard errors apart
 change places from one sample of windows to the next. Given n windows, the means are drawn from the
-multivariate t distribution with n - 1 degrees of freedom around the estimates, its scale the
-sample covariance over n: each mean alone then has the distribution of its t interval, and units
-that rise and fall together in the same windows do so in the draws. The covariance is never
-formed: n independent normals times the centred data have it.
+multivariate t distribution with n - 1 degrees of freedom around the estimates: each mean alone has
+the distribution of its t interval, and units that rise and fall together in the same windows, or in
+neighbouring ones, do so in the draws. The covariance is never formed: independent normals times
+the windows' deviations `with_neighbours` have it.
 """
 
 import numpy as np
 
+from fp4scope.stats.dependence import standard_errors, with_neighbours
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.windows import Floats
 
@@ -22,9 +23,13 @@ def drawn_means(costs: Floats) -> Floats:
     n = len(costs)
     rng = np.random.default_rng(0)
     means = costs.mean(axis=0)
-    normals = rng.standard_normal((DRAWS, n))
+    shared = with_neighbours(costs - means)
+    sizes = np.sqrt(np.square(shared).sum(axis=0) / n / (n - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.where(sizes > 0, standard_errors(costs) / sizes, 0.0)
+    normals = rng.standard_normal((DRAWS, len(shared)))
     chi2 = rng.chisquare(n - 1, (DRAWS, 1))
-    return means + normals @ (costs - means) / np.sqrt(n * chi2)
+    return means + normals @ (shared * scale) / np.sqrt(n * chi2)
 
 
 def top_probabilities(costs: Floats, k: int) -> list[float | None]:

@@ -14,6 +14,7 @@ from string import ascii_letters
 
 import numpy as np
 
+from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_values
 from fp4scope.stats.sequences import anytime_p_values
@@ -57,8 +58,9 @@ def pair_tests(costs: Floats, *, anytime: bool = False) -> tuple[Floats, Floats]
     n, units = costs.shape
     first, second = np.triu_indices(units, 1)
     differences = costs[:, first] - costs[:, second]
-    means, stderrs = differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(n)
-    return means, (anytime_p_values if anytime else p_values)(means, stderrs, n)
+    means = differences.mean(axis=0)
+    test = anytime_p_values if anytime else p_values
+    return means, test(means, standard_errors(differences), n)
 
 
 def letters(units: int, separated: Iterable[tuple[int, int]]) -> list[str | None]:

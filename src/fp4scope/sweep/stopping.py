@@ -24,6 +24,7 @@ from fp4scope.stats import (
     critical,
     difference,
     family,
+    standard_errors,
 )
 from fp4scope.sweep.journal import Journal
 from fp4scope.sweep.plan import PlannedVariant
@@ -201,7 +202,7 @@ class _Costs:
         n = len(costs)
         if n < 2:
             return float("inf")
-        largest = float(costs.std(axis=0, ddof=1).max()) / n**0.5
+        largest = float(standard_errors(costs).max())
         return critical(n, SIGNIFICANCE) * largest if largest else 0.0
 
     def _by_window(self, unit: Variant) -> np.ndarray:
