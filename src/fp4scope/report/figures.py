@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.records import Table
@@ -36,6 +36,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
+_PLAIN = StrMethodFormatter("{x:g}")
 _CONTROL = {"restore": "baseline", "isolate": "reference, a lower bound"}
 _SAVES = "nats saved by keeping it in full precision"
 _COSTS = "nats lost by quantizing it alone"
@@ -154,6 +155,10 @@ def cells_figure(
     linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
+        low, high = axis.get_ylim()
+        axis.set_yticks(_log_ticks(low, high, linear), minor=False)
+        axis.set_yticks([], minor=True)
+        axis.yaxis.set_major_formatter(_PLAIN)
     figure.supylabel("millinats per token (symlog)", fontsize=9)
     title = _title(diagnosis, f"Cells, {way}", table)
     if not estimated:
@@ -274,9 +279,8 @@ def heatmap_figure(
                 if row["p_holm"] is not None and not significant(row):
                     unsure.append((j, i))
         peak = float(np.nanmax(np.abs(values))) or 1.0
-        norm = SymLogNorm(
-            _linear_threshold(np.abs(values[~np.isnan(values)])), vmin=-peak, vmax=peak
-        )
+        linear = _linear_threshold(np.abs(values[~np.isnan(values)]))
+        norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
         if unsure:
             axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
@@ -285,7 +289,10 @@ def heatmap_figure(
         axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
         axis.spines[:].set_visible(False)
         axis.set_title(name, loc="left")
-        figure.colorbar(image, ax=axis, label="millinats", pad=0.01)
+        ticks = _log_ticks(-peak, peak, linear)
+        bar = figure.colorbar(image, ax=axis, label="millinats", pad=0.01, ticks=ticks)
+        bar.ax.yaxis.set_major_formatter(_PLAIN)
+        bar.ax.minorticks_off()
     cross = "" if table[0]["estimated"] else " (a cross: not told from zero, Holm at 5%)"
     axes[-1].set_xlabel(f"block{cross}")
     what = f"Cells, {direction}, millinats per token"
@@ -381,6 +388,20 @@ def _whiskers(
 def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
     """Where the axis turns from linear to logarithmic: the power of ten above the median size."""
     return 10.0 ** ceil(log10(max(float(np.median(sizes)), 1e-3)))
+
+
+def _log_ticks(low: float, high: float, linear: float) -> list[float]:
+    """Zero, and 1 and 3 of each power of ten from just inside the linear part on, of either sign.
+
+    Example:
+        >>> _log_ticks(-20.0, 49.0, 10.0)
+        [-10.0, -3.0, 0.0, 3.0, 10.0, 30.0]
+    """
+    found, place = [0.0], linear
+    while place <= 10 * max(-low, high):
+        found += [sign * size for size in (3 * place / 10, place) for sign in (-1, 1)]
+        place *= 10
+    return sorted(t for t in found if low <= t <= high)
 
 
 def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:

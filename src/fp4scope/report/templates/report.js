@@ -107,7 +107,9 @@
 
   function logTicks(low, high, from) {
     const ticks = [0];
-    for (let t = from; t <= Math.max(-low, high); t *= 10) ticks.push(t, -t);
+    const peak = Math.max(-low, high);
+    if (peak < 3 * from) ticks.push(0.3 * from, -0.3 * from);
+    for (let t = from; t <= peak; t *= 10) ticks.push(t, -t, 3 * t, -3 * t);
     return ticks.filter((t) => t >= low && t <= high);
   }
 
