@@ -57,7 +57,7 @@ def main() -> None:
 
 def recorded(results: Results) -> dict[tuple[str, ...], np.ndarray]:
     """What each unit cost in each window, windows by units, by family."""
-    pairing, found = Pairing(results), {}
+    pairing, found = Pairing(results.observations), {}
     for observation in results.observations.values():
         sides = pairing.sides(observation, by_window(observation, "nll"))
         if not observation.variant.is_control and sides is not None:

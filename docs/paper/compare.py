@@ -82,7 +82,9 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
         )
-    for name, run in {"ours": found, **checks(found, "windows of 512")}.items():
+    runs = {"ours": found, **checks(found, "windows of 512")}
+    runs |= {str(run.results.model["name"]): run for run in beside(found)}
+    for name, run in runs.items():
         ppl = {(r["format"], r["operands"]): r["ppl"] for r in run.baselines}
         for mxfp4, operands in READINGS:
             pair = [run.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
@@ -233,13 +235,29 @@ def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 
 def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """The blocks cost about the same. That none can be told apart does not show it."""
+    """The blocks cost about the same: they spread less than those of most components."""
+    spreads = {}
+    for name in set(found.components["component"]):
+        rows = curve(found, s | {"component": name}).values()
+        spreads[name] = float(np.std([percents(r)[0] for r in rows], ddof=1))
+    own = spreads[s["component"]]
     rows = curve(found, s).values()
-    apart, pairs = len(_told_apart(found, s)), len(rows) * (len(rows) - 1) // 2
-    ends = [percents(r)[0] for r in rows]
+    place, count = ranked({n: -v for n, v in spreads.items()})[s["component"]], len(spreads)
     told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
-    ours = f"{max(ends):+.2f}% to {min(ends):+.2f}%; {told}, {apart} of {pairs} pairs told apart"
-    return "about the same in all blocks", ours, "disagrees" if apart else "not told"
+    ours = f"spread {own:.2f}% of PPL, place {place} of {count} from the least; {told}"
+    verdict = "agrees" if own < np.median([*spreads.values()]) else "disagrees"
+    return "about the same in all blocks", ours, verdict
+
+
+def _strong(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
+    """Keeping the component of the named blocks helps, each told from zero."""
+    rows = curve(found, s)
+    ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
+    named = [int(b) for b in s["blocks"].split()]
+    held = [b for b in named if significant(rows[b]) and rows[b]["delta_nll"] > 0]
+    shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
+    verdict = "agrees" if len(held) == len(named) else "in part" if held else "not told"
+    return f"strong at {s['blocks'].replace(' ', ', ')}", shown, verdict
 
 
 def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
@@ -256,7 +274,7 @@ def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
 
 
 STATEMENTS: dict[str, Callable[..., tuple[str, str, str]]] = {
-    "peaks": _peaks, "change": _change, "early": _early, "flat": _flat,
+    "peaks": _peaks, "strong": _strong, "change": _change, "early": _early, "flat": _flat,
 }  # fmt: skip
 
 

@@ -6,8 +6,7 @@ from scipy import stats as scipy_stats
 
 from fp4scope.goals import BestGoal
 from fp4scope.stats import MIN_WINDOWS, mean, search, standard_errors
-from fp4scope.stats.dependence import drawn_weights, lags
-from fp4scope.stats.ranks import drawn_means
+from fp4scope.stats.dependence import drawn_means, halves, lags
 
 
 def alike(rng, windows, *shape, share=0.35):
@@ -57,21 +56,30 @@ def test_drawn_means_spread_as_the_standard_errors_say():
     rng = np.random.default_rng(3)
     for share in (0.0, 0.6):
         costs = alike(rng, 120, 50, share=share)
-        spread = drawn_means(costs).std(axis=0)
+        spread = drawn_means(costs, 4000).std(axis=0)
         assert spread == pytest.approx(standard_errors(costs), rel=0.06)
 
 
-def test_drawn_weights_are_shares_and_keep_neighbours_together():
+def test_draws_of_two_lists_together_keep_what_they_share():
     rng = np.random.default_rng(4)
-    for n in (2, 3, MIN_WINDOWS, 146):
-        weights = drawn_weights(rng, n, 500)
-        assert weights.sum(axis=1) == pytest.approx(1)
-        assert weights.mean(axis=0) == pytest.approx(1 / n, rel=0.6 if n < 9 else 0.3)
-    values = alike(rng, 146, 60, share=0.5)
-    drawn = (drawn_weights(rng, 146, 2000) @ values).std(axis=0)
-    plain = values.std(axis=0, ddof=1) / 146**0.5
-    assert np.mean(drawn / plain) > 1.35  # sqrt(3) for endless runs
-    assert lags(146) == 8
+    costs = rng.normal(size=(30, 3))
+    both = drawn_means(np.concatenate([costs, 2 * costs], axis=1), 500)
+    assert both[:, 3:] == pytest.approx(2 * both[:, :3])
+    assert drawn_means(costs, 500) == pytest.approx(both[:, :3])
+    apart = drawn_means(costs, 500, seed=1)
+    assert abs(np.corrcoef(apart[:, 0], both[:, 0])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("n", [4, 5, MIN_WINDOWS, 146])
+def test_halves_are_about_half_and_keep_neighbours_together(n):
+    half = halves(np.random.default_rng(5), n, 400)
+    assert half.shape == (400, n)
+    assert set(np.unique(half)) == {0.0, 1.0}
+    assert half.mean(axis=1).min() > 0
+    assert half.mean(axis=1).max() < 1
+    assert half.mean() == pytest.approx(0.5, abs=0.17 if n < 9 else 0.04)
+    together = (half[:, 1:] == half[:, :-1]).all(axis=0)
+    assert together.mean() == pytest.approx(lags(n) / (lags(n) + 1), abs=0.2)
 
 
 def test_a_decision_waits_longer_where_neighbours_are_alike():

@@ -59,6 +59,6 @@ def print_plan(study: Study) -> None:
         widths.add_row(*names, str(family.units), reached)
     out.print()
     if found.families:
-        title = f"Half-width of the 95% intervals after {found.windows} windows"
+        title = f"Half-width of the 95% intervals after {found.windows} windows, if independent"
         out.print(titled(title, widths))
     out.print(f"\nEstimated from a probe: {found.probe}.", soft_wrap=True)

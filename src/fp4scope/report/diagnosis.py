@@ -32,6 +32,11 @@ class Diagnosis:
         return stats.baseline_table(self.results)
 
     @cached_property
+    def formats(self) -> Table:
+        """Whole-model costs of formats against each other."""
+        return stats.format_table(self.results)
+
+    @cached_property
     def components(self) -> Table:
         return stats.unit_table(self.results, "components")
 

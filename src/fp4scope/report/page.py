@@ -41,7 +41,6 @@ from fp4scope.report.words import (
 )
 from fp4scope.stats import (
     MIN_WINDOWS,
-    format_table,
     hypotheses,
     noise_floor,
     significant,
@@ -90,7 +89,7 @@ def page(diagnosis: "Diagnosis") -> str:
         min_windows=MIN_WINDOWS,
         headlines=[*stopping_lines(results), *headlines(diagnosis, short=True)],
         baselines=diagnosis.baselines,
-        formats=_against(format_table(results)),
+        formats=_against(diagnosis.formats),
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
         blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
         patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),

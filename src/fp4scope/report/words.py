@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Results, Table
-from fp4scope.stats import cost, format_table, neighbour_correlation, significant, undecided
+from fp4scope.stats import cost, neighbour_correlation, significant, undecided
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -17,8 +17,8 @@ CELLS_SHOWN = 10
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 """Of a difference, by direction."""
 LOWER_LOSS = (
-    "A lower loss on this text does not make a model more like the one in full precision. How far "
-    "from it a model is says KL, which is never negative."
+    "A lower loss on this text need not be a model that is closer to the one in full precision: "
+    "how far away it is, KL says, which can be lower too or not."
 )
 ESTIMATE = "estimate (first order)"
 ESTIMATES_MEAN = (
@@ -80,7 +80,7 @@ def _rule_lines(diagnosis: "Diagnosis") -> list[str]:
     return [
         f"{row['against']}, another scale rule, is cheaper than {row['format']} "
         f"({row['operands']}) by {interval(row)} millinats."
-        for row in format_table(diagnosis.results)
+        for row in diagnosis.formats
         if row["rules"]
         and (row["format"], row["operands"]) in swept
         and (row["delta_nll_low"] or 0) > 0
@@ -140,11 +140,11 @@ def neighbour_line(results: Results) -> str:
     if found.difference is not None:
         line += f" and {found.difference:.2f} in paired differences (median)"
     line += f", over {found.pairs} pairs"
-    if found.largest is None or found.widened < _WIDENED:
+    if found.large is None or found.widened < _WIDENED:
         return f"{line}."
     return (
-        f"{line}; of costs of whole models and components at up to {found.largest:.2f}. Intervals "
-        f"allow for it (Newey-West), which makes them up to {found.widened:.1f} times as wide."
+        f"{line}; in costs of whole models and components {found.large:.2f}. Intervals allow for "
+        f"it (Newey-West), which makes those {found.widened:.2f} times as wide (medians)."
     )
 
 

@@ -4,12 +4,12 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
-from fp4scope.stats.agreement import Agreement, agreement, agreement_table, spearman
-from fp4scope.stats.baselines import format_table
+from fp4scope.stats.agreement import agreement, agreement_table, spearman
 from fp4scope.stats.changes import change_table
-from fp4scope.stats.comparable import comparable, differing_conditions, same_tokens
+from fp4scope.stats.comparable import comparable, differing_conditions
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.dependence import standard_errors
+from fp4scope.stats.formats import format_table
 from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
@@ -21,8 +21,8 @@ from fp4scope.stats.intervals import (
     perplexity_difference,
 )
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
-from fp4scope.stats.neighbours import NeighbourCorrelation, neighbour_correlation
-from fp4scope.stats.noise import RerunNoise, noise_floor, rerun_noise
+from fp4scope.stats.neighbours import neighbour_correlation
+from fp4scope.stats.noise import noise_floor, rerun_noise
 from fp4scope.stats.orders import order_table
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
@@ -44,14 +44,11 @@ __all__ = [
     "MIN_WINDOWS",
     "SIGNIFICANCE",
     "TOP_K",
-    "Agreement",
     "BestSearch",
     "Estimate",
     "Fate",
     "Hypothesis",
-    "NeighbourCorrelation",
     "Pairing",
-    "RerunNoise",
     "Verdict",
     "activation_table",
     "agreement",
@@ -82,7 +79,6 @@ __all__ = [
     "paired",
     "perplexity_difference",
     "rerun_noise",
-    "same_tokens",
     "scale_table",
     "search",
     "significant",

@@ -10,17 +10,17 @@ order leaves out. Hence `rho_apart`: the estimate on one half of the windows aga
 on the other, the mean over many halvings. It says what an estimate is worth for other text; halves
 being shorter, it is somewhat low.
 
-The interval is a bootstrap over windows, drawn with replacement, the same for both lists; both are
-averaged and ranked again. Noise that a list has to itself lowers rho, drawing windows adds as much
-noise again, and so the draws lie below rho about as far as rho lies below what endless text would
-give. Hence the basic interval, the draws' quantiles mirrored at rho, and not the percentile
-interval. In a simulation (30 or 210 units with heavy tails, unshared noise of a window 3 times
-their spread, 60 studies each) the rank correlation without noise was inside
+The interval is over windows: the means of both lists are drawn again (`drawn_means`) and ranked.
+Noise that a list has to itself lowers rho, drawing means adds as much noise again, and so the draws
+lie below rho about as far as rho lies below what endless text would give. Hence the basic interval,
+the draws' quantiles mirrored at rho, and not the percentile interval. In a simulation (costs with
+heavy tails that correlate at 0.8, unshared noise of a window 3 times their spread, 60 studies each;
+`benchmarks/coverage.py --ranks`) the rank correlation without noise was inside
 
 | units, windows | 30, 8 | 30, 32 | 210, 8 | 210, 32 | 210, 96 |
 | --- | --- | --- | --- | --- | --- |
-| percentile interval | 25% | 67% | 0% | 0% | 17% |
-| basic interval | 67% | 82% | 45% | 87% | 90% |
+| percentile interval | 0% | 3% | 0% | 0% | 0% |
+| basic interval | 38% | 82% | 0% | 55% | 95% |
 
 so that on few windows and for close units this one is too low as well. It always holds rho itself.
 """
@@ -33,7 +33,7 @@ import numpy as np
 from scipy import stats
 
 from fp4scope.records import Results, Table, Variant
-from fp4scope.stats.dependence import drawn_weights
+from fp4scope.stats.dependence import drawn_means, halves
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS
 from fp4scope.stats.ranks import TOP_K
 from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference, family
@@ -96,10 +96,12 @@ def agreement(
     apart = rho_apart(exact, estimated) if paired else None
     if min(len(exact), len(estimated)) < MIN_WINDOWS:
         return Agreement(rho, None, None, apart)
-    rng = np.random.default_rng(0)
-    draws = drawn_weights(rng, len(exact), DRAWS)
-    others = draws if paired else drawn_weights(rng, len(estimated), DRAWS)
-    found = spearman(draws @ exact, others @ estimated)
+    units = exact.shape[1]
+    if paired:
+        drawn = drawn_means(np.concatenate([exact, estimated], axis=1), DRAWS)
+        found = spearman(drawn[:, :units], drawn[:, units:])
+    else:
+        found = spearman(drawn_means(exact, DRAWS), drawn_means(estimated, DRAWS, seed=1))
     tail = (1 - CONFIDENCE) / 2
     least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
     low, high = 2 * rho - most, 2 * rho - least
@@ -117,9 +119,7 @@ def rho_apart(exact: Floats, estimated: Floats) -> float | None:
     windows = len(exact)
     if windows < 4:
         return None
-    rng = np.random.default_rng(0)
-    places = rng.permuted(np.tile(np.arange(windows), (HALVINGS, 1)), axis=1)
-    half = (places < windows // 2).astype(np.float64)
+    half = halves(np.random.default_rng(0), windows, HALVINGS)
     # Sums in place of means: a rank does not see the difference.
     found = np.concatenate(
         [
@@ -153,7 +153,7 @@ def agreement_table(results: Results) -> Table:
 
 def _families(results: Results) -> Iterator[tuple[tuple[str, ...], list[tuple[Series, Series]]]]:
     """By family, each unit's exact and estimated cost over the windows of both."""
-    pairing = Pairing(results)
+    pairing = Pairing(results.observations)
     found: dict[tuple[str, ...], list[tuple[Series, Series]]] = defaultdict(list)
     for variant in results.estimates.nats:
         observation = results.observation(variant)

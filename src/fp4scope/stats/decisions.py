@@ -30,8 +30,9 @@ are k (m - k) bounds on one side each. With alpha = error / (k (m - k)) for each
    active (2) and as many are chosen. Then mean_j - mean_i <= upper(mean_j - mean_i) <= within, and
    mean_j is at least the k-th largest mean.
 
-It holds at all n together, so looking after every chunk, dropping, and stopping cost nothing
-more. Both sides of a pair have seen the same windows as long as both are active.
+It holds at all n together (as far as the sequences do, see there), so looking after every chunk,
+dropping, and stopping cost nothing more. Both sides of a pair have seen the same windows as long as
+both are active.
 
 Source: successive elimination, Even-Dar, Mannor, Mansour 2006, Action elimination and stopping
 conditions, JMLR 7; for the best k, Kalyanakrishnan, Tewari, Auer, Stone 2012, PAC subset selection

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fp4scope.records import Results, Table
+from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.families import Family, families
 from fp4scope.stats.intervals import MIN_WINDOWS, mean
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value
-from fp4scope.stats.ranks import drawn_means
+from fp4scope.stats.ranks import DRAWS
 from fp4scope.stats.windows import Floats
 
 THIRDS = ("early", "middle", "final")
@@ -46,7 +47,7 @@ def _curves(family: Family, blocks: int, *, anytime: bool) -> Iterator[dict[str,
     depth = np.array([unit.block for unit in family.units])
     names = [unit.unit for unit in family.units]
     p_holm = holm([p_value(mean(column), anytime=anytime) for column in costs.T])
-    drawn = drawn_means(costs)
+    drawn = drawn_means(costs, DRAWS)
     whole = set(range(blocks))
     curves = {c: [i for i, name in enumerate(names) if name == c] for c in dict.fromkeys(names)}
     curves = {c: places for c, places in curves.items() if {*depth[places].tolist()} == whole}

@@ -17,7 +17,7 @@ Each has a statistic for every format, operands and direction that was measured,
    significantly positive, that is at most 5% over the number of curves; contradicted if it is at
    least 95% for all.
 
-Whatever lies between is not decided. The intervals of rank correlations are basic bootstrap
+Whatever lies between is not decided. The intervals of rank correlations are basic
 intervals over windows (`agreement` says why), those of hypothesis 1 widened to hold together at
 95% for all of its rows (Bonferroni). The probabilities are those of `ranks`. All of it speaks of
 this model on text like this: a rank correlation of seven components says nothing of other models,
@@ -36,7 +36,7 @@ import numpy as np
 
 from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.agreement import DRAWS, FEWEST_UNITS, agreement, spearman
-from fp4scope.stats.dependence import drawn_weights
+from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.depth import ALL, depth_table
 from fp4scope.stats.families import Family, families, named
 from fp4scope.stats.intervals import MIN_WINDOWS
@@ -157,7 +157,7 @@ def _tail_or_kind(
 
     if not np.isfinite(statistics(costs.mean(axis=0))).all():
         return None
-    point, low, high = _basic_bootstrap(costs, statistics, alpha)
+    point, low, high = _basic_interval(costs, statistics, alpha)
     names = ("rho_tail", "rho_mlp", "delta_rho", "delta_full")
     row: dict[str, Any] = {"units": len(known), "windows": len(costs)}
     for i, name in enumerate(names):
@@ -358,13 +358,13 @@ def _localization_verdict(rows: list[dict[str, Any]]) -> tuple[Verdict, str]:
 # What they share
 
 
-def _basic_bootstrap(
+def _basic_interval(
     costs: Floats, statistics: Callable[[Floats], Floats], alpha: float
 ) -> tuple[Floats, Floats, Floats]:
-    """Statistics of the mean costs, with the basic interval of windows drawn again."""
-    draws = drawn_weights(np.random.default_rng(0), len(costs), 2 * DRAWS)
+    """Statistics of the mean costs, with their basic interval over drawn means."""
+    drawn = drawn_means(costs, 2 * DRAWS)
     point = statistics(costs.mean(axis=0))
-    least, most = np.nanquantile(statistics(draws @ costs), [alpha / 2, 1 - alpha / 2], axis=0)
+    least, most = np.nanquantile(statistics(drawn), [alpha / 2, 1 - alpha / 2], axis=0)
     return point, np.minimum(2 * point - most, point), np.maximum(2 * point - least, point)
 
 

@@ -21,14 +21,14 @@ class NeighbourCorrelation:
     """Lag-1 autocorrelation of windows over `pairs` neighbours, both of which were measured.
 
     `nll` is that of the reference's NLL, `difference` the median over the units' paired
-    differences, None where no unit has any. `largest` is the largest of baselines' and components'
+    differences, None where no unit has any. `large` is the median over baselines' and components'
     differences from what they are compared with: large ones share more of a text than small ones.
-    `widened` is by what their intervals are wider at most than if windows were independent.
+    `widened` is by what their intervals are wider than if windows were independent, the median.
     """
 
     nll: float
     difference: float | None
-    largest: float | None
+    large: float | None
     widened: float
     pairs: int
 
@@ -49,8 +49,8 @@ def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
     return NeighbourCorrelation(
         nll=nll,
         difference=median(units) if units else None,
-        largest=max((found[variant] for variant in large), default=None),
-        widened=max((_widened(differences[variant]) for variant in large), default=1.0),
+        large=median(found[variant] for variant in large) if large else None,
+        widened=median(_widened(differences[v]) for v in large) if large else 1.0,
         pairs=len(_neighbours(series)),
     )
 

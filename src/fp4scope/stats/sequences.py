@@ -25,6 +25,10 @@ degrees of freedom: given sigma it is Phi(k / sigma), and 1 / sigma^2 is a scale
 **c** decides for which n it is tightest, weakly. `EFFECT` = 0.7 is within 7% of the best c for
 n from 24 to 146 at alpha = 0.05 and within 2% from 32 on at alpha = 2.5e-5 (a pair of 210 cells).
 
+All of that is for independent values. Where neighbouring windows are alike, the larger standard
+error of `dependence` stands in the place of s / sqrt(n): without neighbours in common the promise
+holds as it is, with them it is as good as that estimate, and no theorem.
+
 Values are not quite normal, so this was simulated: `docs/LOG.md` has coverage for heavy tails,
 skew and recorded differences.
 

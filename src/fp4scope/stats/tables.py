@@ -59,7 +59,7 @@ def baseline_table(results: Results) -> Table:
 
     Those of the same operands stand together.
     """
-    pairing = Pairing(results)
+    pairing = Pairing(results.observations)
     rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
@@ -82,7 +82,7 @@ def unit_table(results: Results, level: str) -> Table:
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
-    pairing, kl_pairing = Pairing(results), Pairing(results, "kl")
+    pairing, kl_pairing = (Pairing(results.observations, column) for column in ("nll", "kl"))
     rows: list[dict[str, Any]] = []
     families: dict[Any, list[tuple[dict[str, Any], Series]]] = defaultdict(list)
     for observation in results.observations.values():

@@ -1,9 +1,10 @@
 """Tiers: which units of a family can be told apart, as letters.
 
-Two units share a letter if and only if a paired t test does not separate them at 5% after Holm's
-adjustment over all pairs of the family. Units are compared with each other, not with the
-baseline, which cancels: two whose own intervals overlap may well be separable. "Not
-separable" is not transitive, hence letters (`a`, `ab`, `b`) instead of ranks.
+Two units share a letter if and only if a paired t test (its standard error that of `dependence`)
+does not separate them at 5% after Holm's adjustment over all pairs of the family. Units are
+compared with each other, not with the baseline, which cancels: two whose own intervals overlap may
+well be separable. "Not separable" is not transitive, hence letters (`a`, `ab`, `b`) instead of
+ranks.
 
 Source: Piepho 2004, An algorithm for a letter-based representation of all-pairwise comparisons,
 Journal of Computational and Graphical Statistics 13(2): insert and absorb.

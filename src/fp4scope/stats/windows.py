@@ -1,6 +1,6 @@
 """Per-window values of observations, averaged over replicas and lined up window by window."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -58,12 +58,12 @@ class Pairing:
     """Finds the two sides of a difference: what is more quantized, and what is less.
 
     Args:
-        results: Where the reference and the baselines are.
+        observations: By key of their variants; among them the reference and the baselines.
         column: What is compared: `nll`, `kl` or `top1`.
     """
 
-    def __init__(self, results: Results, column: str = "nll") -> None:
-        self._results = results
+    def __init__(self, observations: Mapping[str, Observation], column: str = "nll") -> None:
+        self._observations = observations
         self._column = column
         self._controls: dict[Variant, Series | None] = {}
 
@@ -90,7 +90,7 @@ class Pairing:
 
     def _control(self, variant: Variant) -> Series | None:
         if variant not in self._controls:
-            found = self._results.observation(variant)
+            found = self._observations.get(variant.key)
             self._controls[variant] = (
                 by_window(found, self._column) if found and found.windows else None
             )
@@ -105,7 +105,7 @@ def difference(sides: tuple[Series, Series]) -> Series:
 
 def costs(results: Results) -> dict[Variant, Series]:
     """What every measured baseline and unit costs, window by window, in the order measured."""
-    pairing = Pairing(results)
+    pairing = Pairing(results.observations)
     found = {}
     for observation in results.observations.values():
         variant = observation.variant

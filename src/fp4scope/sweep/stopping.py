@@ -14,7 +14,7 @@ import numpy as np
 
 from fp4scope.errors import StudyError
 from fp4scope.goals import BestGoal, Goal, TimeGoal, WidthGoal
-from fp4scope.records import Observation, Results, Variant
+from fp4scope.records import Observation, Variant
 from fp4scope.stats import (
     SIGNIFICANCE,
     BestSearch,
@@ -187,10 +187,8 @@ class _Costs:
 
     def __init__(self, observations: dict[str, Observation], windows: Sequence[int]) -> None:
         self._windows = np.asarray(windows)
-        self._results = Results(
-            study={}, model={}, data={}, protocol={}, environment={}, observations=observations
-        )
-        self._pairing = Pairing(self._results)
+        self._observations = observations
+        self._pairing = Pairing(observations)
 
     def of(self, units: Sequence[Variant]) -> np.ndarray:
         """Windows by units; all have seen all of these windows."""
@@ -206,7 +204,7 @@ class _Costs:
         return critical(n, SIGNIFICANCE) * largest if largest else 0.0
 
     def _by_window(self, unit: Variant) -> np.ndarray:
-        observation = self._results.observations[unit.key]
+        observation = self._observations[unit.key]
         sides = self._pairing.sides(observation, by_window(observation, "nll"))
         assert sides is not None, f"{unit.key} has nothing to be compared with"
         series = difference(sides)

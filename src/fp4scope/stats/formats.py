@@ -9,7 +9,7 @@ from typing import Any
 
 from fp4scope.records import Results, Table
 from fp4scope.stats.intervals import paired
-from fp4scope.stats.windows import Series, aligned, by_window, costs
+from fp4scope.stats.windows import Series, aligned, by_window
 
 COMPARISON_COLUMNS = (
     "operands", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
@@ -24,7 +24,11 @@ def format_table(results: Results) -> Table:
     and every scale rule against the cheapest rule of its format (`rules`). `delta_nll` is the
     format less `against`: what it costs more.
     """
-    swept = {variant.format for variant in costs(results) if not variant.is_control}
+    swept = {
+        observation.variant.format
+        for observation in results.observations.values()
+        if observation.windows and not observation.variant.is_control
+    }
     found: dict[str, dict[str, Series]] = {}
     for observation in results.observations.values():
         variant = observation.variant
