@@ -14,20 +14,25 @@ _Column = tuple[str, Callable[[_Row], str]]
 
 EXPLANATIONS = (
     "Spearman's rank correlation of the measured costs with max / P99.9 of the input (for a "
-    "component the mean over its blocks), and with whether the unit is in the MLP. Intervals are a "
-    "bootstrap over windows and hold together at 95%. Units that share a value share a rank, so "
-    "that a correlation reaches less than 1: the one with max / P99.9 is divided by the most that "
-    "it can reach, and the last difference is from that with the MLP so divided too. Supported "
-    "takes that difference, contradicted the one before it, or a correlation with max / P99.9 "
-    "below zero; the verdict is by the components, cells are shown for comparison.",
-    "Two orders of the same components, with the rank correlation and its 95% bootstrap interval "
-    "over windows. Of all pairs of components: how many a paired test tells apart both times (Holm "
-    "at 5%), and how many of those stand in one order here and in the other there.",
+    "component the mean over its blocks), and with whether the unit is in the MLP. Intervals are "
+    "over windows, not over components, and hold together at 95%. Units that share a value share a "
+    "rank, so that a correlation reaches less than 1: the one with max / P99.9 is divided by the "
+    "most that it can reach, and the last difference is from that with the MLP so divided too. "
+    "Supported: that correlation and the last difference are above zero for the components of "
+    "every format and direction. Contradicted: for each of them the difference before it is below "
+    "zero, or the correlation is. Cells are shown for comparison.",
+    "Two orders of the same components, with the rank correlation and its 95% interval over "
+    "windows. Of all pairs of components: how many a paired test tells apart both times (Holm at "
+    "5%), and how many of those stand in one order here and in the other there. Contradicted: one "
+    "such reversal. Supported: none, at least half of all pairs told apart in every comparison, "
+    "and every rank correlation above zero.",
     "",
     "For each component, and for all of a block's cells added up: the block that costs most, with "
     "what it costs, and the probability that the most costly block of endless text like this is in "
     "each third of the depth. Shares of the summed cost, with 95% intervals, where that "
-    "sum is significantly positive.",
+    "sum is significantly positive. Supported: a curve whose largest cell is significantly "
+    "positive has it in the final third with a probability of at most 5% over the number of "
+    "curves. Contradicted: with 95% or more for all curves.",
 )
 
 
