@@ -168,7 +168,7 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
     assert facts["passes"].strip() == "2 over the weights"
     assert "% fewer than one run for each variant" in facts["work"]
     assert facts["time"].startswith("about 0:0")
-    assert lines[8] == "Half-width of the 95% intervals after 9 windows"
+    assert lines[8] == "Half-width of the 95% intervals after 9 windows, if independent"
     table = [line.split() for line in lines[10:-1]]
     assert [row[:-1] for row in table] == [
         [fmt, "weights+activations", direction, level, count]

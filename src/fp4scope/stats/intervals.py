@@ -67,7 +67,7 @@ def mean(values: ArrayLike, *, anytime: bool = False) -> Estimate:
     """The mean of per-window values.
 
     Example:
-        >>> e = mean([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+        >>> e = mean([1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0])
         >>> round(e.mean, 3), round(e.stderr, 3), round(e.low, 3), e.n
         (4.5, 0.866, 2.452, 8)
     """
