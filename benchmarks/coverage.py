@@ -22,7 +22,7 @@ from scipy import stats
 
 import fp4scope
 from fp4scope.stats import spearman, standard_errors
-from fp4scope.stats.agreement import DRAWS, agreement
+from fp4scope.stats.agreement import DRAWS, Agreement, agreement
 from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.windows import costs
 
@@ -94,13 +94,10 @@ def basic(studies: int, rng: np.random.Generator) -> None:
     for units, windows in shapes:
         hits = np.zeros(2)
         for truth, one, other in made(units, (windows, windows), 3.0, 0.8, studies, rng):
-            found = agreement(one, other)
-            assert found is not None
-            assert found.low is not None
-            assert found.high is not None
+            low, high = ends(agreement(one, other))
             drawn = drawn_means(np.concatenate([one, other], axis=1), DRAWS)
-            ends = np.quantile(spearman(drawn[:, :units], drawn[:, units:]), [0.025, 0.975])
-            hits += [ends[0] <= truth <= ends[1], found.low <= truth <= found.high]
+            least, most = np.quantile(spearman(drawn[:, :units], drawn[:, units:]), [0.025, 0.975])
+            hits += [least <= truth <= most, low <= truth <= high]
         for name, hit in zip(("percentile", "basic"), hits / studies, strict=True):
             rows[name].append(f"{100 * hit:.0f}%")
     for name, cells in rows.items():
@@ -122,11 +119,8 @@ def wide(studies: int, rng: np.random.Generator) -> None:
                 lists = made(units, (40, 30), scale, correlation, studies, rng)
                 for truth, one, other in lists:
                     for both in counts:
-                        found = agreement(one, other, paired=False, wide=both)
-                        assert found is not None
-                        assert found.low is not None
-                        assert found.high is not None
-                        counts[both] += found.low - 1e-9 <= truth <= found.high + 1e-9
+                        low, high = ends(agreement(one, other, paired=False, wide=both))
+                        counts[both] += low - 1e-9 <= truth <= high + 1e-9
                 for both, count in counts.items():
                     hits[both].append(100 * count / studies)
             for both, shares in hits.items():
@@ -134,6 +128,13 @@ def wide(studies: int, rng: np.random.Generator) -> None:
         for both, cells in rows.items():
             name = f"noise {noise}" + ("" if both else ", the basic one")
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def ends(found: Agreement | None) -> tuple[float, float]:
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
 
 
 def made(

@@ -12,6 +12,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
         yield ""
 
 
-def operands(found: fp4scope.Diagnosis) -> Iterable[str]:
+def other_readings(found: fp4scope.Diagnosis) -> Iterable[str]:
     """What keeping each component saves under other readings of the protocol, millinats."""
     runs = {"as above": found, **checks(found, "weights only", "windows of 512")}
     yield from header("format", "component", "paper", *runs)
@@ -189,11 +190,8 @@ def statements(found: fp4scope.Diagnosis) -> Iterable[str]:
 
 def _peaks(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The named blocks are the most costly of the component, in any order."""
-    rows = curve(found, s)
-    ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
-    named = [int(b) for b in s["blocks"].split()]
+    rows, ranks, named, shown = _named(found, s)
     top = [b for b in named if significant(rows[b]) and ranks[b] <= len(named)]
-    shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
     first = next(b for b in ranks if ranks[b] == 1)
     if first not in named:
         shown += f"; the largest is {first}: {change(rows[first])}{untold(rows[first])}"
@@ -236,12 +234,10 @@ def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The blocks cost about the same: they spread less than those of most components."""
-    spreads = {}
-    for name in set(found.components["component"]):
-        rows = curve(found, s | {"component": name}).values()
-        spreads[name] = float(np.std([percents(r)[0] for r in rows], ddof=1))
-    own = spreads[s["component"]]
-    rows = curve(found, s).values()
+    names = dict.fromkeys(found.components["component"])
+    curves = {name: curve(found, s | {"component": name}).values() for name in names}
+    spreads = {n: float(np.std([percents(r)[0] for r in of], ddof=1)) for n, of in curves.items()}
+    own, rows = spreads[s["component"]], curves[s["component"]]
     place, count = ranked({n: -v for n, v in spreads.items()})[s["component"]], len(spreads)
     told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
     ours = f"spread {own:.2f}% of PPL, place {place} of {count} from the least; {told}"
@@ -251,13 +247,21 @@ def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 def _strong(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """Keeping the component of the named blocks helps, each told from zero."""
+    rows, _, named, shown = _named(found, s)
+    held = [b for b in named if significant(rows[b]) and rows[b]["delta_nll"] > 0]
+    verdict = "agrees" if len(held) == len(named) else "in part" if held else "not told"
+    return f"strong at {s['blocks'].replace(' ', ', ')}", shown, verdict
+
+
+def _named(
+    found: fp4scope.Diagnosis, s: _Row
+) -> tuple[dict[int, _Row], dict[int, int], list[int], str]:
+    """A component's cells and their ranks by block, the blocks that a caption names, and these."""
     rows = curve(found, s)
     ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
     named = [int(b) for b in s["blocks"].split()]
-    held = [b for b in named if significant(rows[b]) and rows[b]["delta_nll"] > 0]
     shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
-    verdict = "agrees" if len(held) == len(named) else "in part" if held else "not told"
-    return f"strong at {s['blocks'].replace(' ', ', ')}", shown, verdict
+    return rows, ranks, named, shown
 
 
 def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
@@ -305,7 +309,7 @@ def verdicts(found: fp4scope.Diagnosis) -> Iterable[str]:
 TABLES = {
     "readings": readings,
     "components": components,
-    "operands": operands,
+    "operands": other_readings,
     "orders": orders,
     "activations": activations,
     "statements": statements,
@@ -318,14 +322,20 @@ def beside(found: fp4scope.Diagnosis) -> list[fp4scope.Diagnosis]:
     """The runs of other models."""
     folder = found.folder
     kept = sorted(folder.parent.glob("*/results.json")) if folder else []
-    return [fp4scope.load(path.parent) for path in kept if path.parent != folder]
+    return [kept_run(path.parent) for path in kept if path.parent != folder]
 
 
 def checks(found: fp4scope.Diagnosis, *names: str) -> dict[str, fp4scope.Diagnosis]:
     """Runs of the same model in which one thing differs, as far as they are kept."""
     kept = found.folder.parent / "checks" if found.folder else None
     folders = {name: kept / CHECKS[name] for name in names} if kept else {}
-    return {name: fp4scope.load(at) for name, at in folders.items() if at.exists()}
+    return {name: kept_run(at) for name, at in folders.items() if at.exists()}
+
+
+@cache
+def kept_run(folder: Path) -> fp4scope.Diagnosis:
+    """A run of docs/results: several tables show it, and it is read and tabulated once."""
+    return fp4scope.load(folder)
 
 
 def paper_components(model: str, fmt: str) -> dict[str, float]:

@@ -26,6 +26,19 @@ def opposed():
 
 
 @pytest.fixture(scope="session")
+def alike():
+    """Values of which neighbours correlate at `share`, those k apart at its k-th power."""
+
+    def make(rng, windows, *shape, share=0.35):
+        values = rng.normal(size=(windows, *shape))
+        for i in range(1, windows):
+            values[i] = share * values[i - 1] + (1 - share**2) ** 0.5 * values[i]
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def newey_west():
     """The standard error of a mean, never below s / sqrt(n), and the p-value of its t test."""
 

@@ -9,14 +9,6 @@ from fp4scope.stats import MIN_WINDOWS, mean, search, standard_errors
 from fp4scope.stats.dependence import drawn_means, halves, lags
 
 
-def alike(rng, windows, *shape, share=0.35):
-    """Values of which neighbours correlate at `share`, those k apart at its k-th power."""
-    values = rng.normal(size=(windows, *shape))
-    for i in range(1, windows):
-        values[i] = share * values[i - 1] + (1 - share**2) ** 0.5 * values[i]
-    return values
-
-
 def covers(values, stderrs):
     return (
         np.abs(values.mean(axis=0)) <= scipy_stats.t.ppf(0.975, len(values) - 1) * stderrs
@@ -35,7 +27,7 @@ def test_it_is_newey_wests_and_at_least_the_plain_one(n, newey_west):
         assert 0 < (standard_errors(values) > plain * 1.001).mean() < 1
 
 
-def test_intervals_hold_where_neighbours_are_alike_and_cost_little_where_not():
+def test_intervals_hold_where_neighbours_are_alike_and_cost_little_where_not(alike):
     rng = np.random.default_rng(0)
     together, apart = alike(rng, 146, 4000), rng.normal(size=(146, 4000))
     plain = [x.std(axis=0, ddof=1) / 146**0.5 for x in (together, apart)]
@@ -45,14 +37,14 @@ def test_intervals_hold_where_neighbours_are_alike_and_cost_little_where_not():
     assert 1 <= np.mean(standard_errors(apart) / plain[1]) < 1.06
 
 
-def test_the_order_of_windows_matters_and_tables_see_it():
+def test_the_order_of_windows_matters_and_tables_see_it(alike):
     values = alike(np.random.default_rng(1), 100, share=0.7)
     shuffled = np.random.default_rng(2).permutation(values)
     assert mean(values).stderr > 1.5 * mean(shuffled).stderr
     assert mean(values).high - mean(values).low > 1.5 * (mean(shuffled).high - mean(shuffled).low)
 
 
-def test_drawn_means_spread_as_the_standard_errors_say():
+def test_drawn_means_spread_as_the_standard_errors_say(alike):
     rng = np.random.default_rng(3)
     for share in (0.0, 0.6):
         costs = alike(rng, 120, 50, share=share)
@@ -82,7 +74,7 @@ def test_halves_are_about_half_and_keep_neighbours_together(n):
     assert together.mean() == pytest.approx(lags(n) / (lags(n) + 1), abs=0.2)
 
 
-def test_a_decision_waits_longer_where_neighbours_are_alike():
+def test_a_decision_waits_longer_where_neighbours_are_alike(alike):
     gap = np.array([0.0, 0.0, 0.8])
     goal = BestGoal(1, within=0.0)
 

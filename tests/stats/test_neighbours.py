@@ -23,11 +23,9 @@ def results(windows, **by_variant):
     )
 
 
-def test_what_neighbours_share_is_found_in_any_order_of_measuring():
+def test_what_neighbours_share_is_found_in_any_order_of_measuring(alike):
     rng = np.random.default_rng(0)
-    nll = np.zeros(4000)
-    for i in range(1, 4000):
-        nll[i] = 0.6 * nll[i - 1] + rng.normal()
+    nll = alike(rng, 4000, share=0.6)
     effect = rng.normal(0, 0.1, 4000)
     order = rng.permutation(4000)
     found = neighbour_correlation(results(order, reference=nll[order], unit=(nll + effect)[order]))
@@ -37,11 +35,9 @@ def test_what_neighbours_share_is_found_in_any_order_of_measuring():
     assert found.large == found.difference  # the one unit is a component
 
 
-def test_costs_that_neighbours_share_are_found_and_what_they_do_to_an_interval():
+def test_costs_that_neighbours_share_are_found_and_what_they_do_to_an_interval(alike):
     rng = np.random.default_rng(0)
-    cost = np.zeros(4000)
-    for i in range(1, 4000):
-        cost[i] = 0.5 * cost[i - 1] + rng.normal()
+    cost = alike(rng, 4000, share=0.5)
     text = rng.normal(size=4000)
     found = neighbour_correlation(results(range(4000), reference=text, unit=text + cost))
     assert found.large == pytest.approx(0.5, abs=0.05)

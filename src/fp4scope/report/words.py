@@ -190,7 +190,7 @@ def is_estimated(rows: Sequence[Mapping[str, Any]]) -> bool:
 def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many cells are told from zero, of how many, and which way."""
     found = [row for row in rows if significant(row)]
-    negative = sum(row["delta_nll"] < 0 for row in found)
+    negative = len(lowering(found))
     wrong = f", {negative} of them negative" if negative else ""
     return f"{len(found)} of {len(rows)} cells are told from zero (Holm, 5%){wrong}"
 
