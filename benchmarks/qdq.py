@@ -66,6 +66,7 @@ def main() -> int:
         shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
     formats = [FORMATS[f] for f in options.formats.split(",")]
     _golden(options.device)
+    _random(options.device)
     for shape in shapes:
         _table(shape, dtype, options.device, formats, options.repeat)
     if not options.skip_forward:
@@ -92,7 +93,27 @@ def _golden(device: str) -> None:
                 values += int((found.view(integers) != expected.view(integers)).sum())
                 elements += x.numel()
     backends = ", ".join(_backends(torch.device(device)))
-    print(f"golden inputs, {len(FORMATS)} formats, {backends}: {values} of {elements} differ\n")
+    print(f"golden inputs, {len(FORMATS)} formats, {backends}: {values} of {elements} differ")
+
+
+def _random(device: str) -> None:
+    """Every backend against plain torch there: normal numbers and a new tensor scale each time."""
+    rows, times = (512, 200) if device == "cuda" else (32, 20)
+    generator = torch.Generator(device).manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        values = elements = 0
+        for _ in range(times):
+            x = torch.randn(rows, 2048, device=device, generator=generator)
+            amax = x.abs().amax() * torch.rand((), device=device, generator=generator).exp()
+            for fmt in FORMATS.values():
+                given = (x.to(dtype), fmt, amax if fmt.uses_tensor_amax else None)
+                with using("torch"):
+                    expected = qdq(*given)
+                with using(_backends(torch.device(device))[0]):
+                    values += int((qdq(*given) != expected).sum())
+                elements += x.numel()
+        print(f"random inputs, {dtype}: {values} of {elements} differ")
+    print()
 
 
 def _table(

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fp4scope.formats import get_format
-from fp4scope.kernels import qdq, using
+from fp4scope.kernels import fp32, qdq, using
 
-from .reference import NV, assert_same, gaussian, golden_finite, random_bits
+from .reference import DTYPES, F32_MAX, NV, assert_same, gaussian, golden_finite, random_bits
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if not os.environ.get("TRITON_INTERPRET"):
@@ -47,6 +47,18 @@ def check():
     return run
 
 
+@pytest.fixture
+def kernel_of(monkeypatch):
+    """`kernel_of(dtype)`: FP32 gets its kernel from now on; the interpreter truncates to BF16."""
+    original = fused._constants
+
+    def use(dtype):
+        limit = {"LIMIT": fp32.bits(F32_MAX)}
+        monkeypatch.setattr(fused, "_constants", lambda fmt, _: original(fmt, dtype) | limit)
+
+    return use
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_inputs_of_whole_blocks(check, name):
     tried = 0
@@ -69,6 +81,22 @@ def test_all_of_fp32_and_fp16(check, name):
     check(-torch.zeros(3, 64), name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kernel_of_short_numbers_in_all_of_fp32(check, kernel_of, name):
+    kernel_of(torch.bfloat16)
+    x = gaussian(254, 64, seed=3).bfloat16().float()
+    exponents = torch.arange(254) - 128
+    check(torch.ldexp(x, exponents[:, None]), name)
+    for exponent, row in zip(exponents[::20], x[::20], strict=True):
+        check(torch.ldexp(row[None], exponent), name)
+
+
+def test_an_amax_whose_quotient_is_beside_the_smallest_scale(check):
+    edge = torch.tensor([6.0 * 2.0**-127]).view(torch.int32) + torch.arange(-2, 4).int()
+    x = edge.view(torch.float32)[:, None] * torch.linspace(0, 1, 32).round(decimals=1)
+    check(x, "mxfp4:rceil")
+
+
 @pytest.mark.parametrize("name", NV)
 @pytest.mark.parametrize("factor", [1e-30, 0.3, 1.0, 5.0, 1e30])
 def test_a_given_amax(check, name, factor):
@@ -77,20 +105,29 @@ def test_a_given_amax(check, name, factor):
     check(x, name, factor * x.abs().amax(-1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["nvfp4", "nvint4"])
-@pytest.mark.parametrize("away", [-65, -64, -63, -1, 0, 1, 63, 64, 65])
-def test_values_beside_ties_where_the_quotient_is_hard(check, name, away):
-    """Tensor scales whose significand is that many units from a multiple of 2^20."""
+def test_values_beside_ties_of_scales_beside_short_numbers(check, kernel_of, name, dtype):
+    """Where quotients are halfway between FP32 numbers, or as near as can be."""
+    kernel_of(dtype)
     fmt = get_format(name)
-    multiples = torch.arange(8, 16, dtype=torch.int32)
-    g = ((127 << 23) + ((multiples - 8) << 20) + away).view(torch.float32)
-    amax = g * fmt.tensor_divisor
+    short = ((127 << 23) + (torch.arange(9, dtype=torch.int32) << 20))[:, None]
+    wanted = (short + torch.arange(-3, 4)).flatten().int().view(torch.float32)
+    s = (8 + torch.arange(8))[:, None, None] / 8
+    near = (wanted[:, None] / s * fmt.tensor_divisor).view(torch.int32) + torch.arange(-2, 3)
+    amax = near.int().view(torch.float32)
+    scale = amax / torch.full_like(amax, fmt.tensor_divisor) * s
+    found = torch.isin(scale, wanted)
+    amax, scale = amax[found], scale[found]
+    assert len(scale) > 200
+    assert (scale.view(torch.int32) % (1 << 23) == (1 << 23) - 1).any(), "a significand of ones"
     halves = torch.tensor([m + 0.5 for m in range(7)] + [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-    ties = (halves[None] * g[:, None]).view(torch.int32)
-    x = torch.stack([(ties + step).view(torch.float32) for step in (-2, -1, 0, 1, 2)], 1)
-    # The first of each block decides that s is 1, so that the block's scale is g.
-    first = (fmt.element.max * g)[:, None, None].expand(-1, 5, 2)
-    check(torch.cat([first, x], -1).reshape(len(g), -1), name, amax)
+    ties = (halves[None] * scale[:, None]).to(dtype)
+    integers = torch.int32 if dtype == torch.float32 else torch.int16
+    x = torch.stack([(ties.view(integers) + step).view(dtype) for step in (-2, -1, 0, 1, 2)], 1)
+    # The first of each block decides which s it gets.
+    first = (fmt.element.max * scale).to(dtype)[:, None, None].expand(-1, 5, 2)
+    check(torch.cat([first, x], -1).reshape(len(scale), -1).float(), name, amax)
 
 
 @pytest.mark.parametrize("name", NAMES)

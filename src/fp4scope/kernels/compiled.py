@@ -44,10 +44,8 @@ _MAGNITUDE = _I(fp32.MAGNITUDE)
 _SIGN = _I(-0x80000000)
 _INF = _I(fp32.INF)
 _HALF = _I(1 << 22)
-_ONE = _I(1 << 23)
 _MX = _U(MX_BLOCK)
 _NV = _U(NV_BLOCK)
-_RCEIL, _TRUNCATED = _I(0), _I(1)
 _SEGMENT = 64
 
 
@@ -114,9 +112,7 @@ def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
         parameters = (element_max, *fp32.rounding(E4M3), *shared)
     else:
         entry = _power_of_two_entry
-        carry = int(_ONE) >> (element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
-        rule = _RCEIL if fmt.rule is ScaleRule.RCEIL else _TRUNCATED
-        parameters = (int(rule), element_max, carry, element.max_exponent, *shared)
+        parameters = (*fp32.scale_byte(fmt), *shared)
     return _FUNCTION(entry.address), parameters  # pyright: ignore
 
 
@@ -227,8 +223,7 @@ def _write(x, out, start, size, divide, factor, scale, largest, smallest, shift,
 @_compiled
 @no_type_check
 def _power_of_two(
-    x, out, first, last, blocks, rule, element_max, carry, emax, largest, smallest, shift, limit,
-    zero_sign,
+    x, out, first, last, blocks, zero, carry, emax, largest, smallest, shift, limit, zero_sign
 ):  # fmt: skip
     """MX formats, rows `first` to `last` of so many blocks. Returns the largest amax, as bits."""
     top = _I(0)
@@ -242,12 +237,8 @@ def _power_of_two(
             for b in range(count):
                 amax = peaks[b]
                 top = _most(top, amax)
-                if rule == _RCEIL:
-                    ratio = _as_int(_F(_as_float(amax) / element_max))
-                    byte = _I(_I(ratio + _I(_ONE - _I(1))) >> _I(23))
-                    byte = _I(0) if ratio <= _HALF else byte
-                else:
-                    byte = _most(_I(_I(_I(amax + carry) >> _I(23)) - emax), _I(0))
+                byte = _I(_I(_I(amax + carry) >> _I(23)) - emax)
+                byte = byte if amax > zero else _I(0)
                 scales[b] = _two_to(byte)
                 inverses[b] = _two_to(_I(_I(254) - byte))
             for b in range(count):
@@ -365,8 +356,8 @@ def _power_of_two_entry(pointer):
     while part < job[_COUNT]:
         top = _power_of_two(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]),
-            _int(job, 0), _as_float(_int(job, 1)), _int(job, 2), _int(job, 3), _int(job, 4),
-            _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+            _int(job, 0), _int(job, 1), _int(job, 2), _int(job, 3), _int(job, 4), _int(job, 5),
+            _int(job, 6), _int(job, 7),
         )  # fmt: skip
         if top >= _INF:
             job[_NONFINITE] = 1

@@ -122,17 +122,9 @@ def _power_of_two_scale(
     amax_bits: Int[Tensor, "rows blocks 1"], fmt: BlockFormat
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E8M0 scale from the bits of the amax: the scale, its inverse, its byte."""
-    one = 1 << fp32.MANTISSA_BITS
-    if fmt.rule is ScaleRule.RCEIL:
-        peak = amax_bits.view(torch.float32)
-        over = (peak / torch.full_like(peak, fmt.element.max)).view(torch.int32)
-        # The next power of two, unless it is one. Subnormals up to 2^-127 stay at byte 0.
-        byte = torch.where(over <= one // 2, 0, (over + (one - 1)) >> fp32.MANTISSA_BITS)
-    else:
-        # EVEN: a mantissa that the element would round up to 2 carries into the exponent.
-        carry = one >> (fmt.element.mantissa_bits + 1) if fmt.rule is ScaleRule.EVEN else 0
-        byte = ((amax_bits + carry) >> fp32.MANTISSA_BITS) - fmt.element.max_exponent
-        byte = byte.clamp_(min=0)
+    zero, carry, emax = fp32.scale_byte(fmt)
+    byte = ((amax_bits + carry) >> fp32.MANTISSA_BITS) - emax
+    byte = torch.where(amax_bits <= zero, 0, byte)
     return two_to(byte), two_to(254 - byte), byte
 
 

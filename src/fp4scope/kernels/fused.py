@@ -3,8 +3,12 @@
 The results are those of `eager`, bit for bit. What keeps them so: divisions that are IEEE's or
 proved to round alike (Triton's `/` is approximate on a GPU, though exact in its interpreter), and
 no fused multiply-add that is not written.
+
+The integer and comparison units are the first to be full, which is why elements are rounded with
+multiply-adds and as much as can be is done once a tensor.
 """
 
+import math
 from functools import cache
 from typing import Any, no_type_check
 
@@ -14,19 +18,15 @@ import triton.language as tl
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3
+from fp4scope.formats import BlockFormat
+from fp4scope.formats.spec import E4M3, ElementFormat
 from fp4scope.kernels import fp32
 
 _INF = tl.constexpr(fp32.INF)
 _MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
 _HALF = tl.constexpr(1 << 22)
-_ONE = tl.constexpr(1 << 23)
-_STEP = tl.constexpr(1 << 20)
-_SMALL = tl.constexpr((127 - 60) << 23)
-_LARGE = tl.constexpr((127 + 60) << 23)
-
-_TILE_ELEMENTS = 2048
+_LAST = tl.constexpr((1 << 23) - 1)
+_TILE_ELEMENTS = 1024
 _WARPS = 2
 
 
@@ -70,19 +70,26 @@ def qdq(
 @cache
 def _constants(fmt: BlockFormat, dtype: torch.dtype) -> dict[str, Any]:
     """What makes the kernel that of a format."""
-    element = fmt.element
-    even = fmt.rule is ScaleRule.EVEN
+    zero, carry, emax = fp32.scale_byte(fmt) if not fmt.uses_tensor_amax else (0, 0, 0)
     return {
         "LIMIT": fp32.bits(torch.finfo(dtype).max),
+        "PRECISION": 1 - int(math.log2(torch.finfo(dtype).eps)),
         "RULE": fmt.rule.name,
-        "CARRY": (1 << 23) >> (element.mantissa_bits + 1) if even else 0,
-        "EMAX": element.max_exponent,
-        "ELEMENT_MAX": element.max,
+        "ZERO": zero,
+        "CARRY": carry,
+        "EMAX": emax,
+        "ELEMENT_MAX": fmt.element.max,
         "DIVISOR": fmt.tensor_divisor,
-        "ROUNDING": fp32.rounding(element),
-        "SCALE_ROUNDING": fp32.rounding(E4M3),
-        "INTEGER": element.integer,
+        "ROUNDING": _rounding(fmt.element),
+        "SCALE_ROUNDING": _rounding(E4M3),
+        "INTEGER": fmt.element.integer,
     }
+
+
+def _rounding(element: ElementFormat) -> tuple[float, float, float]:
+    """Constants of `_round`: the largest, 1.5 times the smallest normal, 2^(23 - m)."""
+    factor = 2.0 ** (fp32.MANTISSA_BITS - element.mantissa_bits)
+    return element.max, 1.5 * 2.0**element.min_exponent, factor
 
 
 @triton.jit
@@ -90,77 +97,74 @@ def _constants(fmt: BlockFormat, dtype: torch.dtype) -> dict[str, Any]:
 def _kernel(
     x, out, amax, flag, blocks, blocks_a_row,
     FLAGGED: tl.constexpr, ONE_AMAX: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
-    LIMIT: tl.constexpr, RULE: tl.constexpr, CARRY: tl.constexpr, EMAX: tl.constexpr,
-    ELEMENT_MAX: tl.constexpr, DIVISOR: tl.constexpr, ROUNDING: tl.constexpr,
-    SCALE_ROUNDING: tl.constexpr, INTEGER: tl.constexpr,
+    LIMIT: tl.constexpr, PRECISION: tl.constexpr, RULE: tl.constexpr, ZERO: tl.constexpr,
+    CARRY: tl.constexpr, EMAX: tl.constexpr, ELEMENT_MAX: tl.constexpr, DIVISOR: tl.constexpr,
+    ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    inside = block < blocks
+    first = tl.program_id(0).to(tl.int64) * TILE
+    block = tl.arange(0, TILE)
+    inside = block < tl.minimum(blocks - first, TILE).to(tl.int32)
     offsets = block[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    value = tl.load(x + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
-    bits = value.to(tl.int32, bitcast=True)
-    magnitude = (bits & _MAGNITUDE).to(tl.float32, bitcast=True)
-    peak_bits = tl.max(bits & _MAGNITUDE, axis=1)
-    peak = peak_bits.to(tl.float32, bitcast=True)
+    loaded = tl.load(x + first * SIZE + offsets, mask=inside[:, None], other=0.0)
 
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         if ONE_AMAX:
-            g = tl.div_rn(tl.load(amax), DIVISOR) + tl.zeros_like(peak)
+            g = tl.div_rn(tl.load(amax), DIVISOR) + tl.zeros([TILE], tl.float32)
         else:
-            g = tl.div_rn(tl.load(amax + block // blocks_a_row, mask=inside, other=0.0), DIVISOR)
-        if RULE == "FOUR_OVER_SIX":
-            scale = _smaller_error(magnitude, peak, g, ELEMENT_MAX, ROUNDING, SCALE_ROUNDING)
-            hard = tl.zeros_like(peak) == 0
-        else:
-            largest = g * ELEMENT_MAX
-            scale = _round(_refined(peak, largest, 1.0 / largest), SCALE_ROUNDING) * g
-            hard = _is_hard(largest) | _is_hard(scale) | (peak_bits > _LARGE)
-        if tl.max(hard.to(tl.int32), axis=0) > 0:
-            if FLAGGED:
-                tl.store(flag, 1, mask=tl.max(peak_bits, axis=0) >= _INF)
-            if RULE == "TENSOR":
-                ratio = tl.div_rn(peak, _divisor(g * ELEMENT_MAX))
-                scale = _round(ratio, SCALE_ROUNDING) * g
-            y = tl.div_rn(magnitude, _divisor(scale)[:, None])
-            product = (_round(y, ROUNDING) * scale[:, None]).to(tl.int32, bitcast=True)
-            product = tl.minimum(product, LIMIT)
-        else:
-            y = _refined(magnitude, scale[:, None], (1.0 / scale)[:, None])
-            product = (_round(y, ROUNDING) * scale[:, None]).to(tl.int32, bitcast=True)
-            if LIMIT < _LARGE:
-                product = tl.minimum(product, LIMIT)
-    else:
-        if FLAGGED:
-            tl.store(flag, 1, mask=tl.max(peak_bits, axis=0) >= _INF)
-        if RULE == "RCEIL":
-            over = tl.div_rn(peak, ELEMENT_MAX).to(tl.int32, bitcast=True)
-            byte = tl.where(over <= _HALF, 0, (over + (_ONE - 1)) >> 23)
-        else:
-            byte = tl.maximum(((peak_bits + CARRY) >> 23) - EMAX, 0)
-        y = magnitude * _two_to(254 - byte)[:, None]
-        product = (_round(y, ROUNDING) * _two_to(byte)[:, None]).to(tl.int32, bitcast=True)
-        product = tl.minimum(product, LIMIT)
+            row = (first + block) // blocks_a_row
+            g = tl.div_rn(tl.load(amax + row, mask=inside, other=0.0), DIVISOR)
+        # What is divided, and by what, is far from the small end of FP32.
+        up = tl.where(g < 2.0**-90, 2.0**60, 1.0)
 
+    bits = loaded.to(tl.float32).to(tl.int32, bitcast=True)
+    magnitude = (bits & _MAGNITUDE).to(tl.float32, bitcast=True)
+    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
+        magnitude *= up[:, None]
+    peak_bits = tl.max(magnitude.to(tl.int32, bitcast=True), axis=1)
+    if FLAGGED:
+        tl.store(flag + tl.zeros_like(peak_bits), 1, mask=peak_bits >= _INF)
+
+    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
+        peak = peak_bits.to(tl.float32, bitcast=True)
+        largest = g * ELEMENT_MAX * up
+        if RULE == "TENSOR":
+            s = _round(_quotient(peak, largest, PRECISION), SCALE_ROUNDING)
+        else:
+            ratio = tl.div_rn(peak, largest)
+            s = _smaller_error(magnitude, ratio, g, up, PRECISION, ROUNDING, SCALE_ROUNDING)
+        scale = s * g
+        y = _quotient(magnitude, (scale * up)[:, None], PRECISION)
+    else:
+        byte = tl.where(peak_bits <= ZERO, 0, ((peak_bits + CARRY) >> 23) - EMAX)
+        scale = _two_to(byte)
+        y = magnitude * _two_to(254 - byte)[:, None]
+
+    product = (_round(y, ROUNDING) * scale[:, None]).to(tl.int32, bitcast=True)
+    if RULE != "FLOOR":
+        product = tl.minimum(product, LIMIT)
     sign = bits & (-1 - _MAGNITUDE)
     if INTEGER:
         sign = tl.where(product == 0, 0, sign)
-    result = (product | sign).to(tl.float32, bitcast=True)
-    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=inside[:, None])
+    result = (product | sign).to(tl.float32, bitcast=True).to(out.dtype.element_ty)
+    tl.store(out + first * SIZE + offsets, result, mask=inside[:, None])
 
 
 @triton.jit
 @no_type_check
 def _round(y, ROUNDING: tl.constexpr):
-    """Magnitudes to the nearest element, ties to even, saturating."""
-    bits = tl.minimum(y.to(tl.int32, bitcast=True), ROUNDING[0])
-    magic = (tl.maximum(bits & _INF, ROUNDING[1]) + ROUNDING[2]).to(tl.float32, bitcast=True)
-    return (bits.to(tl.float32, bitcast=True) + magic) - magic
+    """Magnitudes to the nearest element of m mantissa bits, ties to even, saturating.
 
-
-@triton.jit
-@no_type_check
-def _divisor(scale):
-    return tl.where(scale == 0, float("inf"), scale)
+    In the binade of 2^e elements are s = 2^(e - m) apart, and that is the last place of the FP32
+    numbers in the binade of t 2^(23 - m), for t = y. So the difference t 2^(23 - m) - y, rounded
+    once, is rounded to a multiple of s; what it lacks to t 2^(23 - m), exactly, is y rounded. A tie
+    goes to the even one, because t 2^(23 - m) is an even multiple of s if y is a tie. Where the
+    difference falls into the binade below, y is within 2^m units above 2^e, and goes there as well.
+    Up to 1.5 times the smallest normal, t is that: the spacing stays the same, and so does the
+    binade of the difference.
+    """
+    y = tl.minimum(y, ROUNDING[0])
+    t = tl.maximum(y, ROUNDING[1])
+    return tl.fma(t, ROUNDING[2], tl.fma(t, -ROUNDING[2], y))
 
 
 @triton.jit
@@ -172,49 +176,52 @@ def _two_to(byte):
 
 @triton.jit
 @no_type_check
-def _refined(x, d, inverse):
-    """A quotient that `_round` takes where it takes the IEEE one, unless `_is_hard(d)`.
+def _quotient(x, d, PRECISION: tl.constexpr):
+    """A quotient x / d on the side of every tie b of E4M3 and the elements where IEEE's is.
 
-    `inverse` may be two units off in its last place; with the residual of the first quotient the
-    second is within 2^-43 of x / d, and rounded. The IEEE quotient is a tie of the elements or
-    beside one, if x / d is on this or that side of b = m (1 +- 2^-25), where m has at most 5
-    significant bits. In integers, x = X 2^i, d = D 2^j, b = B 2^k with X, D < 2^24 and B odd, of
-    25 bits: X 2^l - B D is a multiple of 2^20 plus or minus D. So x / d is n 2^-49 from b if D is
-    n from every multiple of 2^20, and n = 64 is enough. If D is such a multiple, so is the
-    difference, and it is not zero, because X has no room for the 25 bits of B.
+    IEEE's own for FP32. For BF16 and FP16, whose x have at most 8 or 11 significant bits, it is
+    enough, if d is not near the small end of FP32: `inverse` is within 2^-21 of 1 / d, relatively,
+    and with the residual of the first quotient the second is within 2^-42 of x / d, and rounded. So
+    it is on IEEE's side unless x / d is as near to a midpoint of b and a number beside it. (NaN,
+    and what is too large, `_round` takes to the largest element; so a d of 0 does no harm.)
+
+    In integers, x = X 2^i, d = D 2^j, b = B 2^k, 2^23 <= D < 2^24, B odd and of L <= 5 bits, the
+    midpoint (A + s) 2^m with A = B 2^(25 - L), s = 1 or -1 (and A = 2^25, s = -1 below B = 1). Then
+    X 2^l = (A + s) D + r with abs(r) < 2^7, and l >= 37, because the right side is above 2^47. All
+    but s D + r is divisible by 2^(25 - L), so this is q 2^(25 - L), and X 2^(l - 25 + L) = B D + q.
+    With D = s (q 2^(25 - L) - r), all but q - s B r is divisible by 2^(12 + L), which is more than
+    it can be: q = s B r, and D = (A - s) r. With D < 2^24 that leaves A = 2^24, s = 1, r = 1, or
+    D = 2^24 - 1: X / D is then a number of 11 bits times 1 + 2^-24, and IEEE rounds it up by a
+    unit. X / (D - 1) is another unit above at most, far from a tie, and unlike X / D not halfway.
     """
+    if PRECISION > 11:
+        return tl.div_rn(x, d)
+    bits = d.to(tl.int32, bitcast=True)
+    d = (bits - ((~bits & _LAST) == 0).to(tl.int32)).to(tl.float32, bitcast=True)
+    root = tl.rsqrt(d)
+    inverse = root * root
     y = x * inverse
     return tl.fma(tl.fma(-d, y, x), inverse, y)
 
 
 @triton.jit
 @no_type_check
-def _is_hard(d):
-    """Whether `_refined` may go wrong: a significand beside a multiple of 2^20, zero, extremes."""
-    bits = d.to(tl.int32, bitcast=True)
-    place = (bits + 64) & (_STEP - 1)
-    return ((place < 128) & (place != 64)) | (bits < _SMALL) | (bits > _LARGE)
-
-
-@triton.jit
-@no_type_check
 def _smaller_error(
-    x, peak, g, ELEMENT_MAX: tl.constexpr, ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr
+    x, ratio, g, up, PRECISION: tl.constexpr, ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr
 ):
     """Four over six: the scale with the smaller squared error, that for 6 on a tie."""
-    exact = tl.div_rn(x, _divisor(g)[:, None])
-    ratio = tl.div_rn(peak, _divisor(g * ELEMENT_MAX))
+    exact = tl.div_rn(x, (g * up)[:, None])
     six, four = _round(ratio, SCALE_ROUNDING), _round(ratio * 1.5, SCALE_ROUNDING)
-    error_six = _error(x, six, six * g, exact, ROUNDING)
-    error_four = _error(x, four, four * g, exact, ROUNDING)
-    return tl.where(error_four < error_six, four, six) * g
+    error_six = _error(x, six, six * g * up, exact, PRECISION, ROUNDING)
+    error_four = _error(x, four, four * g * up, exact, PRECISION, ROUNDING)
+    return tl.where(error_four < error_six, four, six)
 
 
 @triton.jit
 @no_type_check
-def _error(x, s, scale, exact, ROUNDING: tl.constexpr):
+def _error(x, s, scale, exact, PRECISION: tl.constexpr, ROUNDING: tl.constexpr):
     """Squared error of each block, added in halves as `eager` does."""
-    q = _round(tl.div_rn(x, _divisor(scale)[:, None]), ROUNDING)
+    q = _round(_quotient(x, scale[:, None], PRECISION), ROUNDING)
     difference = q * s[:, None] - exact
     error = difference * difference
     tile: tl.constexpr = error.shape[0]

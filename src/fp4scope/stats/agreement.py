@@ -15,7 +15,7 @@ Noise that a list has to itself lowers rho, drawing means adds as much noise aga
 lie below rho about as far as rho lies below what endless text would give. Hence the basic interval,
 the draws' quantiles mirrored at rho, and not the percentile interval. In a simulation (costs with
 heavy tails that correlate at 0.8, unshared noise of a window 3 times their spread, 60 studies each;
-`benchmarks/coverage.py --ranks`) the rank correlation without noise was inside
+`benchmarks/intervals.py --ranks`) the rank correlation without noise was inside
 
 | units, windows | 30, 8 | 30, 32 | 210, 8 | 210, 32 | 210, 96 |
 | --- | --- | --- | --- | --- | --- |

@@ -9,7 +9,7 @@ itself is noisy and no reason is known for windows to be less than independent.
 How often a 95% t interval then covers, on average over the units of a family, was measured by
 drawing runs of 12 windows on average from three recorded studies of a whole text (Qwen2.5-Coder
 0.5B, Gemma 3 270M, SmolLM2-135M, 142 to 148 windows of 2048; in brackets with s / sqrt(n);
-`benchmarks/coverage.py`). Ranges are over models and formats:
+`benchmarks/intervals.py`). Ranges are over models and formats:
 
 | windows | 16 | 32 | 64 | all |
 | --- | --- | --- | --- | --- |

@@ -8,7 +8,7 @@ not over components: those are all there are.
 With few units rho jumps, and the basic interval that serves for many is too narrow; with many the
 draws' quantiles lie too low. So the interval here holds both. In a simulation (40 and 30 windows of
 other text, 60 studies, heavy-tailed costs that correlate at 0, 0.7 or 0.97, the noise of a mean
-0.1, 0.3 or 0.6 of their spread; `benchmarks/coverage.py --ranks`) it held the rank correlation
+0.1, 0.3 or 0.6 of their spread; `benchmarks/intervals.py --ranks`) it held the rank correlation
 without noise in
 
 | units | 4 | 7 | 28 | 100 |

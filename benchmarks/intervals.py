@@ -1,7 +1,7 @@
 """How often the intervals of fp4scope hold: of differences where neighbours are alike, of ranks.
 
-    python benchmarks/coverage.py docs/results/*/          # differences, by family
-    python benchmarks/coverage.py --ranks                  # rank correlations, on made data
+    python benchmarks/intervals.py docs/results/*/          # differences, by family
+    python benchmarks/intervals.py --ranks                  # rank correlations, on made data
 
 Differences: the recorded windows are the population and their means the truth. Runs of windows of
 random length, 12 on average, are drawn with replacement until there are n (the stationary
