@@ -1,7 +1,7 @@
 r"""A sweep with the blocks in host memory against the same one with the whole model on the GPU.
 
     python benchmarks/offload.py --config qwen2.5-0.5b --limit 1GB
-    python benchmarks/offload.py --config qwen2.5-14b --limit 80GB --cells down_proj
+    python benchmarks/offload.py --config qwen2.5-14b --limit 80GB --windows 8 --cells down_proj
 
 Random weights. First everything on the device, without a limit; then with `--offload yes` and no
 more memory than --limit for everything that PyTorch allocates there, the rest of the model
@@ -70,7 +70,7 @@ def main() -> int:
     _print(f"blocks on the host, {options.limit}", sweep)
     copies = sweep.copies / len(loaded.stack)
     passes = -(-options.windows // sweep.shape.windows) * sweep.shape.groups
-    print(f"  each block was copied {copies:.2f} times, in {passes} passes and the self-check")
+    print(f"  each block was copied {copies:.2f} times, in {passes} passes")
     if whole is not None:
         apart = [
             abs(a - b) / options.seq_len
