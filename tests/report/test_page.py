@@ -340,6 +340,16 @@ def test_several_operands(known):
     assert [float(value) for _, value in compared[3:]] == pytest.approx([0.12, 0.12])
 
 
+def test_what_activations_add_stands_beside_it(known, observe):
+    results = known().results
+    text = np.array(results.observations[REFERENCE.key].nll) / 10  # ten tokens a window
+    alone = observe(baseline("mxfp4:floor", "weights"), text + 0.05)
+    results.observations[alone.variant.key] = alone
+    _, row = Page(Diagnosis(results).html()).table("both")
+    assert [text for text, _ in row] == ["mxfp4:floor", "weights", "+70.00 [+70.00, +70.00]"]
+    assert "Weights and activations" not in Page(known().html()).text
+
+
 def test_formats_are_compared_with_the_cheapest(known):
     text = " ".join(Page(known().html()).text.split())
     # 240 less 120 millinats, the same in every window.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fp4scope.records import REFERENCE, Variant, baseline
-from fp4scope.stats import format_table
+from fp4scope.stats import format_table, operand_table
 
 
 def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe, results):
@@ -50,3 +50,24 @@ def test_one_format_has_none_to_compare_with(observe, results):
     assert not format_table(
         results(observe(REFERENCE, text), observe(baseline("nvfp4", "w"), text))
     )
+
+
+def test_what_activations_add_to_weights_alone(observe, results):
+    text = np.random.default_rng(0).normal(3, 1, 12)
+    flips = 0.01 * np.array([1, -1] * 6)
+    costs = {"weights+activations": 0.5, "weights": 0.2, "activations": 0.35}
+    found = [observe(REFERENCE, text)]
+    for operands, cost in costs.items():
+        spread = flips if operands == "weights" else 0
+        found.append(observe(baseline("mxfp4:floor", operands), text + cost + spread))
+    found.append(observe(baseline("nvfp4", "weights"), text + 0.1))
+    table = operand_table(results(*found))
+    assert [(r["format"], r["operands"], r["against"]) for r in table] == [
+        ("mxfp4:floor", "weights+activations", "weights"),
+        ("mxfp4:floor", "weights+activations", "activations"),
+    ]
+    weights, activations = table
+    assert weights["delta_nll"] == pytest.approx(0.3)
+    assert weights["delta_nll_low"] == pytest.approx(0.3 - 2.201 * 0.01 / 11**0.5, abs=1e-5)
+    assert activations["delta_nll"] == pytest.approx(0.15)
+    assert {row["windows"] for row in table} == {12}

@@ -37,6 +37,11 @@ class Diagnosis:
         return stats.format_table(self.results)
 
     @cached_property
+    def operands(self) -> Table:
+        """What quantizing weights and activations costs more than only one of them."""
+        return stats.operand_table(self.results)
+
+    @cached_property
     def components(self) -> Table:
         return stats.unit_table(self.results, "components")
 

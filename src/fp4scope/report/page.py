@@ -90,6 +90,7 @@ def page(diagnosis: "Diagnosis") -> str:
         headlines=[*stopping_lines(results), *headlines(diagnosis, short=True)],
         baselines=diagnosis.baselines,
         formats=_against(diagnosis.formats),
+        both=diagnosis.operands,
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
         blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
         patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),

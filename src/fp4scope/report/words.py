@@ -17,8 +17,8 @@ CELLS_SHOWN = 10
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 """Of a difference, by direction."""
 LOWER_LOSS = (
-    "A lower loss on this text need not be a model that is closer to the one in full precision: "
-    "how far away it is, KL says, which can be lower too or not."
+    "A lower loss on this text does not make a model closer to the one in full precision; how "
+    "close it is, KL says."
 )
 ESTIMATE = "estimate (first order)"
 ESTIMATES_MEAN = (
@@ -41,6 +41,7 @@ def headlines(diagnosis: "Diagnosis", *, short: bool = False) -> list[str]:
     ]
     lines = [
         *_format_lines(diagnosis),
+        *_operand_lines(diagnosis),
         *_rule_lines(diagnosis),
         *_component_lines(diagnosis),
         *(_cells_told(diagnosis) if short else cells),
@@ -71,6 +72,18 @@ def _format_lines(diagnosis: "Diagnosis") -> list[str]:
         f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
         f"and {percent(1 - row['top1'])} of the most likely next tokens change."
         for row in _swept(diagnosis)
+    ]
+
+
+def _operand_lines(diagnosis: "Diagnosis") -> list[str]:
+    """What activations add to the cost of each swept format, where weights alone were measured."""
+    costs = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
+    swept = {(row["format"], row["operands"]) for row in _swept(diagnosis)}
+    return [
+        f"Under {row['format']}, weights alone cost {interval(costs[row['format'], 'weights'])} "
+        f"millinats; quantizing activations too adds {interval(row)}{_undecided(row)}."
+        for row in diagnosis.operands
+        if row["against"] == "weights" and (row["format"], row["operands"]) in swept
     ]
 
 

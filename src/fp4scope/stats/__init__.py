@@ -9,7 +9,7 @@ from fp4scope.stats.changes import change_table
 from fp4scope.stats.comparable import comparable, differing_conditions
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.dependence import standard_errors
-from fp4scope.stats.formats import format_table
+from fp4scope.stats.formats import format_table, operand_table
 from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
@@ -74,6 +74,7 @@ __all__ = [
     "neighbour_correlation",
     "noise_floor",
     "only_estimated",
+    "operand_table",
     "order_table",
     "p_value",
     "paired",

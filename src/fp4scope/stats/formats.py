@@ -1,19 +1,23 @@
-"""Formats against each other, with everything quantized to the one and to the other.
+"""Formats against each other, and operands of one format, with everything quantized both ways.
 
-Two formats are compared window by window, so that what makes windows differ cancels: the
-difference of two baselines is surer than either's difference from the reference suggests.
+Two baselines are compared window by window, so that what makes windows differ cancels: their
+difference is surer than either's difference from the reference suggests.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from itertools import permutations
 from typing import Any
 
-from fp4scope.records import Results, Table
+from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.intervals import paired
 from fp4scope.stats.windows import Series, aligned, by_window
 
 COMPARISON_COLUMNS = (
     "operands", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
     "windows",
+)  # fmt: skip
+OPERAND_COLUMNS = (
+    "format", "operands", "against", "delta_nll", "delta_nll_low", "delta_nll_high", "windows",
 )  # fmt: skip
 
 
@@ -29,23 +33,50 @@ def format_table(results: Results) -> Table:
         for observation in results.observations.values()
         if observation.windows and not observation.variant.is_control
     }
-    found: dict[str, dict[str, Series]] = {}
-    for observation in results.observations.values():
-        variant = observation.variant
-        if variant.direction == "baseline" and observation.windows:
-            series = by_window(observation, "nll")
-            found.setdefault(variant.operands, {})[variant.format] = series
+    by_operands: dict[str, dict[str, Series]] = {}
+    for variant, series in _baselines(results):
+        by_operands.setdefault(variant.operands, {})[variant.format] = series
     rows: list[dict[str, Any]] = []
-    for operands, by_format in found.items():
+    for operands, by_format in by_operands.items():
         for name, against in _pairs(by_format, swept):
-            windows, values = aligned([by_format[name], by_format[against]])
-            if len(windows):
-                delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
-                row = {"operands": operands, "format": name, "against": against}
-                row |= {"rules": _element(name) == _element(against), "windows": delta.n}
-                row |= {"delta_nll": delta.mean}
-                rows.append(row | {"delta_nll_low": delta.low, "delta_nll_high": delta.high})
+            row = {"operands": operands, "format": name, "against": against}
+            row |= {"rules": _element(name) == _element(against)}
+            rows += _compared(row, by_format[name], by_format[against], results)
     return Table(COMPARISON_COLUMNS, rows)
+
+
+def operand_table(results: Results) -> Table:
+    """What quantizing both operands costs more than one of them, for every format with both.
+
+    `delta_nll`, in nats per token, is the cost under `operands` less that under `against`.
+    """
+    by_format: dict[str, dict[str, Series]] = {}
+    for variant, series in _baselines(results):
+        by_format.setdefault(variant.format, {})[variant.operands] = series
+    rows: list[dict[str, Any]] = []
+    for name, by_operands in by_format.items():
+        for operands, against in permutations(by_operands, 2):
+            if set(operands.split("+")) > set(against.split("+")):
+                row = {"format": name, "operands": operands, "against": against}
+                rows += _compared(row, by_operands[operands], by_operands[against], results)
+    return Table(OPERAND_COLUMNS, rows)
+
+
+def _baselines(results: Results) -> Iterator[tuple[Variant, Series]]:
+    for observation in results.observations.values():
+        if observation.variant.direction == "baseline" and observation.windows:
+            yield observation.variant, by_window(observation, "nll")
+
+
+def _compared(
+    row: dict[str, Any], more: Series, less: Series, results: Results
+) -> Iterator[dict[str, Any]]:
+    """The row with its difference, if the two share windows."""
+    windows, values = aligned([more, less])
+    if len(windows):
+        delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
+        row |= {"windows": delta.n, "delta_nll": delta.mean}
+        yield row | {"delta_nll_low": delta.low, "delta_nll_high": delta.high}
 
 
 def _pairs(by_format: Mapping[str, Series], swept: Set[str]) -> dict[tuple[str, str], None]:
