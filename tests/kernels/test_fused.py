@@ -81,7 +81,7 @@ def test_all_of_fp32_and_fp16(check, name):
     check(-torch.zeros(3, 64), name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NV)
 def test_the_kernel_of_short_numbers_in_all_of_fp32(check, kernel_of, name):
     kernel_of(torch.bfloat16)
     x = gaussian(254, 64, seed=3).bfloat16().float()
@@ -89,6 +89,25 @@ def test_the_kernel_of_short_numbers_in_all_of_fp32(check, kernel_of, name):
     check(torch.ldexp(x, exponents[:, None]), name)
     for exponent, row in zip(exponents[::20], x[::20], strict=True):
         check(torch.ldexp(row[None], exponent), name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NV)
+def test_finite_numbers_far_above_a_tiny_amax_are_not_flagged(check, kernel_of, name, dtype):
+    kernel_of(dtype)
+    x = torch.tensor([2.0**67, -(2.0**68), 2.0**100, 2.0**127]).repeat(4, 8)
+    for amax in (0.0, 2.0**-149, 2.0**-80, 2.0**-70):
+        check(x, name, torch.tensor([amax]))
+        check(x, name, torch.full((4,), amax))
+
+
+@pytest.mark.parametrize("name", NV)
+def test_scales_that_vanish(check, name):
+    """Times a tensor scale of a few units of the smallest FP32 number a block scale may be 0."""
+    factors = torch.arange(1, 60)
+    amax = factors * (2.0**-149 * get_format(name).tensor_divisor)
+    x = torch.arange(80).repeat_interleave(16) * 2.0**-149
+    check(x.expand(59, -1).contiguous(), name, amax)
 
 
 def test_an_amax_whose_quotient_is_beside_the_smallest_scale(check):

@@ -43,8 +43,8 @@ def scale_byte(fmt: BlockFormat) -> tuple[int, int, int]:
     than half a unit above the power of two, and goes on to the next: so the carry is what M lacks
     to 2, less one unit. Only at 2^-127, where units are twice as large, that quotient rounds down.
     """
-    one, emax, zero = 1 << MANTISSA_BITS, fmt.element.max_exponent, 0
-    carry = 0
+    one, emax = 1 << MANTISSA_BITS, fmt.element.max_exponent
+    carry, zero = 0, 0
     if fmt.rule is ScaleRule.EVEN:  # a mantissa that the element would round up to 2
         carry = one >> (fmt.element.mantissa_bits + 1)
     elif fmt.rule is ScaleRule.RCEIL:

@@ -8,7 +8,6 @@ The integer and comparison units are the first to be full, which is why elements
 multiply-adds and as much as can be is done once a tensor.
 """
 
-import math
 from functools import cache
 from typing import Any, no_type_check
 
@@ -26,6 +25,7 @@ _INF = tl.constexpr(fp32.INF)
 _MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
 _HALF = tl.constexpr(1 << 22)
 _LAST = tl.constexpr((1 << 23) - 1)
+_TINY = tl.constexpr(2.0**-90)
 _TILE_ELEMENTS = 1024
 _WARPS = 2
 
@@ -73,7 +73,7 @@ def _constants(fmt: BlockFormat, dtype: torch.dtype) -> dict[str, Any]:
     zero, carry, emax = fp32.scale_byte(fmt) if not fmt.uses_tensor_amax else (0, 0, 0)
     return {
         "LIMIT": fp32.bits(torch.finfo(dtype).max),
-        "PRECISION": 1 - int(math.log2(torch.finfo(dtype).eps)),
+        "SHORT": dtype != torch.float32,
         "RULE": fmt.rule.name,
         "ZERO": zero,
         "CARRY": carry,
@@ -97,7 +97,7 @@ def _rounding(element: ElementFormat) -> tuple[float, float, float]:
 def _kernel(
     x, out, amax, flag, blocks, blocks_a_row,
     FLAGGED: tl.constexpr, ONE_AMAX: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
-    LIMIT: tl.constexpr, PRECISION: tl.constexpr, RULE: tl.constexpr, ZERO: tl.constexpr,
+    LIMIT: tl.constexpr, SHORT: tl.constexpr, RULE: tl.constexpr, ZERO: tl.constexpr,
     CARRY: tl.constexpr, EMAX: tl.constexpr, ELEMENT_MAX: tl.constexpr, DIVISOR: tl.constexpr,
     ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
@@ -107,14 +107,18 @@ def _kernel(
     offsets = block[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     loaded = tl.load(x + first * SIZE + offsets, mask=inside[:, None], other=0.0)
 
+    tiny = False
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         if ONE_AMAX:
-            g = tl.div_rn(tl.load(amax), DIVISOR) + tl.zeros([TILE], tl.float32)
+            g = tl.div_rn(tl.load(amax), DIVISOR)
+            tiny = g < _TINY
+            g += tl.zeros([TILE], tl.float32)
         else:
             row = (first + block) // blocks_a_row
             g = tl.div_rn(tl.load(amax + row, mask=inside, other=0.0), DIVISOR)
-        # What is divided, and by what, is far from the small end of FP32.
-        up = tl.where(g < 2.0**-90, 2.0**60, 1.0)
+            tiny = True
+        # Away from the small end of FP32, if the quotient is not far below every tie.
+        up = tl.where(g < _TINY, 2.0**60, 1.0)
 
     bits = loaded.to(tl.float32).to(tl.int32, bitcast=True)
     magnitude = (bits & _MAGNITUDE).to(tl.float32, bitcast=True)
@@ -122,18 +126,21 @@ def _kernel(
         magnitude *= up[:, None]
     peak_bits = tl.max(magnitude.to(tl.int32, bitcast=True), axis=1)
     if FLAGGED:
-        tl.store(flag + tl.zeros_like(peak_bits), 1, mask=peak_bits >= _INF)
+        seen = peak_bits
+        if tiny:  # times 2^60, finite numbers may have become infinite
+            seen = tl.max(bits & _MAGNITUDE, axis=1)
+        tl.store(flag + tl.zeros_like(seen), 1, mask=seen >= _INF)
 
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         peak = peak_bits.to(tl.float32, bitcast=True)
         largest = g * ELEMENT_MAX * up
         if RULE == "TENSOR":
-            s = _round(_quotient(peak, largest, PRECISION), SCALE_ROUNDING)
+            s = _round(_quotient(peak, largest, SHORT), SCALE_ROUNDING)
         else:
             ratio = tl.div_rn(peak, largest)
-            s = _smaller_error(magnitude, ratio, g, up, PRECISION, ROUNDING, SCALE_ROUNDING)
+            s = _smaller_error(magnitude, ratio, g, up, SHORT, ROUNDING, SCALE_ROUNDING)
         scale = s * g
-        y = _quotient(magnitude, (scale * up)[:, None], PRECISION)
+        y = _quotient(magnitude, (scale * up)[:, None], SHORT)
     else:
         byte = tl.where(peak_bits <= ZERO, 0, ((peak_bits + CARRY) >> 23) - EMAX)
         scale = _two_to(byte)
@@ -176,25 +183,31 @@ def _two_to(byte):
 
 @triton.jit
 @no_type_check
-def _quotient(x, d, PRECISION: tl.constexpr):
+def _quotient(x, d, SHORT: tl.constexpr):
     """A quotient x / d on the side of every tie b of E4M3 and the elements where IEEE's is.
 
-    IEEE's own for FP32. For BF16 and FP16, whose x have at most 8 or 11 significant bits, it is
-    enough, if d is not near the small end of FP32: `inverse` is within 2^-21 of 1 / d, relatively,
-    and with the residual of the first quotient the second is within 2^-42 of x / d, and rounded. So
-    it is on IEEE's side unless x / d is as near to a midpoint of b and a number beside it. (NaN,
-    and what is too large, `_round` takes to the largest element; so a d of 0 does no harm.)
+    IEEE's own for FP32. For BF16 and FP16, whose x have at most 8 or 11 significant bits (`SHORT`),
+    it is enough, if d is not near the small end of FP32: `inverse` is within 2^-20 of 1 / d,
+    relatively (the root is, to about 2^-23), so with the residual of the first quotient the second
+    is within 2^-39 of x / d, and rounded. It is on IEEE's side unless x / d is as near to a
+    midpoint of b and a number beside it.
 
-    In integers, x = X 2^i, d = D 2^j, b = B 2^k, 2^23 <= D < 2^24, B odd and of L <= 5 bits, the
-    midpoint (A + s) 2^m with A = B 2^(25 - L), s = 1 or -1 (and A = 2^25, s = -1 below B = 1). Then
-    X 2^l = (A + s) D + r with abs(r) < 2^7, and l >= 37, because the right side is above 2^47. All
-    but s D + r is divisible by 2^(25 - L), so this is q 2^(25 - L), and X 2^(l - 25 + L) = B D + q.
-    With D = s (q 2^(25 - L) - r), all but q - s B r is divisible by 2^(12 + L), which is more than
-    it can be: q = s B r, and D = (A - s) r. With D < 2^24 that leaves A = 2^24, s = 1, r = 1, or
-    D = 2^24 - 1: X / D is then a number of 11 bits times 1 + 2^-24, and IEEE rounds it up by a
-    unit. X / (D - 1) is another unit above at most, far from a tie, and unlike X / D not halfway.
+    In integers, x = X 2^i, d = D 2^j, b = B 2^k, 2^23 <= D < 2^24, B odd and of L <= 5 bits, and
+    the midpoint (A + s) 2^m with A = B 2^(25 - L) and s = 1 or -1, but below B = 1 A = 2^25 and
+    s = -1. Near it X 2^l = (A + s) D + r with abs(r) < 2^10, and l >= 37, as the right side is
+    above 2^47. All but s D + r is divisible by 2^(25 - L), so this is q 2^(25 - L), and
+    D = s (q 2^(25 - L) - r). Then X 2^(l - 25 + L) = A D / 2^(25 - L) + q, where all but
+    q - s r A / 2^(25 - L) is divisible by 2^(12 + L), which is more than it can be. So it is 0, and
+    D = (A - s) r. As 0 < D < 2^24, that is A = 2^24, s = 1, r = 1: D = 2^24 - 1, near b = 2^k only.
+
+    With this D, x / d is c (1 + 2^-24 + 2^-48 + ...) for a c of 11 bits, a trace above halfway if c
+    is a power of two; IEEE takes it to the unit after c. With D - 1 it comes to that or the next
+    unit, away from midpoints, and no tie lies between.
+
+    A d of 0 makes NaN or infinity, which `_round` takes to the largest element, to be multiplied
+    by a scale of 0.
     """
-    if PRECISION > 11:
+    if not SHORT:
         return tl.div_rn(x, d)
     bits = d.to(tl.int32, bitcast=True)
     d = (bits - ((~bits & _LAST) == 0).to(tl.int32)).to(tl.float32, bitcast=True)
@@ -207,22 +220,22 @@ def _quotient(x, d, PRECISION: tl.constexpr):
 @triton.jit
 @no_type_check
 def _smaller_error(
-    x, ratio, g, up, PRECISION: tl.constexpr, ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr
+    x, ratio, g, up, SHORT: tl.constexpr, ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr
 ):
     """Four over six: the scale with the smaller squared error, that for 6 on a tie."""
     exact = tl.div_rn(x, (g * up)[:, None])
     six, four = _round(ratio, SCALE_ROUNDING), _round(ratio * 1.5, SCALE_ROUNDING)
-    error_six = _error(x, six, six * g * up, exact, PRECISION, ROUNDING)
-    error_four = _error(x, four, four * g * up, exact, PRECISION, ROUNDING)
+    error_six = _error(x, six, six * g, up, exact, SHORT, ROUNDING)
+    error_four = _error(x, four, four * g, up, exact, SHORT, ROUNDING)
     return tl.where(error_four < error_six, four, six)
 
 
 @triton.jit
 @no_type_check
-def _error(x, s, scale, exact, PRECISION: tl.constexpr, ROUNDING: tl.constexpr):
+def _error(x, s, scale, up, exact, SHORT: tl.constexpr, ROUNDING: tl.constexpr):
     """Squared error of each block, added in halves as `eager` does."""
-    q = _round(_quotient(x, scale[:, None], PRECISION), ROUNDING)
-    difference = q * s[:, None] - exact
+    q = _round(_quotient(x, (scale * up)[:, None], SHORT), ROUNDING)
+    difference = q * tl.where(scale == 0, 0.0, s)[:, None] - exact
     error = difference * difference
     tile: tl.constexpr = error.shape[0]
     half: tl.constexpr = error.shape[1] // 2
