@@ -28,7 +28,7 @@ import transformers
 
 from fp4scope.formats import FORMATS, BlockFormat
 from fp4scope.inject import Injector, Setting
-from fp4scope.kernels import BACKENDS, qdq, using
+from fp4scope.kernels import BACKENDS, qdq, quantize, using
 from fp4scope.models import adopt
 
 Function = Callable[[], torch.Tensor]
@@ -97,27 +97,58 @@ def _golden(device: str) -> None:
 
 
 def _random(device: str) -> None:
-    """The backend against plain torch there, all bits: normal numbers, a new amax each time."""
+    """The backend against plain torch there, all bits: normal numbers, a new amax each time.
+
+    Then blocks with the same largest elements, in which the others, where they can be without being
+    larger, are within two units in the last place of a tie.
+    """
     rows, times = (512, 200) if device == "cuda" else (32, 20)
     generator = torch.Generator(device).manual_seed(0)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        integers = torch.int32 if dtype == torch.float32 else torch.int16
-        values = elements = 0
+        values, ties, elements = 0, 0, 0
         for _ in range(times):
             x = torch.randn(rows, 2048, device=device, generator=generator)
-            amax = (
-                x.abs().amax() * (2 * torch.rand((), device=device, generator=generator) - 1).exp()
-            )
+            factor = (2 * torch.rand((), device=device, generator=generator) - 1).exp()
+            amax = x.abs().amax() * factor
+            x = x.to(dtype)
             for fmt in FORMATS.values():
-                given = (x.to(dtype), fmt, amax if fmt.uses_tensor_amax else None)
-                with using("torch"):
-                    expected = qdq(*given)
-                with using(_backends(torch.device(device))[0]):
-                    found = qdq(*given)
-                values += int((found.view(integers) != expected.view(integers)).sum())
+                given = amax if fmt.uses_tensor_amax else None
+                values += _differing(x, fmt, given)
+                ties += _differing(_near_ties(x, fmt, given, generator), fmt, given)
                 elements += x.numel()
-        print(f"random inputs, {dtype}: {values} of {elements} differ")
+        print(f"{dtype}: {values} of {elements} random numbers differ, {ties} of as many near ties")
     print()
+
+
+def _differing(x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor | None) -> int:
+    with using("torch"):
+        expected = qdq(x, fmt, amax)
+    with using(_backends(x.device)[0]):
+        found = qdq(x, fmt, amax)
+    integers = torch.int32 if x.dtype == torch.float32 else torch.int16
+    return int((found.view(integers) != expected.view(integers)).sum())
+
+
+def _near_ties(
+    x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    quantized = quantize(x, fmt, amax=amax)
+    scales = quantized.scales.float()
+    if quantized.tensor_scale is None:
+        scales = torch.ldexp(torch.ones_like(scales), scales - 127)
+    else:
+        scales = scales * quantized.tensor_scale
+    grid = torch.tensor(fmt.element.magnitudes, device=x.device)
+    midpoints = (grid[1:] + grid[:-1]) / 2
+    blocks = x.unflatten(-1, (-1, fmt.block_size))
+    draw = partial(torch.randint, device=x.device, generator=generator)
+    ties = (midpoints[draw(len(midpoints), blocks.shape)] * scales[..., None]).to(x.dtype)
+    integers = torch.int32 if x.dtype == torch.float32 else torch.int16
+    steps = draw(-2, 3, blocks.shape, dtype=integers)
+    near = (ties.view(integers) + steps).clamp(min=0).view(x.dtype).copysign(blocks)
+    magnitudes = blocks.abs()
+    largest = magnitudes.amax(-1, keepdim=True)
+    return torch.where((magnitudes == largest) | (near.abs() > largest), blocks, near).flatten(-2)
 
 
 def _table(
