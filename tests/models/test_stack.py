@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.llama import modeling_llama
 
 from fp4scope.errors import ModelError
 from fp4scope.models import BlockStack, find_layout, perturbation, perturbed
@@ -119,6 +120,29 @@ def test_nothing_runs_inside_a_tail(tiny_model, ids):
             tail(inputs.embedded)
 
 
+def test_a_tail_makes_a_mask_once_for_each_shape(tiny_model, ids, monkeypatch):
+    """Making one waits for the GPU, and inside a tail no block looks at it."""
+    model = tiny_model("llama")
+    stack = stack_of(model)
+    hidden = run_through(stack, stack.capture(ids), [0, 1])
+    made = []
+
+    def counted(*args, inputs_embeds, **kwargs):
+        made.append(tuple(inputs_embeds.shape[:2]))
+        return own(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    own = modeling_llama.create_causal_mask
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", counted)
+    with stack.tail() as tail:
+        logits = [tail(hidden), tail(hidden[:, :20]), tail(hidden), tail(hidden[:, :20])]
+    assert made == [(2, 24), (2, 20)]
+    assert torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[1], logits[3])
+    assert modeling_llama.create_causal_mask is counted
+    assert torch.equal(logits[0][1], own_logits(model, ids[1]))
+    assert made[2:] == [(1, 24)], "outside every forward makes its own"
+
+
 def test_a_blocks_own_instance_forward_is_put_back(tiny_model, ids):
     """Libraries that patch `block.forward` find their patch again."""
     model = tiny_model("llama")
@@ -213,6 +237,17 @@ def test_tensors_of_each_window_go_with_it(toy, ids, unchanged):
         swapped = stack.run(block, swapped, inputs, [1, 0])
     with stack.tail() as tail:
         assert not torch.equal(tail(swapped)[0], logits[1])
+
+
+def test_blocks_share_the_tensors_of_each_window(toy, ids, monkeypatch):
+    """Comparing them waits for the GPU: once, not once a block."""
+    toy.per_window = True
+    compared = []
+    equal = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(a.shape) or equal(a, b))
+    first, *others = [kwargs for _, kwargs in stack_of(toy).capture(ids).calls]
+    assert len(compared) == 2
+    assert [other["shift"] is first["shift"] for other in others] == [True, True]
 
 
 def test_blocks_that_give_a_tuple(toy, ids):

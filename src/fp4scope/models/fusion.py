@@ -34,14 +34,33 @@ def fused(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for norm in _norms(model):
             forward = MethodType(_compiled(type(norm).forward), norm)
-            stack.enter_context(_replaced(norm.__dict__, "forward", forward))
+            stack.enter_context(replaced(norm.__dict__, "forward", forward))
         for mlp in _gated(model):
-            stack.enter_context(_replaced(mlp.__dict__, "forward", partial(_run_gated, mlp)))
-        for module in {sys.modules[type(m).__module__] for m in model.modules()}:
-            if isinstance(module, ModuleType) and callable(vars(module).get(_ROTARY)):
-                rotary = _compiled(vars(module)[_ROTARY])
-                stack.enter_context(_replaced(vars(module), _ROTARY, rotary))
+            stack.enter_context(replaced(mlp.__dict__, "forward", partial(_run_gated, mlp)))
+        for names in namespaces(model):
+            if callable(names.get(_ROTARY)):
+                stack.enter_context(replaced(names, _ROTARY, _compiled(names[_ROTARY])))
         yield
+
+
+def namespaces(model: nn.Module) -> list[dict[str, Any]]:
+    """Of the Python modules that the model's classes are in: where its code looks names up."""
+    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    return [vars(module) for module in modules if isinstance(module, ModuleType)]
+
+
+@contextmanager
+def replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:  # noqa: ANN401
+    """Another value for a name, until the `with` block ends."""
+    there, before = name in names, names.get(name)
+    names[name] = value
+    try:
+        yield
+    finally:
+        if there:
+            names[name] = before
+        else:
+            del names[name]
 
 
 def _norms(model: nn.Module) -> Iterator[nn.Module]:
@@ -90,16 +109,3 @@ def _compiled(function: Function) -> Function:
         return function(*args, **kwargs)
 
     return run
-
-
-@contextmanager
-def _replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:  # noqa: ANN401
-    there, before = name in names, names.get(name)
-    names[name] = value
-    try:
-        yield
-    finally:
-        if there:
-            names[name] = before
-        else:
-            del names[name]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
-from fp4scope.models.fusion import fused
+from fp4scope.models.fusion import fused, namespaces, replaced
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
 
@@ -96,7 +96,7 @@ class BlockStack:
             ModelError: A block does not run exactly once a forward, or takes no hidden state.
         """
         embedded, calls = zip(*(self._capture_one(row) for row in ids), strict=True)
-        return BlockInputs(torch.cat(embedded), _merge(calls))
+        return BlockInputs(torch.cat(embedded), _merge(calls, {}))
 
     def _capture_one(self, row: Int[Tensor, " tokens"]) -> tuple[Tensor, tuple[Any, ...]]:
         calls: list[tuple[int, Any]] = []
@@ -212,8 +212,37 @@ class BlockStack:
             finally:
                 states.clear()
 
-        with self._aside(output):
+        with self._aside(output), _masks_made_once(self._model):
             yield logits
+
+
+@contextmanager
+def _masks_made_once(model: nn.Module) -> Iterator[None]:
+    """Attention masks are kept and given again to forwards of the same shapes.
+
+    For forwards whose blocks do not look at them: making one asks the GPU whether the text is
+    packed, and that waits for all that it has to do.
+    """
+
+    def once(make: Callable[..., Any]) -> Callable[..., Any]:
+        made: dict[tuple[Any, ...], Any] = {}
+
+        def mask(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            shapes: list[Any] = []
+            _map(lambda leaf: shapes.append(getattr(leaf, "shape", None)), (args, kwargs))
+            key = tuple(shapes)
+            if key not in made:
+                made[key] = make(*args, **kwargs)
+            return made[key]
+
+        return mask
+
+    with ExitStack() as stack:
+        for names in namespaces(model):
+            for name, make in list(names.items()):
+                if name.startswith("create_") and name.endswith("_mask") and callable(make):
+                    stack.enter_context(replaced(names, name, once(make)))
+        yield
 
 
 def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
@@ -278,16 +307,19 @@ def _without_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any,
     return (None, *args[1:]), kwargs
 
 
-def _merge(calls: Sequence[Any]) -> Any:  # noqa: ANN401
-    """The same call on several windows as one."""
+def _merge(calls: Sequence[Any], merged: dict[tuple[int, ...], Any]) -> Any:  # noqa: ANN401
+    """The same call on several windows as one. Blocks share tensors: `merged` has those seen."""
     first = calls[0]
     if isinstance(first, tuple | list):
-        return tuple(_merge(parts) for parts in zip(*calls, strict=True))
+        return tuple(_merge(parts, merged) for parts in zip(*calls, strict=True))
     if isinstance(first, dict):
-        return {key: _merge([call[key] for call in calls]) for key in first}
+        return {key: _merge([call[key] for call in calls], merged) for key in first}
     if isinstance(first, Tensor):
-        same = all(call is first or torch.equal(call, first) for call in calls[1:])
-        return first if same else PerWindow(tuple(calls))
+        key = tuple(map(id, calls))
+        if key not in merged:
+            same = all(call is first or torch.equal(call, first) for call in calls[1:])
+            merged[key] = first if same else PerWindow(tuple(calls))
+        return merged[key]
     if hasattr(first, "get_seq_length"):  # a cache made in spite of use_cache=False
         return None
     return first

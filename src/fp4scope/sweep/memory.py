@@ -21,8 +21,9 @@ from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, build_tree
 from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches
 
-# Where a device is busy: enough tokens for its matrix products, no more than its caches like.
-_BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 15}
+# Where a device is busy: what a CPU's caches like, and on a GPU more work than Python takes time to
+# launch.
+_BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 16}
 # Rows of logits at a time: what a CPU's cache likes, and what keeps a GPU busier than its driver.
 TILE_ROWS = {"cpu": 128, "cuda": 1024}
 _HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
