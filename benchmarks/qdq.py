@@ -100,7 +100,8 @@ def _random(device: str) -> None:
     """The backend against plain torch there, all bits: normal numbers, a new amax each time.
 
     Then blocks with the same largest elements, in which the others, where they can be without being
-    larger, are within two units in the last place of a tie.
+    larger, are within two units in the last place of a tie; four over six may then choose its other
+    scale, at which they are not.
     """
     rows, times = (512, 200) if device == "cuda" else (32, 20)
     generator = torch.Generator(device).manual_seed(0)

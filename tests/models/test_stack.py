@@ -143,6 +143,19 @@ def test_a_tail_makes_a_mask_once_for_each_shape(tiny_model, ids, monkeypatch):
     assert made[2:] == [(1, 24)], "outside every forward makes its own"
 
 
+def test_another_model_of_the_family_makes_its_own_masks_inside_a_tail(tiny_model, ids):
+    stack, other = stack_of(tiny_model("llama")), tiny_model("llama")
+    padded = [torch.ones_like(ids), torch.ones_like(ids).index_fill(1, torch.arange(5), 0)]
+    own = [other(ids, attention_mask=mask, use_cache=False).logits for mask in padded]
+    assert not torch.equal(*own)
+    hidden = stack.capture(ids).embedded
+    with stack.tail() as tail:
+        for mask, logits in zip(padded, own, strict=True):
+            tail(hidden)
+            found = other(ids, attention_mask=mask, use_cache=False).logits
+            assert torch.equal(found, logits)
+
+
 def test_a_blocks_own_instance_forward_is_put_back(tiny_model, ids):
     """Libraries that patch `block.forward` find their patch again."""
     model = tiny_model("llama")

@@ -45,7 +45,7 @@ def fused(model: nn.Module) -> Iterator[None]:
 
 def namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """Of the Python modules that the model's classes are in: where its code looks names up."""
-    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
     return [vars(module) for module in modules if isinstance(module, ModuleType)]
 
 

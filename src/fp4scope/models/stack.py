@@ -212,24 +212,27 @@ class BlockStack:
             finally:
                 states.clear()
 
-        with self._aside(output), _masks_made_once(self._model):
+        with self._aside(output), _masks_made_once(self._model, within=states):
             yield logits
 
 
 @contextmanager
-def _masks_made_once(model: nn.Module) -> Iterator[None]:
+def _masks_made_once(model: nn.Module, within: Sequence[Tensor]) -> Iterator[None]:
     """Attention masks are kept and given again to forwards of the same shapes.
 
     For forwards whose blocks do not look at them: making one asks the GPU whether the text is
-    packed, and that waits for all that it has to do.
+    packed, and that waits for all that it has to do. Only while `within` holds something: other
+    models make theirs in the same Python module.
     """
 
     def once(make: Callable[..., Any]) -> Callable[..., Any]:
         made: dict[tuple[Any, ...], Any] = {}
 
         def mask(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if not within:
+                return make(*args, **kwargs)
             shapes: list[Any] = []
-            _map(lambda leaf: shapes.append(getattr(leaf, "shape", None)), (args, kwargs))
+            _map(lambda leaf: shapes.append(_shape(leaf)), (args, kwargs))
             key = tuple(shapes)
             if key not in made:
                 made[key] = make(*args, **kwargs)
@@ -243,6 +246,13 @@ def _masks_made_once(model: nn.Module) -> Iterator[None]:
                 if name.startswith("create_") and name.endswith("_mask") and callable(make):
                     stack.enter_context(replaced(names, name, once(make)))
         yield
+
+
+def _shape(leaf: Any) -> Any:  # noqa: ANN401
+    """All of an argument that decides a mask which no block reads."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype
+    return leaf if isinstance(leaf, int | float | str) else None
 
 
 def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
