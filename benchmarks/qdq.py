@@ -28,7 +28,9 @@ import transformers
 
 from fp4scope.formats import FORMATS, BlockFormat
 from fp4scope.inject import Injector, Setting
-from fp4scope.kernels import BACKENDS, qdq, quantize, using
+from fp4scope.kernels import BACKENDS, qdq, using
+from fp4scope.kernels.dispatch import tensor_scales
+from fp4scope.kernels.eager import quantize_blocks
 from fp4scope.models import adopt
 
 Function = Callable[[], torch.Tensor]
@@ -86,11 +88,10 @@ def _golden(device: str) -> None:
         for fmt in FORMATS.values():
             with using("torch"):
                 expected = qdq(x, fmt)
-            integers = torch.int32 if x.dtype == torch.float32 else torch.int16
             for name in _backends(torch.device(device)):
                 with using(name):
                     found = qdq(x.to(device), fmt).cpu()
-                values += int((found.view(integers) != expected.view(integers)).sum())
+                values += _differing(found, expected)
                 elements += x.numel()
     backends = ", ".join(_backends(torch.device(device)))
     print(f"golden inputs, {len(FORMATS)} formats, {backends}: {values} of {elements} differ")
@@ -114,42 +115,44 @@ def _random(device: str) -> None:
             x = x.to(dtype)
             for fmt in FORMATS.values():
                 given = amax if fmt.uses_tensor_amax else None
-                values += _differing(x, fmt, given)
-                ties += _differing(_near_ties(x, fmt, given, generator), fmt, given)
+                values += _wrong(x, fmt, given)
+                ties += _wrong(_near_ties(x, fmt, given, generator), fmt, given)
                 elements += x.numel()
         print(f"{dtype}: {values} of {elements} random numbers differ, {ties} of as many near ties")
     print()
 
 
-def _differing(x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor | None) -> int:
+def _wrong(x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor | None) -> int:
     with using("torch"):
         expected = qdq(x, fmt, amax)
     with using(_backends(x.device)[0]):
         found = qdq(x, fmt, amax)
-    integers = torch.int32 if x.dtype == torch.float32 else torch.int16
-    return int((found.view(integers) != expected.view(integers)).sum())
+    return _differing(found, expected)
 
 
 def _near_ties(
     x: torch.Tensor, fmt: BlockFormat, amax: torch.Tensor | None, generator: torch.Generator
 ) -> torch.Tensor:
-    quantized = quantize(x, fmt, amax=amax)
-    scales = quantized.scales.float()
-    if quantized.tensor_scale is None:
-        scales = torch.ldexp(torch.ones_like(scales), scales - 127)
-    else:
-        scales = scales * quantized.tensor_scale
+    blocks = x.unflatten(-1, (-1, fmt.block_size))
+    g = tensor_scales(x, fmt, amax) if fmt.uses_tensor_amax else None
+    _, scales, _ = quantize_blocks(blocks.float(), fmt, g)
     grid = torch.tensor(fmt.element.magnitudes, device=x.device)
     midpoints = (grid[1:] + grid[:-1]) / 2
-    blocks = x.unflatten(-1, (-1, fmt.block_size))
     draw = partial(torch.randint, device=x.device, generator=generator)
-    ties = (midpoints[draw(len(midpoints), blocks.shape)] * scales[..., None]).to(x.dtype)
-    integers = torch.int32 if x.dtype == torch.float32 else torch.int16
-    steps = draw(-2, 3, blocks.shape, dtype=integers)
-    near = (ties.view(integers) + steps).clamp(min=0).view(x.dtype).copysign(blocks)
+    ties = _bits((midpoints[draw(len(midpoints), blocks.shape)] * scales).to(x.dtype))
+    near = ties + draw(-2, 3, blocks.shape, dtype=ties.dtype)
+    near = near.clamp(min=0).view(x.dtype).copysign(blocks)
     magnitudes = blocks.abs()
     largest = magnitudes.amax(-1, keepdim=True)
     return torch.where((magnitudes == largest) | (near.abs() > largest), blocks, near).flatten(-2)
+
+
+def _differing(found: torch.Tensor, expected: torch.Tensor) -> int:
+    return int((_bits(found) != _bits(expected)).sum())
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
 
 
 def _table(

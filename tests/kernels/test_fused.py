@@ -13,7 +13,7 @@ import torch
 from fp4scope.formats import get_format
 from fp4scope.kernels import fp32, qdq, using
 
-from .reference import DTYPES, F32_MAX, NV, assert_same, gaussian, golden_finite, random_bits
+from .reference import DTYPES, F32_MAX, NV, assert_same, bits, gaussian, golden_finite, random_bits
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if not os.environ.get("TRITON_INTERPRET"):
@@ -142,8 +142,7 @@ def test_values_beside_ties_of_scales_beside_short_numbers(check, kernel_of, nam
     assert (scale.view(torch.int32) % (1 << 23) == (1 << 23) - 1).any(), "a significand of ones"
     halves = torch.tensor([m + 0.5 for m in range(7)] + [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
     ties = (halves[None] * scale[:, None]).to(dtype)
-    integers = torch.int32 if dtype == torch.float32 else torch.int16
-    x = torch.stack([(ties.view(integers) + step).view(dtype) for step in (-2, -1, 0, 1, 2)], 1)
+    x = torch.stack([(bits(ties) + step).view(dtype) for step in (-2, -1, 0, 1, 2)], 1)
     # The first of each block decides which s it gets.
     first = (fmt.element.max * scale).to(dtype)[:, None, None].expand(-1, 5, 2)
     check(torch.cat([first, x], -1).reshape(len(scale), -1).float(), name, amax)
