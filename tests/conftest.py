@@ -150,14 +150,18 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def observe():
-    """`observe(variant, nll)`: an observation with this NLL per token in windows of ten tokens."""
+    """`observe(variant, nll)`: an observation with this NLL per token in windows of ten tokens.
+
+    `kl`, per token too, is one value for all windows, or one for each.
+    """
 
     def build(variant, nll, *, windows=None, replicas=0, kl=0.0):
         observation = Observation(variant=variant)
-        for i, value in enumerate(nll):
+        kls = [kl] * len(nll) if isinstance(kl, float) else kl
+        for i, (value, moved) in enumerate(zip(nll, kls, strict=True)):
             window = i if windows is None else windows[i]
             replica = replicas if isinstance(replicas, int) else replicas[i]
-            observation.add(window, replica, tokens=10, nll=10 * value, kl=10 * kl, top1=7)
+            observation.add(window, replica, tokens=10, nll=10 * value, kl=10 * moved, top1=7)
         return observation
 
     return build

@@ -90,7 +90,7 @@ def test_columns_are_those_the_readme_promises(study):
     columns = (
         "format,direction,component,operands,ppl,nll,nll_stderr,delta_nll,delta_nll_stderr,"
         "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,delta_kl,"
-        "delta_kl_low,delta_kl_high,p,p_holm,tier,p_top,"
+        "delta_kl_stderr,delta_kl_low,delta_kl_high,p,p_holm,p_kl,p_holm_kl,tier,p_top,p_top_kl,"
         "kl,kl_stderr,top1,windows,tokens,gradient_nll,gradient_nll_stderr,gradient_nll_low,"
         "gradient_nll_high"
     )
@@ -147,6 +147,54 @@ def test_a_family_is_one_format_and_direction(direction, results, costly, contro
     assert alone["p_top"] == [0.0, 0.0, 1.0, 1.0]
     assert alone["p_holm"] == holm(alone["p"])
     assert all(significant(row) and not undecided(row) for row in alone)
+
+
+@pytest.mark.parametrize("direction", ["restore", "isolate"])
+@pytest.mark.parametrize("level", ["components", "cells"])
+def test_kl_is_tested_like_nll(direction, level, observe, results, newey_west):
+    rng = np.random.default_rng(1)
+    base, loss = np.abs(rng.normal(0.4, 0.1, 12)), rng.normal(3, 1, 12)
+    moved = rng.normal([0.001, 0.0, 0.05], 0.004, (12, 3)).T
+    sign = -1 if direction == "restore" else 1
+    units = [unit(direction, level, f"u{i}") for i in range(3)]
+    found = unit_table(
+        results(
+            observe(REFERENCE, loss),
+            observe(baseline("nvfp4", BOTH), loss, kl=base),
+            *(
+                observe(u, loss, kl=(base if direction == "restore" else 0) + sign * m)
+                for u, m in zip(units, moved, strict=True)
+            ),
+        ),
+        level,
+    )
+    for row, m in zip(found, moved, strict=True):
+        stderr, p = newey_west(m)
+        assert row["delta_kl"] == pytest.approx(m.mean())
+        assert (row["delta_kl_stderr"], row["p_kl"]) == pytest.approx((stderr, p))
+        assert row["delta_kl_low"] < row["delta_kl"] < row["delta_kl_high"]
+    assert found["p_holm_kl"] == holm(found["p_kl"])
+    assert found["p_holm"] == [1.0] * 3  # the loss says nothing
+    few = results(*(observe(u, loss[:7]) for u in (REFERENCE, baseline("nvfp4", BOTH), *units)))
+    for row in unit_table(few, level):
+        assert [row[name] for name in ("p_kl", "p_holm_kl", "p_top_kl", "delta_kl_low")] == [
+            None
+        ] * 4
+
+
+def test_the_most_costly_by_kl_may_be_others_than_by_nll(observe, results):
+    rng = np.random.default_rng(2)
+    shown = [
+        observe(
+            unit("isolate", name=f"u{i}"),
+            rng.normal(3 + 0.1 * i, 1e-3, 12),
+            kl=rng.normal(1 - 0.1 * i, 1e-3, 12),
+        )
+        for i in range(4)
+    ]
+    found = unit_table(results(observe(REFERENCE, [3.0] * 12), *shown), "components")
+    assert found["p_top"] == [0.0, 0.0, 1.0, 1.0]
+    assert found["p_top_kl"] == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_patterns_have_a_top_of_one_and_cells_no_tier(results, costly, controls):

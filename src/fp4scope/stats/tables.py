@@ -11,12 +11,15 @@ p-values are those of confidence sequences (`sequences`).
 Where a study has first-order estimates, each unit has its own beside the difference, with an
 interval over the same windows (of the estimate; how far it is from the truth is not in it).
 
-The last columns of a difference look at its whole family: the units of the same level, format,
-operands and direction (`multiple`, `tiers`, `ranks`).
+The columns `p_holm`, `tier` and `p_top` look at a unit's whole family: the units of the same level,
+format, operands and direction (`multiple`, `tiers`, `ranks`). Columns that end in `_kl` are the
+same tests of the difference of KL. An isolated unit's KL is compared with that of the reference,
+which is zero.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +27,7 @@ import numpy as np
 
 from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table, Variant
 from fp4scope.stats.agreement import estimated_series
-from fp4scope.stats.intervals import mean, paired, perplexity_difference
+from fp4scope.stats.intervals import Estimate, mean, paired, perplexity_difference
 from fp4scope.stats.multiple import holm, p_value
 from fp4scope.stats.noise import rerun_noise
 from fp4scope.stats.ranks import TOP_K, top_probabilities
@@ -34,20 +37,22 @@ from fp4scope.stats.windows import Pairing, Series, aligned, by_window, differen
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
 _DELTA_PPL = ("delta_ppl", "delta_ppl_low", "delta_ppl_high")
-_DELTA_KL = ("delta_kl", "delta_kl_low", "delta_kl_high")
+_DELTA_KL = ("delta_kl", "delta_kl_stderr", "delta_kl_low", "delta_kl_high")
+_TESTS = ("p", "p_holm", "p_kl", "p_holm_kl")
+_TOP = ("p_top", "p_top_kl")
 _ESTIMATE = ("gradient_nll", "gradient_nll_stderr", "gradient_nll_low", "gradient_nll_high")
 _REST = ("kl", "kl_stderr", "top1", "windows", "tokens")
 
 _NOISE = ("jitter_nll", "jitter_kl")
 
 BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST, *_NOISE)
-_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, "p", "p_holm")
+_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, *_TESTS)
 _BEHIND = (*_REST, *_ESTIMATE)
 UNIT_COLUMNS = {
-    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
-    "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
-    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, "p_top", *_BEHIND),
-    "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", "p_top", *_BEHIND),
+    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
+    "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
+    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
+    "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
 }
 _UNIT_NAME = {"components": "component", "cells": "component", "patterns": "pattern"}
 ACTIVATION_COLUMNS = ("block", "component", "max", "p999", "ratio")
@@ -68,8 +73,9 @@ def baseline_table(results: Results) -> Table:
         nll = by_window(observation, "nll")
         row = {"format": variant.format, "operands": variant.operands}
         row |= _measures(observation, nll)
-        if variant != REFERENCE:
-            row |= _difference(pairing.sides(observation, nll), results.anytime)
+        sides = pairing.sides(observation, nll)
+        if variant != REFERENCE and sides is not None:
+            row |= _difference(sides, results.anytime)
         if (noise := rerun_noise(results, variant)) is not None:
             row |= {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
         rows.append(row)
@@ -82,25 +88,23 @@ def unit_table(results: Results, level: str) -> Table:
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
-    pairing, kl_pairing = (Pairing(results.observations, column) for column in ("nll", "kl"))
+    pairings = {measure: Pairing(results.observations, measure) for measure in ("nll", "kl")}
     rows: list[dict[str, Any]] = []
-    families: dict[Any, list[tuple[dict[str, Any], Series]]] = defaultdict(list)
+    families: dict[Any, list[_Member]] = defaultdict(list)
     for observation in results.observations.values():
         variant = observation.variant
         if variant.level != level or not observation.windows:
             continue
-        nll = by_window(observation, "nll")
-        sides = pairing.sides(observation, nll)
-        row = _names(variant)
-        row |= _measures(observation, nll) | _difference(sides, results.anytime)
-        kl = by_window(observation, "kl")
-        row |= _kl_difference(kl_pairing.sides(observation, kl), results.anytime)
-        row |= _estimate(results, variant)
+        own = {measure: by_window(observation, measure) for measure in pairings}
+        row = _names(variant) | _measures(observation, own["nll"]) | _estimate(results, variant)
         rows.append(row)
-        if sides is not None:
-            families[family(variant)].append((row, difference(sides)))
+        nll, kl = (pairing.sides(observation, own[name]) for name, pairing in pairings.items())
+        if nll is not None and kl is not None:
+            row |= _difference(nll, results.anytime) | _kl_difference(kl, results.anytime)
+            member = _Member(row, difference(nll), difference(kl))
+            families[family(variant)].append(member)
     for members in families.values():
-        _compare(level, *zip(*members, strict=True), anytime=results.anytime)
+        _compare(level, members, anytime=results.anytime)
     for variant in results.estimates.nats:
         observation = results.observation(variant)
         if variant.level == level and (observation is None or not observation.windows):
@@ -110,17 +114,28 @@ def unit_table(results: Results, level: str) -> Table:
     return Table(UNIT_COLUMNS[level], rows)
 
 
-def _compare(
-    level: str, rows: Sequence[dict[str, Any]], costs: Sequence[Series], *, anytime: bool
-) -> None:
+@dataclass(frozen=True)
+class _Member:
+    """A unit of a family: its row, and what it costs by window."""
+
+    row: dict[str, Any]
+    nll: Series
+    kl: Series
+
+
+def _compare(level: str, members: Sequence[_Member], *, anytime: bool) -> None:
     """Fill in what depends on the whole family, over the windows that all of it has seen."""
-    _, matrix = aligned(costs)
+    rows = [member.row for member in members]
+    _, nll = aligned([member.nll for member in members])
+    _, kl = aligned([member.kl for member in members])
     columns: dict[str, Sequence[float | str | None]] = {
         "p_holm": holm([row["p"] for row in rows]),
-        "p_top": top_probabilities(matrix, TOP_K[level]),
+        "p_holm_kl": holm([row["p_kl"] for row in rows]),
+        "p_top": top_probabilities(nll, TOP_K[level]),
+        "p_top_kl": top_probabilities(kl, TOP_K[level]),
     }
     if "tier" in UNIT_COLUMNS[level]:
-        columns["tier"] = tiers(matrix, anytime=anytime)
+        columns["tier"] = tiers(nll, anytime=anytime)
     for name, values in columns.items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
@@ -185,7 +200,7 @@ def _estimate(results: Results, variant: Variant) -> dict[str, Any]:
     if not results.estimates.nats.get(variant):
         return {}
     found = mean(estimated_series(results, variant).values)
-    return dict(zip(_ESTIMATE, (found.mean, found.stderr, found.low, found.high), strict=True))
+    return dict(zip(_ESTIMATE, _interval(found), strict=True))
 
 
 def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:
@@ -204,18 +219,12 @@ def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:
     }
 
 
-def _difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str, Any]:
-    """Paired over the windows that both have seen; nothing where there is none."""
-    if sides is None:
-        return {}
+def _difference(sides: tuple[Series, Series], anytime: bool) -> dict[str, Any]:
+    """Paired over the windows that both have seen."""
     more, less = (side.values for side in sides)
     nll = paired(more, less, anytime=anytime)
     ppl = perplexity_difference(more, less, anytime=anytime)
-    return {
-        "delta_nll": nll.mean,
-        "delta_nll_stderr": nll.stderr,
-        "delta_nll_low": nll.low,
-        "delta_nll_high": nll.high,
+    return dict(zip(_DELTA, _interval(nll), strict=True)) | {
         "delta_ppl": ppl.mean,
         "delta_ppl_low": ppl.low,
         "delta_ppl_high": ppl.high,
@@ -223,9 +232,12 @@ def _difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str,
     }
 
 
-def _kl_difference(sides: tuple[Series, Series] | None, anytime: bool) -> dict[str, Any]:
-    if sides is None:
-        return {}
+def _kl_difference(sides: tuple[Series, Series], anytime: bool) -> dict[str, Any]:
     more, less = (side.values for side in sides)
     found = paired(more, less, anytime=anytime)
-    return dict(zip(_DELTA_KL, (found.mean, found.low, found.high), strict=True))
+    values = dict(zip(_DELTA_KL, _interval(found), strict=True))
+    return values | {"p_kl": p_value(found, anytime=anytime)}
+
+
+def _interval(found: Estimate) -> tuple[float | None, ...]:
+    return found.mean, found.stderr, found.low, found.high
