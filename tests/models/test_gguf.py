@@ -1,6 +1,11 @@
 """GGUF files: converted once to exactly their dequantized weights, or refused without a trace."""
 
+import json
 import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -47,8 +52,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def kept(cache):
-    """Everything the cache holds."""
-    return sorted(path.name for path in cache.glob("gguf/*"))
+    """Everything the cache holds but its lock."""
+    return sorted(path.name for path in cache.glob("gguf/*") if path.name != ".lock")
 
 
 def write(path, model, leave_out=(), quantized=QUANTIZED, tokens=TOKENS):
@@ -214,27 +219,124 @@ def test_a_full_disk_is_the_caches_problem(model, cache, tmp_path, monkeypatch):
 
 
 def test_another_way_of_converting_converts_again(model, cache, tmp_path, monkeypatch):
+    """What an older converter made is not used, and makes room; a newer one's stays."""
     path = tmp_path / "tiny.gguf"
     write(path, model)
     load_model(str(path), device="cpu")
+    (first,) = kept(cache)
+    newer = first.rpartition("-")[0] + "-99"
+    (cache / "gguf" / newer).mkdir()
     monkeypatch.setattr(gguf_module, "_CONVERTER", gguf_module._CONVERTER + 1)
     load_model(str(path), device="cpu")
-    assert len(kept(cache)) == 2
+    assert kept(cache) == sorted([f"{first.rpartition('-')[0]}-{gguf_module._CONVERTER}", newer])
 
 
-def test_the_slower_of_two_conversions_uses_the_others(model, cache, tmp_path, monkeypatch):
+OTHER = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("converting", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_another_process_converts_is_left_alone_until_it_dies(model, cache, tmp_path):
     path = tmp_path / "tiny.gguf"
     write(path, model)
-    convert = gguf_module._convert
+    unfinished = cache / "gguf" / "converting-x"
+    unfinished.mkdir(parents=True)
+    command = [sys.executable, "-c", OTHER, str(cache / "gguf" / ".lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "converting\n"
+        waiting = threading.Thread(target=gguf_module.converted, args=[path])
+        waiting.start()
+        waiting.join(1)
+        assert kept(cache) == ["converting-x"]
+        other.kill()
+    waiting.join()
+    (name,) = kept(cache)
+    assert name.endswith(f"-{gguf_module._CONVERTER}")
 
-    def convert_after_another(source, folder, digest):
-        convert(source, folder, digest)
-        key = f"{digest[:32]}-{gguf_module._CONVERTER}"
-        shutil.copytree(folder, folder.parent / key)
 
-    monkeypatch.setattr(gguf_module, "_convert", convert_after_another)
+def test_the_slower_of_two_processes_uses_the_others_conversion(
+    model, cache, tmp_path, monkeypatch
+):
+    path = tmp_path / "tiny.gguf"
+    write(path, model)
+    exclusive = gguf_module._cache_to_itself
+
+    @contextmanager
+    def after_another(folder):
+        monkeypatch.setattr(gguf_module, "_cache_to_itself", exclusive)
+        gguf_module.converted(path)
+        monkeypatch.setattr(gguf_module, "_convert", lambda *_: pytest.fail("converted again"))
+        with exclusive(folder):
+            yield
+
+    monkeypatch.setattr(gguf_module, "_cache_to_itself", after_another)
     assert load_model(str(path), device="cpu").prior_quantization == "Q8_0 (6)"
     assert len(kept(cache)) == 1
+
+
+NOT_OURS = ["", "{", "[]", "null", "{}", '{"quantization": "Q4_0 (1)"}', "\xff", "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", ["", '{"quantization": "Q4_0 (1)"}'])
+def test_damaged_notes_in_the_cache_are_converted_again(text, model, cache, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write(path, model)
+    first = load_model(str(path), device="cpu").fingerprint
+    notes = cache / "gguf" / kept(cache)[0] / "fp4scope.json"
+    whole = notes.read_text()
+    notes.write_text(text, encoding="latin-1")
+    again = load_model(str(path), device="cpu")
+    assert (again.fingerprint, again.prior_quantization) == (first, "Q8_0 (6)")
+    assert notes.read_text() == whole
+    assert len(kept(cache)) == 1
+
+
+@pytest.mark.parametrize("text", NOT_OURS, ids=range(len(NOT_OURS)))
+def test_anothers_notes_in_a_model_folder_are_refused(text, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    notes = tmp_path / "fp4scope.json"
+    notes.write_text(text, encoding="latin-1")
+    with pytest.raises(ModelError, match="is not what fp4scope writes there; remove or rename it"):
+        load_model(str(tmp_path), device="cpu")
+
+
+# What lies beside a GGUF file is not part of it.
+
+
+def neighbours(folder, tokenizer, marker):
+    """A foreign tokenizer, Python code, and configurations that ask to run it."""
+    tokenizer.save_pretrained(folder)
+    (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')")
+    own = {
+        "AutoTokenizer": ["own.T", "own.T"],
+        "AutoConfig": "own.C",
+        "AutoModelForCausalLM": "own.M",
+    }
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        path = folder / name
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | {"auto_map": own, "tokenizer_class": "T"}))
+
+
+def test_a_files_neighbours_change_nothing_and_run_nothing(
+    model, cache, tmp_path, tiny_tokenizer, monkeypatch
+):
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # the library asks on the terminal
+    for name in ("clean", "crowded"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "tiny.gguf", model)
+    neighbours(tmp_path / "crowded", tiny_tokenizer(), tmp_path / "ran")
+    crowded = load_model(str(tmp_path / "crowded" / "tiny.gguf"), device="cpu")
+    shutil.rmtree(cache)
+    clean = load_model(str(tmp_path / "clean" / "tiny.gguf"), device="cpu")
+    assert crowded.tokenizer_sha256 == clean.tokenizer_sha256
+    assert crowded.fingerprint == clean.fingerprint
+    assert not (tmp_path / "ran").exists()
 
 
 def test_quantization_is_none_where_nothing_was_quantized(model, cache, tmp_path):

@@ -7,23 +7,26 @@ values are not representable in less) and loads like any local folder.
 
 import hashlib
 import io
-import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fp4scope.errors import ModelError, OutputError
 
 _NOTES = "fp4scope.json"
-_CONVERTER = 2
+_CONVERTER = 3
 """Changes when the same file would be converted differently."""
 _FULL_PRECISION = {"F32", "F16", "BF16"}
 _PROBE = "The model was evaluated on the whole text."
@@ -46,6 +49,16 @@ def is_gguf(path: Path) -> bool:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
 
 
+class _Notes(BaseModel):
+    """What a converted folder says of itself, in `fp4scope.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    source: str
+    sha256: str
+    quantization: str | None
+
+
 def converted(path: Path) -> Path:
     """A folder with the model and tokenizer of a GGUF file, converted now or earlier.
 
@@ -54,33 +67,77 @@ def converted(path: Path) -> Path:
         OutputError: The cache cannot be written.
     """
     digest = _sha256(path)
-    target = cache_folder() / "gguf" / f"{digest[:32]}-{_CONVERTER}"
-    if (target / _NOTES).exists():
+    cache = cache_folder() / "gguf"
+    target = cache / f"{digest[:32]}-{_CONVERTER}"
+    if _is_whole(target):
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the cache {target.parent}: {error.strerror}; set FP4SCOPE_CACHE to a "
-            "folder that can be written"
-        ) from None
-    try:
-        _convert(path, partial, digest)
+    with _cache_to_itself(cache):
+        if _is_whole(target):  # another process converted it meanwhile
+            return target
+        _remove_leftovers(cache, target)
+        partial = Path(tempfile.mkdtemp(prefix="converting-", dir=cache))
         try:
+            _convert(path, partial, digest)
             partial.rename(target)
-        except OSError:
-            if not (target / _NOTES).exists():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def quantization_of(folder: Path) -> str | None:
-    """How the weights in a converted folder were stored before, as `Q4_1 (210), Q8_0 (1)`."""
-    notes = folder / _NOTES
-    return json.loads(notes.read_text())["quantization"] if notes.exists() else None
+    """How the weights in a converted folder were stored before, as `Q4_1 (210), Q8_0 (1)`.
+
+    Raises:
+        ModelError: The folder's notes are damaged, or another program's.
+    """
+    try:
+        notes = _read_notes(folder)
+    except (OSError, ValidationError):
+        raise ModelError(
+            f"{folder / _NOTES} is not what fp4scope writes there; remove or rename it"
+        ) from None
+    return None if notes is None else notes.quantization
+
+
+def _read_notes(folder: Path) -> _Notes | None:
+    path = folder / _NOTES
+    return _Notes.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a conversion is there; its notes are written last."""
+    try:
+        return _read_notes(target) is not None
+    except (OSError, ValidationError):
+        return False
+
+
+@contextmanager
+def _cache_to_itself(cache: Path) -> Iterator[None]:
+    """While this process converts, no other does; the lock ends with its process."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+        lock = FileLock(cache / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the cache {cache}: {error.strerror}; set FP4SCOPE_CACHE to a "
+            "folder that can be written"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(cache: Path, target: Path) -> None:
+    """Conversions that were killed, that an older converter made, and a damaged `target`."""
+    for folder in cache.iterdir():
+        version = re.fullmatch(r"[0-9a-f]{32}-(\d+)", folder.name)
+        old = version is not None and int(version[1]) < _CONVERTER
+        if old or folder.name.startswith("converting-") or folder == target:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -106,15 +163,31 @@ def _require_words(tokenizer: Any) -> None:  # noqa: ANN401
         )
 
 
+@contextmanager
+def _by_itself(path: Path) -> Iterator[dict[str, Any]]:
+    """What to give to `from_pretrained`: the file in a folder that holds nothing else.
+
+    A tokenizer.json beside a GGUF file would replace the file's own tokenizer, and a
+    tokenizer_config.json can name Python code to run.
+    """
+    with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
+        (Path(folder) / "model.gguf").symlink_to(path.resolve())
+        yield {
+            "pretrained_model_name_or_path": folder,
+            "gguf_file": "model.gguf",
+            "trust_remote_code": False,
+        }
+
+
 def _convert(path: Path, folder: Path, digest: str) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         types = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors)
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
         # The conversion draws its own progress bar: welcome on a terminal, noise elsewhere.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with _by_itself(path) as source, quiet:
             tokenizer = AutoTokenizer.from_pretrained(**source)
             _require_words(tokenizer)
             tokenizer.save_pretrained(folder)
@@ -129,7 +202,9 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         if hasattr(config, "quantization_config"):
             delattr(config, "quantization_config")
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            plain = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         plain.load_state_dict(read.state_dict(), assign=True)
         plain.tie_weights()
     except Exception as error:
@@ -140,10 +215,10 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         ) from error
     low = {name: count for name, count in types.items() if name not in _FULL_PRECISION}
     quantization = ", ".join(f"{name} ({count})" for name, count in sorted(low.items())) or None
-    notes = {"source": path.name, "sha256": digest, "quantization": quantization}
+    notes = _Notes(source=path.name, sha256=digest, quantization=quantization)
     try:
         plain.save_pretrained(folder)
-        (folder / _NOTES).write_text(json.dumps(notes, indent=1))
+        (folder / _NOTES).write_text(notes.model_dump_json(indent=1), encoding="utf-8")
     except Exception as error:
         raise OutputError(
             f"cannot keep the converted {path.name} in {folder.parent}: {error}; make room, or set "
