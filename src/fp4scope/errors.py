@@ -13,7 +13,9 @@ The command line prints these on stderr and exits with 2; anything else keeps it
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class Fp4ScopeError(Exception):
@@ -52,7 +54,28 @@ class OutputError(Fp4ScopeError, OSError):
     """An output folder that cannot be read, written or shared."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+_SHOWN = 200
+"""Characters of a value that a message shows."""
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = _SHOWN
+_REPR.maxlevel = 2
+
+
+def shown(value: Any) -> str:  # noqa: ANN401
+    """A value as Python writes it, the middle of a long one left out.
+
+    Example:
+        >>> shown("mxfp4"), shown([[]])
+        ("'mxfp4'", '[[]]')
+    """
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def nearest(name: object, choices: Iterable[str]) -> str:
     """A hint that lists `choices`, with the closest to `name` first if one is close.
 
     Example:
@@ -60,7 +83,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         'did you mean nvfp4? (choices: mxfp4, nvfp4)'
     """
     choices = [str(c) for c in choices]
-    close = difflib.get_close_matches(str(name), choices, n=2, cutoff=0.5)
+    near = name[:_SHOWN] if isinstance(name, str) else ""
+    close = difflib.get_close_matches(near, choices, n=2, cutoff=0.5)
     listed = ", ".join(choices)
     return (
         f"did you mean {' or '.join(close)}? (choices: {listed})" if close else f"choices: {listed}"

@@ -6,11 +6,12 @@ costs at most `within` less than the k-th most costly of all, with a chance of e
 `error` in each family; on the way what is decided is not measured any more.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fp4scope.errors import StudyError, nearest
+from fp4scope.errors import StudyError, nearest, shown
 
 EXAMPLES = "a time (90s, 10m, 2h), half-width=2mnat, or best=10,within=3mnat,error=5%"
 
@@ -72,24 +73,28 @@ def parse_goal(text: str) -> Goal:
         'best=10,within=3mnat,error=5%'
     """
     if not (parts := [part.strip() for part in text.lower().split(",")])[0]:
-        raise StudyError(f"stop_when is {text!r}; give {EXAMPLES}")
+        raise StudyError(f"stop_when is {shown(text)}; give {EXAMPLES}")
     if "=" not in parts[0]:
         if len(parts) > 1:
-            raise StudyError(f"stop_when is {text!r}: nothing may follow a time; give {EXAMPLES}")
+            raise StudyError(
+                f"stop_when is {shown(text)}: nothing may follow a time; give {EXAMPLES}"
+            )
         return TimeGoal(_seconds(text))
     settings: dict[str, str] = {}
     for part in parts:
         name, _, value = (side.strip() for side in part.partition("="))
         if name in settings:
-            raise StudyError(f"stop_when is {text!r}: {name} is given twice")
+            raise StudyError(f"stop_when is {shown(text)}: {name} is given twice")
         settings[name] = value
     kind = next(iter(settings))
     if kind not in _KINDS:
-        raise StudyError(f"stop_when: unknown goal {kind!r}; {nearest(kind, _KINDS)}; or a time")
+        raise StudyError(
+            f"stop_when: unknown goal {shown(kind)}; {nearest(kind, _KINDS)}; or a time"
+        )
     allowed, build = _KINDS[kind]
     for name in settings:
         if name not in allowed:
-            raise StudyError(f"stop_when: {kind} has no {name!r}; {nearest(name, allowed)}")
+            raise StudyError(f"stop_when: {kind} has no {shown(name)}; {nearest(name, allowed)}")
     return build(settings)
 
 
@@ -102,8 +107,10 @@ def _width(settings: dict[str, str]) -> WidthGoal:
 
 def _best(settings: dict[str, str]) -> BestGoal:
     text = settings["best"]
-    if not text.isdecimal() or not int(text):
-        raise StudyError(f"stop_when: best is {text!r}; give a number of units such as best=10")
+    if not text.isdecimal() or len(text) > 9 or not int(text):
+        raise StudyError(
+            f"stop_when: best is {shown(text)}; give a number of units such as best=10"
+        )
     within = _nats("within", settings["within"]) if "within" in settings else _WITHIN
     error = _probability(settings["error"]) if "error" in settings else _ERROR
     return BestGoal(int(text), within, error)
@@ -117,16 +124,16 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], Goal]]] = {
 
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text.lower())
-    if match is None or not float(match[1]):
-        raise StudyError(f"stop_when is {text!r}; give {EXAMPLES}")
+    if match is None or not 0 < float(match[1]) < math.inf:
+        raise StudyError(f"stop_when is {shown(text)}; give {EXAMPLES}")
     return float(match[1]) * _SECONDS[match[2]]
 
 
 def _nats(name: str, text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(mnat|millinat|nat)s?", text)
-    if match is None:
+    if match is None or float(match[1]) == math.inf:
         raise StudyError(
-            f"stop_when: {name} is {text!r}; give nats or millinats per token, such as "
+            f"stop_when: {name} is {shown(text)}; give nats or millinats per token, such as "
             f"{name}=3mnat or {name}=0.003nat"
         )
     return round(float(match[1]) * _NATS[match[2]], 15)
@@ -137,6 +144,7 @@ def _probability(text: str) -> float:
     value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 0.5:
         raise StudyError(
-            f"stop_when: error is {text!r}; give a chance above 0 and below 50%, such as error=5%"
+            f"stop_when: error is {shown(text)}; give a chance above 0 and below 50%, such as "
+            "error=5%"
         )
     return value

@@ -7,13 +7,22 @@ built, refuses unknown keys, and is written to `study.yaml` beside what it produ
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
-from fp4scope.errors import Fp4ScopeError, StudyError, nearest
-from fp4scope.formats import get_format
+from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
+from fp4scope.formats import FORMATS, get_format
 from fp4scope.goals import Goal, parse_goal
+from fp4scope.paths import read_bytes
 
 STUDY_VERSION = 1
 
@@ -75,6 +84,21 @@ class Level(str, Enum):
     CELLS = "cells"
 
 
+_DTYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+}
+_DIRECTIONS = {"keep": Direction.RESTORE.value, "only": Direction.ISOLATE.value}
+"""Other names of what the ecosystem and the next version call so."""
+
+_MOST = 2**64 - 1
+"""The largest seed that torch takes, and more than there is of anything else."""
+_MOST_REALISATIONS = 1000
+_MOST_MEMORY = 2**63 - 1
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -91,8 +115,50 @@ def parse_memory(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or (match[3] and not match[2]):
-        raise StudyError(f"memory is {text!r}; give a size such as 8GB, 1.5GiB or 500MB")
-    return int(float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]])
+        raise StudyError(f"memory is {shown(text)}; give a size such as 8GB, 1.5GiB or 500MB")
+    size = float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
+    if size > _MOST_MEMORY:
+        raise StudyError(
+            f"memory is {shown(text)}, more than any machine has; give one such as 8GB"
+        )
+    return int(size)
+
+
+def _words(value: Any) -> Any:  # noqa: ANN401
+    """`a,b` and a list mean the same."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    raise ValueError("give names with commas between them, or a list of names")
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401
+    """A truth is not taken for 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+def _yes_or_no(value: Any) -> Any:  # noqa: ANN401
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def _name_of_dtype(value: Any) -> Any:  # noqa: ANN401
+    name = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else value
+    return _DTYPES.get(name, name) if isinstance(name, str) else name
+
+
+def _some(value: str) -> str:
+    if not value:
+        raise ValueError("give a name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_some)]  # pydantic's own length wants UTF-8, paths need not be
+Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
+Choice = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)]
 
 
 class Study(BaseModel):
@@ -100,81 +166,91 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = STUDY_VERSION
-    model: str = Field(description="hub id, local folder or GGUF file")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    text: str | None = Field(None, description="evaluation text: a UTF-8 file, read as it is")
+    version: Annotated[Literal[1], BeforeValidator(lambda v: 1 if v == "1" else v)] = STUDY_VERSION
+    model: Name = Field(description="hub id, local folder or GGUF file")
+    revision: Name | None = Field(None, description="branch, tag or commit of a hub id")
+    text: Name | None = Field(None, description="evaluation text: a UTF-8 file, read as it is")
     dataset: Literal["wikitext2", "pydoc-topics"] | None = Field(
         None, description="evaluation text by name; wikitext2 where there is no text"
     )
-    seq_len: int = Field(2048, ge=2, description="tokens in a window")
-    windows: int | None = Field(None, ge=1, description="the first N windows of the text; all")
-    bos: Literal["auto", "yes", "no"] = Field(
+    seq_len: Number = Field(2048, ge=2, description="tokens in a window")
+    windows: Number | None = Field(None, ge=1, description="the first N windows of the text; all")
+    bos: Choice = Field(
         "auto", description="put the BOS token before every window; auto: for models that need it"
     )
-    formats: tuple[str, ...] = Field(("mxfp4:floor", "nvfp4"), min_length=1)
-    operands: tuple[Operands, ...] = Field((Operands.BOTH,), min_length=1)
-    baselines: tuple[str, ...] = Field(
+    formats: Names = ("mxfp4:floor", "nvfp4")
+    operands: Annotated[tuple[Operands, ...], BeforeValidator(_words)] = (Operands.BOTH,)
+    baselines: Names = Field(
         (),
         description="more configurations, of which only what they cost the whole model is "
         "measured: formats, with operands of their own if written as nvfp4/weights",
     )
-    sweep: tuple[str, ...] = Field(
+    sweep: Names = Field(
         ("components", "cells"),
         description="levels; one with a direction of its own is written cells:isolate",
     )
-    cells: tuple[str, ...] = Field(
-        (), description="patterns of the linears whose cells are swept; all"
+    cells: Names = Field((), description="patterns of the linears whose cells are swept; all")
+    direction: Annotated[tuple[Direction, ...], BeforeValidator(_words)] = (
+        Direction.RESTORE,
+        Direction.ISOLATE,
     )
-    direction: tuple[Direction, ...] = Field((Direction.RESTORE, Direction.ISOLATE), min_length=1)
-    patterns: tuple[str, ...] = Field((), description="more units: shell patterns of linear names")
-    method: tuple[Method, ...] = Field(
+    patterns: Names = Field((), description="more units: shell patterns of linear names")
+    method: Annotated[tuple[Method, ...], BeforeValidator(_words)] = Field(
         (Method.EXACT,),
-        min_length=1,
         description="units are measured (exact), estimated to first order (gradient), or both; "
         "reference and baselines are always measured",
     )
     activation_scale: Literal["calibrated", "dynamic"] = Field(
         "calibrated", description="NVFP4's tensor scale of activations: static, or per window"
     )
-    calibration_text: str | None = Field(None, description="a UTF-8 file that is not evaluated")
-    calibration_windows: int = Field(256, ge=1)
-    calibration_seq_len: int = Field(512, ge=2)
-    replicas: int = Field(
+    calibration_text: Name | None = Field(None, description="a UTF-8 file that is not evaluated")
+    calibration_windows: Number = Field(256, ge=1)
+    calibration_seq_len: Number = Field(512, ge=2)
+    replicas: Number = Field(
         1,
         ge=1,
+        le=_MOST_REALISATIONS,
         description="realisations of every variant, all but the first perturbed by one unit in "
         "the last place at every block; their mean is what counts",
     )
-    jitter: int = Field(
-        1, ge=1, description="perturbed realisations of the reference and the baselines, at least"
+    jitter: Number = Field(
+        1,
+        ge=1,
+        le=_MOST_REALISATIONS,
+        description="perturbed realisations of the reference and the baselines, at least",
     )
     memory: str | None = Field(
         None, description="what a sweep may take beside the model, such as 8GB; else what is free"
     )
-    offload: Literal["auto", "yes", "no"] = Field(
+    offload: Choice = Field(
         "auto", description="keep the blocks in host memory; auto: if the device cannot hold them"
     )
     stop_when: str | None = Field(
         None, description="a time, a half-width or a decision after which nothing is measured"
     )
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = Field(0, ge=0, description="order in which windows are measured")
+    device: Name = Field("auto", pattern=r"^[A-Za-z_]+(:\d+)?$")
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_name_of_dtype)
+    ] = "auto"
+    seed: Number = Field(0, ge=0, description="order in which windows are measured")
     allow_partial: bool = Field(False, description="go on when under 95% can be quantized")
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")
     allow_pickle: bool = Field(False, description="load weights that are not safetensors")
 
-    @field_validator(
-        "formats", "operands", "baselines", "sweep", "cells", "direction", "patterns", "method",
-        mode="before",
-    )  # fmt: skip
+    @field_validator("direction", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:  # noqa: ANN401
-        """`a,b` and a list mean the same; a name given twice is one."""
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        return tuple(dict.fromkeys(value)) if isinstance(value, list | tuple) else value
+    def _own_names(cls, value: Any) -> Any:  # noqa: ANN401
+        words = _words(value)
+        return tuple(_DIRECTIONS.get(w, w) if isinstance(w, str) else w for w in words)
+
+    @field_validator("formats", "operands", "sweep", "cells", "direction", "patterns", "method")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...], info: Any) -> tuple[Any, ...]:  # noqa: ANN401
+        """A name given twice is one; what must not be empty names its choices."""
+        if not value and info.field_name in _CHOICES:
+            choices = ", ".join(_CHOICES[info.field_name])
+            raise StudyError(f"{info.field_name} is empty; give one or more of {choices}")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("formats")
     @classmethod
@@ -205,14 +281,19 @@ class Study(BaseModel):
     @classmethod
     def _known_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         levels, directions = ([member.value for member in kind] for kind in (Level, Direction))
+        found = []
         for item in value:
-            level, _, direction = item.partition(":")
+            level, colon, direction = item.partition(":")
+            direction = _DIRECTIONS.get(direction, direction)
             if level not in levels:
-                raise StudyError(f"sweep: unknown {level!r}; {nearest(level, levels)}")
-            if direction and direction not in directions:
+                raise StudyError(f"sweep: unknown {shown(level)}; {nearest(level, levels)}")
+            if colon and direction not in directions:
                 hint = nearest(direction, directions)
-                raise StudyError(f"sweep: unknown direction {direction!r} in {item!r}; {hint}")
-        return value
+                raise StudyError(
+                    f"sweep: unknown direction {shown(direction)} in {shown(item)}; {hint}"
+                )
+            found.append(level + colon + direction)
+        return tuple(dict.fromkeys(found))
 
     def directions(self, level: Level | None) -> tuple[Direction, ...]:
         """The directions in which a level is swept: its own, or the study's; None: patterns."""
@@ -242,7 +323,7 @@ class Study(BaseModel):
     def _a_size(cls, value: Any) -> str | None:  # noqa: ANN401
         """In YAML and Python a number of bytes is a number."""
         if value is not None:
-            parse_memory(value := str(value))
+            parse_memory(value := value if isinstance(value, str) else shown(value))
         return value
 
     @field_validator("dataset")
@@ -253,7 +334,7 @@ class Study(BaseModel):
         return value
 
     @classmethod
-    def build(cls, **options: Any) -> "Study":  # noqa: ANN401
+    def build(cls, /, **options: Any) -> "Study":  # noqa: ANN401
         """A study from options as a user writes them.
 
         Args:
@@ -264,15 +345,15 @@ class Study(BaseModel):
             FormatError: An unknown number format.
         """
         if (preset := options.pop("preset", None)) is not None:
-            if preset not in PRESETS:
-                raise StudyError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
+            if not isinstance(preset, str) or preset not in PRESETS:
+                raise StudyError(f"unknown preset {shown(preset)}; {nearest(preset, PRESETS)}")
             options = PRESETS[preset] | options
         unknown = [key for key in options if key not in cls.model_fields]
         if unknown:
             raise StudyError(
-                f"unknown option {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}"
+                f"unknown option {shown(unknown[0])}; {nearest(unknown[0], cls.model_fields)}"
             )
-        options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        options = {k: str(v) if _is_named(v) else v for k, v in options.items()}
         try:
             return cls(**options)
         except ValidationError as error:
@@ -288,37 +369,74 @@ class Study(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _is_named(value: Any) -> bool:  # noqa: ANN401
+    """Whether `str` gives what a user would have written: a path, torch's device or dtype."""
+    return isinstance(value, Path) or type(value).__module__ == "torch"
+
+
 def read_options(path: Path | str) -> dict[str, Any]:
-    """The options in a YAML file, not yet validated."""
+    """The options in a YAML file, not yet validated.
+
+    Values are words as they stand there: the field that a word is for says what it means, so
+    that a commit of digits is no number, a date no date, and `bos: yes` is not a truth.
+
+    Raises:
+        StudyError: It cannot be read, or holds no options.
+    """
     import yaml
 
+    content = read_bytes(path, "study", StudyError)
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        options = yaml.load(content.decode("utf-8-sig"), _loader())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StudyError(f"{path} is not valid YAML: {reason}") from None
+    except RecursionError:
+        raise StudyError(f"{path} is nested too deeply; a study is a flat mapping") from None
     if not isinstance(options, dict):
         raise StudyError(f"{path} holds no options; a study is a mapping such as `model: NAME`")
     return {str(key).replace("-", "_"): value for key, value in options.items()}
 
 
+def _loader() -> Any:  # noqa: ANN401
+    """A YAML loader that knows words and nothing else, but for `null`."""
+    import yaml
+
+    class Words(yaml.BaseLoader):
+        pass
+
+    null = "tag:yaml.org,2002:null"
+    Words.add_implicit_resolver(null, re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+    Words.add_constructor(null, lambda loader, node: None)
+    return Words
+
+
 def _format_and_operands(item: str) -> tuple[str, Operands | None]:
     """What `nvfp4/weights` and `nvfp4` say."""
-    name, _, own = item.partition("/")
-    known = [member.value for member in Operands]
-    if own and own not in known:
-        raise StudyError(f"baselines: unknown operands {own!r} in {item!r}; {nearest(own, known)}")
+    name, slash, own = item.partition("/")
+    if slash and own not in _CHOICES["operands"]:
+        hint = nearest(own, _CHOICES["operands"])
+        raise StudyError(f"baselines: unknown operands {shown(own)} in {shown(item)}; {hint}")
     return get_format(name).name, Operands(own) if own else None
 
 
+_CHOICES: dict[str, list[str]] = {
+    "formats": list(FORMATS),
+    "operands": [member.value for member in Operands],
+    "direction": [member.value for member in Direction],
+    "method": [member.value for member in Method],
+}
+"""What the lists that must not be empty are chosen from."""
+
+
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problem = error.errors(include_url=False)[0]
     field = str(problem["loc"][0]) if problem["loc"] else "study"
     value = problem["input"]
-    kind = {"direction": Direction, "operands": Operands, "method": Method}.get(field)
     if problem["type"] == "missing":
         return f"{field} is missing"
-    if kind is not None and isinstance(value, str):
-        return f"{field}: unknown {value!r}; {nearest(value, [member.value for member in kind])}"
-    return f"{field} is {value!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
+    if problem["type"] == "enum" and isinstance(value, str):
+        return f"{field}: unknown {shown(value)}; {nearest(value, _CHOICES[field])}"
+    if field == "device" and isinstance(value, str):
+        return f"device is {shown(value)}; give auto, cpu, or one such as cuda or cuda:1"
+    return f"{field} is {shown(value)}: {problem['msg'].removeprefix('Value error, ').lower()}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from fp4scope.errors import FormatError, nearest
+from fp4scope.errors import FormatError, nearest, shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,5 +217,5 @@ def get_format(name: str) -> BlockFormat:
     key = str(name).strip().lower()
     key = ALIASES.get(key, key)
     if key not in FORMATS:
-        raise FormatError(f"unknown format {name!r}; {nearest(key, FORMATS)}")
+        raise FormatError(f"unknown format {shown(name)}; {nearest(key, FORMATS)}")
     return FORMATS[key]
