@@ -12,6 +12,7 @@ import pytest
 import fp4scope
 
 SOURCE = Path(fp4scope.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_three_lists_of_public_names_agree():
@@ -40,6 +41,16 @@ def test_the_three_lists_of_public_names_agree():
 def test_these_never_load_torch(code):
     check = f"{code}\nimport sys\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_readme_lists_the_rooms_that_the_import_linter_knows():
+    project = (ROOT / "pyproject.toml").read_text()
+    layers = re.search(r"^layers = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)
+    inside = (ROOT / "README.md").read_text().split("## Inside")[1].split("The method")[0]
+    listed = re.findall(r"`(\w+)`", inside.split(":", 1)[1])
+    assert listed == re.findall(r"fp4scope\.(\w+)", layers[1])
+    sources = [p for p in SOURCE.iterdir() if p.suffix in ("", ".py")]
+    assert set(listed) == {p.stem for p in sources if not p.name.startswith("_")}
 
 
 def test_help_loads_nothing_heavy():

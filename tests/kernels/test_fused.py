@@ -1,16 +1,21 @@
 """The CUDA kernel's logic, run by Triton's interpreter on a CPU, against plain torch.
 
-The interpreter divides as IEEE says where a GPU does not, and truncates to BF16 where a GPU rounds:
-it proves the logic and not the device. `benchmarks/qdq.py --device cuda` compares there.
+The interpreter divides as IEEE says where a GPU does not, takes exact roots, and truncates to BF16
+where a GPU rounds. Before Triton 3.9 its multiply-add rounds twice: here one that rounds once, as a
+GPU's does, takes its place under every version. So the logic is proved and the device is not:
+`benchmarks/qdq.py --device cuda` compares there.
 """
 
 import math
 import os
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from fp4scope.formats import get_format
+from fp4scope.formats.oracle import f32
 from fp4scope.kernels import fp32, qdq, using
 
 from .reference import DTYPES, F32_MAX, NV, assert_same, bits, gaussian, golden_finite, random_bits
@@ -18,6 +23,10 @@ from .reference import DTYPES, F32_MAX, NV, assert_same, bits, gaussian, golden_
 pytest.importorskip("triton", reason="Triton is not installed")
 if not os.environ.get("TRITON_INTERPRET"):
     pytest.skip("needs TRITON_INTERPRET=1, which scripts/test sets", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
 
 from fp4scope.kernels import fused
 
@@ -27,6 +36,41 @@ pytestmark = pytest.mark.filterwarnings(
 )
 # Every rule, and every kind of element.
 NAMES = ["mxfp4:floor", "mxfp4:rceil", "mxfp8:e5m2:even", "mxint8", *NV]
+
+
+def fma(x, y, z):
+    """x y + z of FP32 arrays, rounded once.
+
+    In FP64 the product is exact, and so is what the sum lacks (TwoSum). With that the sum is
+    rounded to odd, so that rounding it once more, to FP32, gives what rounding x y + z does.
+    """
+    x, y, z = (np.asarray(v).astype(np.float64) for v in (x, y, z))
+    with np.errstate(all="ignore"):
+        product = x * y
+        total = np.asarray(product + z)
+        added = total - product
+        lacking = (product - (total - added)) + (z - added)
+        even = total.view(np.int64) % 2 == 0
+        odd = np.nextafter(total, np.copysign(np.inf, lacking))
+        inexact = np.isfinite(total) & (lacking != 0)
+        return np.where(inexact & even, odd, total).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def rounded_once(monkeypatch):
+    """The interpreter's multiply-add rounds once, as a GPU's does."""
+
+    def create_fma(self, x, y, z):
+        assert x.data.dtype == y.data.dtype == z.data.dtype == np.float32
+        return interpreter.TensorHandle(fma(x.data, y.data, z.data), z.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
+
+
+@triton.jit
+def _multiply_add(x, y, z, out, size: tl.constexpr):
+    i = tl.arange(0, size)
+    tl.store(out + i, tl.fma(tl.load(x + i), tl.load(y + i), tl.load(z + i)))
 
 
 @pytest.fixture
@@ -57,6 +101,31 @@ def kernel_of(monkeypatch):
         monkeypatch.setattr(fused, "_constants", lambda fmt, _: original(fmt, dtype) | limit)
 
     return use
+
+
+def test_multiply_adds_round_once():
+    x, y, z = (random_bits(1, 4096, seed=seed)[0] for seed in range(3))
+    x[:2048], y[:2048] = gaussian(2, 2048, seed=3)
+    z[:1024] = -(x * y)[:1024]  # leaves what the product lacks
+    z[1024:2048] = (x * y)[1024:2048] * 2.0 ** torch.arange(-32, 32).repeat(16)
+    # Beside halfway between two FP32 numbers, by a part that FP64 loses.
+    x[:64], y[:64], z[:64] = 1 + 2.0**-12, 1 + 2.0**-12, 2.0 ** torch.arange(-70, -6)
+    x[64:128], y[64:128], z[64:128] = 1 + 2.0**-12, 1 + 2.0**-12, -(2.0 ** torch.arange(-70, -6))
+    # Beside halfway between two numbers at FP32's small end.
+    x[128:192], y[128:192], z[128:192] = 2.0**-75, 2.0**-75, 2.0**-149 * torch.arange(64)
+    x[192:256], y[192:256], z[192:256] = 2.0**-75, 2.0**-75 + 2.0**-98, 2.0**-149 * torch.arange(64)
+    fits = (x.double() * y.double() + z.double()).abs() <= F32_MAX
+    out = torch.empty_like(x)
+    _multiply_add[(1,)](x, y, z, out, size=len(x))
+    sums = [
+        Fraction(a) * Fraction(b) + Fraction(c)
+        for a, b, c in zip(x[fits].tolist(), y[fits].tolist(), z[fits].tolist(), strict=True)
+    ]
+    assert out[fits].tolist() == [float(f32(s)) for s in sums]
+    assert (out[fits] != x[fits] * y[fits] + z[fits]).sum() > 500, "two roundings show"
+    nearly = (x.double() * y.double() + z.double()).float()[fits]
+    assert (out[fits] != nearly).any(), "so does FP64 alone"
+    assert out[~fits].isinf().all()
 
 
 @pytest.mark.parametrize("name", NAMES)

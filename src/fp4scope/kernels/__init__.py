@@ -1,8 +1,8 @@
 """Fast quantize-dequantize (QDQ): one interface, identical results on every backend.
 
 `qdq` is what the instrument runs on every operand; `fake_quantize` is the same with checks,
-for users; `quantize` gives the bytes that engines store. Backends: plain torch (`eager`), for CPU
-and CUDA, and numba (`compiled`), for CPU.
+for users; `quantize` gives the bytes that engines store. Backends: plain torch (`eager`) on any
+device, numba (`compiled`) on a CPU, Triton (`fused`) on CUDA.
 """
 
 from fp4scope.kernels.dispatch import BACKENDS, NUMERICS_VERSION, backend, qdq, using

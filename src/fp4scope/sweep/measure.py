@@ -2,8 +2,9 @@
 
 Chunks run through the windows in a seeded permutation, so that every prefix is a fair sample of
 the text. A chunk is the unit of work, of the journal and of resumption. If memory runs out on the
-way, the chunk is halved, this is said, and the sweep goes on. After each chunk it is asked whether
-that is enough, and which variants are still wanted (`stopping`).
+way, the sweep says so and goes on with less at once: fewer windows a chunk, then groups of
+variants, smaller batches, fewer rows of logits (`Memory.smaller`). After each chunk it is asked
+whether that is enough, and which variants are still wanted (`stopping`).
 """
 
 import gc
