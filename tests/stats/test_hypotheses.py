@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
-from fp4scope.stats import Verdict, component_kind, hypotheses
+from fp4scope.stats import Verdict, hypotheses
 from fp4scope.stats.depth import ALL
 
 BOTH = "weights+activations"
@@ -156,15 +156,3 @@ def test_too_few_windows_decide_nothing(study):
         windows=7,
     )
     assert {h.verdict for h in hypotheses(few)} == {Verdict.UNDECIDED}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("q_proj", "attention"), ("self_attn.out_proj", "attention"), ("attn.c_attn", "attention"),
-        ("gate_up_proj", "MLP"), ("mlp.c_proj", "MLP"), ("mlp.experts.w1", "MLP"), ("fc1", "MLP"),
-        ("linear", None), ("c_proj", None),
-    ],
-)  # fmt: skip
-def test_kinds(name, kind):
-    assert component_kind(name) == kind

@@ -25,6 +25,10 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "blocks": layout.blocks,
         "components": list(layout.components),
+        "projections": [
+            {"component": name, "path": path, "blocks": layout.blocks_with(name)}
+            for name, path in layout.paths.items()
+        ],
         "coverage": layout.coverage,
         "not_quantized": [list(item) for item in layout.missed[:8]],
         "routers": list(layout.routers),

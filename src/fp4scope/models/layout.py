@@ -47,6 +47,19 @@ class Layout:
         return tuple(dict.fromkeys(cell.component for cell in self.cells))
 
     @property
+    def paths(self) -> dict[str, str]:
+        """Each component's path inside its block, uncut: that of its first linear."""
+        found: dict[str, str] = {}
+        for (block, component), names in self.cells.items():
+            prefix = f"{self.blocks_path}.{block}."
+            found.setdefault(component, names[0].removeprefix(prefix))
+        return found
+
+    def blocks_with(self, component: str) -> list[int]:
+        """The blocks that have a component; hybrids do not have each in all."""
+        return sorted(cell.block for cell in self.cells if cell.component == component)
+
+    @property
     def linears(self) -> tuple[str, ...]:
         return tuple(name for names in self.cells.values() for name in names)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.words import is_measured
-from fp4scope.stats import component_kind, noise_floor, only_estimated
+from fp4scope.stats import kind_of, noise_floor, only_estimated
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -39,7 +39,7 @@ def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
     )
     return {
         "columns": COLUMNS,
-        "components": [{"name": c, "kind": component_kind(c)} for c in components],
+        "components": [{"name": c, "kind": kind_of(results, c)} for c in components],
         "formats": list(dict.fromkeys(r["format"] for r in diagnosis.baselines if r["operands"])),
         "baselines": [
             {

@@ -10,7 +10,7 @@ from fp4scope.stats.comparable import comparable, differing_conditions
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.formats import format_table, operand_table
-from fp4scope.stats.hypotheses import Hypothesis, Verdict, component_kind, hypotheses
+from fp4scope.stats.hypotheses import Hypothesis, Verdict, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -24,6 +24,7 @@ from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import neighbour_correlation
 from fp4scope.stats.noise import noise_floor, rerun_noise
 from fp4scope.stats.orders import order_table
+from fp4scope.stats.projections import blocks_with, component_kind, kind_of
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
 from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
@@ -55,6 +56,7 @@ __all__ = [
     "agreement_table",
     "anytime_p_values",
     "baseline_table",
+    "blocks_with",
     "by_window",
     "change_table",
     "comparable",
@@ -69,6 +71,7 @@ __all__ = [
     "half_width",
     "holm",
     "hypotheses",
+    "kind_of",
     "log_evidence",
     "mean",
     "neighbour_correlation",

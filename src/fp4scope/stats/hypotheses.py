@@ -41,14 +41,9 @@ from fp4scope.stats.depth import ALL, depth_table
 from fp4scope.stats.families import Family, families, named
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE
+from fp4scope.stats.projections import kind_of
 from fp4scope.stats.tiers import separable
 from fp4scope.stats.windows import Floats, aligned
-
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value"}
-_MLP = {
-    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "dense_h_to_4h",
-    "dense_4h_to_h",
-}  # fmt: skip
 
 
 class Verdict(str, Enum):
@@ -80,22 +75,6 @@ def hypotheses(results: Results) -> list[Hypothesis]:
     ]
 
 
-def component_kind(name: str) -> str | None:
-    """`MLP` or `attention`, as the component's name says; None where it does not.
-
-    Example:
-        >>> component_kind("down_proj"), component_kind("attn.c_proj"), component_kind("dense")
-        ('MLP', 'attention', None)
-    """
-    *path, last = name.lower().split(".")
-    words = {word.rstrip("0123456789") for part in path for word in part.split("_")}
-    if last in _ATTENTION or words & {"attn", "attention"}:
-        return "attention"
-    if last in _MLP or words & {"mlp", "ffn", "expert", "experts"}:
-        return "MLP"
-    return None
-
-
 # 1. Mechanism
 
 _MECHANISM = (
@@ -121,7 +100,7 @@ def _mechanism(results: Results, components: list[Family], cells: list[Family]) 
     rows = [
         {**family.labels, "level": level, **found}
         for level, family in families
-        if (found := _tail_or_kind(family, tail, alpha=SIGNIFICANCE / len(families)))
+        if (found := _tail_or_kind(results, family, tail, alpha=SIGNIFICANCE / len(families)))
     ]
     return Hypothesis(
         "Mechanism",
@@ -133,13 +112,13 @@ def _mechanism(results: Results, components: list[Family], cells: list[Family]) 
 
 
 def _tail_or_kind(
-    family: Family, tail: Callable[[Variant], float | None], alpha: float
+    results: Results, family: Family, tail: Callable[[Variant], float | None], alpha: float
 ) -> dict[str, Any] | None:
     """How the costs of a family correlate with Max/P99.9 and with being in the MLP."""
     known = [
-        (series, ratio, component_kind(unit.unit) == "MLP")
+        (series, ratio, kind_of(results, unit.unit) == "MLP")
         for unit, series in zip(family.units, family.series, strict=True)
-        if (ratio := tail(unit)) is not None and component_kind(unit.unit) is not None
+        if (ratio := tail(unit)) is not None and kind_of(results, unit.unit) is not None
     ]
     if len(known) < FEWEST_UNITS:
         return None

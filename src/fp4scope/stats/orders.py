@@ -27,10 +27,12 @@ decided by `reversed` pairs; `open` ones decide nothing.
 
 **Depth.** Models of as many blocks are compared cell by cell. Else each block covers its share of
 the depth from 0 to 1, the depth is cut into equal parts, at most `PARTS`, and a part's cost is the
-mean of its blocks, weighted by how much of it they cover. `depth` is the mean over components.
+mean of its blocks that have the component, weighted by how much of it they cover. `depth` is what
+all components of both outputs cost together in a block or part; a component that a block does
+not have adds nothing there. A component of which not every cell was measured is in neither.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,7 @@ from fp4scope.stats.agreement import FEWEST_UNITS, agreement, rho_apart
 from fp4scope.stats.comparable import matched_formats, same_tokens
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE, holm
+from fp4scope.stats.projections import blocks_with
 from fp4scope.stats.tiers import pair_tests
 from fp4scope.stats.windows import Floats, Series, aligned, costs
 
@@ -59,14 +62,14 @@ def order_table(one: Results, other: Results) -> Table:
     """A row for each format, operands, direction and level that both have measured."""
     pair, anytime = same_tokens(one, other), one.anytime or other.anytime
     formats, theirs = matched_formats(one, other), _families(other)
-    depths = one.model.get("blocks", 0), other.model.get("blocks", 0)
+    models = _Model.of(one), _Model.of(other)
     rows: list[dict[str, Any]] = []
     for (fmt, operands, direction), levels in _families(one).items():
         opposite = theirs.get((formats.get(fmt, ""), operands, direction), {})
         names = {"format": fmt, "format_other": formats.get(fmt)}
         names |= {"operands": operands, "direction": direction}
         for level in (name for name in levels if name in opposite):
-            for lists in _lists(level, levels[level], opposite[level], depths, pair):
+            for lists in _lists(level, levels[level], opposite[level], models, pair):
                 row = _row(lists, pair, anytime)
                 if row is not None:
                     rows.append(names | row)
@@ -95,35 +98,89 @@ class _Lists:
     """Of the depth; None where units are compared as they are."""
 
 
+@dataclass(frozen=True)
+class _Model:
+    """How many blocks a model has, and which of them have each component."""
+
+    depth: int
+    blocks: Mapping[str, frozenset[int]]
+
+    @classmethod
+    def of(cls, results: Results) -> "_Model":
+        return cls(results.model.get("blocks") or 0, blocks_with(results))
+
+    def measured(self, unit: str, places: _Places) -> list[int]:
+        """The blocks that have a unit, in order; none where not all of them were measured."""
+        found = sorted(block for of, block in places if of == unit and block is not None)
+        return found if set(found) >= self.blocks.get(unit, frozenset()) else []
+
+
 def _lists(
-    level: str, mine: _Places, theirs: _Places, depths: tuple[int, int], pair: bool
+    level: str, mine: _Places, theirs: _Places, models: tuple[_Model, _Model], pair: bool
 ) -> Iterator[_Lists]:
     shared = [place for place in mine if place in theirs]
+    depths = models[0].depth, models[1].depth
     layered = level in ("cells", "blocks")
     if shared and (not layered or depths[0] == depths[1]):
         one, other = _matrices(mine, theirs, shared, shared, pair)
         yield _Lists(level, one, other)
-    whole = [
-        unit
+    sides = list(zip(models, (mine, theirs), strict=True))
+    blocks = {
+        unit: [model.measured(unit, places) for model, places in sides]
         for unit in dict.fromkeys(unit for unit, _ in mine)
-        if all(
-            (unit, block) in side
-            for side, depth in zip((mine, theirs), depths, strict=True)
-            for block in range(depth)
-        )
-    ]
+    }
+    whole = {unit: both for unit, both in blocks.items() if all(both)}
     if not layered or not whole or not all(depths):
         return
-    here, there = ([(unit, block) for unit in whole for block in range(d)] for d in depths)
+    here, there = ([(u, b) for u, both in whole.items() for b in both[side]] for side in (0, 1))
     parts = None if depths[0] == depths[1] else min(PARTS, *depths)
-    one, other = (
-        matrix.reshape(len(matrix), len(whole), depth) @ depth_weights(depth, parts or depth).T
-        for matrix, depth in zip(_matrices(mine, theirs, here, there, pair), depths, strict=True)
-    )
+    profiles = [
+        _profiles(matrix, places, depth, parts or depth)
+        for matrix, places, depth in zip(
+            _matrices(mine, theirs, here, there, pair), (here, there), depths, strict=True
+        )
+    ]
+    units, sums = zip(*profiles, strict=True)
     if parts is not None:
-        yield _Lists(level, one.reshape(len(one), -1), other.reshape(len(other), -1), parts)
+        one, other = _shared_columns(*units)
+        yield _Lists(level, one, other, parts)
     if len(whole) > 1:
-        yield _Lists("depth", one.mean(axis=1), other.mean(axis=1), parts)
+        one, other = _shared_columns(*sums)
+        yield _Lists("depth", one, other, parts)
+
+
+def _profiles(
+    costs: Floats, places: Sequence[tuple[str, int]], depth: int, parts: int
+) -> tuple[Floats, Floats]:
+    """What each unit costs in each part of the depth, and all of them together.
+
+    Args:
+        costs: Windows by places.
+        places: Unit and block of each column.
+        depth: How many blocks the model has.
+        parts: In how many the depth is cut.
+
+    Returns:
+        Windows by units and parts, units the slower; windows by parts. NaN where no block of a
+        part has the unit, or any.
+    """
+    cover = depth_weights(depth, parts)
+    weights = np.stack([cover[:, block] for _, block in places])
+    names = list(dict.fromkeys(unit for unit, _ in places))
+    units = np.array([names.index(unit) for unit, _ in places])
+    by_unit = []
+    with np.errstate(invalid="ignore"):
+        for unit in range(len(names)):
+            own = units == unit
+            by_unit.append(costs[:, own] @ weights[own] / weights[own].sum(axis=0))
+    total = np.where(weights.sum(axis=0) > 0, costs @ weights, np.nan)
+    return np.concatenate(by_unit, axis=1), total
+
+
+def _shared_columns(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """The columns that both have."""
+    known = ~(np.isnan(one).any(axis=0) | np.isnan(other).any(axis=0))
+    return one[:, known], other[:, known]
 
 
 def _matrices(

@@ -1,0 +1,71 @@
+"""Where a model has each component, and whether that is in an MLP or in attention.
+
+A component need not exist in every block: hybrids alternate mixers, and some mixture-of-experts
+models begin with dense blocks. Results say which blocks have it. Those of version 0.1 do not; there
+it is where an input was recorded or a cell was measured.
+"""
+
+from collections import defaultdict
+
+from fp4scope.records import Results
+
+_ATTENTION_WORDS = {"attn", "attention"}
+_MLP_WORDS = {"mlp", "ffn", "ff", "feedforward", "moe", "expert", "experts"}
+_MIXER_WORDS = {"mamba", "ssm", "conv", "recurrent", "rglru", "lstm", "mlstm", "slstm"}
+_ATTENTION = {
+    "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "q_a_proj",
+    "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+}  # fmt: skip
+_MLP = {
+    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "dense_h_to_4h",
+    "dense_4h_to_h",
+}  # fmt: skip
+
+
+def blocks_with(results: Results) -> dict[str, frozenset[int]]:
+    """The blocks that have each component."""
+    said = results.model.get("projections") or []
+    found: dict[str, set[int]] = defaultdict(set)
+    for projection in said:
+        found[projection["component"]] |= set(projection["blocks"])
+    if not said:
+        for record in results.activations:
+            found[record.component].add(record.block)
+        for observation in results.observations.values():
+            variant = observation.variant
+            if variant.level == "cells" and variant.block is not None:
+                found[variant.unit].add(variant.block)
+    return {component: frozenset(blocks) for component, blocks in found.items()}
+
+
+def component_kinds(results: Results) -> dict[str, str | None]:
+    """The kind of each component whose path inside a block the results have."""
+    said = results.model.get("projections") or []
+    return {p["component"]: component_kind(p["path"]) for p in said}
+
+
+def kind_of(results: Results, component: str) -> str | None:
+    """A component's kind, from its path inside a block, or from its name where that is all."""
+    return component_kinds(results).get(component, component_kind(component))
+
+
+def component_kind(path: str) -> str | None:
+    """`MLP` or `attention`, as a linear's path or name says; None where it does not.
+
+    The module that holds a linear says it before the linear's own name does: gated attention has a
+    `gate_proj` too. A state-space mixer is neither.
+
+    Example:
+        >>> component_kind("mlp.down_proj"), component_kind("attn.c_proj"), component_kind("dense")
+        ('MLP', 'attention', None)
+    """
+    *holders, last = path.lower().split(".")
+    for part in (*holders, last):
+        words = {word.rstrip("0123456789") for word in part.split("_")}
+        if words & _ATTENTION_WORDS:
+            return "attention"
+        if words & _MLP_WORDS or "feed_forward" in part:
+            return "MLP"
+        if words & _MIXER_WORDS:
+            return None
+    return "attention" if last in _ATTENTION else "MLP" if last in _MLP else None

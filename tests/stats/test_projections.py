@@ -1,0 +1,141 @@
+"""Components that not every block has: where they are, and of what kind."""
+
+import numpy as np
+import pytest
+
+from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
+from fp4scope.stats import order_table
+from fp4scope.stats.depth import ALL, depth_table
+from fp4scope.stats.projections import blocks_with, component_kind, kind_of
+
+MILLI = 1e-3
+OF = {"format": "nvfp4", "operands": "weights+activations", "direction": "isolate"}
+
+
+def mixers(blocks):
+    """A hybrid's components: up_proj everywhere, attention in even blocks, mamba in odd ones."""
+    return {
+        "up_proj": range(blocks),
+        "q_proj": range(0, blocks, 2),
+        "in_proj": range(1, blocks, 2),
+    }
+
+
+@pytest.fixture
+def hybrid(observe, results):
+    """`hybrid(costs)`: cells cost 1 millinat, but for some, give or take 0.01 in a window."""
+
+    def build(costs=(), blocks=6, windows=16, only=None, seed=0):
+        rng = np.random.default_rng(seed)
+        text, costs = rng.normal(3, 1, windows), dict(costs)
+        whole = baseline(OF["format"], OF["operands"])
+        found = [observe(REFERENCE, text), observe(whole, text + 0.1)]
+        for component, where in mixers(blocks).items():
+            for block in where:
+                if only is None or (component, block) in only:
+                    cost = costs.get((component, block), 1.0) + 0.01 * rng.normal(size=windows)
+                    variant = Variant(level="cells", unit=component, block=block, **OF)
+                    found.append(observe(variant, text + MILLI * cost))
+        return results(*found, model={"blocks": blocks})
+
+    return build
+
+
+def by_component(results):
+    return {row["component"]: row for row in depth_table(results)}
+
+
+def test_no_component_is_dropped_from_depth(hybrid):
+    """One mixer costs fifty times as much as anything else."""
+    rows = by_component(hybrid({("in_proj", 1): 50.0}))
+    assert set(rows) == {ALL, "up_proj", "q_proj", "in_proj"}
+    summed = rows[ALL]
+    assert (summed["peak_block"], summed["components"], summed["blocks"]) == (1, 3, 6)
+    assert summed["peak_nll"] == pytest.approx(51 * MILLI, rel=0.01)
+    # 52 + 1 of 61 millinats are in blocks 0 and 1.
+    assert summed["share_early"] == pytest.approx(53 / 61, rel=0.01)
+    mixer = rows["in_proj"]
+    assert (mixer["peak_block"], mixer["blocks"]) == (1, 3)
+    assert mixer["peak_nll"] == pytest.approx(50 * MILLI, rel=0.01)
+
+
+def test_a_dense_first_block_keeps_its_components(hybrid):
+    results = hybrid({("up_proj", 0): 9.0})
+    results.observations = {
+        key: o for key, o in results.observations.items()
+        if o.variant.unit != "up_proj" or o.variant.block == 0
+    }  # fmt: skip
+    rows = by_component(results)
+    assert (rows["up_proj"]["blocks"], rows[ALL]["peak_block"]) == (1, 0)
+
+
+@pytest.mark.parametrize("how", ["projections", "activations"])
+def test_a_component_that_was_measured_in_part_has_no_curve(hybrid, how):
+    only = {(c, b) for c, where in mixers(6).items() for b in where} - {("in_proj", 3)}
+    results = hybrid({("in_proj", 1): 50.0}, only=only)
+    if how == "projections":
+        results.model["projections"] = [
+            {"component": c, "path": c, "blocks": list(where)} for c, where in mixers(6).items()
+        ]
+    else:
+        results.activations = [
+            ActivationRecord(component=c, block=b, max=1.0, p999=1.0, ratio=1.0, elements=1)
+            for c, where in mixers(6).items()
+            for b in where
+        ]
+    rows = by_component(results)
+    assert set(rows) == {ALL, "up_proj", "q_proj"}
+    assert rows[ALL]["components"] == 2
+
+
+def test_orders_over_depth_hold_every_component(hybrid):
+    """Both models have a costly mixer; nothing else tells blocks apart."""
+    costs = {(c, b): float(b) for c, where in mixers(6).items() for b in where}
+    costs["in_proj", 1] = 50.0
+    table = order_table(hybrid(costs), hybrid(costs, seed=1))
+    rows = {row["level"]: row for row in table}
+    assert (rows["cells"]["units"], rows["depth"]["units"]) == (12, 6)
+    assert rows["depth"]["rho"] == pytest.approx(1)
+    turned = {place: 6 - cost for place, cost in costs.items()} | {("in_proj", 1): 50.0}
+    row = order_table(hybrid(costs), hybrid(turned, seed=1)).where(level="depth").rows[0]
+    ranks = [1, 6, 2, 3, 4, 5], [5, 6, 4, 3, 2, 1]  # the mixer's block is first in both
+    expected = 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / 210
+    assert row["rho"] == pytest.approx(expected)
+
+
+def test_models_of_other_depth_are_compared_where_both_have_a_component(hybrid):
+    """In 4 and 8 blocks a component that alternates is in every part of four, or in two."""
+    rows = {r["level"]: r for r in order_table(hybrid(blocks=4), hybrid(blocks=8, seed=1))}
+    # Of four parts: up_proj in 4, q_proj in blocks 0 and 2 of four, in_proj in 1 and 3.
+    assert (rows["cells"]["parts"], rows["cells"]["units"]) == (4, 8)
+    assert rows["depth"]["units"] == 4
+    assert np.isfinite(rows["cells"]["rho"])
+
+
+def test_results_say_where_components_are(hybrid):
+    results = hybrid()
+    assert blocks_with(results) == {c: frozenset(where) for c, where in mixers(6).items()}
+    results.model["projections"] = [{"component": "q_proj", "path": "a.q_proj", "blocks": [2]}]
+    assert blocks_with(results) == {"q_proj": frozenset({2})}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("q_proj", "attention"), ("self_attn.out_proj", "attention"), ("attn.c_attn", "attention"),
+        ("self_attn.gate_proj", "attention"), ("linear_attn.in_proj_qkvz", "attention"),
+        ("gate_up_proj", "MLP"), ("mlp.c_proj", "MLP"), ("mlp.experts.w1", "MLP"), ("fc1", "MLP"),
+        ("feed_forward.w2", "MLP"), ("block_sparse_moe.experts.0.w1", "MLP"),
+        ("q_a_proj", "attention"), ("mixer.up_proj", "MLP"),
+        ("mamba.in_proj", None), ("mamba.gate_proj", None), ("linear", None), ("c_proj", None),
+    ],
+)  # fmt: skip
+def test_kinds(name, kind):
+    assert component_kind(name) == kind
+
+
+def test_the_whole_path_tells_the_kind_where_results_have_it(results):
+    measured = results(model={"blocks": 1})
+    assert kind_of(measured, "w1") is None
+    measured.model["projections"] = [{"component": "w1", "path": "mlp.experts.0.w1", "blocks": [0]}]
+    assert kind_of(measured, "w1") == "MLP"
