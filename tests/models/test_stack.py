@@ -1,5 +1,7 @@
 """Block by block is the model's own forward, and leaves the model as it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from transformers.models.llama import modeling_llama
 
 from fp4scope.errors import ModelError
 from fp4scope.models import BlockStack, find_layout, perturbation, perturbed
+from fp4scope.models import stack as models_stack
+from fp4scope.models.stack import only_last_rows
 
 EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
 FAMILIES = (
@@ -347,3 +351,87 @@ def test_perturbing_what_is_not_contiguous_is_the_same(hidden):
     across = hidden.T.contiguous().T
     assert not across.is_contiguous()
     assert torch.equal(moved_by(across, **KEY), moved_by(hidden, **KEY))
+
+
+# What a block gives beside the state, and what a forward computes at its end.
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2, 3])
+def test_blocks_that_give_tuples_of_any_length(extra, toy, ids):
+    """RWKV unpacks three items; blocks that step aside have as many."""
+
+    class Unpacked(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, hidden):
+            return (self.block(hidden), *["state"] * extra)
+
+    toy.blocks = nn.ModuleList(Unpacked(block) for block in toy.blocks)
+
+    def forward(input_ids, use_cache=None):
+        hidden = toy.embed(input_ids)
+        for block in toy.blocks:
+            hidden, *beside = block(hidden)
+            assert len(beside) == extra
+        return CausalLMOutput(logits=toy.head(hidden))
+
+    toy.forward = forward
+    stack = stack_of(toy)
+    hidden = run_through(stack, stack.capture(ids), [0, 1])
+    with stack.tail() as tail:
+        logits = tail(hidden)
+    assert torch.equal(logits[1], own_logits(toy, ids[1]))
+
+
+def test_blocks_that_give_no_state_are_refused(toy, ids, unchanged):
+    toy.blocks[1].register_forward_hook(lambda *_: {"hidden": 0})
+    with pytest.raises(ModelError, match="return a dict instead of a hidden state"):
+        stack_of(toy).capture(ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_only_the_head_is_spared(family, tiny_model, ids, unchanged):
+    """The blocks see every token; the last rows' logits are those of the whole forward."""
+    model = tiny_model(family)
+    whole = own_logits(model, ids[0])
+    seen = []
+    last = model.get_submodule(find_layout(model).blocks_path)[-1]
+    with unchanged(model):
+        hook = last.register_forward_hook(lambda _, __, out: seen.append(out))
+        with only_last_rows(model, 20):
+            logits = own_logits(model, ids[0])
+        hook.remove()
+    assert logits.shape == (20, whole.shape[1])
+    assert torch.allclose(logits, whole[-20:], atol=1e-6)
+    state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert state.shape[1] == ids.shape[1]
+
+
+def test_a_head_that_cannot_be_told_sees_all(toy, ids):
+    def own(self):
+        raise NotImplementedError
+
+    type(toy).get_output_embeddings = own
+    with only_last_rows(toy, 1):
+        assert len(own_logits(toy, ids[0])) == ids.shape[1]
+
+
+@pytest.mark.parametrize("pad", [0, None, [0], "raises"])
+def test_a_tail_takes_any_padding_token(pad, tiny_model, ids, monkeypatch):
+    """Heterogeneous configurations raise RuntimeError, which `getattr` does not catch."""
+    model = tiny_model("llama")
+    stack = stack_of(model)
+    hidden = run_through(stack, stack.capture(ids), [0, 1])
+    own = own_logits(model, ids[1])
+
+    class Raising:
+        @property
+        def pad_token_id(self):
+            raise RuntimeError("it differs by layer")
+
+    config = Raising() if pad == "raises" else SimpleNamespace(pad_token_id=pad)
+    monkeypatch.setattr(models_stack, "text_config", lambda _: config)
+    with stack.tail() as tail:
+        assert torch.equal(tail(hidden)[1], own)

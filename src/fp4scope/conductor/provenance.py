@@ -12,7 +12,7 @@ import fp4scope
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.kernels import NUMERICS_VERSION
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, config_value
 from fp4scope.sweep import Journal
 
 
@@ -37,7 +37,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "tokenizer": type(loaded.tokenizer).__name__,
         "tokenizer_sha256": loaded.tokenizer_sha256,
         "device": str(loaded.device),
-        "attention": getattr(loaded.config, "_attn_implementation", None),
+        "attention": config_value(loaded.config, "_attn_implementation"),
         "warnings": list(loaded.warnings),
     }
 

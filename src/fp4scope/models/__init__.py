@@ -1,5 +1,6 @@
 """The one door to `transformers`: load a model, find its blocks and components."""
 
+from fp4scope.models.config import config_size, config_value
 from fp4scope.models.gguf import cache_folder, quantization_of
 from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
 from fp4scope.models.load import LoadedModel, adopt, check_name, load_model, resolve_device
@@ -15,6 +16,8 @@ __all__ = [
     "adopt",
     "cache_folder",
     "check_name",
+    "config_size",
+    "config_value",
     "find_layout",
     "is_linear",
     "load_model",

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
+from fp4scope.models.config import config_size, config_value, text_config
 from fp4scope.models.gguf import converted, is_gguf, quantization_of
 from fp4scope.models.layout import Layout, find_layout, is_linear
 from fp4scope.models.offload import Offloaded
-from fp4scope.models.stack import BlockStack, last_rows
+from fp4scope.models.stack import BlockStack, only_last_rows
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
@@ -62,7 +63,7 @@ class LoadedModel:
     @property
     def config(self) -> Any:  # noqa: ANN401
         """The configuration of the text model."""
-        return self.model.config.get_text_config()
+        return text_config(self.model.config)
 
     @property
     def dtype_name(self) -> str:
@@ -71,7 +72,24 @@ class LoadedModel:
 
     @property
     def max_seq_len(self) -> int | None:
-        return getattr(self.config, "max_position_embeddings", None)
+        """Tokens in a window at most; None if the model names no bound."""
+        longest = config_size(self.config, "max_position_embeddings", 0)
+        return longest if longest > 0 else None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what a block passes on."""
+        return config_size(self.config, "hidden_size", 0) or self._embeddings[1]
+
+    @property
+    def vocab_size(self) -> int:
+        return config_size(self.config, "vocab_size", 0) or self._embeddings[0]
+
+    @property
+    def _embeddings(self) -> tuple[int, int]:
+        embeddings: Any = self.model.get_input_embeddings()
+        tokens, width = embeddings.weight.shape
+        return tokens, width
 
     @cached_property
     def linears(self) -> list[torch.nn.Linear | Conv1D]:
@@ -98,10 +116,11 @@ class LoadedModel:
     def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
         """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab).
 
-        With `last`, only those of the last so many tokens; most models then compute no others.
+        With `last`, only those of the last so many tokens; most heads then compute no others.
         """
-        options = last_rows(self.model, last) if last is not None else {}
-        logits = self.model(ids[None].to(self.device), use_cache=False, **options).logits[0]
+        spared = nullcontext() if last is None else only_last_rows(self.model, last)
+        with spared:
+            logits = self.model(ids[None].to(self.device), use_cache=False).logits[0]
         return logits if last is None else logits[-last:]
 
 
@@ -216,13 +235,14 @@ def adopt(
         )
     parameter = next(model.parameters())
     warnings = []
-    if parameter.dtype == torch.float16 and config.get_text_config().model_type in _OVERFLOWS_FP16:
+    kind = config_value(text_config(config), "model_type")
+    if parameter.dtype == torch.float16 and kind in _OVERFLOWS_FP16:
         warnings.append(
-            f"{config.get_text_config().model_type} models are known to overflow float16; "
+            f"{kind} models are known to overflow float16; "
             "if the reference is not finite, use bfloat16 or float32"
         )
     return LoadedModel(
-        name=name or getattr(config, "_name_or_path", "") or type(model).__name__,
+        name=name or config_value(config, "_name_or_path") or type(model).__name__,
         model=model,
         tokenizer=tokenizer,
         layout=layout,
@@ -334,14 +354,16 @@ def _transformers(name: str, source: str) -> Iterator[Any]:
 
 
 def _require_decoder(config: Any, name: str) -> None:  # noqa: ANN401
-    if getattr(config, "is_encoder_decoder", False):
+    if config_value(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; fp4scope needs a causal language model")
 
 
 @torch.no_grad()
 def _require_causal(model: PreTrainedModel, name: str) -> None:
     """Refuse a model whose predictions depend on later tokens: it would see its own targets."""
-    ids = torch.arange(8, device=next(model.parameters()).device) % model.config.vocab_size
+    ids = torch.arange(8, device=next(model.parameters()).device) % config_size(
+        text_config(model.config), "vocab_size", 8
+    )
     other = torch.cat([ids[:-1], ids[:1]])
     before, after = (model(i[None], use_cache=False).logits[0, :-1].float() for i in (ids, other))
     rounding = 32 * torch.finfo(model.dtype).eps * before.abs().max()

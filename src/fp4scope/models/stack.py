@@ -8,7 +8,6 @@ calls a block the same way on a batch of other hidden states. What the model doe
 """
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
+from fp4scope.models.config import config_value, text_config
 from fp4scope.models.fusion import fused, namespaces, replaced
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
@@ -79,8 +79,9 @@ class BlockStack:
         stack = model.get_submodule(layout.blocks_path)
         assert isinstance(stack, nn.ModuleList)
         self._blocks = list(stack)
-        # Whether each block returns a tuple; unknown until the blocks have run once.
-        self._returns_tuple: list[bool] = []
+        # What each block returns beside the state, None if that is all: how many items of a tuple.
+        # Unknown until the blocks have run once.
+        self._beside: list[int | None] = []
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -93,7 +94,8 @@ class BlockStack:
         aside, since what a model hands its blocks beside the states does not depend on these.
 
         Raises:
-            ModelError: A block does not run exactly once a forward, or takes no hidden state.
+            ModelError: A block does not run exactly once a forward, or takes or gives no hidden
+                state.
         """
         embedded, calls = zip(*(self._capture_one(row) for row in ids), strict=True)
         return BlockInputs(torch.cat(embedded), _merge(calls, {}))
@@ -101,7 +103,7 @@ class BlockStack:
     def _capture_one(self, row: Int[Tensor, " tokens"]) -> tuple[Tensor, tuple[Any, ...]]:
         calls: list[tuple[int, Any]] = []
         embedded: list[Tensor] = []
-        returns_tuple: list[bool] = []
+        beside: list[int | None] = []
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
             hidden = _hidden(args, kwargs)
@@ -110,23 +112,25 @@ class BlockStack:
             calls.append((index, _without_hidden(args, kwargs)))
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-            returns_tuple.append(isinstance(output, tuple))
+            _state_of(output)
+            beside.append(len(output) - 1 if isinstance(output, tuple) else None)
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
                 hook = block.register_forward_pre_hook(partial(before, index), with_kwargs=True)
                 stack.callback(hook.remove)
                 stack.callback(block.register_forward_hook(after).remove)
-            if self._returns_tuple:
+            stack.enter_context(only_last_rows(self._model, 1))
+            if self._beside:
                 stack.enter_context(self._aside(lambda _, hidden: hidden))
             device = next(self._model.parameters()).device
-            self._model(row[None].to(device), use_cache=False, **last_rows(self._model, 1))
+            self._model(row[None].to(device), use_cache=False)
         if [index for index, _ in calls] != list(range(len(self._blocks))):
             raise ModelError(
                 f"{type(self._model).__name__} does not run its {len(self._blocks)} blocks once "
                 "each and in order, so it cannot be measured block by block"
             )
-        self._returns_tuple = returns_tuple
+        self._beside = beside
         return embedded[0], tuple(call for _, call in calls)
 
     def bring(self, block: int) -> None:
@@ -145,7 +149,8 @@ class BlockStack:
 
         def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             x = output(index, _hidden(args, kwargs))
-            return (x, None) if self._returns_tuple[index] else x
+            beside = self._beside[index]
+            return x if beside is None else (x, *[None] * beside)
 
         own = [block.__dict__.get("forward") for block in self._blocks]
         try:
@@ -181,8 +186,7 @@ class BlockStack:
             kwargs[_HIDDEN] = hidden
         else:
             args = (hidden, *args[1:])
-        output = self._blocks[block](*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return _state_of(self._blocks[block](*args, **kwargs))
 
     @contextmanager
     def tail(self) -> Iterator[Tail]:
@@ -194,7 +198,7 @@ class BlockStack:
         """
         states: list[Tensor] = []
         # Not the padding: models warn of it.
-        any_token = int(self._model.config.get_text_config().pad_token_id == 0)
+        any_token = int(config_value(text_config(self._model.config), "pad_token_id") == 0)
 
         def output(index: int, hidden: Tensor) -> Tensor:
             if not states:
@@ -255,10 +259,27 @@ def _shape(leaf: Any) -> Any:  # noqa: ANN401
     return leaf if isinstance(leaf, int | float | str) else None
 
 
-def last_rows(model: PreTrainedModel, count: int) -> dict[str, int]:
-    """The option that spares a forward all logits but the last rows', where there is one."""
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": count} if known else {}
+@contextmanager
+def only_last_rows(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """The head sees the last `count` tokens of a forward only, until the `with` block ends.
+
+    It spares the logits that nobody looks at. `logits_to_keep` would not do: some models cut their
+    later blocks to these tokens as well. A head that cannot be told from the rest sees all.
+    """
+
+    def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (args[0][..., -count:, :], *args[1:]) if args else None
+
+    try:
+        head = model.get_output_embeddings()
+    except Exception:  # as a model's own code may
+        head = None
+    hook = head.register_forward_pre_hook(cut) if isinstance(head, nn.Module) else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def perturbation(
@@ -309,6 +330,17 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             f"argument or as {_HIDDEN}, so it cannot be measured block by block"
         )
     return hidden
+
+
+def _state_of(output: Any) -> Tensor:  # noqa: ANN401
+    """The hidden state in what a block returns."""
+    state = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(state, Tensor):
+        raise ModelError(
+            f"the blocks of this model return a {type(output).__name__} instead of a hidden state, "
+            "or a tuple that begins with one, so it cannot be measured block by block"
+        )
+    return state
 
 
 def _without_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from fp4scope.errors import StudyError
 from fp4scope.kernels import backend
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, config_size, config_value
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, build_tree
@@ -143,8 +143,8 @@ class Memory:
 
     def needed(self, shape: Shape) -> int:
         """On the device, at the peak."""
-        config, size = self._loaded.config, self._loaded.dtype.itemsize
-        state = shape.windows * self._seq_len * config.hidden_size * size
+        size = self._loaded.dtype.itemsize
+        state = shape.windows * self._seq_len * self._loaded.hidden_size * size
         trees = [p.tree for p in self.passes(shape.groups)]
         peak = max(t.peak_states(max(1, shape.block // shape.windows)) for t in trees)
         states = 2 * state if shape.spill else peak * state
@@ -161,14 +161,16 @@ class Memory:
         images = sum(weight.numel() for weight in weights) // self._loaded.layout.blocks * size
 
         batch = shape.block * tokens
-        block = batch * (5 * widest + 8 * config.hidden_size) * size
+        block = batch * (5 * widest + 8 * self._loaded.hidden_size) * size
         unfused = self._kind == "cuda" and backend(self._loaded.device) != "triton"
         if unfused:  # quantizing goes through whole tensors
             block += 4 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
-        if getattr(config, "_attn_implementation", None) == "eager":
-            block += 3 * 4 * shape.block * config.num_attention_heads * tokens**2
+        if config_value(config, "_attn_implementation") == "eager":
+            # A model that names no heads has no attention.
+            heads = config_size(config, "num_attention_heads", 0)
+            block += 3 * 4 * shape.block * heads * tokens**2
 
-        logits = min(tokens, shape.rows + FEWEST_ROWS) * config.vocab_size
+        logits = min(tokens, shape.rows + FEWEST_ROWS) * self._loaded.vocab_size
         fused = self._kind == "cuda" and not unfused
         head = logits * (size if fused else size + 4) + shape.head * logits * size
         if unfused:
@@ -234,10 +236,9 @@ class Memory:
         return None
 
     def _preferred(self, windows: int) -> Shape:
-        config = self._loaded.config
         block = max(1, _BLOCK_TOKENS[self._kind] // self._seq_len)
         rows = TILE_ROWS[self._kind]
-        logits = min(self._seq_len, rows) * config.vocab_size * self._loaded.dtype.itemsize
+        logits = min(self._seq_len, rows) * self._loaded.vocab_size * self._loaded.dtype.itemsize
         head = max(1, _HEAD_BYTES[self._kind] // logits)
         chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._variants) * self._seq_len))
         together = max(1, min(windows, block, chunk))

@@ -232,7 +232,7 @@ class Wavefront:
 
 def head_in_blocks(loaded: LoadedModel) -> float:
     """How many blocks the head is worth, by the size of their weights."""
-    head = loaded.config.vocab_size * loaded.config.hidden_size
+    head = loaded.vocab_size * loaded.hidden_size
     return head * loaded.layout.blocks / sum(weight.numel() for weight in loaded.weights)
 
 
