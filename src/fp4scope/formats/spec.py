@@ -202,7 +202,7 @@ ALIASES: dict[str, str] = {
 }
 
 
-def get_format(name: str) -> BlockFormat:
+def get_format(name: object) -> BlockFormat:
     """The format called `name`; plain `mxfp4` is the OCP rule, `mxfp4:floor`.
 
     Raises:

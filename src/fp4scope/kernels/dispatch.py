@@ -90,7 +90,7 @@ def qdq(
         A contiguous tensor of the shape and dtype of `x`. Arithmetic is FP32; the one
         cast back saturates at the largest finite value of the dtype.
     """
-    x = x.detach()
+    x = x.detach().resolve_neg()  # kernels read the memory, where a negative view has no sign
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:

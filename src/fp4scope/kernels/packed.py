@@ -85,7 +85,7 @@ def quantize(
         ([160, 116], [127], [0.0, -1.0, 2.0, 6.0])
     """
     fmt, scale_amax = checked(x, format, amax)
-    x = x.detach()
+    x = x.detach().resolve_neg()  # kernels read the memory, where a negative view has no sign
     cols = _columns(x.shape)
     lead = x.shape[:-1]
     rows = padded(x.reshape(-1, cols) if x.numel() else x.new_empty(lead.numel(), cols), fmt)
