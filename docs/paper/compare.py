@@ -379,7 +379,8 @@ def percents(r: _Row) -> tuple[float, float | None, float | None]:
 
 def change(r: _Row) -> str:
     value, low, high = percents(r)
-    return f"{value:+.2f}%" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+    shown, *ends = (number(v, sign=True, digits=2) for v in (value, low, high))
+    return f"{shown}%" + ("" if low is None else f" [{', '.join(ends)}]")
 
 
 def untold(r: _Row) -> str:

@@ -31,7 +31,7 @@ def tables(text):
 
 
 def numbers(text):
-    return [float(number) for number in re.findall(r"[-+]?\d[\d.e-]*", text)]
+    return [float(number) for number in re.findall(r"[-+]?\d[\d.]*", text.replace("\u2212", "-"))]
 
 
 def test_rerun_noise_is_a_column_of_the_formats(known):
@@ -124,7 +124,7 @@ def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
     text = Diagnosis(results).report()
     (line,) = [line for line in text.splitlines() if line.startswith("The loss falls")]
     assert line.startswith("The loss falls with any of these quantized (Holm at 5%): 5.")
-    assert line.count("_proj -") == 10
+    assert line.count("_proj \u2212") == 10
     assert LOWER_LOSS in text
     assert LOWER_LOSS not in known().report()
 

@@ -37,8 +37,8 @@ def test_blocks_that_are_said_to_cost_most(known, blocks, verdict):
 
 def test_the_block_that_costs_most_is_named_where_the_paper_names_another(known):
     ours, _ = said(known(), "peaks", blocks="2")
-    assert ours.startswith("2: -0.20% [")
-    assert ", rank 4; the largest is 5: -0.50% [" in ours
+    assert ours.startswith("2: \u22120.20% [")
+    assert ", rank 4; the largest is 5: \u22120.50% [" in ours
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_on_few_windows_nothing_is_said(known, kind):
     ours, verdict = said(found, kind, blocks="5", percent="-0.5")
     assert verdict == "not told"
     assert "[" not in ours
-    assert list(compare.readings(found))[-1].endswith("| -120.0 (no interval) |")
+    assert list(compare.readings(found))[-1].endswith("| \u2212120.0 (no interval) |")
 
 
 def test_whole_models_are_compared_by_the_ratio_of_perplexities(known):
@@ -96,7 +96,7 @@ def test_whole_models_are_compared_by_the_ratio_of_perplexities(known):
     assert [line for line in lines if line.startswith("| ours")] == [
         next(line for line in lines if "mxfp4:floor, weights+activations" in line)
     ]
-    assert lines[-1].endswith("| -120.0 [-120.0, -120.0] |")
+    assert lines[-1].endswith("| \u2212120.0 [\u2212120.0, \u2212120.0] |")
 
 
 def test_what_the_paper_says_is_consistent():

@@ -1,10 +1,16 @@
 """Numbers as the report shows them."""
 
+# ruff: noqa: RUF001 (a minus sign is meant)
+
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from fp4scope.cli.tables import unit_tables
 from fp4scope.records import REFERENCE, baseline
 from fp4scope.report import Diagnosis
 from fp4scope.report.words import headlines, neighbour_line, number, sums
@@ -18,7 +24,10 @@ FORMATS = ["mxfp4:floor", "nvfp4"]
     [
         (None, ""),
         (0.0, "0"),
-        (3e-6, "3e-06"),
+        (3e-6, "<0.00001"),
+        (-3e-6, "−<0.00001"),
+        (1e-5, "0.00001"),
+        (0.000123, "0.00012"),
         (0.0123, "0.012"),
         (0.5, "0.500"),
         (9.9996, "10.00"),
@@ -26,7 +35,8 @@ FORMATS = ["mxfp4:floor", "nvfp4"]
         (99.996, "100.0"),
         (999.96, "1000"),
         (12345.6, "12346"),
-        (-99.996, "-100.0"),
+        (7777777.0, "7777777"),
+        (-99.996, "−100.0"),
     ],
 )
 def test_significant_digits(value, shown):
@@ -34,7 +44,31 @@ def test_significant_digits(value, shown):
 
 
 def test_a_sign_where_it_is_wanted():
-    assert [number(x, sign=True) for x in (2.0, -2.0, 3e-6)] == ["+2.00", "-2.00", "+3e-06"]
+    shown = [number(x, sign=True) for x in (2.0, -2.0, 3e-6, -0.0)]
+    assert shown == ["+2.00", "−2.00", "0", "0"]
+
+
+def test_a_given_number_of_digits():
+    shown = [number(x, digits=2) for x in (0.126, -0.126, -0.001, None)]
+    assert shown == ["0.13", "−0.13", "0.00", ""]
+
+
+def test_one_minus_sign_in_all_that_is_shown(known):
+    """U+2212, in the terminal's tables, the page's, the Markdown and the notebook alike."""
+    results = known().results
+    for observation in results.observations.values():
+        if observation.variant.unit == "q_proj":
+            observation.nll = [nll + 0.3 for nll in observation.nll]  # restoring it now harms
+    diagnosis = Diagnosis(results)
+    terminal = io.StringIO()
+    console = Console(file=terminal, width=200)
+    for table in unit_tables(diagnosis):
+        console.print(table)
+    page = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", diagnosis.html(), flags=re.DOTALL)
+    texts = [terminal.getvalue(), page, diagnosis.report(), diagnosis._repr_html_()]
+    for text in texts:
+        assert "−" in text
+        assert not re.search(r"(?<![\w.-])-\d", text)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from fp4scope.report.words import (
     is_measured,
     number,
     percent,
+    spread,
 )
 
 GRID_SHOWN = 32
@@ -116,7 +117,7 @@ def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
         table = new_table(("format",), columns)
         for row in [*reference, *(diagnosis.baselines.where(operands=operands) if names else ())]:
             values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
-            jitter = "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}"
+            jitter = "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"])
             table.add_row(row["format"], *values, jitter)
         said = f", {operands}" if len(names) > 1 else ""
         yield titled(f"What each format costs{said}", table)

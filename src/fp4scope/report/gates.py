@@ -18,7 +18,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
 from fp4scope.report.comparison import Comparison
-from fp4scope.report.words import number
+from fp4scope.report.words import number, spread
 from fp4scope.stats import MIN_WINDOWS
 
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"
@@ -143,7 +143,7 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
     )
     said = [
         f"{_place(row)} changed by {number(1e3 * row['change'], sign=True)} "
-        f"(p {number(row['p_holm'])}, rerun noise ±{number(1e3 * row['noise'])})"
+        f"(p {number(row['p_holm'])}, rerun noise {spread(1e3 * row['noise'])})"
         for row in found[:_LISTED]
     ]
     more = len(found) - len(said)

@@ -37,6 +37,7 @@ from fp4scope.report.words import (
     number,
     percent,
     sole_operands,
+    spread,
     sums,
 )
 from fp4scope.stats import (
@@ -64,7 +65,7 @@ def page(diagnosis: "Diagnosis") -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=True,
     )
-    environment.filters |= {"number": _number, "percent": percent}
+    environment.filters |= {"number": number, "percent": percent, "spread": spread}
     style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
     results = diagnosis.results
     held = hypotheses(results)
@@ -118,16 +119,6 @@ def _against(table: Table) -> list[dict[str, Any]]:
         pair = pairs.setdefault((row["format"], row["against"]), row | {"by_operands": {}})
         pair["by_operands"][row["operands"]] = row
     return sorted(pairs.values(), key=lambda pair: pair["rules"])
-
-
-def _number(value: float | None, sign: bool = False) -> str:
-    """As `number` has it, with a minus sign, and without powers of ten."""
-    size = abs(value or 0.0)
-    if value is not None and (size == 0 or (sign and size < 1e-5)):
-        return "0"
-    if not sign and 0 < size < 1e-3:
-        return "<0.001"
-    return number(value, sign).replace("-", "\u2212", 1)
 
 
 def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
 from fp4scope.report.stopping import windows_measured
-from fp4scope.report.words import CELLS_SHOWN, MEANING, interval, number, percent
+from fp4scope.report.words import CELLS_SHOWN, MEANING, interval, number, percent, spread
 from fp4scope.stats import SIGNIFICANCE
 
 _PIPE = r"\|"
@@ -102,7 +102,7 @@ def _costs(baselines: Table) -> Section:
             interval(row),
             number(row["kl"]),
             percent(row["top1"]),
-            "" if row["jitter_nll"] is None else f"±{number(1e3 * row['jitter_nll'])}",
+            "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"]),
         ]
         for row in baselines
     ]
@@ -170,8 +170,8 @@ def _agreement(agreement: Table) -> Section:
                 level,
                 str(row["units"]),
                 _rho(row),
-                ", ".join("" if value is None else f"{value:.2f}" for value in own),
-                "" if row["rho_apart"] is None else f"{row['rho_apart']:.2f}",
+                ", ".join(number(value, digits=2) for value in own),
+                number(row["rho_apart"], digits=2),
                 pairs,
             ]
         )
@@ -219,7 +219,7 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
             f"{_milli(row['before'])} → {_milli(row['after'])}",
             interval(row, "change"),
             number(row["p_holm"]),
-            "" if row["noise"] is None else f"±{number(1e3 * row['noise'])}",
+            "" if row["noise"] is None else spread(1e3 * row["noise"]),
             _BEYOND[row["beyond_noise"]],
         ]
         for row in rows
@@ -254,7 +254,7 @@ def _verdict(row: _Row) -> str:
         return "no interval, so no verdict"
     if row["noise"] is None:
         return "rerun noise was not measured, so there is no verdict"
-    noise = f"±{number(1e3 * row['noise'])}"
+    noise = spread(1e3 * row["noise"])
     if row["beyond_noise"]:
         return f"beyond noise ({noise} by rounding alone)"
     if row["p_holm"] <= SIGNIFICANCE:
@@ -293,9 +293,8 @@ def _ordered(comparison: Comparison) -> Iterator[str]:
 
 
 def _rho(row: _Row) -> str:
-    if row["rho_low"] is None:
-        return f"{row['rho']:.2f} (no interval)"
-    return f"{row['rho']:.2f} [{row['rho_low']:.2f}, {row['rho_high']:.2f}]"
+    rho, low, high = (number(row[f"rho{end}"], digits=2) for end in ("", "_low", "_high"))
+    return f"{rho} [{low}, {high}]" if low else f"{rho} (no interval)"
 
 
 def _unit(row: _Row) -> str:

@@ -1,6 +1,7 @@
 """What a study found, in words, and its numbers as a reader sees them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 _WIDENED = 1.1
 """From here on a reader is told by how much intervals are wider because neighbours are alike."""
+MINUS = "\u2212"
+SMALLEST = 1e-5
+"""What is closer to zero is shown as no more than that."""
 CELLS_SHOWN = 10
 """Of a family, where all would be too many."""
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
@@ -149,15 +153,16 @@ def neighbour_line(results: Results) -> str:
     found = neighbour_correlation(results)
     if found is None:
         return ""
-    line = f"Neighbouring windows correlate at {found.nll:.2f} in NLL"
+    line = f"Neighbouring windows correlate at {number(found.nll, digits=2)} in NLL"
     if found.difference is not None:
-        line += f" and {found.difference:.2f} in paired differences (median)"
+        line += f" and {number(found.difference, digits=2)} in paired differences (median)"
     line += f", over {found.pairs} pairs"
     if found.large is None or found.widened < _WIDENED:
         return f"{line}."
     return (
-        f"{line}; in costs of whole models and components {found.large:.2f}. Intervals allow for "
-        f"it (Newey-West), which makes those {found.widened:.2f} times as wide (medians)."
+        f"{line}; in costs of whole models and components {number(found.large, digits=2)}. "
+        f"Intervals allow for it (Newey-West), which makes those {found.widened:.2f} times as wide "
+        "(medians)."
     )
 
 
@@ -165,17 +170,18 @@ def agreements(diagnosis: "Diagnosis") -> list[str]:
     """How well the gradient ranks the units of each family that was also measured."""
     found = []
     for row in diagnosis.agreement:
-        span = f"{row['rho']:.2f}"
+        span = number(row["rho"], digits=2)
         if row["rho_low"] is None:
             span += f" (no interval: {row['windows']} windows)"
         else:
-            span += f" ({row['rho_low']:.2f} to {row['rho_high']:.2f})"
+            low, high = (number(row[f"rho_{end}"], digits=2) for end in ("low", "high"))
+            span += f" ({low} to {high})"
         line = (
             f"{row['direction'].capitalize()}, {row['format']} ({row['operands']}): the gradient's "
             f"ranking of {row['units']} {row['level']} against the exact sweep's: rho {span}"
         )
         if row["rho_apart"] is not None:
-            line += f", on different windows {row['rho_apart']:.2f}"
+            line += f", on different windows {number(row['rho_apart'], digits=2)}"
         if row["top"] is not None:
             line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
         found.append(f"{line}.")
@@ -244,21 +250,47 @@ def noise(row: Mapping[str, Any]) -> str:
     """What rounding alone does to a mean NLL, in millinats, and between two runs, as KL."""
     if row["jitter_nll"] is None:
         return ""
-    return f"±{number(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
+    return f"{spread(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
 
 
-def number(value: float | None, sign: bool = False) -> str:
-    """Three or four significant digits, two below 0.1, and no digit of a large number lost."""
+def spread(value: float | None) -> str:
+    """`±1.23`, or `<0.00001`."""
+    shown = number(value)
+    return shown if shown.startswith("<") or not shown else f"±{shown}"
+
+
+def number(value: float | None, sign: bool = False, digits: int | None = None) -> str:
+    """A number as every part of a report shows it; the page's script has the same rules.
+
+    Three or four significant digits, two below 0.1, and no digit of a large number lost. The minus
+    is U+2212. What is below 0.00001 is called so, or 0 where a sign is wanted.
+
+    Args:
+        value: None is shown as nothing.
+        sign: Whether positive numbers have a plus.
+        digits: As many decimals instead.
+
+    Example:
+        >>> number(-4.256), number(0.0000123), number(1e-9), number(0.5, sign=True, digits=1)
+        ('−4.26', '0.000012', '<0.00001', '+0.5')
+    """  # noqa: RUF002
     if value is None:
         return ""
-    size = abs(float(f"{value:.4g}"))  # 99.996 is shown as 100.0
-    if size < 1e-5:
-        return f"{value:{'+' if sign else ''}.0e}" if value else "0"
+    text = _magnitude(value, sign) if digits is None else f"{abs(value):.{digits}f}"
+    if not text.strip("0."):
+        return text
+    return f"{MINUS if value < 0 else '+' if sign else ''}{text}"
+
+
+def _magnitude(value: float, sign: bool) -> str:
+    exact = abs(value)
+    size = float(f"{exact:.4g}")  # 99.996 is shown as 100.0
+    if size < SMALLEST:
+        return "0" if sign or not size else f"<{SMALLEST:f}".rstrip("0")
     if size < 0.1:
-        return f"{value:{'+' if sign else ''}.2g}"
-    digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
-    return f"{value:{'+' if sign else ''}.{digits}f}"
+        return f"{Decimal(f'{exact:.2g}'):f}"
+    return f"{exact:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3}f}"
 
 
 def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
+    return "" if value is None else f"{number(100 * value, digits=1)}%"

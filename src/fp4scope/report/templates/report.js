@@ -33,15 +33,15 @@
     return made;
   }
 
-  /** Three or four significant digits, as in the page's tables. */
+  /** As `words.number` has it. */
   function number(value, signed = false) {
     if (value === null || value === undefined) return "";
     const exact = Math.abs(value);
     const size = Number(exact.toPrecision(4)); // 99.996 is shown as 100.0
     let text;
     if (size === 0 || (signed && size < 1e-5)) return "0";
-    if (!signed && size < 1e-3) return "<0.001";
-    if (size < 0.1) text = String(Number(exact.toPrecision(2)));
+    if (size < 1e-5) text = "<0.00001";
+    else if (size < 0.1) text = String(Number(exact.toPrecision(2)));
     else text = exact.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3);
     return (value < 0 ? "−" : signed && value > 0 ? "+" : "") + text;
   }
