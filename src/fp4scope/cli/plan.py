@@ -4,8 +4,9 @@ from collections import Counter
 
 from rich.table import Table
 
-from fp4scope.cli.progress import Screen, clock
-from fp4scope.cli.tables import console, new_table, number, titled
+from fp4scope.cli.progress import Screen
+from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
+from fp4scope.report.words import number
 from fp4scope.study import Study
 
 
@@ -49,8 +50,8 @@ def print_plan(study: Study) -> None:
     for name, text in rows.items():
         facts.add_row(name, text)
     out.print()
-    out.print(titled(f"Plan for {model['name']}, {model['dtype']} on {model['device']}", facts))
-    widths = new_table(("format", "operands", "direction", "units"), ("number", "± millinats"))
+    show(out, titled(f"Plan for {model['name']}, {model['dtype']} on {model['device']}", facts))
+    widths = Grid(("format", "operands", "direction", "units"), ("number", "± millinats"))
     for family in found.families:
         reached = (
             "too few windows" if family.half_width is None else number(1e3 * family.half_width)
@@ -60,5 +61,5 @@ def print_plan(study: Study) -> None:
     out.print()
     if found.families:
         title = f"Half-width of the 95% intervals after {found.windows} windows, if independent"
-        out.print(titled(title, widths))
-    out.print(f"\nEstimated from a probe: {found.probe}.", soft_wrap=True)
+        show(out, titled(title, widths))
+    say(out, f"\nEstimated from a probe: {found.probe}.")

@@ -20,7 +20,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from fp4scope.cli.tables import baselines, component_tables, console
+from fp4scope.cli.tables import baselines, component_tables
+from fp4scope.cli.terminal import clock, console, say
 
 if TYPE_CHECKING:
     from fp4scope.conductor import Progress
@@ -78,7 +79,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, soft_wrap=True)
+        say(self._console, text)
 
     def __call__(self, event: "Progress") -> None:
         if event.note is not None:
@@ -124,10 +125,3 @@ class Screen:
         left = f", {clock((event.total - event.done) / pace)} left" if pace else ""
         share = f"{event.done / event.total:.0%}"
         self.note(f"{_PHASES[event.phase]}: {share}, {event.detail}{left}")
-
-
-def clock(seconds: float) -> str:
-    """`1:02:03`, or `2:03` within the hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fp4scope.cli.progress import Screen
-from fp4scope.cli.tables import activations, console
+from fp4scope.cli.tables import activations
+from fp4scope.cli.terminal import console, say, show
 from fp4scope.errors import OutputError
 from fp4scope.study import Study
 
@@ -16,9 +17,10 @@ def print_statistics(study: Study, windows: int, out: Path | None) -> None:
 
         diagnosis = activation_statistics(study, windows, progress=screen)
     screen = console()
-    screen.print(activations(diagnosis))
+    show(screen, activations(diagnosis))
     for record in [r for r in diagnosis.results.activations if r.nonfinite][:5]:
-        screen.print(
+        say(
+            screen,
             f"{record.nonfinite} inputs of {record.component} in block {record.block} are NaN or "
             "Inf; they are not counted above",
             style="bold",

@@ -1,12 +1,11 @@
 """Results as tables on the terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
+from fp4scope.cli.terminal import Grid, clock, command, console, say, show, titled
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report.diagnosis import Diagnosis
@@ -23,6 +22,7 @@ from fp4scope.report.words import (
     interval,
     is_estimated,
     is_measured,
+    next_step,
     number,
     percent,
     spread,
@@ -31,31 +31,28 @@ from fp4scope.report.words import (
 GRID_SHOWN = 32
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that prints names and paths as they are: nothing in them is markup."""
-    return Console(stderr=stderr, markup=False, highlight=False)
-
-
 def print_formats() -> None:
     out = console()
-    table = new_table(("format", "element", "scale", "rule"), ("block", "bits/element"))
+    table = Grid(("format", "element", "scale", "rule"), ("block", "bits/element"))
     for fmt in FORMATS.values():
         names = (fmt.name, fmt.element.name, fmt.scale, fmt.rule.label)
         table.add_row(*names, str(fmt.block_size), f"{fmt.bits_per_element:g}")
-    out.print(titled("Number formats", table))
+    show(out, titled("Number formats", table))
     short = [f"{alias} is {name}" for alias, name in ALIASES.items()]
-    out.print(f"Bits count the block scales. Short names: {', '.join(short)}.")
+    say(out, f"Bits count the block scales. Short names: {', '.join(short)}.")
     out.print("\nRules: the scale of a block", style="bold")
-    out.print(
+    say(
+        out,
         "a: amax of the block; A: amax of the tensor; max: largest element; emax: its exponent; "
-        "m: mantissa bits"
+        "m: mantissa bits",
     )
+    hang = " " * 11
     for rule in dict.fromkeys(fmt.rule for fmt in FORMATS.values()):
-        out.print(f"{rule.label:10} {rule.formula}")
-        out.print(f"{'':10} {rule.source}", style="dim", soft_wrap=True)
+        say(out, f"{rule.label:10} {rule.formula}", hang=hang)
+        say(out, f"{'':10} {rule.source}", style="dim", hang=hang)
     out.print("\nElements: round to nearest, ties to the even code, saturating", style="bold")
     for element in dict.fromkeys(fmt.element for fmt in FORMATS.values()):
-        out.print(f"{element.name:10} {_grid(element)}", soft_wrap=True)
+        say(out, f"{element.name:10} {_grid(element)}", hang=hang)
 
 
 def _grid(element: ElementFormat) -> str:
@@ -69,43 +66,60 @@ def _grid(element: ElementFormat) -> str:
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Everything a finished run found, and where it is."""
+    """Everything a finished run found: files, tables, legend, findings, and where to go on."""
     out = console()
+    _files(out, diagnosis)
     for table in (*baselines(diagnosis), *unit_tables(diagnosis), activations(diagnosis)):
         out.print()
-        out.print(table)
-    out.print()
+        show(out, table)
     results = diagnosis.results
-    lines = (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis))
-    for line in lines:
-        out.print(f"- {line}", style="bold", soft_wrap=True)
     most = "up to " if results.anytime else ""
-    out.print(
+    say(
+        out,
         "\nDifferences are millinats per token, more quantized minus less quantized (positive: "
-        f"quantizing this costs),\npaired over {most}{windows_measured(results)} windows of "
+        f"quantizing this costs), paired over {most}{windows_measured(results)} windows of "
         f"{results.data['seq_len']} tokens, with {intervals_used(results).rstrip(',')}. restore: "
-        "everything quantized but\nthis, what keeping it "
-        "saves; isolate: only this quantized, what it costs. Components that share a letter\n"
-        "cannot be told apart. Rerun noise: what rounding alone does to a mean NLL, millinats.",
-        soft_wrap=True,
+        "everything quantized but this, what keeping it saves; isolate: only this quantized, what "
+        "it costs. Components that share a letter cannot be told apart. Rerun noise: what "
+        "rounding alone does to a mean NLL, millinats.",
+        style="dim",
     )
-    if diagnosis.results.estimates.windows:
-        out.print(ESTIMATES_MEAN, soft_wrap=True)
-    if prior := diagnosis.results.model["prior_quantization"]:
-        out.print(
+    if results.estimates.windows:
+        say(out, ESTIMATES_MEAN, style="dim")
+    out.print()
+    for line in (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis)):
+        say(out, f"- {line}", style="bold", hang="  ")
+    if prior := results.model["prior_quantization"]:
+        say(
+            out,
             f"These weights were quantized before ({prior}): the reference is the dequantized "
             "file, and FP4 comes on top of that.",
             style="bold",
-            soft_wrap=True,
         )
-    if diagnosis.files:
-        out.print("\nWritten:")
-        figures = [p for p in diagnosis.files if p.parent != diagnosis.folder]
-        for path in diagnosis.files:
-            if path not in figures:
-                out.print(f"  {path}", soft_wrap=True)
-        if figures:
-            out.print(f"  {figures[0].parent} ({len(figures)} figures)", soft_wrap=True)
+    _further(out, diagnosis)
+
+
+def _files(out: Console, diagnosis: Diagnosis) -> None:
+    if not diagnosis.files:
+        return
+    figures = [path for path in diagnosis.files if path.parent != diagnosis.folder]
+    names = [path.name for path in diagnosis.files if path not in figures]
+    names += [f"{figures[0].parent.name} ({len(figures)})"] if figures else []
+    out.print(f"\nWritten to {diagnosis.folder}:", soft_wrap=True)
+    say(out, f"  {', '.join(names)}", hang="  ")
+
+
+def _further(out: Console, diagnosis: Diagnosis) -> None:
+    """The page, the next command, and how long this took."""
+    out.print()
+    wall = diagnosis.results.environment.get("wall_s")
+    if wall is not None:
+        out.print(f"Took: {clock(wall)}")
+    for path in diagnosis.files:
+        if path.name == "report.html":
+            out.print(f"Open: {path.resolve().as_uri()}", soft_wrap=True)
+    if words := next_step(diagnosis):
+        command(out, "Next:", words)
 
 
 def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
@@ -114,7 +128,7 @@ def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
     reference = diagnosis.baselines.where(operands="").rows
     names = [name for name in dict.fromkeys(diagnosis.baselines["operands"]) if name]
     for operands in names or [""]:
-        table = new_table(("format",), columns)
+        table = Grid(("format",), columns)
         for row in [*reference, *(diagnosis.baselines.where(operands=operands) if names else ())]:
             values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
             jitter = "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"])
@@ -141,11 +155,11 @@ def unit_tables(diagnosis: Diagnosis) -> list[Group]:
     return tables
 
 
-def _units(names: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
+def _units(names: tuple[str, ...], rows: list[dict[str, Any]]) -> Grid:
     """What was measured of these units, what was estimated, or both."""
     measured, estimated = is_measured(rows), is_estimated(rows)
     columns = ("PPL", "difference (millinats)") if measured else ()
-    table = new_table(names, (*columns, f"{ESTIMATE}, millinats") if estimated else columns)
+    table = Grid(names, (*columns, f"{ESTIMATE}, millinats") if estimated else columns)
     for row in rows:
         values = [number(row["ppl"]), interval(row)] if measured else []
         values += [interval(row, "gradient_nll")] if estimated else []
@@ -170,7 +184,7 @@ def component_tables(diagnosis: Diagnosis) -> list[Group]:
             if is_estimated([*found.values()]):
                 estimates = {c: interval(row, "gradient_nll") for c, row in found.items()}
                 columns[f"{name}, {ESTIMATE}"] = estimates
-        table = new_table(("component",), columns)
+        table = Grid(("component",), columns)
         for name in costliest(rows, "component"):
             table.add_row(name, *(shown.get(name, "") for shown in columns.values()))
         meaning = MEANING[direction]
@@ -183,23 +197,8 @@ def _with_tier(row: dict[str, Any]) -> str:
 
 
 def activations(diagnosis: Diagnosis) -> Group:
-    table = new_table(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
+    table = Grid(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
     for row in diagnosis.component_activations:
         values = (row["max"], row["p999"], row["ratio"], row["ratio_max"])
         table.add_row(row["component"], *(number(v) for v in values))
     return titled("|x| entering each component, means over blocks", table)
-
-
-def new_table(names: Iterable[str], values: Iterable[str]) -> Table:
-    """Columns of names, then of numbers; where space is short they fold and lose nothing."""
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for value in values:
-        table.add_column(value, justify="right", overflow="fold")
-    return table
-
-
-def titled(title: str, body: Table) -> Group:
-    """A table under its title."""
-    return Group(Text(title, style="bold"), body)

@@ -6,7 +6,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Results, Table
-from fp4scope.stats import cost, neighbour_correlation, significant, undecided
+from fp4scope.report.resolution import resolution
+from fp4scope.stats import (
+    MIN_WINDOWS,
+    cost,
+    neighbour_correlation,
+    significant,
+    undecided,
+)
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -105,31 +112,87 @@ def _rule_lines(diagnosis: "Diagnosis") -> list[str]:
 
 
 def _component_lines(diagnosis: "Diagnosis") -> list[str]:
-    """Which component saves most and which least, under each format."""
+    """What keeping a component saves most under each format, if that can be told."""
     found = []
     for group, rows in groups(diagnosis.components):
-        if group["direction"] == "restore" and is_measured(rows):
-            first, last = rows[0], rows[-1]
-            found.append(
-                f"Under {group['format']} ({group['operands']}), keeping {first['component']} in "
-                f"full precision saves most, {interval(first)}{_undecided(first)}; "
-                f"{last['component']} saves least, {interval(last)}{_undecided(last)}."
-            )
+        if group["direction"] != "restore" or not is_measured(rows):
+            continue
+        under = f"Under {group['format']} ({group['operands']}), "
+        told = [row for row in rows if significant(row)]
+        if not told or told[0]["delta_nll"] <= 0:
+            found.append(f"{under}no projection can be singled out{_short_of(diagnosis, rows)}.")
+        else:
+            found.append(under + _singled_out(told, rows))
     return found
+
+
+def _singled_out(told: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The most and the least costly of those that are told from zero."""
+    first, *rest = told
+    line = f"keeping {first['component']} in full precision saves most, {interval(first)}"
+    alike = [row for row in rest if set(row["tier"] or "") & set(first["tier"] or "")]
+    if alike:
+        line += f" (not told apart from {', '.join(row['component'] for row in alike)})"
+    if rest:
+        last = rest[-1]
+        line += f"; {last['component']} saves least of the {len(told)} told from zero, "
+        line += interval(last)
+    untold = [row["component"] for row in rows if not significant(row)]
+    return f"{line}; not told from zero: {', '.join(untold)}." if untold else f"{line}."
+
+
+def _short_of(diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]]) -> str:
+    """How little these units are known, and how many windows would do."""
+    found = resolution(diagnosis.results, rows)
+    if found is None:
+        windows = rows[0]["windows"]
+        return f": {windows} windows are too few for intervals ({MIN_WINDOWS} or more)"
+    line = (
+        f": ±{number(found.half)} millinats on {found.windows} windows; about "
+        f"{found.needed:,} would give ±{found.target:g}"
+    )
+    if found.needed > found.available:
+        line += f" (this text has {found.available:,})"
+    return line
 
 
 def _cells_told(diagnosis: "Diagnosis") -> list[str]:
     """How many cells are told from zero, of all formats and directions, in one sentence."""
+    tested = _tested(diagnosis.cells)
+    if not tested:
+        return []
     found = [
         f"{sum(map(significant, rows))} of {len(rows)} in {group['direction']} under "
         f"{group['format']} ({group['operands']})"
-        for group, rows in _tested(diagnosis.cells)
+        for group, rows in tested
     ]
-    return [f"Cells told from zero (Holm, 5%): {', '.join(found)}."] if found else []
+    every = [row for _, rows in tested for row in rows]
+    more = "" if any(map(significant, every)) else _short_of(diagnosis, every)
+    return [f"Cells told from zero (Holm, 5%): {', '.join(found)}{more}."]
 
 
 def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
     return [(group, rows) for group, rows in groups(table) if rows[0]["p_holm"] is not None]
+
+
+def next_step(diagnosis: "Diagnosis") -> list[str]:
+    """The command that most helps from here, as its words; none without a folder."""
+    folder = diagnosis.folder
+    if folder is None:
+        return []
+    again = ["fp4scope", "run", "--config", str(folder / "study.yaml")]
+    families = [rows for _, rows in groups(diagnosis.components) if is_measured(rows)]
+    if families and not any(significant(row) for rows in families for row in rows):
+        found = [resolution(diagnosis.results, rows) for rows in families]
+        needed = max((r.needed for r in found if r is not None), default=MIN_WINDOWS)
+        measured = max(row["windows"] for rows in families for row in rows)
+        available = max((r.available for r in found if r is not None), default=needed)
+        if min(needed, available) > measured:
+            windows = str(min(needed, available))
+            return [*again, "--windows", windows, "-o", f"{folder}-{windows}-windows"]
+    if not diagnosis.cells:
+        return [*again, "--sweep", "components,cells", "-o", f"{folder}-cells"]
+    return ["fp4scope", "report", str(folder), "--figures"]
 
 
 def sums(diagnosis: "Diagnosis") -> list[str]:

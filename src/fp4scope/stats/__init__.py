@@ -19,6 +19,7 @@ from fp4scope.stats.intervals import (
     mean,
     paired,
     perplexity_difference,
+    windows_for,
 )
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import neighbour_correlation
@@ -92,4 +93,5 @@ __all__ = [
     "top_probabilities",
     "undecided",
     "unit_table",
+    "windows_for",
 ]

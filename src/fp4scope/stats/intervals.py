@@ -22,6 +22,7 @@ a confidence sequence (`sequences`) of the same level stands in their place.
 repeated; at 6 and 7 it depends on the draws. `tests/stats/test_coverage.py` repeats it.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
 
@@ -61,6 +62,37 @@ def half_width(spread: float, n: int) -> float | None:
         (0.533, None)
     """
     return None if n < MIN_WINDOWS else _t(n) * spread / n**0.5
+
+
+def windows_for(half: float, n: int, target: float, *, anytime: bool = False) -> int:
+    """How many windows give intervals that reach `target`, where `n` give ones that reach `half`.
+
+    The standard error is taken to fall with the square root of their number.
+
+    Args:
+        half: Half the width of an interval over `n` windows, at least `MIN_WINDOWS`.
+        n: How many windows that took.
+        target: Half the width that is wanted, in the same unit.
+        anytime: Whether the intervals are confidence sequences.
+
+    Example:
+        >>> windows_for(20.0, 100, 10.0), windows_for(20.0, 8, 10.0)
+        (393, 25)
+    """
+    spread = half * n**0.5 / _reach(n, anytime)
+
+    def enough(count: int) -> bool:
+        return _reach(count, anytime) * spread <= target * count**0.5
+
+    high = n
+    while not enough(high):
+        high *= 2
+    return MIN_WINDOWS + bisect_left(range(MIN_WINDOWS, high), True, key=enough)
+
+
+def _reach(n: int, anytime: bool) -> float:
+    """How many standard errors an interval over `n` windows reaches to either side."""
+    return critical(n, round(1 - CONFIDENCE, 10)) if anytime else _t(n)
 
 
 def mean(values: ArrayLike, *, anytime: bool = False) -> Estimate:
@@ -107,5 +139,5 @@ def _estimate(centre: float, shares: NDArray[np.float64], anytime: bool) -> Esti
     stderr = float(standard_errors(shares))
     if n < MIN_WINDOWS:
         return Estimate(centre, stderr, None, None, n)
-    half = (critical(n, round(1 - CONFIDENCE, 10)) if anytime else _t(n)) * stderr
+    half = _reach(n, anytime) * stderr
     return Estimate(centre, stderr, centre - half, centre + half, n)

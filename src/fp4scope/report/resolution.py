@@ -1,0 +1,57 @@
+"""How finely a study tells its units apart, and how many windows would tell more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, log10
+from statistics import median
+from typing import Any
+
+from fp4scope.records import Results
+from fp4scope.stats import windows_for
+
+USUAL = 5.0
+"""Millinats per token: half a percent of perplexity. What a reader is told how to reach."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The median 95% interval of a family reaches `half` millinats to either side.
+
+    Attributes:
+        half: Millinats per token.
+        windows: How many windows that took.
+        target: A finer one, in millinats per token.
+        needed: How many windows would reach it.
+        available: How many windows the text has.
+    """
+
+    half: float
+    windows: int
+    target: float
+    needed: int
+    available: int
+
+
+def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolution | None:
+    """The resolution of the exact sweep for these units; None where they have no intervals."""
+    known = [row for row in rows if row["delta_nll_low"] is not None]
+    if not known:
+        return None
+    half = median(500 * (row["delta_nll_high"] - row["delta_nll_low"]) for row in known)
+    windows = round(median(row["windows"] for row in known))
+    target = USUAL if half > USUAL else _step_below(half)
+    needed = _rounded_up(windows_for(half, windows, target, anytime=results.anytime))
+    available = results.data["tokens_in_text"] // results.data["seq_len"]
+    return Resolution(half, windows, target, needed, available)
+
+
+def _step_below(value: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten that is less."""
+    scale = 10.0 ** floor(log10(value)) if value > 0 else 1.0
+    return next((k * scale for k in (5, 2, 1) if k * scale < value), scale / 2)
+
+
+def _rounded_up(count: int) -> int:
+    """To two digits."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit
