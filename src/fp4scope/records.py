@@ -7,21 +7,22 @@ differently, from an old result.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from fp4scope.errors import OutputError
+from fp4scope.checks import read_results
+from fp4scope.files import read_file
+from fp4scope.names import cell, visible
+from fp4scope.schema import RESULTS_VERSION, EstimateFields, Place, ResultsFields, Sums
 
-RESULTS_VERSION = 4
 _SHOWN = 60
 """Rows of a table that a notebook shows."""
 _PLACES = ("windows", "replicas", "tokens")
-_SUMS = ("nll", "kl", "top1")
-_COLUMNS = (*_PLACES, *_SUMS)
+_COLUMNS = (*_PLACES, "nll", "kl", "top1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +161,8 @@ class Estimates:
         return {"windows": found.windows, "tokens": found.tokens, "units": units}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Estimates":
+    def of(cls, data: EstimateFields) -> "Estimates":
         nats = {Variant(**unit["variant"]): unit["nats"] for unit in data["units"]}
-        if any(len(v) != len(data["windows"]) for v in (data["tokens"], *nats.values())):
-            raise ValueError("an estimate does not have a value for each window")
         return cls(windows=data["windows"], tokens=data["tokens"], nats=nats)
 
 
@@ -229,40 +228,49 @@ class Results:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], source: str = "results") -> "Results":
-        if data.get("version") != RESULTS_VERSION:
-            raise OutputError(
-                f"{source} has version {data.get('version')!r}; this fp4scope reads version "
-                f"{RESULTS_VERSION}: use the fp4scope that wrote it"
-            )
-        observations = [
-            Observation(
-                variant=Variant(**o["variant"]),
-                **{name: list(data["places"][o["place"]][name]) for name in _PLACES},
-                **{name: o[name] for name in _SUMS},
-            )
-            for o in data["observations"]
-        ]
-        return cls(
-            study=data["study"],
-            model=data["model"],
-            data=data["data"],
-            protocol=data["protocol"],
-            environment=data["environment"],
-            observations={o.variant.key: o for o in observations},
-            activations=[ActivationRecord(**a) for a in data["activations"]],
-            estimates=Estimates.from_json(data["estimates"]),
-        )
+        """What `to_json` gave.
+
+        Raises:
+            OutputError: It is of another version, or not what a study can give.
+        """
+        return cls._of(read_results(data, source))
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path} is not a results file of fp4scope ({error})") from None
+        """What a results file holds.
+
+        Raises:
+            OutputError: It cannot be read, is of another version, or damaged: the message names
+                the place.
+        """
+        return cls._of(read_results(read_file(path), str(path)))
+
+    @classmethod
+    def _of(cls, data: ResultsFields) -> "Results":
+        observations = [_observation(sums, data["places"]) for sums in data["observations"]]
+        return cls(
+            study=data["study"],
+            model=dict(data["model"]),
+            data=dict(data["data"]),
+            protocol=dict(data["protocol"]),
+            environment=dict(data["environment"]),
+            observations={o.variant.key: o for o in observations},
+            activations=[ActivationRecord(**a) for a in data["activations"]],
+            estimates=Estimates.of(data["estimates"]),
+        )
+
+
+def _observation(sums: Sums, places: Sequence[Place]) -> Observation:
+    place = places[sums["place"]]
+    return Observation(
+        variant=Variant(**sums["variant"]),
+        windows=list(place["windows"]),
+        replicas=list(place["replicas"]),
+        tokens=list(place["tokens"]),
+        nll=sums["nll"],
+        kl=sums["kl"],
+        top1=sums["top1"],
+    )
 
 
 class Table(Sequence[dict[str, Any]]):
@@ -288,12 +296,17 @@ class Table(Sequence[dict[str, Any]]):
         rows = [r for r in self.rows if all(r[c] == v for c, v in values.items())]
         return Table(self.columns, rows)
 
+    def to_csv(self) -> str:
+        """One line a row; an empty field where there is no value. No name is a formula."""
+        file = StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_cell(row[c]) for c in self.columns] for row in self.rows)
+        return file.getvalue()
+
     def write_csv(self, path: Path) -> None:
-        """One line a row; an empty field where there is no value."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(self.columns)
-            writer.writerows([_cell(row[c]) for c in self.columns] for row in self.rows)
+        """Write `to_csv` to a file."""
+        path.write_text(self.to_csv(), encoding="utf-8", newline="")
 
     def to_pandas(self) -> Any:  # noqa: ANN401
         """The table as a `pandas.DataFrame` (needs the `pandas` extra)."""
@@ -316,7 +329,7 @@ class Table(Sequence[dict[str, Any]]):
 def _brief(value: Any) -> str:  # noqa: ANN401
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
 def _digits(value: float, count: int) -> float:
@@ -324,6 +337,8 @@ def _digits(value: float, count: int) -> float:
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        return cell(value)
     if value is None:
         return ""
     return repr(value) if isinstance(value, float) else value

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 
 import psutil
@@ -146,8 +147,8 @@ def test_a_chunk_whose_rows_do_not_fit_its_windows_is_an_error(path):
 
 
 def test_another_version_is_an_error(path):
-    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 3', b'"fp4scope_journal": 1'))
-    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 3\)"):
+    path.write_bytes(path.read_bytes().replace(b'"fp4scope_journal": 4', b'"fp4scope_journal": 1'))
+    with pytest.raises(OutputError, match=r"damaged in line 1 \(version 1, not 4\)"):
         Journal(path, IDENTITY)
 
 
@@ -270,8 +271,15 @@ def test_nothing_stays_open_where_a_journal_cannot_be_opened(tmp_path):
 
 
 def test_lines_are_plain_json(path):
-    first, note, *chunks = [json.loads(line) for line in path.read_text().splitlines()]
-    assert first == {"fp4scope_journal": 3, "study": IDENTITY}
+    lines = path.read_bytes().splitlines()
+    records = [json.loads(line) for line in lines]
+    for line, record in zip(lines, records, strict=True):
+        # Of the line without its last field, which any tool can take away again.
+        body = line.removesuffix(b', "crc32": %d}' % record["crc32"]) + b"}"
+        assert zlib.crc32(body) == record.pop("crc32")
+        assert json.loads(body) == record
+    first, note, *chunks = records
+    assert first == {"fp4scope_journal": 4, "study": IDENTITY}
     assert note == {"note": "inputs", "data": {"amax": 0.1}}
     for chunk in chunks:
         assert set(chunk) == {"chunk", "shape", "measured"}

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fp4scope.errors import Fp4ScopeError, StudyError
+from fp4scope.names import visible
 
 app = typer.Typer(
     help="Which parts of a language model MXFP4 and NVFP4 break, by how much, with error bars.",
@@ -200,7 +201,7 @@ def report(
 
     with _stoppable("the results are as they were"):
         for path in write_report(load(out), out, with_figures=figures):
-            print(path)
+            print(visible(str(path)))
 
 
 @app.command()

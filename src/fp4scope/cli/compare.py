@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fp4scope.cli.terminal import Grid, console, say, show, titled
 from fp4scope.errors import OutputError
+from fp4scope.files import text_bytes
 from fp4scope.report.comparison import Comparison, compare
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
@@ -57,6 +58,6 @@ def _data(comparison: Comparison, failed: Sequence[str]) -> dict[str, object]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text_bytes(text))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another file") from None

@@ -9,12 +9,15 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from fp4scope.names import visible
 
 _GLUE = "\N{NO-BREAK SPACE}"
 _BRACKETS = r"\[[^\[\]]{,40}\]"
@@ -24,9 +27,16 @@ _PADDING = 2
 """Of a column."""
 
 
+class _Console(Console):
+    """Shows control characters instead of sending them to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+
 def console(stderr: bool = False) -> Console:
-    """A console that prints names and paths as they are: nothing in them is markup."""
-    return Console(stderr=stderr, markup=False, highlight=False)
+    """A console that prints names and paths as text: nothing in them is markup or obeyed."""
+    return _Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def say(out: Console, text: str = "", style: str | None = None, hang: str = "") -> None:
@@ -81,11 +91,11 @@ class Grid:
     """
 
     def __init__(self, names: Iterable[str], values: Iterable[str]) -> None:
-        self._names, self._values = tuple(names), tuple(values)
+        self._names, self._values = tuple(map(visible, names)), tuple(map(visible, values))
         self._rows: list[tuple[str, ...]] = []
 
     def add_row(self, *cells: str) -> None:
-        self._rows.append(cells)
+        self._rows.append(tuple(map(visible, cells)))
 
     def __rich_console__(self, out: Console, options: ConsoleOptions) -> Iterator[Segment | Text]:
         heads = [*self._names, *self._values]
@@ -151,7 +161,7 @@ def _spread(least: Sequence[int], natural: Sequence[int], room: int) -> list[int
 
 def titled(title: str, body: "Grid | Table") -> Group:
     """A table under its title."""
-    return Group(Text(title, style="bold"), body)
+    return Group(Text(visible(title), style="bold"), body)
 
 
 def clock(seconds: float) -> str:

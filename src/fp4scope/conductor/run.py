@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fp4scope.checks import require_sums
 from fp4scope.conductor.calibrate import activation_records, inputs_note, observe
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import Prepared, fit_length, load, own_identity, prepare
@@ -22,6 +23,7 @@ from fp4scope.conductor.provenance import (
 )
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.errors import OutputError, StudyError
+from fp4scope.files import reason, replace_file, text_bytes
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
 from fp4scope.records import ActivationRecord, Estimates, Results
@@ -153,8 +155,9 @@ def _run_in(
     check_folder(folder, own_identity(study))
     prepared = prepare(study, tell, loaded)
     loaded, windows = prepared.loaded, prepared.windows
-    journal = Journal(folder / "journal.jsonl", prepared.identity)
+    journal = Journal(folder / "journal.jsonl", prepared.identity, started=started)
     try:
+        _require_possible(journal)
         if journal.dropped:
             tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
         if keep:
@@ -189,11 +192,12 @@ def _run_in(
         if len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached:
             _measure(study, prepared, injector, journal, stopping, results, tell)
         results.protocol["stopping"] = stopping.to_json(len(windows))
+        journal.require_in_place()
+        results.environment["wall_s"] = journal.wall_s
     finally:
         journal.close()
     results.protocol["self_check"] = journal.notes.get("self_check")
     results.protocol["notes"] = journal.notes.get("notes", [])
-    results.environment["wall_s"] = time.monotonic() - started
     _complete(prepared, journal, results, stopping.reached, tell)
     diagnosis = Diagnosis(results, folder)
     if keep:
@@ -208,6 +212,19 @@ def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str
         observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
         journal.note("inputs", inputs_note(prepared.loaded, observed))
     return journal.notes["inputs"]
+
+
+def _require_possible(journal: Journal) -> None:
+    """Refuse a journal with sums that no predictions have."""
+    for observation in journal.observations.values():
+        sums = observation.nll, observation.kl, observation.top1, observation.tokens
+        try:
+            require_sums(*sums)
+        except ValueError as error:
+            raise OutputError(
+                f"{journal.path} is damaged ({observation.variant.key}: {error}); move it away to "
+                "start again"
+            ) from None
 
 
 def _done(journal: Journal, variants: Sequence[PlannedVariant]) -> list[int]:
@@ -291,16 +308,11 @@ def _writable(folder: Path) -> Path:
             pass
     except OSError as error:
         raise OutputError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with -o"
+            f"cannot write to {folder}: {reason(error)}; choose another folder with -o"
         ) from None
     return folder
 
 
 def _write_study(study: Study, folder: Path) -> None:
-    path = folder / "study.yaml"
-    partial = path.with_name(".partial-study.yaml")
-    try:
-        partial.write_text(study.to_yaml(), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder / 'study.yaml'}: {error.strerror}") from None
+    text = text_bytes(study.to_yaml())
+    replace_file(folder / "study.yaml", text, "choose another folder with -o")

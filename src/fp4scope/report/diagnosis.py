@@ -1,5 +1,6 @@
 """`Diagnosis`: the results of a study as tables, figures and a report."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def load(folder: str | Path) -> Diagnosis:
     """
     folder = Path(folder)
     path = folder / "results.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         hint = (
             "; its run has not finished: repeat the command to go on"
             if (folder / "journal.jsonl").exists()

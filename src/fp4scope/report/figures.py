@@ -7,6 +7,8 @@ from the estimates, and the title says so.
 """
 
 from collections.abc import Callable, Iterator
+from functools import wraps
+from io import BytesIO
 from math import ceil, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from fp4scope.errors import StudyError, nearest
+from fp4scope.names import file_name, visible
 from fp4scope.records import Table
 from fp4scope.report.words import costliest
 from fp4scope.stats import noise_floor, only_estimated, significant
@@ -35,7 +39,10 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "legend.frameon": False,
+    "text.parse_math": False,
 }
+_MOST_INCHES = 400.0
+"""An image of more than 65,536 dots in a direction cannot be drawn; there are 150 to an inch."""
 _PLAIN = StrMethodFormatter("{x:g}")
 _CONTROL = {"restore": "baseline", "isolate": "reference, a lower bound"}
 _SAVES = "nats saved by keeping it in full precision"
@@ -58,12 +65,25 @@ def figure_names(diagnosis: "Diagnosis") -> list[str]:
     return [name for name, (kind, _) in _drawable(diagnosis).items() if kind != "ppl"]
 
 
-def save(figure: Figure, path: Path, suffix: str) -> None:
+def save(figure: Figure, path: Path | BytesIO, suffix: str) -> None:
     """Write a figure as `pdf`, or as `svg` or `png`: there the same one gives the same bytes."""
     dated = {"svg": "Date", "pdf": "CreationDate"}.get(suffix)
     metadata = {dated: None} if dated else None
     with mpl.rc_context(_STYLE):
         figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
+
+
+def _literal(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Every text of a figure stands as it is: a `$` in a name begins no formula."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Figure:  # noqa: ANN401
+        figure = draw(*args, **options)
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        return figure
+
+    return drawn
 
 
 def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
@@ -77,16 +97,17 @@ def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
                 continue
             if kind in ("percent", "ppl") and only_estimated(chosen[0]):
                 continue  # an estimate is of the NLL
-            name = f"{kind}-{direction}" + (f"-{operands}" if several else "")
+            name = file_name(f"{kind}-{direction}" + (f"-{operands}" if several else ""))
             options = {"direction": direction, "operands": operands}
             if kind != "ppl":
                 found[name] = (kind, options)
                 continue
             for fmt in dict.fromkeys(chosen["format"]):
-                found[f"{name}-{fmt.replace(':', '-')}"] = (kind, options | {"format": fmt})
+                found[file_name(f"{name}-{fmt}")] = (kind, options | {"format": fmt})
     return found
 
 
+@_literal
 def components_figure(
     diagnosis: "Diagnosis",
     direction: str | None = None,
@@ -104,9 +125,9 @@ def components_figure(
     for i, name in enumerate(formats):
         rows = {r["component"]: r for r in table.where(format=name)}
         y = np.arange(len(order)) + (i - (len(formats) - 1) / 2) * thick
-        chosen = [rows[c] for c in order]
+        chosen = [rows[c] for c in order if c in rows]
         axis.barh(
-            y,
+            y[[c in rows for c in order]],
             [1e3 * r["delta_nll"] for r in chosen],
             thick * 0.9,
             xerr=_whiskers(chosen),
@@ -114,7 +135,7 @@ def components_figure(
             error_kw={"elinewidth": 1, "capsize": 2},
             label=name,
         )
-    axis.set_yticks(range(len(order)), order)
+    axis.set_yticks(range(len(order)), [visible(name) for name in order])
     axis.invert_yaxis()
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.set_xlabel(f"milli{_SAVES if direction == 'restore' else _COSTS}, per token")
@@ -123,6 +144,7 @@ def components_figure(
     return figure
 
 
+@_literal
 def cells_figure(
     diagnosis: "Diagnosis",
     direction: str | None = None,
@@ -167,6 +189,7 @@ def cells_figure(
     return figure
 
 
+@_literal
 def percent_figure(
     diagnosis: "Diagnosis",
     direction: str | None = None,
@@ -207,6 +230,7 @@ def percent_figure(
     return figure
 
 
+@_literal
 def ppl_figure(
     diagnosis: "Diagnosis",
     direction: str | None = None,
@@ -249,6 +273,7 @@ def ppl_figure(
     return figure
 
 
+@_literal
 def heatmap_figure(
     diagnosis: "Diagnosis",
     direction: str | None = None,
@@ -284,7 +309,7 @@ def heatmap_figure(
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
         if unsure:
             axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
-        axis.set_yticks(range(len(components)), components)
+        axis.set_yticks(range(len(components)), [visible(name) for name in components])
         shown = range(0, len(blocks), max(1, ceil(len(blocks) / 16)))
         axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
         axis.spines[:].set_visible(False)
@@ -340,8 +365,9 @@ def _drawn(table: Table) -> Table:
 
 
 def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    width, height = (min(inches, _MOST_INCHES) for inches in size)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharex=rows * columns > 1)
     return figure, list(axes.flat)
 
@@ -360,7 +386,7 @@ def _panels(table: Table, draw: Callable[..., None], zero: bool = True) -> tuple
                 draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
         if zero:
             axis.axhline(0, color="0.3", linewidth=0.8)
-        axis.set_title(component, loc="left")
+        axis.set_title(visible(component), loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)
     for axis in axes[len(components) :]:
@@ -410,6 +436,6 @@ def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
     kind = "confidence sequences" if diagnosis.results.anytime else "intervals"
     what += ", first-order estimate" if table[0]["estimated"] else ""
     return (
-        f"{what}: {diagnosis.results.model['name']}\n"
+        f"{what}: {visible(diagnosis.results.model.get('name', 'a model'))}\n"
         f"{table[0]['operands']}, {windows} windows, 95% {kind}"
     )

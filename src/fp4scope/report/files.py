@@ -1,23 +1,31 @@
 """Everything that a finished study leaves in its folder."""
 
 import json
-import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
+from io import BytesIO
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from fp4scope.errors import OutputError
+from fp4scope.files import reason, replace_file, text_bytes
 from fp4scope.report.diagnosis import Diagnosis
 from fp4scope.report.figures import figures, save
 from fp4scope.stats import CONFIDENCE
 
+_ADVICE = (
+    "what was measured is safe: see to it that the folder can be written to, then run the same "
+    "command again"
+)
+
 
 def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
-    """Write `results.json`, the CSV tables, the figures, `report.html` and `report.md`.
+    """Write `results.json`, the CSV tables, `report.html`, `report.md` and the figures.
 
-    Each file appears whole or not at all, and in place of an older one.
+    Each file appears whole or not at all, and in place of an older one. The numbers come first, so
+    that they are there whatever becomes of the report.
 
     Returns:
         The files, the reports first.
@@ -25,8 +33,6 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     Raises:
         OutputError: One could not be written; the message names it.
     """
-    written: list[Path] = []
-    write = partial(_write, folder, written)
     tables = {
         "baselines": diagnosis.baselines,
         "components": diagnosis.components,
@@ -36,16 +42,17 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         "agreement": diagnosis.agreement,
         "activations": diagnosis.activations,
     }
-    summary = {name: table.rows for name, table in tables.items() if table.rows}
+    summary = {name: _finite(table.rows) for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
-    write("report.html", partial(_text, diagnosis.html))
-    write("report.md", partial(_text, diagnosis.report))
     text = json.dumps(results, allow_nan=False, separators=(",", ":"))
-    write("results.json", partial(_text, lambda: text))
+    numbers = [_write(folder / "results.json", text.encode())]
     for name, table in tables.items():
         if table.rows:
-            write(f"{name}.csv", table.write_csv)
-    _write_figures(figures(diagnosis), write, ("svg", "png"))
+            numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
+    reports = [_write(folder / "report.html", text_bytes(diagnosis.html()))]
+    reports.append(_write(folder / "report.md", text_bytes(diagnosis.report())))
+    drawn = _write_figures(figures(diagnosis), folder, ("svg", "png"))
+    written = [*reports, *numbers, *drawn]
     diagnosis.files = tuple(written)
     return written
 
@@ -54,39 +61,45 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = Fal
     """Write `report.html` from results alone; `with_figures` every figure as PDF and SVG too.
 
     Raises:
-        OutputError: One could not be written; the message names it.
+        OutputError: One could not be written, or the results say too little for a report.
     """
-    written: list[Path] = []
-    write = partial(_write, folder, written)
-    write("report.html", partial(_text, diagnosis.html))
+    written = [_write(folder / "report.html", text_bytes(diagnosis.html()))]
     if with_figures:
-        _write_figures(figures(diagnosis, every=True), write, ("pdf", "svg"))
+        written += _write_figures(figures(diagnosis, every=True), folder, ("pdf", "svg"))
     return written
 
 
+def _finite(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with nothing where a derived number overflowed: JSON has no word for it."""
+    return [
+        {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+
+
 def _write_figures(
-    drawn: Iterable[tuple[str, Figure]], write: Callable[..., None], suffixes: tuple[str, ...]
-) -> None:
+    drawn: Iterable[tuple[str, Figure]], folder: Path, suffixes: tuple[str, ...]
+) -> list[Path]:
+    written: list[Path] = []
     for name, figure in drawn:
         for suffix in suffixes:
-            write(f"figures/{name}.{suffix}", partial(save, figure, suffix=suffix))
+            path = folder / "figures" / f"{name}.{suffix}"
+            if path.parent.is_symlink():
+                raise OutputError(f"{path.parent} is a link to another folder; remove it")
+            written.append(_write(path, _image(figure, suffix)))
+    return written
 
 
-def _text(text: Callable[[], str], path: Path) -> None:
-    path.write_text(text(), encoding="utf-8")
+def _image(figure: Figure, suffix: str) -> bytes:
+    file = BytesIO()
+    save(figure, file, suffix)
+    return file.getvalue()
 
 
-def _write(folder: Path, written: list[Path], name: str, content: Callable[[Path], object]) -> None:
-    path = folder / name
-    temporary = path.with_name(f".partial-{path.name}")
+def _write(path: Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content(temporary)
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; what was measured is safe: make "
-            "room and run the same command again"
-        ) from None
-    written.append(path)
+        raise OutputError(f"cannot make {path.parent}: {reason(error)}; {_ADVICE}") from None
+    replace_file(path, content, _ADVICE)
+    return path

@@ -13,6 +13,7 @@ on every output but the first, which is what the others are held to.
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from fp4scope.errors import StudyError, nearest
@@ -117,6 +118,7 @@ def _rows(gate: Gate, comparison: Comparison, output: str) -> list[dict[str, Any
 def _over_limit(gate: Gate, limit: float, row: dict[str, Any]) -> str | None:
     column = _COLUMNS[gate.name]
     value = row[f"{column}_{gate.end}" if gate.end else column]
+    _require_finite(gate, row, value)
     if value is None:
         raise StudyError(
             f"fail-if {gate.text!r}: {_place(row)} has no interval (fewer than {MIN_WINDOWS} "
@@ -136,6 +138,8 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
             f"fail-if {gate.text!r}: it is not known for {rows[0]['output']}: that takes "
             f"{MIN_WINDOWS} windows or more, and runs with jitter controls (--jitter 1)"
         )
+    for row in rows:
+        _require_finite(gate, row, row["change"])
     order = ("baselines", "components")
     found = sorted(
         (row for row in rows if row["beyond_noise"]),
@@ -148,6 +152,12 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
     ]
     more = len(found) - len(said)
     return [*said, f"and {more} more"] if more else said
+
+
+def _require_finite(gate: Gate, row: dict[str, Any], value: float | None) -> None:
+    """No limit holds a value that is no number, and none tells it from noise."""
+    if value is not None and not isfinite(value):
+        raise StudyError(f"fail-if {gate.text!r}: {_place(row)} has {value}, which nothing judges")
 
 
 def _place(row: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fp4scope.checks import require_reported
+from fp4scope.names import markdown as escaped
 from fp4scope.report.figures import figure_names
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.words import (
@@ -35,6 +37,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
     """The report of a study as Markdown, with links to the figures beside it."""
     import jinja2
 
+    require_reported(vars(diagnosis.results))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fp4scope.report"),
         trim_blocks=True,
@@ -42,6 +45,7 @@ def markdown(diagnosis: "Diagnosis") -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         autoescape=False,
+        finalize=_shown,
     )
     environment.filters |= {
         "interval": interval,
@@ -84,6 +88,15 @@ def markdown(diagnosis: "Diagnosis") -> str:
     )
 
 
+class _Safe(str):
+    """Markdown whose names are escaped already."""
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401
+    """What an expression of the template shows: names do not act as Markdown."""
+    return escaped(value) if type(value) is str else value
+
+
 def unit_table(level: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Units of a level in Markdown: what was measured of them, what was estimated, or both."""
     names = {"cells": ("block", "component"), "patterns": ("pattern",)}.get(level, (level[:-1],))
@@ -94,7 +107,7 @@ def unit_table(level: str, rows: Sequence[Mapping[str, Any]]) -> str:
         columns[f"{ESTIMATE} (millinats/token)"] = lambda row: interval(row, "gradient_nll")
     lines = [columns, ["---"] * len(columns)]
     lines += [[show(row) for show in columns.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _Safe("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _measured_columns(level: str) -> dict[str, _Column]:
@@ -118,4 +131,8 @@ def _measured_columns(level: str) -> dict[str, _Column]:
 
 
 def _name(name: str, row: Mapping[str, Any]) -> str:
-    return f"`{row[name]}`" if name == "pattern" else str(row[name])
+    text = str(row[name])
+    shown = escaped(text)
+    if name != "pattern":
+        return shown
+    return f"`{text}`" if shown == text else shown.replace("*", "&#42;")

@@ -3,6 +3,7 @@
 from html import escape
 from typing import TYPE_CHECKING
 
+from fp4scope.names import visible
 from fp4scope.records import Table
 from fp4scope.report.words import headlines, interval, number, percent
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 def summary(diagnosis: "Diagnosis") -> str:
     """An HTML fragment: one sentence for each finding, the formats, the components."""
-    name = escape(str(diagnosis.results.model.get("name")))
-    lines = "".join(f"<li>{escape(line)}</li>" for line in headlines(diagnosis))
+    name = escape(visible(str(diagnosis.results.model.get("name"))))
+    lines = "".join(f"<li>{escape(visible(line))}</li>" for line in headlines(diagnosis))
     tables = [("What each format costs", _formats(diagnosis)), ("Components", _units(diagnosis))]
     shown = "".join(f"<h4>{title}</h4>{table._repr_html_()}" for title, table in tables if table)
     return (

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from fp4scope.checks import require_reported
+from fp4scope.names import visible
 from fp4scope.records import Table
 from fp4scope.report.evidence import EXPLANATIONS, columns
 from fp4scope.report.payload import payload
@@ -64,10 +66,12 @@ def page(diagnosis: "Diagnosis") -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         autoescape=True,
+        finalize=_shown,
     )
     environment.filters |= {"number": number, "percent": percent, "spread": spread}
     style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
     results = diagnosis.results
+    require_reported(vars(results))
     held = hypotheses(results)
     # What `_asset` and `_json` return is ours or escaped: it stands in the page as it is.
     return environment.get_template("report.html.j2").render(
@@ -110,6 +114,11 @@ def page(diagnosis: "Diagnosis") -> str:
         neighbours=neighbour_line(results),
         sums=sums(diagnosis),
     )
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401
+    """What an expression of the template shows; what is marked as safe stays."""
+    return visible(value) if type(value) is str else value
 
 
 def _against(table: Table) -> list[dict[str, Any]]:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fp4scope.names import markdown as escaped
 from fp4scope.records import Results, Table
 from fp4scope.report.comparison import Comparison
 from fp4scope.report.stopping import windows_measured
 from fp4scope.report.words import CELLS_SHOWN, MEANING, interval, number, percent, spread
 from fp4scope.stats import SIGNIFICANCE
 
-_PIPE = r"\|"
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {
     "rises": "rises with size, every step told from none",
@@ -35,21 +35,23 @@ class Section:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    lines = [f"# {' · '.join(comparison.runs)}", ""]
-    lines += [f"- {line}" for line in findings(comparison)] or ["Nothing of these is in common."]
+    lines = [f"# {escaped(' · '.join(comparison.runs))}", ""]
+    lines += [f"- {escaped(line)}" for line in findings(comparison)] or [
+        "Nothing of these is in common."
+    ]
     if comparison.warnings:
         lines += ["", "**Not the same in all:**", ""]
-        lines += [f"- {warning}" for warning in comparison.warnings]
+        lines += [f"- {escaped(warning)}" for warning in comparison.warnings]
     for section in sections(comparison):
         columns = (*section.names, *section.values)
-        lines += ["", f"## {section.title}", ""]
+        lines += ["", f"## {escaped(section.title)}", ""]
         lines += [_line(row) for row in (columns, ["---"] * len(columns), *section.rows)]
-        lines += ["", section.note] if section.note else []
+        lines += ["", escaped(section.note)] if section.note else []
     return "\n".join(lines) + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', _PIPE) for cell in cells)} |"
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def findings(comparison: Comparison) -> list[str]:

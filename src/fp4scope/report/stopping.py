@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fp4scope.records import Results
+from fp4scope.records import REFERENCE, Results
 
 T_INTERVALS = "95% t intervals"
 SEQUENCES = "95% confidence sequences, which hold whenever one stops,"
@@ -18,7 +18,10 @@ def intervals_used(results: Results) -> str:
 def windows_measured(results: Results) -> int:
     """How many windows were measured, of whatever was not dropped before."""
     stopping = results.protocol.get("stopping")
-    return stopping["windows"] if stopping else results.data["windows"]
+    if stopping:
+        return stopping["windows"]
+    reference = results.observation(REFERENCE)
+    return results.data.get("windows", len(set(reference.windows)) if reference else 0)
 
 
 def stopping_lines(results: Results) -> list[str]:

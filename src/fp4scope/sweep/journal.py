@@ -7,24 +7,32 @@ their units. A window may come twice, at first with the reference and baselines 
 that only estimates, later with every variant: what is measured together counts together, so the
 later line replaces the earlier one. A rerun of the same study reads the lines and goes on behind
 the last; another study is refused with what differs. A last line that was cut off by a crash or a
-full disk is dropped; a damaged line before it is an error.
+full disk is dropped; a line before it that is damaged, or says what no sweep can, is an error.
+
+Beside it the lock says who writes, and how long all sessions took together: the journal of a study
+is the same bytes however often it was interrupted.
 """
 
 import errno
 import json
 import os
-import socket
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fp4scope.checks import WindowTokens, require_units
 from fp4scope.errors import OutputError, StudyError
+from fp4scope.files import open_kept, read_file, reason
 from fp4scope.metrics import WindowMetrics
 from fp4scope.records import Estimates, Observation, Variant
+from fp4scope.sweep.claim import Claim
+from fp4scope.sweep.lines import JOURNAL_VERSION, WITHOUT_CHECKSUMS, decode, encode, version_of
 
-JOURNAL_VERSION = 3
+_AGAIN = ("sessions", "notes")
+"""Notes of which a later one replaces the earlier; others come once."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,18 @@ class Journal:
 
     Args:
         path: The file. It is made if it is not there.
-        identity: What makes two studies the same: flat, JSON-able.
+        identity: What makes two studies the same: flat, JSON-able. Its `windows` and `seq_len` say
+            which windows there can be, and how many targets each has.
+        started: When this session began, by `time.monotonic`; now.
 
     Raises:
         StudyError: The file belongs to another study.
         OutputError: It cannot be read or written, or is damaged.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], *, started: float | None = None
+    ) -> None:
         self.path = path
         self.observations: dict[str, Observation] = {}
         self.notes: dict[str, Any] = {}
@@ -63,12 +75,14 @@ class Journal:
         identity = json.loads(json.dumps(identity))
         with ExitStack() as opened:
             try:
-                lock = opened.enter_context(path.with_suffix(".lock").open("a+b", buffering=0))
-                mode = "r+b" if path.exists() else "w+b"
-                self._file = opened.enter_context(path.open(mode, buffering=0))
+                self._claim = Claim(path.with_suffix(".lock"), started)
+                opened.callback(self._claim.close)
+                self._file = opened.enter_context(open_kept(path))
             except OSError as error:
-                raise OutputError(f"cannot write {path}: {error.strerror}") from None
-            _claim(lock, path.parent)
+                raise OutputError(
+                    f"cannot write {path}: {reason(error)}; choose another folder with -o"
+                ) from None
+            self._windows = _known_windows(identity)
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
             """Whether a torn last line was dropped."""
@@ -91,8 +105,29 @@ class Journal:
         """Chunks on which more was measured than the reference and baselines."""
         return [chunk for chunk in self.chunks if chunk[0] in self._with_units]
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds of all sessions together, this one until now."""
+        return self._claim.wall_s
+
     def close(self) -> None:
         self._close()
+
+    def require_in_place(self) -> None:
+        """Refuse to go on where the file is not under its name any more.
+
+        Raises:
+            OutputError: The folder, or the file in it, was moved, removed or replaced.
+        """
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != self._size:
+            raise OutputError(
+                f"{self.path} was moved, removed or replaced while this ran; if its folder has "
+                "another name now, repeat the command with -o and that name to go on"
+            )
 
     def add(
         self, windows: Sequence[int], measured: Sequence[Measured], shape: Mapping[str, Any]
@@ -156,7 +191,34 @@ class Journal:
             OutputError: It could not be written.
         """
         self._write({"note": name, "data": data})
+        self._remember_note(name, data)
+
+    def _remember_note(self, name: str, data: Any) -> None:  # noqa: ANN401
+        if name in self.notes and name not in _AGAIN:
+            raise ValueError(f"there is a note {name!r} already")
         self.notes[name] = data
+
+    def _remember_units(self, record: Mapping[str, Any]) -> None:
+        require_units(record["units"])
+        self._units = [Variant(**fields) for fields in record["units"]]
+
+    def _require_possible(self, record: Mapping[str, Any]) -> None:
+        """Refuse a chunk that no sweep of this study can have measured.
+
+        Raises:
+            ValueError: It is one.
+        """
+        windows, measured = record["chunk"], record["measured"]
+        if len(set(windows)) < len(windows):
+            raise ValueError("a window comes twice")
+        if len({(Variant(**m["variant"]).key, m["replica"]) for m in measured}) < len(measured):
+            raise ValueError("a variant comes twice")
+        for one in measured:
+            if len(one["rows"]) != len(windows):
+                raise ValueError("a variant does not have a row for each window")
+            self._windows.require(windows, [row[0] for row in one["rows"]])
+            if any(top1 > tokens for tokens, _, _, top1 in one["rows"]):
+                raise ValueError("more targets agree than there are")
 
     def _remember(self, record: Mapping[str, Any]) -> None:
         if record["shape"] not in self.shapes[-1:]:
@@ -183,73 +245,92 @@ class Journal:
             self._with_units.update(record["chunk"])
 
     def _remember_estimates(self, record: Mapping[str, Any]) -> None:
+        self._windows.require([record["estimated"]], [record["tokens"]])
         nats = dict(zip(self._units, record["nats"], strict=True))
         self.estimates.add(record["estimated"], tokens=record["tokens"], nats=nats)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
+        try:
+            line = encode(record)
+        except UnicodeEncodeError as error:
+            name = error.object[error.start - 20 : error.end + 20]
+            raise OutputError(
+                f"{name!r} cannot be kept in {self.path}, for it is not UTF-8; rename it"
+            ) from None
+        self.require_in_place()
         try:
             _append(self._file, line)
         except OSError as error:
             self._file.truncate(self._size)
             self._file.seek(self._size)
             raise OutputError(
-                f"cannot write {self.path}: {error.strerror}; what was measured before is kept: "
+                f"cannot write {self.path}: {reason(error)}; what was measured before is kept: "
                 "make room and run the same command again to go on"
             ) from None
         self._size += len(line)
+        self._claim.keep_time()
 
     def _load(self, lines: list[bytes], identity: Mapping[str, Any]) -> None:
-        for number, line in enumerate(lines, 1):
+        _refuse_other_study(self.path.parent, _head(self.path, lines[0]), identity)
+        for number, line in enumerate(lines[1:], 2):
             try:
-                record = json.loads(line)
-                if number == 1:
-                    version, known = record["fp4scope_journal"], record["study"]
-                    if version != JOURNAL_VERSION:
-                        raise ValueError(f"version {version}, not {JOURNAL_VERSION}")
-                elif "note" in record:
-                    self.notes[record["note"]] = record["data"]
-                    continue
-                elif "units" in record:
-                    self._units = [Variant(**fields) for fields in record["units"]]
-                    continue
-                elif "estimated" in record:
-                    self._remember_estimates(record)
-                    continue
-                else:
-                    self._remember(record)
-                    continue
-            except (ValueError, KeyError, TypeError) as error:
-                raise OutputError(
-                    f"{self.path} is damaged in line {number} ({error}); move it away to start "
-                    f"again, or cut it before line {number} to keep what is above"
-                ) from None
-            _refuse_other_study(self.path.parent, known, identity)
+                self._take(decode(line))
+            except (ValueError, RecursionError) as error:
+                raise _damaged(self.path, number, error) from None
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if "note" in record:
+            self._remember_note(record["note"], record["data"])
+        elif "units" in record:
+            self._remember_units(record)
+        elif "estimated" in record:
+            self._remember_estimates(record)
+        elif "chunk" in record:
+            self._require_possible(record)
+            self._remember(record)
+        else:
+            raise ValueError("a second head")
+
+
+def _head(path: Path, line: bytes) -> dict[str, Any]:
+    """The identity in a journal's first line.
+
+    Raises:
+        OutputError: It is damaged, or of another version.
+    """
+    version = version_of(line)
+    if version == WITHOUT_CHECKSUMS:
+        raise OutputError(
+            f"{path} was begun by fp4scope 0.1, whose journals have no checksums; finish it with "
+            "that version, move it away to start again, or choose another folder with -o"
+        )
+    try:
+        if version not in (None, JOURNAL_VERSION):
+            raise ValueError(f"version {version}, not {JOURNAL_VERSION}")
+        record = decode(line)
+        if "study" not in record:
+            raise ValueError("no head of a journal")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, 1, error) from None
+    return record["study"]
+
+
+def _damaged(path: Path, number: int, error: Exception) -> OutputError:
+    return OutputError(
+        f"{path} is damaged in line {number} ({error}); move it away to start again, or cut it "
+        f"before line {number} to keep what is above"
+    )
+
+
+def _known_windows(identity: Mapping[str, Any]) -> WindowTokens:
+    windows, seq_len = identity.get("windows"), identity.get("seq_len")
+    return WindowTokens(windows, None if seq_len is None else seq_len - 1)
 
 
 def _append(file: IO[bytes], line: bytes) -> None:
     if file.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(file.fileno())
-
-
-def _claim(lock: IO[bytes], folder: Path) -> None:
-    """Refuse a folder that another process is writing to. The claim ends with the process."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    lock.seek(0)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = lock.read().decode(errors="replace").strip() or "unknown"
-        raise OutputError(
-            f"another run is writing to {folder} (process {owner}); wait for it, or choose another "
-            "folder with -o"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
@@ -261,12 +342,15 @@ def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
 
     Raises:
         StudyError: A difference was found.
+        OutputError: Its journal is of another version, or damaged at its beginning.
     """
-    try:
-        with (folder / "journal.jsonl").open("rb") as file:
-            known = json.loads(file.readline())["study"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # no journal, or one that `Journal` will complain about
+    path = folder / "journal.jsonl"
+    if not os.path.lexists(path):
+        return
+    line, end, _ = read_file(path).partition(b"\n")
+    if not end:
+        return  # torn: the journal begins again
+    known = _head(path, line)
     shared = {name: known[name] for name in known_so_far if name in known}
     _refuse_other_study(folder, shared, {name: known_so_far[name] for name in shared})
 

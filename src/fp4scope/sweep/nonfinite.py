@@ -6,6 +6,7 @@ from math import isfinite
 from jaxtyping import Int
 from torch import Tensor
 
+from fp4scope.checks import MOST_NATS
 from fp4scope.errors import NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.metrics import WindowMetrics
@@ -25,11 +26,13 @@ def require_finite(
 ) -> None:
     """Refuse an NLL or KL that is not finite, naming the first linear with such an input.
 
+    One beyond `MOST_NATS` for each token is refused as well: its perplexity is no number.
+
     Raises:
         NonFiniteError: It is not.
     """
     for name, value in (("NLL", metrics.nll), ("KL", metrics.kl)):
-        if isfinite(value):
+        if isfinite(value) and abs(value) <= MOST_NATS * metrics.tokens:
             continue
 
         def once() -> Iterator[None]:

@@ -1,0 +1,289 @@
+"""What a results file and a journal may hold: types, closed sets and bounds, field by field.
+
+What is one thing in both files is described once. A new optional field is one line of its section.
+The sections that say under what conditions a study ran may leave fields out: results that say less
+are still compared. A report needs those in `REPORTED`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from fp4scope.formats.spec import FORMATS
+
+RESULTS_VERSION = 4
+
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Block = Annotated[int, Field(ge=0, lt=100_000)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+Magnitude = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e100)]
+Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
+Scalar = Annotated[int, Field(ge=-(2**64), le=2**64)] | bool | Number | Text | None
+Options = dict[Text, Scalar | list[Scalar]]
+
+_STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
+
+# A variant, where it is measured, and what it gave.
+
+_WHAT = {  # which direction goes with which levels, and what then names the unit
+    "reference": ("model",),
+    "baseline": ("model",),
+    "jitter": ("model",),
+    "restore": ("components", "blocks", "cells", "patterns"),
+    "isolate": ("components", "blocks", "cells", "patterns"),
+}
+
+
+@_STRICT
+class VariantRow(TypedDict, total=False):
+    format: str
+    operands: Literal["", "weights+activations", "weights", "activations"]
+    direction: Literal["reference", "baseline", "jitter", "restore", "isolate"]
+    level: Literal["model", "components", "blocks", "cells", "patterns"]
+    unit: Text
+    block: Block | None
+
+
+def _real(variant: VariantRow) -> VariantRow:
+    """Only what a study can measure."""
+    direction, level = variant.get("direction"), variant.get("level", "model")
+    if direction is None or level not in _WHAT[direction]:
+        raise ValueError(f"no variant has direction {direction!r} and level {level!r}")
+    name, operands = variant.get("format"), variant.get("operands", "")
+    plain = name == "reference" and not operands and direction in ("reference", "jitter")
+    if not plain and (name not in FORMATS or not operands or direction == "reference"):
+        raise ValueError(f"{name!r} with operands {operands!r} is no {direction}")
+    named, placed = bool(variant.get("unit")), variant.get("block") is not None
+    if named != (level in ("components", "cells", "patterns")) or placed != (
+        level in ("blocks", "cells")
+    ):
+        raise ValueError(f"its unit or its block is not that of level {level!r}")
+    return variant
+
+
+VariantFields = Annotated[VariantRow, AfterValidator(_real)]
+
+
+@_STRICT
+class Place(TypedDict):
+    windows: list[Count]
+    replicas: list[Annotated[int, Field(ge=0, le=10_000)]]
+    tokens: list[Positive]
+
+
+@_STRICT
+class Sums(TypedDict):
+    variant: VariantFields
+    place: Count
+    nll: list[Number]
+    kl: list[Number]
+    top1: list[Count]
+
+
+@_STRICT
+class Unit(TypedDict):
+    variant: VariantFields
+    nats: list[Number]
+
+
+@_STRICT
+class EstimateFields(TypedDict):
+    windows: list[Count]
+    tokens: list[Positive]
+    units: list[Unit]
+
+
+@_STRICT
+class _Activation(TypedDict, total=False):
+    nonfinite: Count
+
+
+@_STRICT
+class ActivationFields(_Activation):
+    block: Block
+    component: Name
+    max: Magnitude
+    p999: Magnitude
+    ratio: Magnitude | None
+    elements: Count
+
+
+# The conditions, and what is said of the course of a study.
+
+
+@_STRICT
+class ModelSection(TypedDict, total=False):
+    name: Text
+    architecture: Text
+    fingerprint: Text
+    parameters: Positive
+    blocks: Annotated[int, Field(ge=1, lt=100_000)]
+    components: list[Name]
+    coverage: Share
+    not_quantized: list[list[Text | Number]]
+    routers: list[Text]
+    prior_quantization: Text | None
+    dtype: Text
+    tokenizer: Text
+    tokenizer_sha256: Text
+    device: Text
+    attention: Text | None
+    warnings: list[Text]
+
+
+@_STRICT
+class _Windows(TypedDict, total=False):
+    source: Text
+    text_sha256: Text
+    tokens_in_text: Count
+    windows: Positive
+    seq_len: Annotated[int, Field(ge=2, le=2**53)]
+    bos: bool
+    sha256: Text
+
+
+@_STRICT
+class Calibration(_Windows, total=False):
+    evaluated: bool
+
+
+@_STRICT
+class DataSection(_Windows, total=False):
+    calibration: Calibration
+
+
+@_STRICT
+class ShapeFields(TypedDict):
+    windows: Positive
+    groups: Positive
+    block: Positive
+    head: Positive
+    rows: Positive
+    spill: bool
+
+
+@_STRICT
+class SelfCheckFields(TypedDict):
+    difference: Number
+    allowed: Number
+    batches: bool
+    flattens: bool
+    captured_bytes: Count
+
+
+@_STRICT
+class _Fate(TypedDict):
+    unit: Text
+    block: Block | None
+    fate: Name
+    windows: Count
+
+
+@_STRICT
+class _Search(TypedDict):
+    level: Name
+    format: Name
+    operands: Name
+    direction: Name
+    k: Positive
+    within_nats: Number
+    error: Share
+    decided: bool
+    windows: Count
+    units: Annotated[list[_Fate], Field(min_length=1)]
+
+
+@_STRICT
+class Stopping(TypedDict):
+    goal: Name
+    reached: bool
+    anytime: bool
+    windows: Count
+    available: Positive
+    widest_nats: Number | None
+    families: list[_Search]
+
+
+@_STRICT
+class Session(TypedDict, total=False):
+    torch: Text
+    transformers: Text
+    processor: Text
+    threads: Count
+
+
+@_STRICT
+class ProtocolSection(TypedDict, total=False):
+    activation_scale: Literal["calibrated", "dynamic"]
+    identity: Options
+    sessions: list[Session]
+    shapes: list[ShapeFields]
+    stopping: Stopping | None
+    self_check: SelfCheckFields | None
+    notes: list[Text]
+
+
+@_STRICT
+class EnvironmentSection(TypedDict, total=False):
+    fp4scope: Text
+    numerics: Count
+    python: Text
+    torch: Text
+    transformers: Text
+    numpy: Text
+    platform: Text
+    processor: Text
+    threads: Count
+    command: Annotated[list[Text], Field(min_length=1)] | None
+    started: Text
+    wall_s: Magnitude
+
+
+@with_config(ConfigDict(strict=True))
+class _StudyRead(TypedDict, total=False):
+    """Of a study's options those that results are read by; the others may be any."""
+
+    replicas: Positive
+    operands: list[Text]
+
+
+_STUDY_READ = TypeAdapter(_StudyRead)
+
+
+def _study(options: Options) -> Options:
+    _STUDY_READ.validate_python(options)
+    return options
+
+
+@_STRICT
+class ResultsFields(TypedDict):
+    """A results file; `summary` is derived from the rest and never read."""
+
+    version: Literal[4]
+    study: Annotated[Options, AfterValidator(_study)]
+    model: ModelSection
+    data: DataSection
+    protocol: ProtocolSection
+    environment: EnvironmentSection
+    summary: Any
+    activations: list[ActivationFields]
+    places: list[Place]
+    observations: list[Sums]
+    estimates: EstimateFields
+
+
+REPORTED = (
+    "study.replicas", "model.name", "model.architecture", "model.fingerprint", "model.blocks",
+    "model.coverage", "model.prior_quantization", "model.dtype", "model.device", "model.warnings",
+    "data.source", "data.text_sha256", "data.tokens_in_text", "data.windows", "data.seq_len",
+    "data.bos", "data.sha256", "data.calibration.source", "data.calibration.windows",
+    "data.calibration.seq_len", "data.calibration.evaluated", "protocol.activation_scale",
+    "protocol.shapes", "protocol.self_check", "protocol.notes", "environment.fp4scope",
+    "environment.python", "environment.torch", "environment.transformers", "environment.platform",
+    "environment.wall_s",
+)  # fmt: skip
+"""Without these there is no report."""

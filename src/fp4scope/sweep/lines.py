@@ -1,0 +1,117 @@
+"""The lines of a journal: JSON with a checksum, and what each kind of them may hold.
+
+A line is an object whose last field is the CRC-32 of the object without it, so that a digit that
+rots on a disk is noticed, and not only damage that breaks the JSON.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from fp4scope.checks import first_problem
+from fp4scope.schema import (
+    Count,
+    Name,
+    Options,
+    Positive,
+    ShapeFields,
+    VariantFields,
+)
+
+JOURNAL_VERSION = 4
+WITHOUT_CHECKSUMS = 3
+"""The version before."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+_STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
+_CHECKED = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}', re.DOTALL)
+
+
+@_STRICT
+class Head(TypedDict):
+    fp4scope_journal: int
+    study: Options
+
+
+@_STRICT
+class Note(TypedDict):
+    note: Name
+    data: Any
+
+
+@_STRICT
+class Units(TypedDict):
+    units: Annotated[list[VariantFields], Field(min_length=1)]
+
+
+@_STRICT
+class Estimated(TypedDict):
+    estimated: Count
+    tokens: Positive
+    nats: list[Finite]
+
+
+@_STRICT
+class MeasuredRows(TypedDict):
+    variant: VariantFields
+    replica: Count
+    rows: list[tuple[Positive, Finite, Finite, Count]]
+
+
+@_STRICT
+class Chunk(TypedDict):
+    chunk: Annotated[list[Count], Field(min_length=1)]
+    shape: ShapeFields
+    measured: Annotated[list[MeasuredRows], Field(min_length=1)]
+
+
+_KINDS: dict[bytes, TypeAdapter[Any]] = {
+    b'{"fp4scope_journal"': TypeAdapter(Head),
+    b'{"note"': TypeAdapter(Note),
+    b'{"units"': TypeAdapter(Units),
+    b'{"estimated"': TypeAdapter(Estimated),
+    b'{"chunk"': TypeAdapter(Chunk),
+}
+"""By how a line begins."""
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """A record as a line.
+
+    Raises:
+        ValueError: It holds NaN, Inf, or a name that is not UTF-8.
+    """
+    text = json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
+    return b'%b, "crc32": %d}\n' % (text[:-1], zlib.crc32(text))
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """What `encode` was given.
+
+    Raises:
+        ValueError: The checksum is missing or another one, or it is no record of a journal.
+    """
+    parts = _CHECKED.fullmatch(line)
+    if parts is None:
+        raise ValueError("no checksum")
+    text = parts[1] + b"}"
+    if zlib.crc32(text) != int(parts[2]):
+        raise ValueError("the checksum is another one")
+    kind = next((known for begin, known in _KINDS.items() if line.startswith(begin)), None)
+    if kind is None:
+        raise ValueError("no record of a journal")
+    try:
+        return kind.validate_json(text)
+    except ValidationError as error:
+        raise ValueError(first_problem(error.errors(include_url=False))) from None
+
+
+def version_of(line: bytes) -> int | None:
+    """Which version a journal's first line says it has, checksum or not."""
+    found = re.match(rb'\{"fp4scope_journal": (\d{1,9}),', line)
+    return int(found[1]) if found else None
