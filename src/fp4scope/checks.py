@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fp4scope.errors import OutputError
+from fp4scope.errors import OutputError, shown
 from fp4scope.names import visible
 from fp4scope.schema import (
     REPORTED,
@@ -22,7 +22,6 @@ from fp4scope.schema import (
 
 MOST_NATS = 300.0
 """Of an NLL or KL, per token: its exponential, and the square of that, are still numbers."""
-_SHOWN = 60
 _RESULTS = TypeAdapter(ResultsFields)
 
 
@@ -96,15 +95,6 @@ def first_problem(problems: Sequence[Any]) -> str:
     if problem["type"] in ("json_invalid", "value_error", "missing"):
         return f"{visible(place)}: {said}" if place else said
     return f"{visible(place) or 'all of it'} is {shown(problem['input'])}: {said}"
-
-
-def shown(value: Any) -> str:  # noqa: ANN401
-    """A value in a message: its beginning, and nothing that a terminal obeys."""
-    try:
-        text = visible(repr(value))
-    except (RecursionError, ValueError):  # nested too deeply; more digits than Python prints
-        return f"a {type(value).__name__} that is too large to print"
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _require_consistent(file: ResultsFields) -> None:

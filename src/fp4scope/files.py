@@ -1,4 +1,4 @@
-"""Reading and writing files in folders that others can write to as well.
+"""Writing files in folders that others can write to as well.
 
 A file is written whole or not at all, and in place of an older one. Nothing is written through a
 link that somebody has put there, and nothing waits for a pipe.
@@ -14,22 +14,8 @@ from fp4scope.errors import OutputError
 from fp4scope.names import visible
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
-
-def read_file(path: Path) -> bytes:
-    """All of a regular file.
-
-    Raises:
-        OutputError: It is none, or cannot be read.
-    """
-    try:
-        with _regular(path, os.O_RDONLY) as file:
-            return file.read()
-    except MemoryError:
-        raise OutputError(f"cannot read {path}: it does not fit into memory") from None
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {reason(error)}") from None
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def open_kept(path: Path) -> FileIO:
@@ -38,15 +24,11 @@ def open_kept(path: Path) -> FileIO:
     Raises:
         OSError: It is a link, no regular file, or cannot be opened.
     """
-    return _regular(path, os.O_RDWR | os.O_CREAT | _NO_LINK)
-
-
-def _regular(path: Path, flags: int) -> FileIO:
-    number = os.open(path, flags | _NO_WAIT, 0o666)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT | _BINARY, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise OSError(f"{visible(path.name)} is not a regular file; move it away")
-    return open(number, "rb" if flags == os.O_RDONLY else "r+b", buffering=0)
+    return open(number, "r+b", buffering=0)
 
 
 def replace_file(path: Path, content: bytes, advice: str) -> None:
@@ -67,7 +49,7 @@ def replace_file(path: Path, content: bytes, advice: str) -> None:
         # Under a name that was not there: what somebody has linked to it stays as it is.
         number = os.open(
             partial,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY,
             0o666,
         )
         with open(number, "wb") as file:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.checks import read_results
-from fp4scope.files import read_file
+from fp4scope.errors import OutputError
 from fp4scope.names import cell, visible
+from fp4scope.paths import read_bytes
 from fp4scope.schema import RESULTS_VERSION, EstimateFields, Place, ResultsFields, Sums
 
 _SHOWN = 60
@@ -243,7 +244,7 @@ class Results:
             OutputError: It cannot be read, is of another version, or damaged: the message names
                 the place.
         """
-        return cls._of(read_results(read_file(path), str(path)))
+        return cls._of(read_results(read_bytes(path, "results", OutputError), str(path)))
 
     @classmethod
     def _of(cls, data: ResultsFields) -> "Results":

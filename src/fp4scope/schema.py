@@ -112,7 +112,22 @@ class ActivationFields(_Activation):
     elements: Count
 
 
+@_STRICT
+class Inputs(TypedDict):
+    """What a journal keeps of the calibration: the amax of every linear's input, and its cells."""
+
+    amax: dict[Name, Magnitude]
+    cells: list[ActivationFields]
+
+
 # The conditions, and what is said of the course of a study.
+
+
+@_STRICT
+class Projection(TypedDict):
+    component: Name
+    path: Text
+    blocks: list[Block]
 
 
 @_STRICT
@@ -123,6 +138,7 @@ class ModelSection(TypedDict, total=False):
     parameters: Positive
     blocks: Annotated[int, Field(ge=1, lt=100_000)]
     components: list[Name]
+    projections: list[Projection]
     coverage: Share
     not_quantized: list[list[Text | Number]]
     routers: list[Text]

@@ -14,7 +14,8 @@ import pytest
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.metrics import WindowMetrics
 from fp4scope.records import REFERENCE, Variant, jitter
-from fp4scope.sweep import Journal, Measured, check_folder
+from fp4scope.sweep import Journal, Measured, check_folder, claim
+from fp4scope.sweep.lines import decode, encode
 
 IDENTITY = {"seq_len": 8, "formats": ["nvfp4"], "model": "abc"}
 CELL = Variant(
@@ -349,3 +350,182 @@ def test_a_window_estimated_twice_is_damage(path):
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(OutputError, match="window 4 is estimated twice"):
         Journal(path, IDENTITY)
+
+
+def rewritten(path, number, change):
+    """Line `number` with something changed in its record, and a checksum that fits."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    record = decode(lines[number - 1].rstrip(b"\n"))
+    change(record)
+    lines[number - 1] = encode(record)
+    path.write_bytes(b"".join(lines))
+
+
+def test_one_bit_or_digit_that_rots_is_damage(path):
+    whole = path.read_bytes()
+    start = whole.index(b'{"chunk"')
+    for place in range(start, whole.index(b"\n", start), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(OutputError, match="damaged in line 3"):
+            Journal(path, IDENTITY)
+
+
+CHUNK = 3
+DAMAGE = {
+    "a window twice": (CHUNK, lambda r: r.update(chunk=[4, 4]), "a window comes twice"),
+    "a window too far": (CHUNK, lambda r: r.update(chunk=[4, 9]), "no window 9 among 6"),
+    "a negative window": (CHUNK, lambda r: r.update(chunk=[4, -1]), r"chunk\[1\] is -1"),
+    "a window that is text": (CHUNK, lambda r: r.update(chunk=[4, "5"]), r"chunk\[1\] is '5'"),
+    "half a window": (CHUNK, lambda r: r.update(chunk=[4, 0.5]), r"chunk\[1\] is 0\.5"),
+    "a variant twice": (
+        CHUNK, lambda r: r["measured"].append(r["measured"][0]), "a variant comes twice"
+    ),
+    "other tokens": (
+        CHUNK, lambda r: r["measured"][1]["rows"].__setitem__(0, [14, 1.0, 0.0, 5]),
+        "a window has 14 tokens, and another 7",
+    ),
+    "more that agree than there are": (
+        CHUNK, lambda r: r["measured"][1]["rows"].__setitem__(0, [7, 1.0, 0.0, 8]), "agree"
+    ),
+    "no shape": (CHUNK, lambda r: r.update(shape={}), r"shape\.windows"),
+    "a shape of no windows": (
+        CHUNK, lambda r: r["shape"].update(windows=0), r"shape\.windows is 0"
+    ),
+    "a shape of more": (CHUNK, lambda r: r["shape"].update(more=1), r"shape\.more is 1"),
+    "an unknown format": (
+        CHUNK, lambda r: r["measured"][1]["variant"].update(format="x"), "'x' with operands"
+    ),
+    "calibrated twice": (2, lambda r: None, "there is a note 'inputs' already"),
+    "a second head": (1, lambda r: None, "a second head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_no_sweep_can_have_measured_is_damage(kind, tmp_path):
+    number, change, words = DAMAGE[kind]
+    identity = IDENTITY | {"windows": 6}
+    journal = Journal(tmp_path / "journal.jsonl", identity)
+    journal.note("inputs", {"amax": 0.1})
+    journal.add([4, 0], measured(1.0, 2.0), SHAPE)
+    journal.close()
+    if number < CHUNK:
+        lines = journal.path.read_bytes().splitlines(keepends=True)
+        journal.path.write_bytes(b"".join([*lines, lines[number - 1]]))
+    else:
+        rewritten(journal.path, number, change)
+    with pytest.raises(OutputError, match=f"damaged in line .*{words}"):
+        Journal(journal.path, identity)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1" + "0" * 400, "1e400", '"1"', "null"])
+def test_an_nll_that_is_no_number_is_damage(value, path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    body = lines[3].rpartition(b', "crc32"')[0].replace(b"0.1,", value.encode() + b",", 1) + b"}"
+    assert value.encode() in body
+    lines[3] = b'%b, "crc32": %d}\n' % (body[:-1], zlib.crc32(body))
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(OutputError, match=r"damaged in line 4 \(measured\[0\]\.rows\[0\]"):
+        Journal(path, IDENTITY)
+
+
+def test_a_journal_without_checksums_is_refused_with_what_to_do(path):
+    old = {"fp4scope_journal": 3, "study": IDENTITY}
+    path.write_text(json.dumps(old) + "\n")
+    for opened in (
+        lambda: Journal(path, IDENTITY),
+        lambda: check_folder(path.parent, {"seq_len": 8}),
+    ):
+        with pytest.raises(OutputError, match=r"begun by fp4scope 0\.1.*no checksums; finish it"):
+            opened()
+    assert json.loads(path.read_text()) == old
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("sessions", 5), ("self_check", "x"), ("notes", [1]), ("self_check", {})]
+)
+def test_a_note_that_is_none_of_its_name_is_damage(name, data, tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
+    journal.note(name, data)
+    journal.close()
+    with pytest.raises(OutputError, match="damaged in line 2"):
+        Journal(journal.path, IDENTITY)
+
+
+def test_notes_that_say_how_it_went_may_come_again(path):
+    journal = Journal(path, IDENTITY)
+    for notes in (["a"], ["a", "b"]):
+        journal.note("notes", notes)
+    journal.close()
+    again = Journal(path, IDENTITY)
+    assert again.notes["notes"] == ["a", "b"]
+    again.close()
+
+
+def test_estimates_of_other_windows_or_controls_are_damage(tmp_path):
+    identity = IDENTITY | {"windows": 6}
+    for nats, window, words in (({CELL: 1.0}, 6, "no window 6"), ({REFERENCE: 1.0}, 0, "control")):
+        journal = Journal(tmp_path / "journal.jsonl", identity)
+        journal.add_estimates(window, 7, nats)
+        journal.close()
+        with pytest.raises(OutputError, match=f"damaged in line .*{words}"):
+            Journal(journal.path, identity)
+        journal.path.unlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are of POSIX")
+def test_a_journal_that_is_no_file_is_refused_at_once(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match="not a regular file"):
+        Journal(path, IDENTITY)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_folder(tmp_path, {})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("name", ["journal.jsonl", "journal.lock"])
+def test_a_planted_link_is_not_written_through(name, tmp_path):
+    (tmp_path / "own.txt").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "own.txt")
+    with pytest.raises(OutputError, match="cannot write"):
+        Journal(tmp_path / "journal.jsonl", IDENTITY)
+    assert (tmp_path / "own.txt").read_text() == "mine"
+
+
+def test_a_folder_that_moved_away_is_noticed_at_the_next_line_and_the_end(path):
+    out = path.parent / "out"
+    out.mkdir()
+    journal = Journal(out / "journal.jsonl", IDENTITY)
+    journal.add([4], measured(1.0), SHAPE)
+    out.rename(path.parent / "renamed")
+    for check in (journal.require_in_place, lambda: journal.note("x", 1)):
+        with pytest.raises(OutputError, match=r"moved, removed or replaced.*another name now"):
+            check()
+    out.mkdir()
+    (out / "journal.jsonl").write_bytes(b"")
+    with pytest.raises(OutputError, match="moved, removed or replaced"):
+        journal.require_in_place()
+    journal.close()
+    again = Journal(path.parent / "renamed" / "journal.jsonl", IDENTITY)
+    assert again.windows == [4]
+    again.close()
+
+
+def test_the_time_of_all_sessions_is_kept_beside_the_journal(path, monkeypatch):
+    whole, now = path.read_bytes(), [1000.0]
+    monkeypatch.setattr(claim.time, "monotonic", lambda: now[0])
+    path.with_suffix(".lock").unlink()
+    first = Journal(path, IDENTITY, started=900.0)
+    now[0] = 1100.0
+    assert first.wall_s == 200.0
+    first.close()
+    second = Journal(path, IDENTITY)
+    now[0] = 1150.0
+    assert second.wall_s == 250.0
+    second.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(OutputError, match=r"'caf\\udce9' cannot be kept"):
+        Journal(tmp_path / "journal.jsonl", IDENTITY | {"patterns": ["caf\udce9"]})

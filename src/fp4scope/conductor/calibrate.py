@@ -1,14 +1,19 @@
 """One pass of the full-precision model: what enters its linears."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from fp4scope.checks import first_problem
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
-from fp4scope.errors import ModelError, NonFiniteError
+from fp4scope.errors import ModelError, NonFiniteError, OutputError
 from fp4scope.models import LoadedModel
 from fp4scope.observe import InputStatistics, observe_inputs
 from fp4scope.records import ActivationRecord
+from fp4scope.schema import Inputs
 
 
 def observe(
@@ -47,6 +52,27 @@ def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> di
         "amax": {name: statistics.max for name, statistics in observed.items()},
         "cells": [vars(record) for record in cells],
     }
+
+
+_INPUTS = TypeAdapter(Inputs)
+
+
+def require_inputs(note: Any, loaded: LoadedModel, path: Path) -> None:  # noqa: ANN401
+    """Refuse a note of the calibration that is not one of this model.
+
+    Raises:
+        OutputError: It is not.
+    """
+    advice = f"{path} is damaged: its note 'inputs' is not the calibration of this model"
+    try:
+        found = _INPUTS.validate_python(note)
+    except ValidationError as error:
+        problem = first_problem(error.errors(include_url=False))
+        raise OutputError(f"{advice} ({problem}); move it away to start again") from None
+    cells = [(cell["block"], cell["component"]) for cell in found["cells"]]
+    known = [(cell.block, cell.component) for cell in loaded.layout.cells]
+    if found["amax"].keys() != set(loaded.layout.linears) or cells != known:
+        raise OutputError(f"{advice} (its linears are others); move it away to start again")
 
 
 def activation_records(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fp4scope.checks import require_sums
-from fp4scope.conductor.calibrate import activation_records, inputs_note, observe
+from fp4scope.conductor.calibrate import activation_records, inputs_note, observe, require_inputs
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import Prepared, fit_length, load, own_identity, prepare
 from fp4scope.conductor.progress import Listener, Progress
@@ -23,9 +23,10 @@ from fp4scope.conductor.provenance import (
 )
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.files import reason, replace_file, text_bytes
+from fp4scope.files import replace_file, text_bytes
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
+from fp4scope.paths import writable_folder
 from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import Diagnosis, write_outputs
 from fp4scope.study import Method, Study, parse_memory
@@ -95,7 +96,7 @@ def run_study(
         check_name(study.model)
         resolve_device(study.device)
     if output_dir is not None:
-        return _run_in(study, _writable(Path(output_dir)), tell, loaded, keep=True)
+        return _run_in(study, writable_folder(output_dir), tell, loaded, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
         diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
     diagnosis.folder = None
@@ -207,8 +208,14 @@ def _run_in(
 
 
 def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str, Any]:
-    """Amax and statistics of every linear's input, from the journal or a pass of the model."""
-    if "inputs" not in journal.notes:
+    """Amax and statistics of every linear's input, from the journal or a pass of the model.
+
+    Raises:
+        OutputError: What the journal has is not of this model's linears.
+    """
+    if "inputs" in journal.notes:
+        require_inputs(journal.notes["inputs"], prepared.loaded, journal.path)
+    else:
         observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
         journal.note("inputs", inputs_note(prepared.loaded, observed))
     return journal.notes["inputs"]
@@ -299,18 +306,6 @@ def _measure(
     finally:
         if sweep.notes:
             journal.note("notes", [*journal.notes.get("notes", []), *sweep.notes])
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {reason(error)}; choose another folder with -o"
-        ) from None
-    return folder
 
 
 def _write_study(study: Study, folder: Path) -> None:

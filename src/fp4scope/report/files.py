@@ -1,6 +1,7 @@
 """Everything that a finished study leaves in its folder."""
 
 import json
+import re
 from collections.abc import Iterable
 from io import BytesIO
 from math import isfinite
@@ -44,8 +45,7 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     }
     summary = {name: _finite(table.rows) for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
-    text = json.dumps(results, allow_nan=False, separators=(",", ":"))
-    numbers = [_write(folder / "results.json", text.encode())]
+    numbers = [_write(folder / "results.json", _json(results))]
     for name, table in tables.items():
         if table.rows:
             numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
@@ -67,6 +67,12 @@ def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = Fal
     if with_figures:
         written += _write_figures(figures(diagnosis, every=True), folder, ("pdf", "svg"))
     return written
+
+
+def _json(data: Any) -> bytes:  # noqa: ANN401
+    """JSON in which a byte of a path that is not UTF-8 is an escape as in the report."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[\ud800-\udfff]", lambda c: f"\\\\u{ord(c[0]):x}", text).encode()
 
 
 def _finite(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

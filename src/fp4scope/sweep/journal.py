@@ -25,8 +25,9 @@ from typing import IO, Any
 
 from fp4scope.checks import WindowTokens, require_units
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.files import open_kept, read_file, reason
+from fp4scope.files import open_kept, reason
 from fp4scope.metrics import WindowMetrics
+from fp4scope.paths import read_bytes
 from fp4scope.records import Estimates, Observation, Variant
 from fp4scope.sweep.claim import Claim
 from fp4scope.sweep.lines import JOURNAL_VERSION, WITHOUT_CHECKSUMS, decode, encode, version_of
@@ -347,7 +348,7 @@ def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
     path = folder / "journal.jsonl"
     if not os.path.lexists(path):
         return
-    line, end, _ = read_file(path).partition(b"\n")
+    line, end, _ = read_bytes(path, "journal", OutputError).partition(b"\n")
     if not end:
         return  # torn: the journal begins again
     known = _head(path, line)

@@ -19,7 +19,10 @@ from fp4scope.schema import (
     Name,
     Options,
     Positive,
+    SelfCheckFields,
+    Session,
     ShapeFields,
+    Text,
     VariantFields,
 )
 
@@ -78,6 +81,12 @@ _KINDS: dict[bytes, TypeAdapter[Any]] = {
     b'{"chunk"': TypeAdapter(Chunk),
 }
 """By how a line begins."""
+_NOTES: dict[str, TypeAdapter[Any]] = {
+    "self_check": TypeAdapter(SelfCheckFields),
+    "sessions": TypeAdapter(list[Session]),
+    "notes": TypeAdapter(list[Text]),
+}
+"""What is taken into the results as it stands."""
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -106,7 +115,10 @@ def decode(line: bytes) -> dict[str, Any]:
     if kind is None:
         raise ValueError("no record of a journal")
     try:
-        return kind.validate_json(text)
+        record = kind.validate_json(text)
+        if record.get("note") in _NOTES:
+            _NOTES[record["note"]].validate_python(record["data"])
+        return record
     except ValidationError as error:
         raise ValueError(first_problem(error.errors(include_url=False))) from None
 
