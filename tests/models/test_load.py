@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +11,22 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     BartConfig,
     BertConfig,
+    Gemma3Config,
+    Mistral3Config,
+    Qwen2_5_VLConfig,
     T5Config,
+    ViTConfig,
+    ViTModel,
 )
 
-from fp4scope.errors import ModelError, StudyError
-from fp4scope.models import adopt, load_model
+from fp4scope import diagnose
+from fp4scope.errors import DataError, ModelError, StudyError
+from fp4scope.models import adopt, choose_dtype, load_model
+from fp4scope.models.placement import dtype_note
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
@@ -335,18 +344,251 @@ def test_integer_weights(tiny_model, tiny_tokenizer):
         adopt(model, tiny_tokenizer())
 
 
-def test_a_checkpoint_quantized_for_another_library(folder):
-    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    assert refusal(folder).startswith(f"cannot load {folder}: ")
+# Multimodal models: their language model is measured through their own forward on text alone.
+
+TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+MULTIMODAL = {
+    "gemma3": lambda: Gemma3Config(
+        text_config=TEXT | {"query_pre_attn_scalar": 16, "sliding_window": 8},
+        vision_config=VISION,
+        mm_tokens_per_image=4,
+        image_token_index=95,
+    ),
+    "mistral3": lambda: Mistral3Config(
+        text_config=TEXT | {"model_type": "mistral"},
+        vision_config=VISION | {"model_type": "pixtral", "head_dim": 16},
+        image_token_index=95,
+    ),
+    "qwen2_5_vl": lambda: Qwen2_5_VLConfig(
+        text_config=TEXT | {"rope_parameters": SECTIONS},
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=95,
+        video_token_id=94,
+        vision_start_token_id=93,
+        vision_end_token_id=92,
+    ),
+}
 
 
-def test_what_a_checkpoint_declares_is_reported(folder):
-    """Transformers goes on without a quantizer that it does not know."""
-    edit_json(folder / "config.json", quantization_config={"quant_method": "fp5"})
-    assert load_model(str(folder), device="cpu").prior_quantization == "fp5"
+@pytest.mark.parametrize("kind", MULTIMODAL)
+def test_multimodal_models(kind, tiny_tokenizer, ids, tmp_path):
+    model = AutoModelForImageTextToText.from_config(MULTIMODAL[kind]()).eval()
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu")
+    assert "language_model" in loaded.layout.blocks_path
+    assert (loaded.layout.blocks, loaded.max_seq_len) == (2, 64)
+    with torch.no_grad():
+        expected = model(ids[:1] % 92, use_cache=False).logits[0]
+    assert torch.equal(loaded.logits(ids[0] % 92), expected)
 
 
-@pytest.mark.parametrize("device", ["cpux", "meta", ""])
+def test_a_model_without_a_language_models_head(tiny_tokenizer, tmp_path):
+    ViTModel(ViTConfig(**VISION)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    message = refusal(tmp_path)
+    assert "is of type 'vit', for which transformers" in message
+    assert message.endswith("give a causal language model")
+
+
+# What is in memory already.
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        (5, "5 (int)"),
+        (None, "a NoneType"),
+        ({"weight": torch.zeros(2)}, "a dict"),
+        (torch.nn.Linear(2, 2), "a torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_what_is_no_model(model, shown, tiny_tokenizer):
+    with pytest.raises(ModelError) as error:
+        diagnose(model, tokenizer=tiny_tokenizer())
+    assert str(error.value).startswith(f"model is {shown}, not a transformers model; give")
+
+
+def test_what_is_no_tokenizer(tiny_model):
+    with pytest.raises(StudyError, match=r"tokenizer is 'x' \(str\), not a transformers tokenizer"):
+        diagnose(tiny_model("llama"), tokenizer="x")
+
+
+def test_a_processor_is_no_tokenizer(tiny_model, tiny_tokenizer):
+    processor = SimpleNamespace(tokenizer=tiny_tokenizer())
+    with pytest.raises(StudyError, match=r"give its \.tokenizer"):
+        diagnose(tiny_model("llama"), tokenizer=processor)
+
+
+def test_float64(tiny_model):
+    with pytest.raises(ModelError, match=r"is in float64 .* model\.to\(torch\.float32\)"):
+        adopt(tiny_model("llama").double(), None)
+
+
+def test_mixed_dtypes(tiny_model):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.bfloat16()
+    with pytest.raises(ModelError, match="in bfloat16 and float32; bring them to one dtype"):
+        adopt(model, None)
+
+
+def test_parameters_without_data(tiny_model):
+    model = tiny_model("llama")
+    model.model.layers[1].to("meta")
+    with pytest.raises(ModelError, match=r"without data, on the device meta \(model\.layers\.1"):
+        adopt(model, None)
+
+
+def test_an_adapter_in_memory(tiny_model):
+    model = tiny_model("llama")
+    model._hf_peft_config_loaded = True
+    with pytest.raises(ModelError, match="has an adapter beside its weights; merge it"):
+        adopt(model, None)
+
+
+def test_linears_that_quantize_on_their_own(tiny_model):
+    """BitNet's ternarize what they hold at every forward."""
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj, plain = AutoBitLinear(64, 160, bias=False), mlp.up_proj
+    mlp.up_proj.weight = plain.weight
+    with pytest.raises(
+        ModelError, match=r"up_proj of .* AutoBitLinear, which quantizes on its own"
+    ):
+        adopt(model, None)
+
+
+class Again(torch.nn.Linear):
+    """A linear of its own kind that is one all the same."""
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+class Subclass(torch.Tensor):
+    """As quantizers keep packed weights."""
+
+
+class Ternary(torch.nn.Linear):
+    """A linear that quantizes on its own."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.sign() * self.weight.abs().mean())
+
+
+def test_linears_of_another_kind(tiny_model):
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+    weight = mlp.up_proj.weight
+    mlp.up_proj = Again(64, 160, bias=False)
+    mlp.up_proj.weight = weight
+    assert adopt(model, None).layout.blocks == 2
+    mlp.down_proj = Ternary(160, 64, bias=False)
+    with pytest.raises(ModelError, match=r"down_proj of .* Ternary, which quantizes on its own"):
+        adopt(model, None)
+    mlp.up_proj.weight = torch.nn.Parameter(weight.data.as_subclass(Subclass), False)
+    with pytest.raises(ModelError, match=r"keeps .*up_proj as a Subclass, not as plain numbers"):
+        adopt(model, None)
+
+
+def test_tokens_that_the_model_does_not_know(tiny_model, tiny_tokenizer):
+    loaded = adopt(tiny_model("llama", vocab_size=90), tiny_tokenizer(), name="small")
+    loaded.require_known(torch.tensor([[0, 89]]), "text.txt")
+    with pytest.raises(DataError, match=r"token 95 of text\.txt, but small knows tokens 0 to 89"):
+        loaded.require_known(torch.tensor([[0, 95]]), "text.txt")
+
+
+def test_a_text_of_unknown_tokens_is_refused_before_anything_runs(
+    tiny_model, tiny_tokenizer, tmp_path
+):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i % 92}" for i in range(400)))
+    events = []
+    with pytest.raises(DataError, match="knows tokens 0 to 89 only"):
+        diagnose(
+            tiny_model("llama", vocab_size=90),
+            tokenizer=tiny_tokenizer(),
+            text=text,
+            seq_len=32,
+            progress=events.append,
+        )
+    assert {event.stage for event in events} <= {"loading"}
+
+
+# Where it runs.
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "stored", "chosen"),
+    [
+        ("auto", "cpu", torch.bfloat16, torch.float32),
+        ("auto", "cuda", torch.bfloat16, torch.bfloat16),
+        ("auto", "cuda", torch.float16, torch.float16),
+        ("auto", "cuda", torch.float32, torch.bfloat16),
+        ("auto", "cuda", torch.float64, torch.bfloat16),
+        ("auto", "cuda", None, torch.bfloat16),
+        ("float32", "cuda", torch.bfloat16, torch.float32),
+        ("float16", "cpu", torch.float32, torch.float16),
+    ],
+)
+def test_the_dtype_to_measure_in(asked, device, stored, chosen):
+    assert choose_dtype(asked, device, stored) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "stored", "said"),
+    [
+        ("auto", "cpu", torch.float32, None),
+        ("auto", "cuda", torch.bfloat16, None),
+        ("bfloat16", "cuda", torch.float32, None),
+        ("auto", "cuda", torch.float32, "stored in float32"),
+        ("float32", "cuda", torch.float32, "without tensor cores"),
+    ],
+)
+def test_a_dtype_that_costs_is_said(asked, device, stored, said):
+    note = dtype_note(asked, device, stored, choose_dtype(asked, device, stored))
+    assert note is None if said is None else said in note
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/model", "a" * 300, "a\0b"])
+def test_names_that_no_system_takes(name):
+    assert "cannot be a model's name or path" in refusal(name)
+
+
+def test_a_local_model_has_no_revisions(saved, tmp_path):
+    message = f"revision is 'main', but {saved} is local and has no revisions"
+    assert refusal(saved, StudyError, revision="main").startswith(message)
+
+
+@pytest.mark.parametrize("device", ["cpux", "meta", "", "hpu"])
 def test_device_that_makes_no_sense(device, saved):
     assert f"device {device!r} cannot be used here" in refusal(saved, StudyError, device=device)
 

@@ -79,7 +79,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         Fp4ScopeError: As for a run: everything that can fail before measuring is tried.
     """
     tell = progress or (lambda event: None)
-    check_name(study.model)
+    check_name(study.model, study.revision)
     resolve_device(study.device)
     prepared = prepare(study, tell)
     loaded, windows = prepared.loaded, prepared.windows

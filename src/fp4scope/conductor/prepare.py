@@ -69,6 +69,8 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     fitted = fit_length(study, loaded)
     windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
     calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
+    for used in (windows, calibration):
+        loaded.require_known(used.ids, used.source)
     planned = plan(study, loaded.layout)
     controls = [v for v in planned if v.variant.is_control]
     units = [v for v in planned if not v.variant.is_control and not v.replica]

@@ -25,7 +25,7 @@ from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.files import replace_file, text_bytes
 from fp4scope.inject import Injector
-from fp4scope.models import LoadedModel, adopt, check_name, resolve_device
+from fp4scope.models import LoadedModel, adopt, check_name, require_model, resolve_device
 from fp4scope.paths import writable_folder
 from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import Diagnosis, write_outputs
@@ -76,6 +76,7 @@ def diagnose(
         raise StudyError(
             f"{min(given)} is the model's own when it is in memory; move or convert the model"
         )
+    require_model(model, tokenizer)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     study = Study.build(model=name, **options)
     with _as_it_was(model):
@@ -93,7 +94,7 @@ def run_study(
     """`diagnose` for a study that is built already."""
     tell = progress or (lambda event: None)
     if loaded is None:
-        check_name(study.model)
+        check_name(study.model, study.revision)
         resolve_device(study.device)
     if output_dir is not None:
         return _run_in(study, writable_folder(output_dir), tell, loaded, keep=True)
@@ -132,12 +133,13 @@ def activation_statistics(
         there (`results.activations`), not refused.
     """
     tell = progress or (lambda event: None)
-    check_name(study.model)
+    check_name(study.model, study.revision)
     text = evaluation_text(study)
     loaded = load(study, tell)
     fit_length(study, loaded)
     chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
     chosen = replace(chosen, ids=chosen.ids[:windows])
+    loaded.require_known(chosen.ids, chosen.source)
     results = Results(
         study=study.model_dump(mode="json"),
         model=describe_model(loaded),

@@ -1,9 +1,13 @@
 """The one door to `transformers`: load a model, find its blocks and components."""
 
+from fp4scope.models.checks import require_model
 from fp4scope.models.config import config_size, config_value
 from fp4scope.models.gguf import cache_folder, quantization_of
 from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
-from fp4scope.models.load import LoadedModel, adopt, check_name, load_model, resolve_device
+from fp4scope.models.load import adopt, load_model
+from fp4scope.models.loaded import LoadedModel
+from fp4scope.models.names import check_name
+from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
 
 __all__ = [
@@ -16,6 +20,7 @@ __all__ = [
     "adopt",
     "cache_folder",
     "check_name",
+    "choose_dtype",
     "config_size",
     "config_value",
     "find_layout",
@@ -24,5 +29,6 @@ __all__ = [
     "perturbation",
     "perturbed",
     "quantization_of",
+    "require_model",
     "resolve_device",
 ]

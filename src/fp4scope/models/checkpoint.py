@@ -77,13 +77,13 @@ def require_own_kernels(name: str, config: PreTrainedConfig) -> None:
             setattr(part, f"{key}_internal", None)
 
 
-def require_unquantized(name: str, config: PreTrainedConfig, others: Mapping[str, Any]) -> str | None:
+def require_unquantized(name: str, config: PreTrainedConfig, beside: Any = None) -> str | None:  # noqa: ANN401
     """Refuse what is declared as quantized, unless loading makes ordinary linears of it.
 
     Args:
         name: What to call the model.
-        config: Its configuration; one that is dequantized while loading says so afterwards.
-        others: More that may declare a quantization, by name of the file.
+        config: Its configuration; from now on it asks for dequantizing.
+        beside: What ModelOpt's hf_quant_config.json says, if there is one.
 
     Returns:
         The method that is declared, if any.
@@ -95,8 +95,11 @@ def require_unquantized(name: str, config: PreTrainedConfig, others: Mapping[str
     if isinstance(top, dict) and top.get("quant_method") in _DEQUANTIZED:
         top["dequantize"] = True  # on a GPU it would be kept as it is
         return str(top["quant_method"])
-    found = [getattr(part, key, None) for part in _parts(config) for key in _DECLARATIONS]
-    for declared in [*found, *others.values()]:
+    if not top and hasattr(config, "quantization_config"):
+        config.quantization_config = None
+    if getattr(top, "quant_method", None) == "gguf" and getattr(top, "dequantize", False):
+        return "gguf"  # a model in memory that transformers has read from a GGUF file
+    for declared in [*(getattr(p, k, None) for p in _parts(config) for k in _DECLARATIONS), beside]:
         if declared:
             raise ModelError(_already(name, _scheme(declared)))
     return None
@@ -218,6 +221,7 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 def _scheme(declared: Any) -> str:  # noqa: ANN401
     """What a declaration calls itself, such as `compressed-tensors nvfp4-pack-quantized`."""
+    declared = declared.to_dict() if hasattr(declared, "to_dict") else declared
     if not isinstance(declared, dict):
         return str(declared)[:40]
     inner = declared.get("quantization")

@@ -24,6 +24,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fp4scope.errors import ModelError, OutputError
+from fp4scope.models.fusion import replaced
 
 _NOTES = "fp4scope.json"
 _CONVERTER = 3
@@ -179,6 +180,23 @@ def _by_itself(path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
+@contextmanager
+def _without_kernels() -> Iterator[dict[str, Any]]:
+    """Options for `from_pretrained` to dequantize a GGUF file with its own code alone.
+
+    Where the package `kernels` is installed, newer versions would keep the weights packed and run
+    code fetched from a hub.
+    """
+    config = getattr(transformers, "GgufConfig", None)
+    if config is None:
+        yield {}
+        return
+    from transformers.integrations.gguf import kernels
+
+    with replaced(vars(kernels), "is_kernels_available", lambda: False):
+        yield {"quantization_config": config(dequantize=True)}
+
+
 def _convert(path: Path, folder: Path, digest: str) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -187,12 +205,12 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
         types = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors)
         # The conversion draws its own progress bar: welcome on a terminal, noise elsewhere.
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-        with _by_itself(path) as source, quiet:
+        with _by_itself(path) as source, quiet, _without_kernels() as unpacked:
             tokenizer = AutoTokenizer.from_pretrained(**source)
             _require_words(tokenizer)
             tokenizer.save_pretrained(folder)
             read, info = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, output_loading_info=True
+                **source, **unpacked, dtype=torch.float32, output_loading_info=True
             )  # type: ignore[misc]
         if absent := sorted(info["missing_keys"]):  # they are random now
             raise ModelError(f"it has no weights for {len(absent)} parameters, {absent[0]} first")

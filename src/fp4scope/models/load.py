@@ -4,124 +4,27 @@ A name is a GGUF file, a local folder, or else a hub id. Nothing that a model br
 (`trust_remote_code`) and no pickle is opened (`allow_pickle`) unless the user asks.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
+from fp4scope.errors import Fp4ScopeError, ModelError
+from fp4scope.models import checkpoint, checks
 from fp4scope.models.config import config_size, config_value, text_config
-from fp4scope.models.gguf import converted, is_gguf, quantization_of
-from fp4scope.models.layout import Layout, find_layout, is_linear
-from fp4scope.models.offload import Offloaded
-from fp4scope.models.stack import BlockStack, only_last_rows
+from fp4scope.models.layout import find_layout
+from fp4scope.models.library import library
+from fp4scope.models.loaded import LoadedModel, fingerprint_of
+from fp4scope.models.names import check_name, resolve
+from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
 _OVERFLOWS_FP16 = ("gemma2", "gemma3_text", "gemma3n_text")
-# What saving, loading or running writes into a configuration; `architectures` is one of these.
-_VOLATILE_CONFIG = (
-    "_name_or_path",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-)
-MINIMUM_COVERAGE = 0.95
-
-
-@dataclass(kw_only=True)
-class LoadedModel:
-    """A model ready to be measured, and what identifies it.
-
-    `name` is its hub id, or the last part of its path.
-    `prior_quantization` says how the weights were stored before they came here, if they were
-    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration.
-    """
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: Any
-    layout: Layout
-    device: torch.device
-    dtype: torch.dtype
-    fingerprint: str
-    prior_quantization: str | None = None
-    warnings: tuple[str, ...] = ()
-    offloaded: Offloaded | None = None
-
-    @property
-    def config(self) -> Any:  # noqa: ANN401
-        """The configuration of the text model."""
-        return text_config(self.model.config)
-
-    @property
-    def dtype_name(self) -> str:
-        """Such as `float32`."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def max_seq_len(self) -> int | None:
-        """Tokens in a window at most; None if the model names no bound."""
-        longest = config_size(self.config, "max_position_embeddings", 0)
-        return longest if longest > 0 else None
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of what a block passes on."""
-        return config_size(self.config, "hidden_size", 0) or self._embeddings[1]
-
-    @property
-    def vocab_size(self) -> int:
-        return config_size(self.config, "vocab_size", 0) or self._embeddings[0]
-
-    @property
-    def _embeddings(self) -> tuple[int, int]:
-        embeddings: Any = self.model.get_input_embeddings()
-        tokens, width = embeddings.weight.shape
-        return tokens, width
-
-    @cached_property
-    def linears(self) -> list[torch.nn.Linear | Conv1D]:
-        """The modules that can be quantized."""
-        modules = map(self.model.get_submodule, self.layout.linears)
-        return [module for module in modules if is_linear(module)]
-
-    @property
-    def weights(self) -> list[torch.Tensor]:
-        return [module.weight for module in self.linears]
-
-    @property
-    def tokenizer_sha256(self) -> str | None:
-        """Hash of a fast tokenizer's whole definition."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
-
-    @cached_property
-    def stack(self) -> BlockStack:
-        """The blocks, to be run one at a time."""
-        return BlockStack(self.model, self.layout, self.offloaded)
-
-    @torch.no_grad()
-    def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
-        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab).
-
-        With `last`, only those of the last so many tokens; most heads then compute no others.
-        """
-        spared = nullcontext() if last is None else only_last_rows(self.model, last)
-        with spared:
-            logits = self.model(ids[None].to(self.device), use_cache=False).logits[0]
-        return logits if last is None else logits[-last:]
+# Of these, the first that knows a configuration; a multimodal class runs on text alone.
+_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 def load_model(
@@ -141,9 +44,9 @@ def load_model(
         name: Hub id, local folder, or GGUF file.
         revision: Branch, tag or commit of a hub id.
         device: A torch device, or `auto`: CUDA if there is one.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own on CUDA,
-            FP32 on CPU.
-        trust_remote_code: Run Python code that the model brings.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: FP32 on CPU; on CUDA the checkpoint's
+            own if it has 16 bits, else BF16.
+        trust_remote_code: Run Python code and kernels that the model brings.
         allow_pickle: Load weights that are not safetensors.
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
         offload: `yes`: the blocks wait in host memory and come to the device in turn; `auto`: if
@@ -151,47 +54,55 @@ def load_model(
 
     Raises:
         ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
-        StudyError: A device that is not there.
+        StudyError: A device that is not there, or a revision of something local.
     """
     where = resolve_device(device)
-    source, prior = _resolve(name)
-    wanted = dtype if dtype != "auto" else ("auto" if where.type == "cuda" else "float32")
+    check_name(name, revision)
+    source, prior = resolve(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
-    with _transformers(name, source) as transformers:
+    with library(name, source) as transformers:
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        _require_decoder(config, name)
-        # What transformers can dequantize while it loads (FP8, for example) still was quantized.
-        declared = getattr(config, "quantization_config", None)
-        if isinstance(declared, dict):
-            prior = prior or str(declared.get("quant_method"))
+        checks.require_decoder(config, name)
+        if not trust_remote_code:
+            checkpoint.require_own_kernels(name, config)
+        quantizer = _json_beside(source, "hf_quant_config.json", revision)
+        declared = checkpoint.require_unquantized(name, config, quantizer)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        stored = checkpoint.stored_tensors(_safetensors(source, config, revision))
+        if not declared:
+            checkpoint.require_values(name, stored)
+        kept = checkpoint.main_dtype(stored) or config_value(text_config(config), "dtype")
+        chosen = choose_dtype(dtype, where.type, kept)
+        model, info = _auto_class(transformers, config, name).from_pretrained(
             source,
-            dtype=wanted,
+            config=config,
+            dtype=chosen,
             use_safetensors=None if allow_pickle else True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **options,
         )
-    absent = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
-    if absent:
-        raise ModelError(
-            f"{name} has no weights that fit for {len(absent)} of its parameters, {absent[0]} "
-            "first; they would be random: check that the checkpoint is complete and a causal "
-            "language model"
-        )
-    shown = Path(name).name.removesuffix(".gguf") if Path(source).exists() else name
-    return adopt(
+        adapter = _json_beside(source, "adapter_config.json", revision)
+    _require_all_read(name, info, stored.keys() | model.state_dict().keys(), declared)
+    loaded = adopt(
         model,
         tokenizer,
-        name=shown,
-        prior=prior,
+        name=Path(name).name.removesuffix(".gguf") if Path(source).exists() else name,
+        prior=prior or declared,
         allow_partial=allow_partial,
         device=where,
         offload=offload,
     )
+    notes = [
+        dtype_note(dtype, where.type, kept, chosen),
+        checkpoint.unread_note(info["unexpected_keys"], loaded.layout),
+        "the adapter beside the weights (adapter_config.json) is not applied; to measure it, merge "
+        "it into them" if adapter else None,
+    ]  # fmt: skip
+    loaded.warnings += tuple(note for note in notes if note)
+    return loaded
 
 
 def adopt(
@@ -216,23 +127,29 @@ def adopt(
         offload: As for `load_model`; `yes` and `auto` need a device.
 
     Raises:
-        ModelError: It has no blocks, or too little of them can be quantized.
+        ModelError: It is no model, it has no blocks, or too little of them can be quantized.
+        StudyError: The tokenizer is none.
     """
-    model = model.eval().requires_grad_(False)
+    checks.require_model(model, tokenizer)
     config = model.config
-    _require_decoder(config, name or type(model).__name__)
+    name = str(name or config_value(config, "_name_or_path") or type(model).__name__)
+    checks.require_decoder(config, name)
+    checkpoint.require_unquantized(name, config)
+    checks.require_data(model, name)
+    model = model.eval().requires_grad_(False)
     layout = find_layout(model)
+    checks.require_plain(model, layout, name)
     offloaded = None
     if device is not None:
-        offloaded = _placed(model, layout, device, offload)
-    _require_causal(model, name or type(model).__name__)
-    if layout.coverage < MINIMUM_COVERAGE and not allow_partial:
-        listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
-        raise ModelError(
-            f"only {layout.coverage:.1%} of the parameters in the blocks are weights of linears "
-            f"that can be quantized; missed: {listed}. A baseline would not be an FP4 model; pass "
-            "--allow-partial (allow_partial=True) to measure it all the same"
-        )
+        offloaded = placed(model, layout, device, offload)
+    try:
+        _require_causal(model, name)
+    except Fp4ScopeError:
+        raise
+    except Exception as error:
+        raise checks.forward_failed(model, name, error) from error
+    if not allow_partial:
+        checks.require_coverage(layout)
     parameter = next(model.parameters())
     warnings = []
     kind = config_value(text_config(config), "model_type")
@@ -242,120 +159,78 @@ def adopt(
             "if the reference is not finite, use bfloat16 or float32"
         )
     return LoadedModel(
-        name=name or config_value(config, "_name_or_path") or type(model).__name__,
+        name=name,
         model=model,
         tokenizer=tokenizer,
         layout=layout,
         device=parameter.device,
         dtype=parameter.dtype,
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint_of(model),
         prior_quantization=prior,
         warnings=tuple(warnings),
         offloaded=offloaded,
     )
 
 
-def _placed(
-    model: PreTrainedModel, layout: Layout, device: torch.device, offload: str
-) -> Offloaded | None:
-    """Move a model to a device, or all of it but its blocks."""
-    if offload == "no" or (offload == "auto" and _fits(model, device)):
-        model.to(device)  # type: ignore[arg-type]
-        return None
-    blocks = list(model.get_submodule(layout.blocks_path).children())
-    waiting = {id(t) for block in blocks for t in (*block.parameters(), *block.buffers())}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if id(tensor) not in waiting:
-            tensor.data = tensor.data.to(device)
-    return Offloaded(blocks, device)
+def _auto_class(transformers: Any, config: Any, name: str) -> Any:  # noqa: ANN401
+    """The class that loads the model with its language model's head."""
+    brought = config_value(config, "auto_map", {})
+    for kind in _CLASSES:
+        found = getattr(transformers, kind, None)
+        if found is not None and (kind in brought or type(config) in found._model_mapping):
+            return found
+    raise ModelError(
+        f"{name} is of type {config_value(config, 'model_type')!r}, for which transformers "
+        f"{transformers.__version__} has no class with a language model's head; give a causal "
+        "language model"
+    )
 
 
-def _fits(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether a GPU has room for the weights and some more to work in."""
-    if device.type != "cuda":
-        return True
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    free, _ = torch.cuda.mem_get_info(device)
-    return weights < 0.8 * free
+def _safetensors(source: str, config: Any, revision: str | None) -> list[str]:  # noqa: ANN401
+    """The files that hold the weights, fetched if they are not here; none if they are pickled."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    own = config_value(config, "transformers_weights")
+    for file in [own] if isinstance(own, str) else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
+        path = _beside(source, file, revision)
+        if path is not None and path.endswith(".index.json"):
+            return get_checkpoint_shard_files(source, path, revision=revision)[0] or []
+        if path is not None and path.endswith(".safetensors"):
+            return [path]
+    return []
 
 
-def resolve_device(device: str) -> torch.device:
-    """The torch device called `device`; `auto` is CUDA if there is one.
+def _beside(source: str, file: str, revision: str | None) -> str | None:
+    """A file of a model, fetched if it is not here; None if the model has none of this name."""
+    from transformers.utils.hub import cached_file
 
-    Raises:
-        StudyError: There is no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found).cpu()  # the copy finds out a device without data, `meta`
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise StudyError(f"device {device!r} cannot be used here ({reason}); try cpu") from None
-    return found
+    return cached_file(
+        source,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
-def check_name(name: str) -> None:
-    """Refuse, before anything is loaded or fetched, a name that cannot be a model's.
-
-    Raises:
-        ModelError: A path that is not there, or neither a GGUF file nor a model folder.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        if not is_gguf(path):
-            raise ModelError(
-                f"{name} is a file but not a GGUF file; give a GGUF file, a folder with "
-                "config.json and safetensors, or a hub id"
-            )
-    elif path.is_dir():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{name} has no config.json, so it is not a model folder")
-    elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1:
-        raise ModelError(f"{name} does not exist; give a GGUF file, a model folder, or a hub id")
+def _json_beside(source: str, file: str, revision: str | None) -> Any:  # noqa: ANN401
+    path = _beside(source, file, revision)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _resolve(name: str) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`, and how its weights were quantized before."""
-    check_name(name)
-    path = Path(name).expanduser()
-    if path.is_file():
-        with _transformers(name, name):
-            folder = converted(path)
-        return str(folder), quantization_of(folder)
-    if path.is_dir():
-        return str(path), quantization_of(path)
-    return name, None
-
-
-@contextmanager
-def _transformers(name: str, source: str) -> Iterator[Any]:
-    """`transformers`, silent, its many exceptions turned into one that says what to do."""
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    import transformers
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if Path(source).exists():  # downloads keep their progress bars
-        logging.disable_progress_bar()
-    try:
-        yield transformers
-    except Fp4ScopeError:
-        raise
-    except Exception as error:
-        raise ModelError(_why(name, source, error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _require_decoder(config: Any, name: str) -> None:  # noqa: ANN401
-    if config_value(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder; fp4scope needs a causal language model")
+def _require_all_read(
+    name: str, info: dict[str, Any], known: set[str], declared: str | None
+) -> None:
+    """Refuse a checkpoint that lacks parameters, or holds more than the model has understood."""
+    absent = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
+    if absent:
+        raise ModelError(
+            f"{name} has no weights that fit for {len(absent)} of its parameters, {absent[0]} "
+            "first; they would be random: check that the checkpoint is complete and a causal "
+            "language model"
+        )
+    checkpoint.require_no_scales(name, info["unexpected_keys"], known, declared)
 
 
 @torch.no_grad()
@@ -372,34 +247,3 @@ def _require_causal(model: PreTrainedModel, name: str) -> None:
             f"{name} is not causal: its predictions change with tokens that come later; fp4scope "
             "needs a causal language model"
         )
-
-
-def _why(name: str, source: str, error: Exception) -> str:
-    whole = " ".join(str(error).split())
-    reason = whole[:300]
-    if "trust_remote_code" in whole:
-        return (
-            f"{name} brings its own Python code, which fp4scope does not run; if you trust it, "
-            "pass --trust-remote-code"
-        )
-    if not Path(source).exists():
-        return (
-            f"cannot load {name!r} from the hub ({reason}); check the name and the network, or "
-            "give a local folder or a GGUF file"
-        )
-    if "safetensors" in whole and not any(Path(source).glob("*.safetensors")):
-        return (
-            f"{name} has no safetensors weights ({reason}); if you trust its pickled weights, "
-            "pass --allow-pickle"
-        )
-    return f"cannot load {name}: {type(error).__name__}: {reason}"
-
-
-def _fingerprint(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE_CONFIG}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

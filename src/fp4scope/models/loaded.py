@@ -1,0 +1,143 @@
+"""A model in memory, ready to be measured, and what identifies it."""
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fp4scope.errors import DataError
+from fp4scope.models.config import config_size, text_config
+from fp4scope.models.layout import Layout, is_linear
+from fp4scope.models.offload import Offloaded
+from fp4scope.models.stack import BlockStack, only_last_rows
+
+# What saving, loading or running writes into a configuration; `architectures` is one of these.
+_VOLATILE_CONFIG = (
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model ready to be measured, and what identifies it.
+
+    `name` is its hub id, or the last part of its path.
+    `prior_quantization` says how the weights were stored before they came here, if they were
+    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+    prior_quantization: str | None = None
+    warnings: tuple[str, ...] = ()
+    offloaded: Offloaded | None = None
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401
+        """The configuration of the text model."""
+        return text_config(self.model.config)
+
+    @property
+    def dtype_name(self) -> str:
+        """Such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Tokens in a window at most; None if the model names no bound."""
+        longest = config_size(self.config, "max_position_embeddings", 0)
+        return longest if longest > 0 else None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what a block passes on."""
+        return config_size(self.config, "hidden_size", 0) or self._embeddings[1]
+
+    @property
+    def vocab_size(self) -> int:
+        return config_size(self.config, "vocab_size", 0) or self._embeddings[0]
+
+    @property
+    def _embeddings(self) -> tuple[int, int]:
+        embeddings: Any = self.model.get_input_embeddings()
+        tokens, width = embeddings.weight.shape
+        return tokens, width
+
+    def require_known(self, ids: torch.Tensor, source: str) -> None:
+        """Refuse tokens that the model has no embeddings or no logits for.
+
+        Args:
+            ids: Token ids, of any shape.
+            source: Where they come from.
+
+        Raises:
+            DataError: There are some.
+        """
+        head: Any = self.model.get_output_embeddings()
+        tables = [self.model.get_input_embeddings(), head]
+        rows = [len(t.weight) for t in tables if getattr(t, "weight", None) is not None]
+        if rows and int(ids.max()) >= min(rows):
+            raise DataError(
+                f"the tokenizer makes token {int(ids.max())} of {source}, but {self.name} knows "
+                f"tokens 0 to {min(rows) - 1} only; give the tokenizer that belongs to it, or "
+                "resize its embeddings"
+            )
+
+    @cached_property
+    def linears(self) -> list[torch.nn.Linear | Conv1D]:
+        """The modules that can be quantized."""
+        modules = map(self.model.get_submodule, self.layout.linears)
+        return [module for module in modules if is_linear(module)]
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [module.weight for module in self.linears]
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of a fast tokenizer's whole definition."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend else None
+
+    @cached_property
+    def stack(self) -> BlockStack:
+        """The blocks, to be run one at a time."""
+        return BlockStack(self.model, self.layout, self.offloaded)
+
+    @torch.no_grad()
+    def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
+        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab).
+
+        With `last`, only those of the last so many tokens; most heads then compute no others.
+        """
+        spared = nullcontext() if last is None else only_last_rows(self.model, last)
+        with spared:
+            logits = self.model(ids[None].to(self.device), use_cache=False).logits[0]
+        return logits if last is None else logits[-last:]
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """SHA-256 over the configuration and every tensor of a model."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE_CONFIG}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
