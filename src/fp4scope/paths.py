@@ -77,6 +77,40 @@ def read_bytes(path: str | Path, what: str, kind: type[Fp4ScopeError]) -> bytes:
         return Path(path).read_bytes()
 
 
+def require_memory(needed: int, said: str, kind: type[Fp4ScopeError], advice: str) -> None:
+    """Refuse what needs more memory than there is, before the process is ended for it.
+
+    Args:
+        needed: How much, in bytes.
+        said: What needs it.
+        kind: What to raise.
+        advice: What to do instead.
+
+    Raises:
+        Fp4ScopeError: `kind`.
+    """
+    if needed > (free := free_memory()):
+        raise kind(
+            f"{said} takes about {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are "
+            f"free; {advice}"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take, on the machine and under its own limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return free
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return free
+    return max(0, min(free, limit - psutil.Process().memory_info().vms))
+
+
 def writable_folder(path: str | Path) -> Path:
     """A folder that files can be made in; it is made if it is not there.
 

@@ -1,6 +1,7 @@
 """Texts: read byte for byte, named by their hash, joined as papers join WikiText-2."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ def hub(monkeypatch):
             raise hub.rows
         return {"text": hub.rows}
 
-    hub = SimpleNamespace(load_dataset=load_dataset, rows=[], asked=asked)
+    config = SimpleNamespace(HF_HUB_OFFLINE=True)
+    hub = SimpleNamespace(load_dataset=load_dataset, rows=[], asked=asked, config=config)
     monkeypatch.setitem(sys.modules, "datasets", hub)
     return hub
 
@@ -57,6 +59,57 @@ def test_file_that_is_not_there(tmp_path):
         read_text(tmp_path / "gone.txt")
     with pytest.raises(DataError, match="Is a directory"):
         read_text(tmp_path)
+
+
+def test_what_has_no_end_or_is_no_file():
+    with pytest.raises(DataError, match="/dev/zero: not a regular file"):
+        read_text("/dev/zero")
+    with pytest.raises(DataError, match="embedded null"):
+        read_text("a\0b")
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_text(tmp_path / "pipe")
+
+
+def test_more_text_than_memory_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as file:
+        file.truncate(10**13)  # takes no room: all of it is a hole
+    with pytest.raises(
+        DataError, match=r"huge\.txt has 10000000 MB, and to tokenize it takes .* GB"
+    ):
+        read_text(path)
+
+
+def test_memory_that_runs_out_while_reading(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("w1 w2")
+
+    def full(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(DataError, match=r"a\.txt, 0\.0 MB: out of memory"):
+        read_text(path)
+
+
+def test_without_the_hub_the_cache_is_asked_at_once(hub, monkeypatch):
+    hub.config.HF_HUB_OFFLINE = False
+    seen = []
+
+    def load_dataset(*name, split):
+        seen.append(hub.config.HF_HUB_OFFLINE)
+        return {"text": ["a"]}
+
+    hub.load_dataset = load_dataset
+    for error in (None, ConnectionError("no network")):
+        monkeypatch.setattr("fp4scope.data.text.hub_error", lambda url, error=error: error)
+        dataset("wikitext2")
+        assert not hub.config.HF_HUB_OFFLINE
+    assert seen == [False, True]
 
 
 def test_file_that_is_not_utf8(tmp_path):

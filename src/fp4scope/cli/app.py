@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fp4scope.cli.streams import Watched, watched_streams
 from fp4scope.errors import Fp4ScopeError, StudyError
 from fp4scope.names import visible
 
@@ -33,7 +34,9 @@ SeqLen = Annotated[int | None, typer.Option(help="Tokens in a window (2048).")]
 Device = Annotated[str | None, typer.Option(help="A torch device (CUDA if there is one).")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16, float16 (the checkpoint's on CUDA, float32 on CPU)."),
+    typer.Option(
+        help="float32, bfloat16, float16 or fp32, bf16, fp16 (the checkpoint's; on CPU float32)."
+    ),
 ]
 CalibrationText = Annotated[Path | None, typer.Option(help="A UTF-8 file that is not evaluated.")]
 CalibrationWindows = Annotated[int | None, typer.Option(help="At most this many (256).")]
@@ -70,7 +73,7 @@ def run(
         str | None, typer.Option(help="Only cells of these linears, as down_proj,*.0.* (all).")
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(help="Of restore,isolate (restore,isolate).")
+        str | None, typer.Option(help="Of restore,isolate, also called keep,only (both).")
     ] = None,
     pattern: Annotated[
         list[str] | None, typer.Option(help="One more unit: linears by name, as '*.0.mlp.*'.")
@@ -144,15 +147,20 @@ def _options_of(command: Callable[..., None], *, but: str) -> Callable[[Any], An
 def plan(**options: Any) -> None:  # noqa: ANN401
     """What a run with these options would take and reach: variants, memory, time, intervals."""
     from fp4scope.cli.plan import print_plan
+    from fp4scope.preflight import check
 
     config, patterns = options.pop("config"), options.pop("pattern")
     with _stoppable("nothing was written"):
-        print_plan(_study(options | {"patterns": patterns or None}, config))
+        study = _study(options | {"patterns": patterns or None}, config)
+        check(study)
+        print_plan(study)
 
 
 @app.command()
 def demo(
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the results (fp4scope-demo).")
+    ] = None,
     from_hub: Annotated[
         bool, typer.Option(help="Take the original model from the hub instead of the wheel.")
     ] = False,
@@ -183,10 +191,17 @@ def stats(
 ) -> None:
     """Activation outliers: max, P99.9 and their ratio for every linear's input."""
     from fp4scope.cli.stats import print_statistics
+    from fp4scope.paths import require_writable
+    from fp4scope.preflight import check
 
-    options = {k: v for k, v in locals().items() if k not in ("out", "windows", "print_statistics")}
+    parameters = inspect.signature(stats).parameters
+    given = {k: v for k, v in locals().items() if k in parameters and k not in ("out", "windows")}
     with _stoppable("nothing was written"):
-        print_statistics(_study(options), windows, out)
+        study = _study(given)
+        check(study)
+        if out is not None:
+            require_writable(out)
+        print_statistics(study, windows, out)
 
 
 @app.command()
@@ -252,11 +267,28 @@ def _options(
 
 def main() -> None:
     """Run the command line. Our own errors become one message on stderr and exit code 2."""
+    with watched_streams() as stdout:
+        code = _exit_code(stdout)
+        failed = stdout and stdout.failed
+        if failed and not isinstance(failed, BrokenPipeError):
+            print(f"fp4scope: cannot write to stdout: {failed.strerror}", file=sys.stderr)
+    sys.exit(code or (1 if failed else 0))
+
+
+def _exit_code(stdout: Watched | None) -> int | str | None:
     try:
         app()
+        if stdout is not None:
+            stdout.flush()
+    except SystemExit as stop:
+        return stop.code
     except Fp4ScopeError as error:
         _complain(str(error))
-        sys.exit(2)
+        return 2
+    except OSError as error:
+        if stdout is None or error is not stdout.failed:
+            raise
+    return 0
 
 
 def _study(options: dict[str, Any], config: Path | None = None) -> Any:  # noqa: ANN401
@@ -276,9 +308,11 @@ def _study(options: dict[str, Any], config: Path | None = None) -> Any:  # noqa:
 def _diagnose(study: Any, folder: Path) -> None:  # noqa: ANN401
     from fp4scope.cli.progress import Screen
     from fp4scope.cli.tables import print_diagnosis
+    from fp4scope.preflight import check
 
     kept = f"what was measured is kept in {folder}; repeat the same command to go on"
     with _stoppable(kept), Screen() as screen:
+        check(study, folder)
         screen.note("loading torch and the model ...")
         from fp4scope.conductor import run_study
 

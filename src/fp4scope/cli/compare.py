@@ -7,6 +7,7 @@ from pathlib import Path
 from fp4scope.cli.terminal import Grid, console, say, show, titled
 from fp4scope.errors import OutputError
 from fp4scope.files import text_bytes
+from fp4scope.paths import named, refusing, require_writable
 from fp4scope.report.comparison import Comparison, compare
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
@@ -23,6 +24,8 @@ def print_comparison(
         Which conditions hold, and where.
     """
     gates = [parse_gate(text) for text in fail_if]
+    for path in filter(None, (out, json_out)):
+        require_writable(path)
     comparison = compare(folders)
     failed = [said for gate in gates for said in failures(gate, comparison)]
     screen = console()
@@ -57,7 +60,5 @@ def _data(comparison: Comparison, failed: Sequence[str]) -> dict[str, object]:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with refusing(f"cannot write {named(path)}", OutputError, "choose another file"):
         path.write_bytes(text_bytes(text))
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another file") from None

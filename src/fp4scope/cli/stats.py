@@ -6,6 +6,7 @@ from fp4scope.cli.progress import Screen
 from fp4scope.cli.tables import activations
 from fp4scope.cli.terminal import console, say, show
 from fp4scope.errors import OutputError
+from fp4scope.paths import named, refusing
 from fp4scope.study import Study
 
 
@@ -26,8 +27,6 @@ def print_statistics(study: Study, windows: int, out: Path | None) -> None:
             style="bold",
         )
     if out is not None:
-        try:
+        with refusing(f"cannot write {named(out)}", OutputError, "choose another file"):
             diagnosis.activations.write_csv(out)
-        except OSError as error:
-            raise OutputError(f"cannot write {out}: {error.strerror}") from None
         screen.print(f"\nWritten: {out}", soft_wrap=True)

@@ -18,7 +18,8 @@ from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.inject import Injector
-from fp4scope.models import check_name, resolve_device
+from fp4scope.models import resolve_device
+from fp4scope.preflight import check
 from fp4scope.records import Observation, Results
 from fp4scope.stats import family as family_of
 from fp4scope.stats import half_width, unit_table
@@ -79,7 +80,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         Fp4ScopeError: As for a run: everything that can fail before measuring is tried.
     """
     tell = progress or (lambda event: None)
-    check_name(study.model, study.revision)
+    check(study)
     resolve_device(study.device)
     prepared = prepare(study, tell)
     loaded, windows = prepared.loaded, prepared.windows

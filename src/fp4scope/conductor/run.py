@@ -25,8 +25,8 @@ from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.files import replace_file, text_bytes
 from fp4scope.inject import Injector
-from fp4scope.models import LoadedModel, adopt, check_name, require_model, resolve_device
-from fp4scope.paths import writable_folder
+from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
+from fp4scope.preflight import check
 from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import Diagnosis, write_outputs
 from fp4scope.study import Method, Study, parse_memory
@@ -93,11 +93,11 @@ def run_study(
 ) -> Diagnosis:
     """`diagnose` for a study that is built already."""
     tell = progress or (lambda event: None)
+    check(study, output_dir, in_memory=loaded is not None)
     if loaded is None:
-        check_name(study.model, study.revision)
         resolve_device(study.device)
     if output_dir is not None:
-        return _run_in(study, writable_folder(output_dir), tell, loaded, keep=True)
+        return _run_in(study, Path(output_dir), tell, loaded, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
         diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
     diagnosis.folder = None
@@ -133,12 +133,13 @@ def activation_statistics(
         there (`results.activations`), not refused.
     """
     tell = progress or (lambda event: None)
-    check_name(study.model, study.revision)
+    check(study)
+    resolve_device(study.device)
     text = evaluation_text(study)
     loaded = load(study, tell)
     fit_length(study, loaded)
     chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
-    chosen = replace(chosen, ids=chosen.ids[:windows])
+    chosen = replace(chosen, ids=chosen.ids[: min(windows, len(chosen))])
     loaded.require_known(chosen.ids, chosen.source)
     results = Results(
         study=study.model_dump(mode="json"),

@@ -2,12 +2,18 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fp4scope.errors import DataError, nearest
+from fp4scope.paths import read_bytes
+from fp4scope.preflight import check_text, hub_error
 
 WIKITEXT2, PYDOC_TOPICS = "wikitext2", "pydoc-topics"
+_WIKITEXT = "Salesforce/wikitext"
 DATASETS = (WIKITEXT2, PYDOC_TOPICS)
 
 
@@ -27,12 +33,11 @@ def read_text(path: str | Path) -> Text:
     """A UTF-8 file, exactly as it is: no newline is translated.
 
     Raises:
-        DataError: It cannot be read, or is not UTF-8.
+        DataError: It cannot be read, is not UTF-8, or is more than fits into memory.
     """
+    check_text(path)
     try:
-        return Text(name=Path(path).name, content=Path(path).read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror}") from None
+        return Text(name=Path(path).name, content=read_bytes(path, "text", DataError).decode())
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv"
@@ -48,7 +53,8 @@ def wikitext2(split: str) -> Text:
     try:
         import datasets
 
-        rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+        with _cached_only_if_unreachable():
+            rows = datasets.load_dataset(_WIKITEXT, "wikitext-2-raw-v1", split=split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -56,6 +62,22 @@ def wikitext2(split: str) -> Text:
             "--text FILE, or --dataset pydoc-topics, which every Python carries"
         ) from error
     return Text(name=f"wikitext-2-raw-v1 {split}", content="\n\n".join(rows["text"]))
+
+
+@contextmanager
+def _cached_only_if_unreachable() -> Iterator[None]:
+    """Let `datasets` look into its cache at once where the hub does not answer."""
+    import datasets
+    from huggingface_hub import hf_hub_url
+
+    config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = config.HF_HUB_OFFLINE
+    if not wanted and hub_error(hf_hub_url(_WIKITEXT, "README.md", repo_type="dataset")):
+        config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = wanted
 
 
 def pydoc_topics() -> Text:

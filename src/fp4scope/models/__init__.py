@@ -6,7 +6,6 @@ from fp4scope.models.gguf import cache_folder, quantization_of
 from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
-from fp4scope.models.names import check_name
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
 
@@ -19,7 +18,6 @@ __all__ = [
     "Tail",
     "adopt",
     "cache_folder",
-    "check_name",
     "choose_dtype",
     "config_size",
     "config_value",

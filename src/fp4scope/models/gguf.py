@@ -42,14 +42,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fp4scope"
 
 
-def is_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
-
-
 class _Notes(BaseModel):
     """What a converted folder says of itself, in `fp4scope.json`."""
 

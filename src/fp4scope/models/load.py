@@ -17,8 +17,9 @@ from fp4scope.models.config import config_size, config_value, text_config
 from fp4scope.models.layout import find_layout
 from fp4scope.models.library import library
 from fp4scope.models.loaded import LoadedModel, fingerprint_of
-from fp4scope.models.names import check_name, resolve
+from fp4scope.models.names import resolve
 from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
+from fp4scope.preflight import check_name
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.

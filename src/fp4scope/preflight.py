@@ -1,0 +1,147 @@
+"""What can be refused of a study at once: before torch is imported and anything large is fetched.
+
+Paths, the model's name and the output folder are looked at where they are. A hub id is looked up in
+the cache, else asked for once, with one retry: libraries that fetch retry for half a minute.
+"""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fp4scope.errors import DataError, ModelError, StudyError
+from fp4scope.paths import named, refusing, require_file, require_memory, writable_folder
+from fp4scope.study import Study
+
+_TIMEOUT_S = 10.0
+_PAUSE_S = 1.0
+_TEXT_MEMORY = 100
+"""Bytes of memory that tokenizing takes for each byte of text."""
+
+
+def check(study: Study, out: str | Path | None = None, *, in_memory: bool = False) -> None:
+    """Refuse what cannot run, as far as it can be told without the model.
+
+    Args:
+        study: The study.
+        out: Its output folder, if it has one; it is made.
+        in_memory: Whether the model is there already.
+
+    Raises:
+        ModelError: The model is not there, or is no model.
+        StudyError: A revision of a local model.
+        DataError: A text is not there, not a file, or too large for the memory.
+        OutputError: The folder cannot be written to.
+    """
+    for name, path in (("text", study.text), ("calibration text", study.calibration_text)):
+        if path is not None:
+            check_text(path, name)
+    if not in_memory:
+        check_name(study.model, study.revision)
+    if out is not None:
+        writable_folder(out)
+    if not in_memory and not os.path.exists(os.path.expanduser(study.model)):
+        _require_on_hub(study.model, study.revision)
+
+
+def check_text(path: str | Path, what: str = "text") -> None:
+    """Refuse what is not a file, or more text than can be tokenized in the memory there is.
+
+    Args:
+        path: The file.
+        what: What it is to the user.
+
+    Raises:
+        DataError: It is one of these.
+    """
+    size = require_file(path, what, DataError).st_size
+    require_memory(
+        _TEXT_MEMORY * size,
+        f"the {what} {named(path)} has {size / 1e6:.0f} MB, and to tokenize it",
+        DataError,
+        "give a shorter one, such as its beginning (head -c)",
+    )
+
+
+def check_name(name: str, revision: str | None = None) -> None:
+    """Refuse, before anything is loaded or fetched, a name that cannot be a model's.
+
+    Args:
+        name: Hub id, local folder, or GGUF file.
+        revision: Branch, tag or commit; only a hub id has them.
+
+    Raises:
+        ModelError: A path that is not there, or neither a GGUF file nor a model folder.
+        StudyError: A revision of something local.
+    """
+    wanted = "give a GGUF file, a folder with config.json and safetensors, or a hub id"
+    path = model_path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{named(name)} has no config.json, so it is not a model folder")
+    elif path.exists():
+        require_file(path, "model", ModelError)
+        with refusing(f"cannot read {named(name)}", ModelError), path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{named(name)} is a file but not a GGUF file; {wanted}")
+    elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1:
+        raise ModelError(f"{named(name)} does not exist; {wanted}")
+    if revision is not None and path.exists():
+        raise StudyError(
+            f"revision is {revision!r}, but {named(name)} is local and has no revisions; leave it "
+            "out, or give a hub id"
+        )
+
+
+def model_path(name: str) -> Path:
+    """Where a model of this name would be, if it is a local one.
+
+    Raises:
+        ModelError: No path can be so: too long, a NUL, the home of a user who is not there.
+    """
+    advice = "give a GGUF file, a model folder, or a hub id"
+    with refusing(f"{named(name)} cannot be a model's name or path", ModelError, advice):
+        path = Path(name).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path
+
+
+def _require_on_hub(name: str, revision: str | None) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    advice = "check the name and the network, or give a local folder or a GGUF file"
+    try:
+        if isinstance(
+            huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str
+        ):
+            return
+    except HFValidationError as error:
+        raise ModelError(f"{named(name)} is not there and no hub id ({error}); {advice}") from None
+    error = hub_error(huggingface_hub.hf_hub_url(name, "config.json", revision=revision))
+    if isinstance(error, EntryNotFoundError):
+        raise ModelError(f"{name} on the hub has no config.json, so it is not a model to load")
+    if error is not None:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"cannot load {name!r} from the hub ({reason}); {advice}")
+
+
+def hub_error(url: str) -> Exception | None:
+    """What keeps a file of the hub from being fetched, asked for at most twice; None if nothing."""
+    from huggingface_hub import constants, get_hf_file_metadata
+    from huggingface_hub.errors import HfHubHTTPError
+
+    error = None
+    for _ in range(2):
+        try:
+            get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+            return None
+        except HfHubHTTPError as answer:  # the hub has been reached and says no
+            return answer
+        except Exception as missing:  # whatever the HTTP library in use raises
+            error = missing
+        if constants.HF_HUB_OFFLINE:
+            break
+        time.sleep(_PAUSE_S)
+    return error
