@@ -22,7 +22,7 @@ from scipy import stats
 
 import fp4scope
 from fp4scope.stats import spearman, standard_errors
-from fp4scope.stats.agreement import DRAWS, Agreement, agreement
+from fp4scope.stats.agreement import DRAWS, interval_of_draws
 from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.windows import costs
 
@@ -42,8 +42,8 @@ def main() -> None:
     for folder in options.results:
         differences(folder, options.draws, rng)
     if options.ranks:
-        basic(options.studies, rng)
-        wide(options.studies, rng)
+        paired(options.studies, rng)
+        unpaired(options.studies, rng)
 
 
 def differences(folder: Path, draws: int, rng: np.random.Generator) -> None:
@@ -85,56 +85,59 @@ def covered(
     return both[0], both[1]
 
 
-def basic(studies: int, rng: np.random.Generator) -> None:
+def paired(studies: int, rng: np.random.Generator) -> None:
     print("\nPaired lists, noise of a window 3 times the spread of units\n")
     shapes = ((30, 8), (30, 32), (210, 8), (210, 32), (210, 96))
     print(f"| units, windows | {' | '.join(f'{u}, {w}' for u, w in shapes)} |")
     print("| --- " * (len(shapes) + 1) + "|")
     rows: dict[str, list[str]] = defaultdict(list)
     for units, windows in shapes:
-        hits = np.zeros(2)
+        hits = np.zeros(3)
         for truth, one, other in made(units, (windows, windows), 3.0, 0.8, studies, rng):
-            low, high = ends(agreement(one, other))
             drawn = drawn_means(np.concatenate([one, other], axis=1), DRAWS)
-            least, most = np.quantile(spearman(drawn[:, :units], drawn[:, units:]), [0.025, 0.975])
-            hits += [least <= truth <= most, low <= truth <= high]
-        for name, hit in zip(("percentile", "basic"), hits / studies, strict=True):
+            hits += held(truth, one, other, spearman(drawn[:, :units], drawn[:, units:]))
+        for name, hit in zip(KINDS, hits / studies, strict=True):
             rows[name].append(f"{100 * hit:.0f}%")
     for name, cells in rows.items():
         print(f"| {name} interval | {' | '.join(cells)} |", flush=True)
 
 
-def wide(studies: int, rng: np.random.Generator) -> None:
+def unpaired(studies: int, rng: np.random.Generator) -> None:
     print("\nLists of other text, 40 and 30 windows; over correlations of 0, 0.7 and 0.97\n")
     sizes = (4, 7, 28, 100)
     print(f"| units | {' | '.join(map(str, sizes))} |")
     print("| --- " * (len(sizes) + 1) + "|")
     for noise in (0.1, 0.3, 0.6):
-        rows: dict[bool, list[str]] = {True: [], False: []}
+        rows: dict[str, list[str]] = {kind: [] for kind in KINDS[1:]}
         for units in sizes:
-            hits: dict[bool, list[float]] = {True: [], False: []}
+            shares = []
             for correlation in (0.0, 0.7, 0.97):
-                counts = {True: 0, False: 0}
-                scale = noise * 35**0.5
-                lists = made(units, (40, 30), scale, correlation, studies, rng)
-                for truth, one, other in lists:
-                    for both in counts:
-                        low, high = ends(agreement(one, other, paired=False, wide=both))
-                        counts[both] += low - 1e-9 <= truth <= high + 1e-9
-                for both, count in counts.items():
-                    hits[both].append(100 * count / studies)
-            for both, shares in hits.items():
-                rows[both].append(f"{min(shares):.0f}-{max(shares):.0f}%")
-        for both, cells in rows.items():
-            name = f"noise {noise}" + ("" if both else ", the basic one")
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+                hits, scale = np.zeros(3), noise * 35**0.5
+                for truth, one, other in made(units, (40, 30), scale, correlation, studies, rng):
+                    mine, theirs = drawn_means(one, DRAWS), drawn_means(other, DRAWS, seed=1)
+                    hits += held(truth, one, other, spearman(mine, theirs))
+                shares.append(100 * hits / studies)
+            for i, kind in enumerate(KINDS[1:], 1):
+                values = [share[i] for share in shares]
+                rows[kind].append(f"{min(values):.0f}-{max(values):.0f}%")
+        for kind, cells in rows.items():
+            print(f"| noise {noise}, {kind} | {' | '.join(cells)} |", flush=True)
 
 
-def ends(found: Agreement | None) -> tuple[float, float]:
-    assert found is not None
-    assert found.low is not None
-    assert found.high is not None
-    return found.low, found.high
+KINDS = ("percentile", "mirrored", "joined")
+"""The draws' quantiles; these mirrored at rho; all between both, which fp4scope gives."""
+
+
+def held(truth: float, one: np.ndarray, other: np.ndarray, drawn: np.ndarray) -> list[bool]:
+    """Whether each kind of interval holds the rank correlation without noise."""
+    return covering(truth, float(spearman(one.mean(axis=0), other.mean(axis=0))), drawn)
+
+
+def covering(truth: float, rho: float, drawn: np.ndarray) -> list[bool]:
+    least, most = np.quantile(drawn, [0.025, 0.975])
+    mirrored = min(2 * rho - most, rho), max(2 * rho - least, rho)
+    ends = (least, most), mirrored, interval_of_draws(rho, drawn)
+    return [low - 1e-9 <= truth <= high + 1e-9 for low, high in ends]
 
 
 def made(

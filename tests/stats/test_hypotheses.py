@@ -5,7 +5,7 @@ import pytest
 
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
 from fp4scope.stats import Verdict, hypotheses
-from fp4scope.stats.depth import ALL
+from fp4scope.stats.depth import ALL, peak_p
 
 BOTH = "weights+activations"
 MILLI = 1e-3
@@ -62,40 +62,77 @@ def held(measured):
                     strict=True))  # fmt: skip
 
 
+FAMILIES = [("mxfp4:floor", "restore"), ("nvfp4", "isolate")]
+FITTING, OPPOSITE = BY_BOTH, BY_KIND
+"""Within MLP and attention costs rise with the tail, or fall with it."""
+
+
 def test_mechanism(study):
-    families = [("mxfp4:floor", "restore"), ("nvfp4", "isolate")]
-    for costs, verdict in ((BY_TAIL, Verdict.SUPPORTED), (BY_KIND, Verdict.CONTRADICTED)):
-        found = held(study({family: costs for family in families}))["mechanism"]
+    for costs, verdict in ((FITTING, Verdict.SUPPORTED), (OPPOSITE, Verdict.CONTRADICTED)):
+        found = held(study(dict.fromkeys(FAMILIES, costs)))["mechanism"]
         assert found.verdict is verdict
         for row in found.evidence:
-            assert (row["units"], row["windows"]) == (7, 16)
-            assert row["delta_rho"] == pytest.approx(row["rho_tail"] - row["rho_mlp"])
-            assert row["delta_full"] < row["delta_rho"]
-            for name in ("delta_rho", "delta_full"):
+            assert (row["units"], row["windows"], row["orders"]) == (7, 16, 144)
+            assert row["p_more" if costs is FITTING else "p_less"] == 1 / 144
+            assert row["rho_within"] == pytest.approx(1 if costs is FITTING else -1)
+            assert row["rho_mlp"] == pytest.approx(1)
+            for name in ("rho_tail", "rho_within", "rho_mlp"):
                 assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
-    # Max/P99.9 has o_proj two ranks too high, gate_proj and up_proj one too low: it orders
-    # components better than a yes-or-no can, which in its turn says all that it can say.
-    found = held(study(dict.fromkeys(families, BY_BOTH)))["mechanism"]
-    assert found.verdict is Verdict.UNDECIDED
-    row = found.evidence[0]
-    assert row["rho_tail"] == pytest.approx(1 - 6 * (4 + 1 + 1) / (7 * 48))
-    assert row["rho_mlp"] == pytest.approx(0.866, abs=5e-4)
-    assert row["delta_full"] == pytest.approx(row["rho_tail"] - 1)
-    assert row["delta_rho"] > 0
-    mixed = study({families[0]: BY_TAIL, families[1]: BY_KIND})
+    # Max/P99.9 has o_proj two ranks too high, gate_proj and up_proj one too low.
+    found = held(study(dict.fromkeys(FAMILIES, BY_BOTH)))["mechanism"]
+    assert found.evidence[0]["rho_tail"] == pytest.approx(1 - 6 * (4 + 1 + 1) / (7 * 48))
+    mixed = study({FAMILIES[0]: FITTING, FAMILIES[1]: OPPOSITE})
     assert held(mixed)["mechanism"].verdict is Verdict.UNDECIDED
-    unsure = study(dict.fromkeys(families, BY_TAIL), noise=200.0)
+    unsure = study(dict.fromkeys(FAMILIES, FITTING), noise=200.0)
     assert held(unsure)["mechanism"].verdict is Verdict.UNDECIDED
-    silent = held(study({families[0]: BY_TAIL}, tails={}))["mechanism"]
+    silent = held(study({FAMILIES[0]: FITTING}, tails={}))["mechanism"]
     assert silent.verdict is Verdict.UNDECIDED
     assert "activation statistics" in silent.sentence
 
 
+@pytest.mark.parametrize("costs", [FITTING, OPPOSITE, BY_TAIL])
+def test_seven_projections_that_share_inputs_cannot_tell(study, costs):
+    """q, k and v have one input, gate and up another: the best order is one of twelve."""
+    shared = TAILS | dict.fromkeys(("q_proj", "k_proj", "v_proj"), 1.7) | {"gate_proj": 3.0}
+    found = held(study(dict.fromkeys(FAMILIES, costs), tails=shared))["mechanism"]
+    assert found.verdict is Verdict.UNDECIDED
+    assert "7 projections cannot tell" in found.sentence
+    assert found.evidence[0]["p_least"] == pytest.approx(1 / 12)
+
+
+def test_layers_of_one_projection_are_in_the_evidence_and_decide_nothing(study):
+    """Costs fall with the tail over blocks; components with heavier tails cost more."""
+    tails = {c: tail * (1 + np.arange(BLOCKS)) for c, tail in TAILS.items()}
+    cells = {("nvfp4", "restore", c): (FITTING[c] - np.arange(BLOCKS)).tolist() for c in COMPONENTS}
+    measured = study({("nvfp4", "restore"): FITTING}, cells, noise=0.1)
+    measured.activations = [
+        ActivationRecord(component=c, block=b, max=x, p999=1.0, ratio=x, elements=9)
+        for c, of in tails.items()
+        for b, x in enumerate(of.tolist())
+    ]
+    found = held(measured)["mechanism"]
+    (components, layers) = found.evidence
+    assert (layers["level"], layers["units"], layers["p_more"]) == ("cells", 63, None)
+    assert layers["rho_within"] == pytest.approx(-1)
+    assert layers["rho_tail"] > 0.3
+    assert components["rho_within"] == pytest.approx(1)
+    assert found.verdict is Verdict.SUPPORTED
+    assert "Among the layers of one projection it is \u22121.00" in found.sentence
+
+
 def test_mechanism_needs_kinds_that_it_knows(study):
     named = {"a": 1.0, "b": 2.0, "c": 3.0}
-    found = held(study({("nvfp4", "restore"): named}, tails=named))["mechanism"]
+    measured = study({("nvfp4", "restore"): named}, tails=named)
+    found = held(measured)["mechanism"]
     assert found.verdict is Verdict.UNDECIDED
     assert not found.evidence
+    assert "Left out, as neither MLP nor attention by name: a, b, c." in found.sentence
+    measured.model["projections"] = [
+        {"component": c, "path": f"mlp.{c}", "blocks": list(range(BLOCKS))} for c in named
+    ]
+    found = held(measured)["mechanism"]
+    assert found.evidence[0]["orders"] == 6
+    assert "Left out" not in found.sentence
 
 
 def test_ordering(study):
@@ -104,17 +141,50 @@ def test_ordering(study):
     assert same.verdict is Verdict.SUPPORTED
     assert [row["rho"] for row in same.evidence] == [pytest.approx(1.0)] * 3
     assert [row["separated"] for row in same.evidence] == [21] * 3
+    assert [row["judged"] for row in same.evidence] == ["yes", "no", "no"]
     swapped = BY_BOTH | {"up_proj": 70, "down_proj": 60}
-    found = held(study({families[0]: BY_BOTH, families[1]: BY_BOTH, families[2]: swapped}))
-    assert found["ordering"].verdict is Verdict.CONTRADICTED
-    assert [row["reversed"] for row in found["ordering"].evidence] == [0, 1, 1]
-    swap = "down_proj costs more than up_proj under mxfp4:floor, restore, and less under nvfp4"
-    assert swap in found["ordering"].sentence
+    found = held(study({families[0]: BY_BOTH, families[1]: swapped}))["ordering"]
+    assert found.verdict is Verdict.CONTRADICTED
+    (row,) = found.evidence
+    assert (row["reversed"], row["counted"]) == (1, 1)
+    assert row["largest_first"] == pytest.approx(0.01, abs=2 * MILLI)
+    assert "Of 21 pairs of components 1 are significantly reversed, 1 of them by" in found.sentence
+    assert "more than up_proj under mxfp4:floor, restore" in found.sentence
     unsure = held(study({family: BY_BOTH for family in families}, noise=100.0))["ordering"]
     assert unsure.verdict is Verdict.UNDECIDED
-    alone = held(study({families[0]: BY_BOTH}))["ordering"]
-    assert alone.verdict is Verdict.UNDECIDED
-    assert not alone.evidence
+    for alone in (families[:1], families[1:]):
+        found = held(study({family: BY_BOTH for family in alone}))["ordering"]
+        assert found.verdict is Verdict.UNDECIDED
+        assert "two formats in one direction" in found.sentence
+
+
+def test_directions_are_two_estimands(study):
+    """What they order differently is shown and not judged."""
+    swapped = BY_BOTH | {"up_proj": 70, "down_proj": 60}
+    of = {("mxfp4:floor", "restore"): BY_BOTH, ("nvfp4", "restore"): BY_BOTH}
+    found = held(study(of | {("nvfp4", "isolate"): swapped}))["ordering"]
+    assert found.verdict is Verdict.SUPPORTED
+    assert [row["reversed"] for row in found.evidence] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(2, Verdict.SUPPORTED), (5, Verdict.CONTRADICTED)])
+def test_a_reversal_counts_beyond_the_tolerance(study, gap, verdict):
+    """Costs span 60 millinats: 3 are tolerated, however significant."""
+    one, other = (BY_BOTH | {"up_proj": 70 - gap * up, "down_proj": 70 - gap * (1 - up)}
+                  for up in (0, 1))  # fmt: skip
+    found = held(study({("a", "restore"): one, ("nvfp4", "restore"): other}, noise=0.1))
+    assert found["ordering"].verdict is verdict
+    (row,) = found["ordering"].evidence
+    assert (row["reversed"], row["counted"]) == (1, int(gap == 5))
+    assert ("1 significant reversals are smaller" in found["ordering"].sentence) == (gap == 2)
+
+
+def test_after_a_stop_pairs_are_told_apart_by_tests_that_allow_for_it(study):
+    """Sixteen windows in which neighbours are eight standard errors apart at least."""
+    measured = study({(fmt, "restore"): BY_BOTH for fmt in ("a", "nvfp4")}, noise=5.0)
+    fixed = held(measured)["ordering"].evidence[0]["separated"]
+    measured.protocol["stopping"] = {"anytime": True}
+    assert held(measured)["ordering"].evidence[0]["separated"] < fixed
 
 
 def test_scale_is_never_decided_by_one_model(study):
@@ -137,7 +207,12 @@ def test_localization(study):
     # 42 of 48 millinats are in the first three of nine blocks.
     assert summed["share_early"] == pytest.approx(42 / 48, abs=0.03)
     assert summed["share_early_low"] < summed["share_early"] < summed["share_early_high"]
-    assert rows["nvfp4", "q_proj"]["p_final"] == 1
+    late = rows["nvfp4", "q_proj"]
+    assert late["p_final"] < 1e-6
+    assert late["p_before"] == late["p_early"] == 1
+    assert rows["mxfp4:floor", "down_proj"]["p_early_holm"] < 1e-6
+    assert "1 significantly in the first third" in found.sentence
+    assert "particularly under MXFP4 is not tested" in found.sentence
     flat = held(study(cells={down: [1.0] * 9}))["localization"]
     assert flat.verdict is Verdict.UNDECIDED
     assert held(study())["localization"].verdict is Verdict.UNDECIDED
@@ -147,6 +222,50 @@ def test_a_peak_in_noise_is_no_peak(study):
     """Where all costs are negative the largest is no sensitivity, wherever it lies."""
     cells = {("nvfp4", "isolate", "q_proj"): [-1.0] + [-40.0] * 8}
     assert held(study(cells=cells))["localization"].verdict is Verdict.UNDECIDED
+
+
+def test_curves_without_any_cost_do_not_stand_against_a_late_peak(study):
+    late = {("nvfp4", "restore", c): [1.0] * 8 + [40.0] for c in ("q_proj", "up_proj")}
+    nothing = {("nvfp4", "isolate", c): [0.0] * 9 for c in ("q_proj", "up_proj")}
+    found = held(study(cells=late | nothing))["localization"]
+    assert found.verdict is Verdict.CONTRADICTED
+    assert "All 2 curves over depth, of 4," in found.sentence
+    more = {("mxfp4:floor", "isolate", "q_proj"): [0.0] * 9}
+    assert held(study(cells=late | nothing | more))["localization"].verdict is Verdict.UNDECIDED
+
+
+def test_a_component_of_one_third_has_no_peak_over_depth(study):
+    measured = study(cells={("nvfp4", "restore", "q_proj"): [1.0] * 8 + [40.0]})
+    measured.model["projections"] = [{"component": "q_proj", "path": "q_proj", "blocks": [7, 8]}]
+    measured.observations = {
+        key: o for key, o in measured.observations.items() if o.variant.block not in range(7)
+    }
+    found = held(measured)["localization"]
+    assert found.verdict is Verdict.UNDECIDED
+    assert {row["p_final"] for row in found.evidence} == {None}
+
+
+@pytest.mark.parametrize("anytime", [False, True])
+def test_a_late_peak_is_called_an_early_one_in_at_most_one_study_of_twenty(anytime):
+    """The peak is a final block's, and sixteen blocks before it cost as much."""
+    rng = np.random.default_rng(0)
+    costs, inside = np.zeros(24), np.arange(24) < 16
+    costs[:17] = 3.0
+    called = 0
+    for _ in range(300):
+        seen = costs + rng.normal(size=(32, 24))
+        called += peak_p(seen, inside, anytime=anytime) <= 0.05
+    assert called <= 26  # three standard deviations above 5%
+    seen = costs + 3 * (np.arange(24) == 4) + rng.normal(size=(32, 24))
+    assert peak_p(seen, inside, anytime=anytime) <= 0.05
+
+
+def test_a_peak_is_compared_with_nothing_too():
+    """The least negative cost is no peak."""
+    rng = np.random.default_rng(1)
+    seen = np.where(np.arange(9) < 1, -1.0, -40.0) + rng.normal(size=(16, 9))
+    assert peak_p(seen, np.arange(9) < 6) == 1
+    assert peak_p(seen + 3, np.arange(9) < 6) < 1e-3
 
 
 def test_too_few_windows_decide_nothing(study):

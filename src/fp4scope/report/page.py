@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fp4scope.checks import require_reported
 from fp4scope.names import visible
 from fp4scope.records import Table
-from fp4scope.report.evidence import EXPLANATIONS, columns
+from fp4scope.report.evidence import columns
 from fp4scope.report.payload import payload
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.words import (
@@ -109,8 +109,8 @@ def page(diagnosis: "Diagnosis") -> str:
         estimates_mean=ESTIMATES_MEAN if results.estimates.windows else "",
         activations=diagnosis.component_activations,
         hypotheses=held,
-        evidence=[columns(hypothesis, i) for i, hypothesis in enumerate(held)],
-        explanations=EXPLANATIONS,
+        evidence=[columns(hypothesis) for hypothesis in held],
+        explanations=[hypothesis.explanation for hypothesis in held],
         neighbours=neighbour_line(results),
         sums=sums(diagnosis),
     )

@@ -180,11 +180,11 @@ def _agreement(agreement: Table) -> Section:
     names = ("outputs", "format", "direction", "level")
     values = ("units", "rho", "own order", "on other text", "same, reversed, open")
     note = (
-        "Rho: Spearman's, with a 95% interval over windows; it says nothing of other "
-        "models or components. On other text: the one output on one half of the windows, the other "
-        "on the other half; own order: each output so with itself, which says how much of a low "
-        "rho is noise. Same, reversed, open: pairs of components that both outputs tell apart and "
-        "order alike or the other way, and those not decided (Holm at 5%)."
+        "Rho: Spearman's, with a 95% interval over a number of windows that was fixed beforehand; "
+        "it says nothing of other models or components. On other text: the one output on one half "
+        "of the windows, the other on the other half; own order: each output so with itself, which "
+        "says how much of a low rho is noise. Same, reversed, open: pairs of components that both "
+        "outputs tell apart and order alike or the other way, and those not decided (Holm at 5%)."
     )
     return Section("Same order?", names, values, rows, note)
 

@@ -8,6 +8,10 @@ from fp4scope.records import REFERENCE, Results
 T_INTERVALS = "95% t intervals"
 SEQUENCES = "95% confidence sequences, which hold whenever one stops,"
 _LISTED = 20
+_FIXED = (
+    "Rank correlations, probabilities of being among the most costly and shares of the depth are "
+    "computed as if the number of windows had been fixed beforehand."
+)
 
 
 def intervals_used(results: Results) -> str:
@@ -27,7 +31,10 @@ def windows_measured(results: Results) -> int:
 def stopping_lines(results: Results) -> list[str]:
     """What was decided after how many windows; nothing for a study without a goal."""
     stopping = results.protocol.get("stopping")
-    return [] if not stopping else [*_overall(stopping), *map(_family, stopping["families"])]
+    if not stopping:
+        return []
+    fixed = [_FIXED] if results.anytime else []
+    return [*_overall(stopping), *map(_family, stopping["families"]), *fixed]
 
 
 def _overall(stopping: Mapping[str, Any]) -> Iterator[str]:

@@ -244,7 +244,11 @@ def agreements(diagnosis: "Diagnosis") -> list[str]:
             f"ranking of {row['units']} {row['level']} against the exact sweep's: rho {span}"
         )
         if row["rho_apart"] is not None:
-            line += f", on different windows {number(row['rho_apart'], digits=2)}"
+            most = [number(row[name], digits=2) for name in ("ceiling", "ceiling_apart")]
+            line += (
+                f", on different windows {number(row['rho_apart'], digits=2)}; knowing every true "
+                f"cost would give about {most[0]} and {most[1]}"
+            )
         if row["top"] is not None:
             line += f"; of the {row['top']} most costly, {row['top_shared']} are the same"
         found.append(f"{line}.")

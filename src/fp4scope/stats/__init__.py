@@ -10,7 +10,7 @@ from fp4scope.stats.comparable import comparable, differing_conditions
 from fp4scope.stats.decisions import BestSearch, Fate, search
 from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.formats import format_table, operand_table
-from fp4scope.stats.hypotheses import Hypothesis, Verdict, hypotheses
+from fp4scope.stats.hypotheses import Column, Form, Hypothesis, Verdict, hypotheses
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
@@ -47,8 +47,10 @@ __all__ = [
     "SIGNIFICANCE",
     "TOP_K",
     "BestSearch",
+    "Column",
     "Estimate",
     "Fate",
+    "Form",
     "Hypothesis",
     "Pairing",
     "Verdict",

@@ -10,19 +10,31 @@ order leaves out. Hence `rho_apart`: the estimate on one half of the windows aga
 on the other, the mean over many halvings. It says what an estimate is worth for other text; halves
 being shorter, it is somewhat low.
 
+A ceiling stands beside both. The exact sweep's order has noise of its own, so that even a predictor
+that knew every true cost would not reach 1. The order of one half of the windows correlates with
+that of the other at r (`own`, the mean over halvings); by Spearman and Brown the order of all
+windows is reliable to 2 r / (1 + r), and a perfect predictor correlates with it at the square root
+of that (`ceiling`), with the order of one half at the square root of r (`ceiling_apart`). On the
+same windows an estimate may lie above it, by luck that both share.
+
 The interval is over windows: the means of both lists are drawn again (`drawn_means`) and ranked.
 Noise that a list has to itself lowers rho, drawing means adds as much noise again, and so the draws
-lie below rho about as far as rho lies below what endless text would give. Hence the basic interval,
-the draws' quantiles mirrored at rho, and not the percentile interval. In a simulation (costs with
-heavy tails that correlate at 0.8, unshared noise of a window 3 times their spread, 60 studies each;
+lie below rho about as far as rho lies below what endless text would give. So the draws' quantiles
+are mirrored at rho (the basic interval). With few units rho jumps, the mirrored interval is too
+narrow, and the draws' own quantiles are joined to it. In a simulation (costs with heavy tails that
+correlate at 0.8, unshared noise of a window 3 times their spread, 60 studies each;
 `benchmarks/intervals.py --ranks`) the rank correlation without noise was inside
 
 | units, windows | 30, 8 | 30, 32 | 210, 8 | 210, 32 | 210, 96 |
 | --- | --- | --- | --- | --- | --- |
-| percentile interval | 0% | 3% | 0% | 0% | 0% |
-| basic interval | 38% | 82% | 0% | 55% | 95% |
+| the draws' quantiles | 0% | 3% | 0% | 0% | 0% |
+| mirrored | 38% | 82% | 0% | 55% | 95% |
 
-so that on few windows and for close units this one is too low as well. It always holds rho itself.
+so that on few windows and for close units it is too low. It always holds rho itself.
+`orders` has the same for seven units. The draws are those of a number of windows that was fixed
+beforehand.
+
+Source: Spearman 1910 and Brown 1910, British Journal of Psychology 3(3).
 """
 
 from collections import defaultdict
@@ -43,8 +55,8 @@ FEWEST_UNITS = 3
 DRAWS = 2000
 HALVINGS = 500
 AGREEMENT_COLUMNS = (
-    "format", "direction", "operands", "level", "units", "rho", "rho_low", "rho_high", "rho_apart",
-    "top", "top_shared", "windows",
+    "format", "direction", "operands", "level", "units", "rho", "rho_low", "rho_high", "ceiling",
+    "rho_apart", "ceiling_apart", "top", "top_shared", "windows",
 )  # fmt: skip
 
 
@@ -75,9 +87,7 @@ def spearman(one: Floats, other: Floats) -> Floats:
         return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
-def agreement(
-    exact: Floats, estimated: Floats, *, paired: bool = True, wide: bool = False
-) -> Agreement | None:
+def agreement(exact: Floats, estimated: Floats, *, paired: bool = True) -> Agreement | None:
     """The rank correlation of two lists of costs, each windows by units.
 
     Args:
@@ -85,7 +95,6 @@ def agreement(
         estimated: The other.
         paired: Whether the windows of both are the same. If not they are drawn separately, and
             their numbers may differ.
-        wide: Whether the interval holds the draws' own quantiles too (`orders` says why).
 
     Returns:
         None where all costs of a list are the same.
@@ -102,13 +111,23 @@ def agreement(
         found = spearman(drawn[:, :units], drawn[:, units:])
     else:
         found = spearman(drawn_means(exact, DRAWS), drawn_means(estimated, DRAWS, seed=1))
+    return Agreement(rho, *interval_of_draws(rho, found), apart)
+
+
+def interval_of_draws(rho: float, drawn: Floats) -> tuple[float, float]:
+    """A rank correlation's 95% interval from those of drawn means; it holds `rho`.
+
+    The draws' quantiles, those mirrored at `rho`, and all between.
+
+    Example:
+        >>> low, high = interval_of_draws(0.5, np.linspace(0.0, 0.8, 41))
+        >>> round(low, 2), round(high, 2)
+        (0.02, 0.98)
+    """
     tail = (1 - CONFIDENCE) / 2
-    least, most = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
-    low, high = 2 * rho - most, 2 * rho - least
-    if wide:
-        low, high = min(low, least), max(high, most)
-    low, high = max(-1, min(low, rho)), min(1, max(high, rho))
-    return Agreement(rho, float(low), float(high), apart)
+    least, most = np.quantile(drawn[~np.isnan(drawn)], [tail, 1 - tail])
+    low, high = min(2 * rho - most, least), max(2 * rho - least, most)
+    return float(max(-1, min(low, rho))), float(min(1, max(high, rho)))
 
 
 def rho_apart(exact: Floats, estimated: Floats) -> float | None:
@@ -131,6 +150,23 @@ def rho_apart(exact: Floats, estimated: Floats) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
+def ceilings(exact: Floats) -> tuple[float, float] | None:
+    """What a perfect predictor's rank correlation with these costs would be, estimated.
+
+    Args:
+        exact: Windows by units.
+
+    Returns:
+        On all windows, and on one half of them; 0 where the order does not repeat at all, None
+        below four windows.
+    """
+    own = rho_apart(exact, exact)
+    if own is None:
+        return None
+    half = max(0.0, own)
+    return (2 * half / (1 + half)) ** 0.5, half**0.5
+
+
 def agreement_table(results: Results) -> Table:
     """A row for each family that was both measured and estimated."""
     rows = []
@@ -144,6 +180,9 @@ def agreement_table(results: Results) -> Table:
         row |= {"units": len(members), "windows": len(exact)}
         row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
         row["rho_apart"] = found.apart
+        most = ceilings(exact)
+        if most is not None:
+            row |= dict(zip(("ceiling", "ceiling_apart"), most, strict=True))
         if len(members) > TOP_K[level]:
             shared = _top(exact, TOP_K[level]) & _top(estimated, TOP_K[level])
             row |= {"top": TOP_K[level], "top_shared": len(shared)}

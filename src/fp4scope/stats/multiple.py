@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS, Estimate
-from fp4scope.stats.sequences import anytime_p_values
+from fp4scope.stats.sequences import anytime_p_values, log_evidence
 from fp4scope.stats.windows import Floats
 
 SIGNIFICANCE = round(1 - CONFIDENCE, 10)
@@ -30,6 +30,23 @@ def p_values(means: Floats | float, stderrs: Floats | float, n: int) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(means == 0, 0.0, np.abs(means) / np.asarray(stderrs))
     return np.asarray(2 * special.stdtr(n - 1, -t))
+
+
+def one_sided_p_values(means: Floats, stderrs: Floats, n: int, *, anytime: bool = False) -> Floats:
+    """P-values of paired t tests of means that are at most zero, against larger ones.
+
+    With `anytime` those of one-sided confidence sequences. A mean of zero without any spread has a
+    p of one half, or of 1.
+
+    Example:
+        >>> one_sided_p_values(np.array([0.0, 2.0, -2.0]), np.ones(3), 16).round(3).tolist()
+        [0.5, 0.032, 0.968]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(means == 0, 0.0, means / stderrs)
+    if anytime:
+        return np.exp(-np.maximum(log_evidence(t, n, one_sided=True), 0.0))
+    return np.asarray(special.stdtr(n - 1, -t))
 
 
 def p_value(estimate: Estimate, *, anytime: bool = False) -> float | None:

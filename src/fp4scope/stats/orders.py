@@ -5,18 +5,16 @@ stands how well each order repeats on other text (`own`: one half of a result's 
 other): where that is low too, a low rho says little of the models. The interval is over windows,
 not over components: those are all there are.
 
-With few units rho jumps, and the basic interval that serves for many is too narrow; with many the
-draws' quantiles lie too low. So the interval here holds both. In a simulation (40 and 30 windows of
-other text, 60 studies, heavy-tailed costs that correlate at 0, 0.7 or 0.97, the noise of a mean
-0.1, 0.3 or 0.6 of their spread; `benchmarks/intervals.py --ranks`) it held the rank correlation
-without noise in
+The interval is that of `agreement`. In a simulation (40 and 30 windows of other text, 60 studies,
+heavy-tailed costs that correlate at 0, 0.7 or 0.97, the noise of a mean 0.1, 0.3 or 0.6 of their
+spread; `benchmarks/intervals.py --ranks`) it held the rank correlation without noise in
 
 | units | 4 | 7 | 28 | 100 |
 | --- | --- | --- | --- | --- |
 | noise 0.1 | 97-100% | 97-98% | 95-98% | 95-100% |
 | noise 0.3 | 98-100% | 92-97% | 90-97% | 90-97% |
 | noise 0.6 | 95-100% | 88-93% | 60-90% | 23-92% |
-| the basic one | 58-87% | 65-85% | 60-97% | 23-98% |
+| mirrored quantiles alone, any noise | 58-87% | 65-85% | 60-97% | 23-98% |
 
 so where an order hardly repeats, as that of cells on little text, it is too narrow, and too low.
 
@@ -204,7 +202,7 @@ def _row(lists: _Lists, pair: bool, anytime: bool) -> dict[str, Any] | None:
     one, other = lists.one, lists.other
     if one.shape[1] < FEWEST_UNITS or not (len(one) and len(other)):
         return None
-    found = agreement(one, other, paired=pair, wide=True)
+    found = agreement(one, other, paired=pair)
     if found is None:
         return None
     row: dict[str, Any] = {"level": lists.level, "units": one.shape[1], "parts": lists.parts}

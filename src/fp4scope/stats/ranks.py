@@ -5,6 +5,11 @@ change places from one sample of windows to the next. So the means are drawn aga
 and counted is in how many draws a unit is among the first. Whether two units are told apart is up
 to the paired test of `tiers`: it has their difference's own standard error, which the draws only
 come near.
+
+Draws spread estimates that noise has spread already, so on little text the middle is overstated: of
+cells on 16 windows, with noise as NVFP4's, 0.43 was right in 27% and 0.74 in 60% of cases. On 146
+windows it was right. The draws are those of a number of windows that was fixed beforehand; after a
+stop that depended on what was seen they are no more than that.
 """
 
 import numpy as np

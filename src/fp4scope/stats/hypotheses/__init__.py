@@ -1,0 +1,21 @@
+"""The four hypotheses of arXiv 2603.08747, held against one study.
+
+A module for each: what is claimed, the statistic, the rule for a verdict, and the columns in which
+a reader sees the numbers behind it. A verdict is `supported` or `contradicted` only by a test that
+errs in at most 5% of studies; whatever lies between is not decided. All of it speaks of this model
+on text like this. First-order estimates decide nothing here.
+"""
+
+from fp4scope.records import Results
+from fp4scope.stats.hypotheses.localization import localization
+from fp4scope.stats.hypotheses.mechanism import mechanism
+from fp4scope.stats.hypotheses.ordering import ordering
+from fp4scope.stats.hypotheses.scale import scale
+from fp4scope.stats.hypotheses.verdicts import Column, Form, Hypothesis, Verdict
+
+__all__ = ["Column", "Form", "Hypothesis", "Verdict", "hypotheses"]
+
+
+def hypotheses(results: Results) -> list[Hypothesis]:
+    """The paper's four, in its order."""
+    return [mechanism(results), ordering(results), scale(), localization(results)]
