@@ -24,7 +24,7 @@ import fp4scope
 from fp4scope.stats import spearman, standard_errors
 from fp4scope.stats.agreement import DRAWS, interval_of_draws
 from fp4scope.stats.dependence import drawn_means
-from fp4scope.stats.windows import costs
+from fp4scope.stats.pairing import costs
 
 RUN = 12
 SIZES = (16, 32, 64)

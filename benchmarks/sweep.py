@@ -123,9 +123,9 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
 
 
 def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[PlannedVariant]:
-    """`restore` of these cells, without the jitter controls: a rival would not have them."""
+    """`restore` of these cells, without what is perturbed: a rival would not have that."""
     study = Study.build(model="-", formats=fmt, sweep="cells", cells=cells, direction="restore")
-    return [v for v in plan(study, loaded.layout) if v.variant.direction != "jitter"]
+    return [v for v in plan(study, loaded.layout) if not v.replica]
 
 
 def _one_format(

@@ -149,6 +149,12 @@ def test_cells_are_patterns_as_words_or_a_list():
     assert Study.build(model="m").cells == ()
 
 
+def test_jitter_is_automatic_or_a_number():
+    assert Study.build(model="m").jitter == "auto"
+    assert Study.build(model="m", jitter="auto").jitter == "auto"
+    assert Study.build(model="m", jitter="3").jitter == 3
+
+
 def test_replicas_and_jitter():
     study = Study.build(model="m", replicas="4", jitter=2)
     assert (study.replicas, study.jitter) == (4, 2)

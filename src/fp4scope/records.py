@@ -31,8 +31,9 @@ class Variant:
     """A point of the sweep.
 
     `direction` is `reference` (nothing quantized), `baseline` (everything targeted is), `jitter`
-    (one of these again under perturbations, compared with itself), `restore` or
-    `isolate`. `level` is `model` for the first three; else it says what kind of unit `unit`
+    (one of these again under perturbations, compared with itself), `replica` (a baseline again
+    under perturbations, compared with the reference like the baseline), `restore` or
+    `isolate`. `level` is `model` for the first four; else it says what kind of unit `unit`
     names: a component, a block, a cell or a pattern. A cell's `unit` is its component and
     `block` its block; a block's `unit` is empty.
     """
@@ -53,7 +54,7 @@ class Variant:
 
     @property
     def is_control(self) -> bool:
-        """Whether this is the reference, a baseline, or one of them under jitter."""
+        """Whether this is the reference, a baseline, or one of them under perturbations."""
         return self.level == "model"
 
 
@@ -68,6 +69,11 @@ def baseline(format: str, operands: str) -> Variant:
 def jitter(variant: Variant) -> Variant:
     """The reference or a baseline under perturbations, compared with itself unperturbed."""
     return replace(variant, direction="jitter")
+
+
+def replica(variant: Variant) -> Variant:
+    """A baseline under perturbations, compared with the reference."""
+    return replace(variant, direction="replica")
 
 
 @dataclass(kw_only=True)

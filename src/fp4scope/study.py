@@ -157,6 +157,7 @@ def _some(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_some)]  # pydantic's own length wants UTF-8, paths need not be
 Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
+Jitter = Annotated[Number, Field(ge=1, le=_MOST_REALISATIONS)] | Literal["auto"]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
 Choice = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)]
 
@@ -213,11 +214,10 @@ class Study(BaseModel):
         description="realisations of every variant, all but the first perturbed by one unit in "
         "the last place at every block; their mean is what counts",
     )
-    jitter: Number = Field(
-        1,
-        ge=1,
-        le=_MOST_REALISATIONS,
-        description="perturbed realisations of the reference and the baselines, at least",
+    jitter: Jitter = Field(
+        "auto",
+        description="perturbed realisations of the reference and the baselines, at least; auto: "
+        "one, and of baselines whose units are restored as many as cost 8% of a sweep, up to 8",
     )
     memory: str | None = Field(
         None, description="what a sweep may take beside the model, such as 8GB; else what is free"

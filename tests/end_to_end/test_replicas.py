@@ -6,7 +6,7 @@ import math
 import pytest
 
 import fp4scope
-from fp4scope.records import REFERENCE, Results, baseline, jitter
+from fp4scope.records import REFERENCE, Results, baseline, jitter, replica
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 W4A4 = "weights+activations"
@@ -37,7 +37,8 @@ def kl_per_token(observation):
 
 
 def test_every_unit_has_a_row_for_each_window_and_replica(results):
-    observed = [o for o in results.observations.values() if o.variant.direction != "jitter"]
+    again = ("jitter", "replica")
+    observed = [o for o in results.observations.values() if o.variant.direction not in again]
     assert len(observed) == 1 + 2 + 2 * 3
     for o in observed:
         pairs = list(zip(o.windows, o.replicas, strict=True))
@@ -52,6 +53,17 @@ def test_the_reference_and_each_baseline_have_a_control(results):
     for o in controls:
         pairs = list(zip(o.windows, o.replicas, strict=True))
         assert pairs == [(w, r) for w in range(3) for r in (1, 2, 3)]
+
+
+def test_replicas_of_a_baseline_are_none_that_it_has_and_compared_with_the_reference(results):
+    for fmt in FORMATS:
+        again = results.observation(replica(baseline(fmt, W4A4)))
+        pairs = list(zip(again.windows, again.replicas, strict=True))
+        assert pairs == [(w, r) for w in range(3) for r in (2, 3, 4)]
+        control = results.observation(jitter(baseline(fmt, W4A4)))
+        for number in (2, 3):  # one realisation, with one NLL, compared with two others
+            assert _replica(again, number) == _replica(control, number)
+            assert again.kl[number - 2] != control.kl[number - 1]
 
 
 def test_the_journal_holds_the_same(finished, results):

@@ -9,6 +9,7 @@ from fp4scope.errors import UnitError
 from fp4scope.formats import FORMATS
 from fp4scope.inject import Setting
 from fp4scope.models import find_layout
+from fp4scope.records import REFERENCE
 from fp4scope.study import Study
 from fp4scope.sweep import plan
 
@@ -18,8 +19,8 @@ def study(**options):
 
 
 def planned_for(study, layout):
-    """The plan without its jitter controls, which repeat the reference and the baselines."""
-    return [v for v in plan(study, layout) if v.variant.direction != "jitter"]
+    """The plan without its controls and replicas, which repeat the reference and the baselines."""
+    return [v for v in plan(study, layout) if not v.replica]
 
 
 def test_units_name_the_linears_they_say(family, tiny_model):
@@ -93,3 +94,57 @@ def test_a_cell_holds_all_experts_of_its_block():
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
     with pytest.raises(UnitError, match="matches none of the 8 linears"):
         planned_for(study(patterns="*.mlp.*,*.experts.*"), find_layout(tiny_model("gpt2")))
+
+
+def replicas(layout, **options):
+    """The numbers of the replicas that each baseline has, by format and operands."""
+    found = {}
+    for planned in plan(study(**options), layout):
+        if planned.variant.direction == "replica":
+            assert set(planned.settings) == set(layout.linears)
+            assert planned.against == REFERENCE
+            name = (planned.variant.format, planned.variant.operands)
+            found.setdefault(name, []).append(planned.replica)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Of two blocks. A baseline and seven components: 8% of the work of 8 baselines.
+        ({"sweep": "components", "direction": "restore"}, [1]),
+        # With 14 cells, of which half run both blocks, in two directions: 8% of 36.
+        ({"sweep": "components,cells", "direction": "restore,isolate"}, [1, 2, 3]),
+        # Three realisations of each: 8% of 3 * 36, and 8 at most. The baseline has the first three.
+        (
+            {"sweep": "components,cells", "direction": "restore,isolate", "replicas": 3},
+            [3, 4, 5, 6, 7, 8, 9, 10],
+        ),
+        ({"sweep": "components", "direction": "restore", "jitter": 2, "replicas": 3}, [3, 4]),
+        ({"sweep": "components", "direction": "restore", "jitter": 20}, list(range(1, 21))),
+    ],
+)
+def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
+    layout = find_layout(tiny_model("llama"))
+    assert replicas(layout, **options) == {("mxfp4:floor", "weights+activations"): expected}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"direction": "isolate"},
+        {"sweep": ()},
+        {"operands": "weights"},  # not chaotic
+        {"stop_when": "best=1"},
+        {"method": "gradient"},
+    ],
+)
+def test_no_replicas_where_nothing_uses_them(options, tiny_model):
+    layout = find_layout(tiny_model("llama"))
+    assert replicas(layout, **{"direction": "restore", "baselines": "nvfp4"} | options) == {}
+
+
+def test_formats_of_which_only_the_baseline_is_measured_have_no_replicas(tiny_model):
+    layout = find_layout(tiny_model("llama"))
+    found = replicas(layout, direction="restore", sweep="cells", baselines="nvfp4")
+    assert list(found) == [("mxfp4:floor", "weights+activations")]

@@ -8,7 +8,7 @@ import pytest
 from fp4scope.errors import StudyError
 from fp4scope.report import write_outputs, write_report
 from fp4scope.report.figures import figure_names, save
-from fp4scope.stats import noise_floor, significant
+from fp4scope.stats import significant
 
 BOTH = "weights+activations"
 FORMATS = ("mxfp4:floor", "nvfp4")
@@ -49,34 +49,6 @@ def test_what_is_drawn_in_a_heatmap_is_the_difference(known):
     for row in diagnosis.cells.where(format="mxfp4:floor", direction="isolate"):
         drawn = image.get_array()[["q_proj", "down_proj"].index(row["component"]), row["block"]]
         assert drawn == pytest.approx(1e3 * row["delta_nll"])
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_rerun_noise_is_a_pair_of_dashed_lines_in_every_panel(direction, known, tmp_path):
-    diagnosis = known()
-    figure = diagnosis.plot("cells", direction=direction)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["q_proj", "down_proj"]
-    floors = [1e3 * noise_floor(diagnosis.results, f, BOTH, direction) for f in FORMATS]
-    # 1.96 sqrt(2) of a standard deviation of 1.5 and 3 millinats, or of 1 micronat.
-    known_floors = [4.1577, 8.3154] if direction == "restore" else [0.0027718] * 2
-    assert floors == pytest.approx(known_floors, rel=1e-4)
-    for axis in figure.axes:
-        curves = {line.get_label(): line.get_color() for line in axis.lines}
-        dashed = [line for line in axis.lines if line.get_linestyle() == "--"]
-        drawn = [(line.get_color(), line.get_ydata()[0]) for line in dashed]
-        expected = [
-            (curves[fmt], sign * floor)
-            for fmt, floor in zip(FORMATS, floors, strict=True)
-            for sign in (-1, 1)
-        ]
-        assert [colour for colour, _ in drawn] == [colour for colour, _ in expected]
-        assert [y for _, y in drawn] == pytest.approx([y for _, y in expected])
-    assert svg_of(figure, tmp_path).count("stroke-dasharray") == 2 * 2 * 2
-
-
-def test_without_controls_there_is_no_floor(known, tmp_path):
-    figure = known(noise=False).plot("cells")
-    assert "stroke-dasharray" not in svg_of(figure, tmp_path)
 
 
 def test_curves_are_the_differences_with_their_intervals(known):

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, baseline, jitter
-from fp4scope.stats import baseline_table, noise_floor, rerun_noise
+from fp4scope.records import REFERENCE, Variant, baseline, jitter, replica
+from fp4scope.stats import baseline_table, noise_shares, rerun_noise
 
 BOTH = "weights+activations"
 BASE = baseline("nvfp4", BOTH)
-TOKENS = 10  # of `observe`
 
 
 def test_by_hand(observe, results):
@@ -39,7 +38,7 @@ def test_a_replica_of_the_baseline_is_a_control_already(observe, results):
 def test_nothing_without_a_control(observe, results):
     study = results(observe(REFERENCE, [3.0]), observe(BASE, [3.0]))
     assert rerun_noise(study, BASE) is None
-    assert noise_floor(study, "nvfp4", BOTH, "restore") is None
+    assert list(noise_shares(study)) == []
     assert [row["jitter_nll"] for row in baseline_table(study)] == [None, None]
 
 
@@ -48,34 +47,51 @@ def test_nothing_where_no_window_was_realised_twice(observe, results):
     assert rerun_noise(study, BASE) is None
 
 
-def test_the_floor_is_that_of_the_control_and_shrinks_with_replicas(observe, results):
-    study = results(
-        observe(REFERENCE, [2.0]),
-        observe(jitter(REFERENCE), [2.002], replicas=1),
-        observe(BASE, [3.0]),
-        observe(jitter(BASE), [3.2], replicas=1),
-    )
-    restore = noise_floor(study, "nvfp4", BOTH, "restore")
-    assert restore == pytest.approx(1.96 * math.sqrt(2) * math.sqrt(0.02), rel=1e-3)
-    assert noise_floor(study, "nvfp4", BOTH, "isolate") == pytest.approx(restore / 100)
-    for replica in (1, 2, 3):
-        study.observation(BASE).add(0, replica, tokens=TOKENS, nll=31.0, kl=0.0, top1=TOKENS)
-    assert noise_floor(study, "nvfp4", BOTH, "restore") == pytest.approx(restore / 2)
+def test_realisations_of_one_number_are_one(observe, results):
+    """A control and a replica of one number differ in what their KL is taken from alone."""
+    shaken = observe(jitter(BASE), [3.2, 4.4], replicas=1)
+    windows, replicas = [0, 1, 0, 1], [1, 1, 2, 2]
+    again = observe(replica(BASE), [3.2, 4.4, 3.5, 4.1], windows=windows, replicas=replicas)
+    noise = rerun_noise(results(observe(BASE, [3.0, 4.0]), shaken, again), BASE)
+    expected = (np.var([3.0, 3.2, 3.5], ddof=1) + np.var([4.0, 4.4, 4.1], ddof=1)) / 2
+    assert noise.nll == pytest.approx(math.sqrt(expected / 2))
 
 
-def test_two_realisations_differ_by_less_than_the_floor_19_times_in_20(observe, results):
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_the_share_of_noise_is_what_roundings_add(shared, count, observe, results):
+    """Units share none, half or all of the variance of the baseline's roundings."""
     rng = np.random.default_rng(0)
-    windows, spread, outside = 30, 0.1, 0
-    for _ in range(200):
-        level = rng.normal(3, 1, windows)  # windows differ far more than realisations
-        plain, control, other = level + rng.normal(0, spread, (3, windows))
-        study = results(
-            observe(BASE, plain),
-            observe(jitter(BASE), control, replicas=1),
+    n, units = 4000, 6
+    text, luck = rng.normal(3, 1, n), rng.normal(0, 0.1, n)
+    again = text + rng.normal(0, 0.1, (count, n))
+    found = [
+        observe(REFERENCE, text - 0.5 - rng.normal(0, 0.2, n)),
+        observe(BASE, text + luck),
+        observe(
+            replica(BASE),
+            again.ravel(),
+            windows=[*range(n)] * count,
+            replicas=np.repeat(np.arange(1, count + 1), n).tolist(),
+        ),
+    ]
+    for i in range(units):
+        unit = Variant(
+            format="nvfp4", operands=BOTH, direction="restore", level="cells", unit="q", block=i
         )
-        difference = abs(plain.mean() - other.mean())
-        outside += difference > noise_floor(study, "nvfp4", BOTH, "restore")
-    assert outside / 200 == pytest.approx(0.05, abs=0.04)
+        own = shared * luck + (1 - shared**2) ** 0.5 * rng.normal(0, 0.1, n)
+        found.append(observe(unit, text + own - rng.normal(0.01, 0.1, n)))
+    table = noise_shares(results(*found))
+    assert table.columns == (
+        "level", "format", "operands", "direction", "units", "share", "windows"
+    )  # fmt: skip
+    baseline_row, cells = table
+    assert (cells["level"], cells["direction"], cells["units"]) == ("cells", "restore", units)
+    # Two sides' roundings, less what they share, beside 0.1 ** 2 of the text.
+    rounding = 2 * (1 - shared) * 0.1**2
+    assert cells["share"] == pytest.approx(rounding / (rounding + 0.1**2), abs=0.06)
+    assert baseline_row["level"] == "baselines"
+    assert baseline_row["share"] == pytest.approx(0.2, abs=0.06)
 
 
 def test_the_baseline_table_has_it_last(study):

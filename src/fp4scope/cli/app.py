@@ -105,7 +105,7 @@ def run(
         int | None, typer.Option(help="Realisations of every variant, one ulp apart (1).")
     ] = None,
     jitter: Annotated[
-        int | None, typer.Option(help="More realisations of reference and baselines (1).")
+        str | None, typer.Option(help="More realisations of reference and baselines (auto).")
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="To take beside the model, such as 8GB (what is free).")

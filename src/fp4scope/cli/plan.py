@@ -30,7 +30,7 @@ def print_plan(study: Study) -> None:
     rows = {
         "coverage": f"{model['coverage']:.1%} of the blocks' parameters, "
         f"{model['blocks']} blocks, {len(model['components'])} components",
-        "variants": f"{found.variants}: {kinds}, the rest reference, baselines and jitter",
+        "variants": f"{found.variants}: {kinds}, the rest reference, baselines and their replicas",
         "windows": f"{found.windows} of {found.tokens} tokens",
         "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
         f"{shape.head} in the head" + (", states on the host" if shape.spill else ""),

@@ -33,6 +33,11 @@ class Diagnosis:
         return stats.baseline_table(self.results)
 
     @cached_property
+    def noise_shares(self) -> Table:
+        """How much of the variance of baselines and restored units is rerun noise."""
+        return stats.noise_shares(self.results)
+
+    @cached_property
     def formats(self) -> Table:
         """Whole-model costs of formats against each other."""
         return stats.format_table(self.results)

@@ -24,7 +24,7 @@ from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
 from fp4scope.records import Table
 from fp4scope.report.words import costliest
-from fp4scope.stats import noise_floor, only_estimated, significant
+from fp4scope.stats import only_estimated, significant
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -44,7 +44,6 @@ _STYLE: dict[Any, Any] = {
 _MOST_INCHES = 400.0
 """An image of more than 65,536 dots in a direction cannot be drawn; there are 150 to an inch."""
 _PLAIN = StrMethodFormatter("{x:g}")
-_CONTROL = {"restore": "baseline", "isolate": "reference, a lower bound"}
 _SAVES = "nats saved by keeping it in full precision"
 _COSTS = "nats lost by quantizing it alone"
 
@@ -151,11 +150,7 @@ def cells_figure(
     operands: str | None = None,
     format: str | None = None,
 ) -> Figure:
-    """Curves over depth, one panel a component, on a symmetric log axis.
-
-    Dashed: how far rounding alone moves the difference of two runs that share nothing (95%), of the
-    format's baseline for restore, of the reference for isolate.
-    """
+    """Curves over depth, one panel a component, on a symmetric log axis."""
     table = _select(diagnosis.cells, direction, operands, format)
     way: str = table[0]["direction"]
 
@@ -168,12 +163,6 @@ def cells_figure(
             axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
-    estimated = table[0]["estimated"]
-    for i, name in enumerate(() if estimated else dict.fromkeys(table["format"])):
-        floor = noise_floor(diagnosis.results, name, table[0]["operands"], way) or 0.0
-        for axis in axes if floor else ():
-            for edge in (-1e3 * floor, 1e3 * floor):
-                axis.axhline(edge, color=_COLOURS[i], linewidth=0.7, linestyle=(0, (4, 3)))
     linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
@@ -182,10 +171,7 @@ def cells_figure(
         axis.set_yticks([], minor=True)
         axis.yaxis.set_major_formatter(_PLAIN)
     figure.supylabel("millinats per token (symlog)", fontsize=9)
-    title = _title(diagnosis, f"Cells, {way}", table)
-    if not estimated:
-        title += f"; dashed: rerun noise of the {_CONTROL[way]}"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_title(diagnosis, f"Cells, {way}", table), fontsize=10)
     return figure
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
 from fp4scope.report.comparison import Comparison
-from fp4scope.report.words import number, spread
+from fp4scope.report.words import number
 from fp4scope.stats import MIN_WINDOWS
 
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"
@@ -136,7 +136,7 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
     if all(row["beyond_noise"] is None for row in rows):
         raise StudyError(
             f"fail-if {gate.text!r}: it is not known for {rows[0]['output']}: that takes "
-            f"{MIN_WINDOWS} windows or more, and runs with jitter controls (--jitter 1)"
+            f"{MIN_WINDOWS} windows or more, and of two texts runs without a goal"
         )
     for row in rows:
         _require_finite(gate, row, row["change"])
@@ -147,7 +147,7 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
     )
     said = [
         f"{_place(row)} changed by {number(1e3 * row['change'], sign=True)} "
-        f"(p {number(row['p_holm'])}, rerun noise {spread(1e3 * row['noise'])})"
+        f"(p {number(row['p_holm'])})"
         for row in found[:_LISTED]
     ]
     more = len(found) - len(said)

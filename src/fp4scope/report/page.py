@@ -45,7 +45,6 @@ from fp4scope.report.words import (
 from fp4scope.stats import (
     MIN_WINDOWS,
     hypotheses,
-    noise_floor,
     significant,
 )
 
@@ -163,8 +162,8 @@ def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[d
 
 def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
     """What stands out among the cells of each format, operands and direction."""
+    shares = diagnosis.noise_shares.where(level="cells")
     for group, rows in groups(diagnosis.cells):
-        floor = noise_floor(diagnosis.results, **group)
         found = [row for row in rows if row["p_holm"] is not None]
         told = [row for row in found if significant(row)]
         yield group | {
@@ -172,7 +171,7 @@ def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
             "estimated": not is_measured(rows),
             "tested": bool(found),
             "told": len(told),
-            "floor": floor,
+            "share": next(iter(shares.where(**group)["share"]), None),
             "largest": (told or rows)[:NAMED],
             "lowering": lowering(rows),
         }

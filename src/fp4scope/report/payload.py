@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp4scope.records import Table
 from fp4scope.report.words import is_measured
-from fp4scope.stats import kind_of, noise_floor, only_estimated
+from fp4scope.stats import kind_of, only_estimated
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -68,7 +68,6 @@ def _families(diagnosis: "Diagnosis", table: Table) -> list[dict[str, Any]]:
     controls = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
     return [
         _family(
-            diagnosis,
             table.where(format=fmt, operands=operands, direction=direction).rows,
             controls.get((fmt, operands) if direction == "restore" else ("reference", "")),
         )
@@ -76,13 +75,10 @@ def _families(diagnosis: "Diagnosis", table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def _family(
-    diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _family(rows: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None) -> dict[str, Any]:
     names = {name: rows[0][name] for name in ("format", "operands", "direction")}
     return names | {
         "estimated": not is_measured(rows),
-        "floor": _milli(noise_floor(diagnosis.results, **names)),
         "control": {
             "name": "baseline" if names["direction"] == "restore" else "reference",
             "ppl": control and _short(control["ppl"]),

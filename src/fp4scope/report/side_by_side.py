@@ -198,9 +198,8 @@ def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
     several = len(set(changes["operands"])) > 1
     note = (
         f"Millinats, {_pairing(changes)}. P is Holm's over all that these two have in common, an "
-        "equal share of the 5% for each level. Rerun noise: how far rounding alone moves such a "
-        "change in 95 of 100 reruns (isolate: a lower bound). Beyond noise: told from none, and "
-        "larger than that."
+        "equal share of the 5% for each level. Beyond noise: told from none. What rounding alone "
+        "does is part of what differs between windows, so p allows for it."
     )
     if few:
         yield _change_section(title, few, several, note)
@@ -221,12 +220,11 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
             f"{_milli(row['before'])} → {_milli(row['after'])}",
             interval(row, "change"),
             number(row["p_holm"]),
-            "" if row["noise"] is None else spread(1e3 * row["noise"]),
             _BEYOND[row["beyond_noise"]],
         ]
         for row in rows
     ]
-    values = ("cost", "change", "p (Holm)", "rerun noise", "")
+    values = ("cost", "change", "p (Holm)", "")
     return Section(title, ("format", "direction", "unit"), values, shown, note)
 
 
@@ -254,13 +252,10 @@ def _changed(comparison: Comparison) -> Iterator[str]:
 def _verdict(row: _Row) -> str:
     if row["p_holm"] is None:
         return "no interval, so no verdict"
-    if row["noise"] is None:
-        return "rerun noise was not measured, so there is no verdict"
-    noise = spread(1e3 * row["noise"])
     if row["beyond_noise"]:
-        return f"beyond noise ({noise} by rounding alone)"
+        return "beyond noise"
     if row["p_holm"] <= SIGNIFICANCE:
-        return f"told from none, but not more than rounding alone may do ({noise})"
+        return "told from none, but finer than two machines agree on"
     return f"not told from none (p {number(row['p_holm'])})"
 
 

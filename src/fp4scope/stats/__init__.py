@@ -23,8 +23,9 @@ from fp4scope.stats.intervals import (
 )
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import neighbour_correlation
-from fp4scope.stats.noise import noise_floor, rerun_noise
+from fp4scope.stats.noise import noise_shares, rerun_noise
 from fp4scope.stats.orders import order_table
+from fp4scope.stats.pairing import Pairing, difference, family
 from fp4scope.stats.projections import blocks_with, component_kind, kind_of
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
@@ -39,7 +40,7 @@ from fp4scope.stats.tables import (
     unit_table,
 )
 from fp4scope.stats.tiers import tiers
-from fp4scope.stats.windows import Pairing, by_window, difference, family
+from fp4scope.stats.windows import by_window
 
 __all__ = [
     "CONFIDENCE",
@@ -78,7 +79,7 @@ __all__ = [
     "log_evidence",
     "mean",
     "neighbour_correlation",
-    "noise_floor",
+    "noise_shares",
     "only_estimated",
     "operand_table",
     "order_table",

@@ -47,8 +47,9 @@ from scipy import stats
 from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.dependence import drawn_means, halves
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS
+from fp4scope.stats.pairing import Pairing, difference, family
 from fp4scope.stats.ranks import TOP_K
-from fp4scope.stats.windows import Floats, Pairing, Series, aligned, by_window, difference, family
+from fp4scope.stats.windows import Floats, Series, aligned, by_window
 
 FEWEST_UNITS = 3
 """Two are always ranked perfectly, one way or the other."""
@@ -192,7 +193,7 @@ def agreement_table(results: Results) -> Table:
 
 def _families(results: Results) -> Iterator[tuple[tuple[str, ...], list[tuple[Series, Series]]]]:
     """By family, each unit's exact and estimated cost over the windows of both."""
-    pairing = Pairing(results.observations)
+    pairing = Pairing.of(results)
     found: dict[tuple[str, ...], list[tuple[Series, Series]]] = defaultdict(list)
     for variant in results.estimates.nats:
         observation = results.observation(variant)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4scope.records import Results, Variant
-from fp4scope.stats.windows import Floats, Series, aligned, costs
+from fp4scope.stats.pairing import costs
+from fp4scope.stats.windows import Floats, Series, aligned
 
 
 @dataclass(frozen=True)

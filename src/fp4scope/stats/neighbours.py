@@ -11,7 +11,8 @@ import numpy as np
 
 from fp4scope.records import REFERENCE, Results, Variant
 from fp4scope.stats.dependence import standard_errors
-from fp4scope.stats.windows import Series, by_window, costs
+from fp4scope.stats.pairing import costs
+from fp4scope.stats.windows import Series, by_window
 
 MIN_PAIRS = 8
 

@@ -41,9 +41,10 @@ from fp4scope.stats.agreement import FEWEST_UNITS, agreement, rho_apart
 from fp4scope.stats.comparable import matched_formats, same_tokens
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE, holm
+from fp4scope.stats.pairing import costs
 from fp4scope.stats.projections import blocks_with
 from fp4scope.stats.tiers import pair_tests
-from fp4scope.stats.windows import Floats, Series, aligned, costs
+from fp4scope.stats.windows import Floats, Series, aligned
 
 PARTS = 10
 ORDER_COLUMNS = (

@@ -21,7 +21,8 @@ from fp4scope.records import Results, Table, Variant
 from fp4scope.stats.comparable import same_tokens, same_unit
 from fp4scope.stats.contrasts import contrast
 from fp4scope.stats.multiple import holm, significant
-from fp4scope.stats.windows import Series, costs
+from fp4scope.stats.pairing import costs
+from fp4scope.stats.windows import Series
 
 FEWEST_SIZES = 3
 """Two sizes make one step, which is not a trend."""

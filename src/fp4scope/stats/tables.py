@@ -30,9 +30,10 @@ from fp4scope.stats.agreement import estimated_series
 from fp4scope.stats.intervals import Estimate, mean, paired, perplexity_difference
 from fp4scope.stats.multiple import holm, p_value
 from fp4scope.stats.noise import rerun_noise
+from fp4scope.stats.pairing import Pairing, difference, family
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.tiers import tiers
-from fp4scope.stats.windows import Pairing, Series, aligned, by_window, difference, family
+from fp4scope.stats.windows import Series, aligned, by_window
 
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
@@ -64,11 +65,11 @@ def baseline_table(results: Results) -> Table:
 
     Those of the same operands stand together.
     """
-    pairing = Pairing(results.observations)
+    pairing = Pairing.of(results)
     rows: list[dict[str, Any]] = []
     for observation in results.observations.values():
         variant = observation.variant
-        if not variant.is_control or variant.direction == "jitter" or not observation.windows:
+        if variant.direction not in ("reference", "baseline") or not observation.windows:
             continue
         nll = by_window(observation, "nll")
         row = {"format": variant.format, "operands": variant.operands}
@@ -88,7 +89,7 @@ def unit_table(results: Results, level: str) -> Table:
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
-    pairings = {measure: Pairing(results.observations, measure) for measure in ("nll", "kl")}
+    pairings = {measure: Pairing.of(results, measure) for measure in ("nll", "kl")}
     rows: list[dict[str, Any]] = []
     families: dict[Any, list[_Member]] = defaultdict(list)
     for observation in results.observations.values():

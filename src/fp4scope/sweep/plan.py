@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fp4scope.formats import get_format
+from fp4scope.goals import BestGoal
 from fp4scope.inject import Setting
 from fp4scope.models import Layout
-from fp4scope.records import REFERENCE, Variant, baseline, jitter
-from fp4scope.study import Direction, Level, Operands, Study
+from fp4scope.records import REFERENCE, Variant, baseline, jitter, replica
+from fp4scope.study import Direction, Level, Method, Operands, Study
+
+REPLICAS_COST = 0.08
+"""What replicas of a baseline may cost, of the sweep of its format."""
+MOST_REPLICAS = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
     """Every realisation of every variant: the reference, then format by format.
 
     A format has its baseline, its units (unless only the baseline is wanted), and the jitter
-    controls: the baseline again under other perturbations, compared with itself.
+    controls: the baseline again under other perturbations, compared with itself. Where units are
+    restored and activations quantized it has replicas too, compared with the reference: the control
+    variate of the restored units.
 
     Raises:
         UnitError: A pattern matches nothing.
@@ -55,6 +62,8 @@ def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
         variants += _realisations(study, baseline(name, operands.value), everything)
         if (name, operands) not in study.swept:
             continue
+        if operands.activations:
+            variants += _replicas(study, baseline(name, operands.value), everything, units, layout)
         for direction in Direction:
             for unit in units:
                 if direction not in unit.directions:
@@ -71,7 +80,7 @@ def plan(study: Study, layout: Layout) -> list[PlannedVariant]:
                 )
                 settings = dict.fromkeys(chosen, setting)
                 variants += [
-                    PlannedVariant(variant, settings, replica) for replica in range(study.replicas)
+                    PlannedVariant(variant, settings, number) for number in range(study.replicas)
                 ]
     return variants
 
@@ -80,11 +89,43 @@ def _realisations(
     study: Study, variant: Variant, settings: dict[str, Setting]
 ) -> Iterator[PlannedVariant]:
     """The reference or a baseline: its replicas, and the controls that say how far they spread."""
-    for replica in range(study.replicas):
-        yield PlannedVariant(variant, settings, replica)
+    for number in range(study.replicas):
+        yield PlannedVariant(variant, settings, number)
     control = jitter(variant)
-    for replica in range(1, max(study.replicas - 1, study.jitter) + 1):
-        yield PlannedVariant(control, settings, replica, against=variant)
+    asked = 1 if study.jitter == "auto" else study.jitter
+    for number in range(1, max(study.replicas - 1, asked) + 1):
+        yield PlannedVariant(control, settings, number, against=variant)
+
+
+def _replicas(
+    study: Study,
+    whole: Variant,
+    settings: dict[str, Setting],
+    units: list[_Unit],
+    layout: Layout,
+) -> Iterator[PlannedVariant]:
+    """Realisations of a baseline that it does not contain itself.
+
+    None where nothing uses them: where no unit is measured restored, and where windows are measured
+    until units are decided. (A folder may go on under another half-width, or without one.)
+    """
+    restored = any(Direction.RESTORE in unit.directions for unit in units)
+    if not restored or isinstance(study.goal, BestGoal) or Method.EXACT not in study.method:
+        return
+    count = _affordable(study, units, layout) if study.jitter == "auto" else study.jitter
+    for number in range(study.replicas, study.replicas + count):
+        yield PlannedVariant(replica(whole), settings, number)
+
+
+def _affordable(study: Study, units: list[_Unit], layout: Layout) -> int:
+    """How many replicas cost about `REPLICAS_COST` of a format's sweep, by blocks that run."""
+    blocks, cell_of = layout.blocks, layout.cell_of
+    sweep = blocks
+    for unit in units:
+        first = min(cell_of[name].block for name in unit.linears)
+        sweep += (blocks - first) * len(unit.directions)
+    found = round(REPLICAS_COST * sweep * study.replicas / blocks)
+    return min(max(1, found), MOST_REPLICAS)
 
 
 def setting_of(variant: Variant) -> Setting:

@@ -215,7 +215,7 @@
 
   /**
    * A panel whose pointer and arrow keys move over the blocks.
-   * `series`: {name, cls, index, floor, points: [{block, y, low, high, muted, text}]}.
+   * `series`: {name, cls, index, points: [{block, y, low, high, muted, text}]}.
    */
   function curves(title, series, { scale, ticks, zero, label, width = 350, height = 190, choose }) {
     const left = 46;
@@ -249,9 +249,6 @@
       if (banded.length) {
         const edge = [...banded.map((p) => `${x(p.block)},${y(p.high)}`), ...banded.reverse().map((p) => `${x(p.block)},${y(p.low)}`)];
         group.append(shape("polygon", { points: edge.join(" "), class: "band" }));
-      }
-      for (const level of s.floor ? [s.floor, -s.floor] : []) {
-        group.append(shape("line", { x1: left, x2: width, y1: y(level), y2: y(level), class: "floor" }));
       }
       group.append(shape("polyline", { points: known.map((p) => `${x(p.block)},${y(p.y)}`).join(" "), class: "curve" }));
       for (const p of known) group.append(mark(x(p.block), y(p.y), s.index, `mark${p.muted ? " muted" : ""}`));
@@ -471,18 +468,17 @@
     for (const group of groups) {
       if (!group.length) continue;
       const zero = metric.signed ? 0 : group[0].control[state.metric];
-      const floors = state.metric === "nats" ? group.map((f) => (f.estimated ? 0 : f.floor || 0)) : [];
       const ends = group.flatMap((f) => f.rows.flatMap((row) => ["", "_low", "_high"].map((end) => get(row, state.metric + end))));
       const known = ends.filter((v) => v !== null);
       if (!known.length) continue;
       const log = state.metric === "nats";
-      const [low, high] = extent(known, [zero, ...floors, ...floors.map((v) => -v)], log ? 0 : 0.05);
+      const [low, high] = extent(known, [zero], log ? 0 : 0.05);
       const from = threshold(group.flatMap((f) => f.rows.map((row) => get(row, "nats") ?? 0)));
       const scale = { low, high, map: log ? symlog(from) : (v) => v };
       const ticks = log ? logTicks(low, high, from) : linearTicks(low, high, 4);
       for (const name of names) {
-        const series = group.map((f, i) => ({
-          name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format), floor: floors[i],
+        const series = group.map((f) => ({
+          name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format),
           points: f.rows.filter((row) => get(row, "component") === name).map((row) => ({
             block: get(row, "block"), y: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
             muted: isMuted(row), text: `${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
@@ -494,13 +490,11 @@
       }
     }
     target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format) }))), panels(charts));
-    const floored = state.metric === "nats" && families.some((f) => f.floor && !f.estimated);
     byId("said-curves").textContent = `${metric.label[0].toUpperCase()}${metric.label.slice(1)}, one panel for each component${metric.signed ? "" : " and format"}, all on one scale${metric.signed ? "" : " within a format"}.`;
     byId("note-curves").textContent = [
       state.metric === "nats" ? "The axis is linear near zero and logarithmic beyond." : "The axis is linear.",
       metric.signed ? "" : `The dark line is the ${families[0]?.control.name}.`,
       "Bands are 95% intervals; hollow marks: the difference of the loss is not told from zero (Holm at 5%).",
-      floored ? "Between the dashed lines: what rounding alone could do to a difference of two runs that share nothing. The bands contain it." : "",
       "Pointer or arrow keys read the values; press for the cell's numbers.",
     ].filter(Boolean).join(" ");
   }
