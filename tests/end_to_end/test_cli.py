@@ -169,9 +169,9 @@ def _bad(folder, text, tmp_path):
             ["'wikitxt2'", "'wikitext2' or 'pydoc-topics'"],
         ),
         "a file as folder": (["run", *model, "-o", tmp_path / "file"], ["cannot write to"]),
-        "stats of no window": (["stats", *model[:3], "--windows", 0], ["--windows", "equal to 1"]),
+        "stats of no window": (["stats", *model[:3], "--windows", 0], ["'--windows'", "1"]),
         "a typo before any text": (["run", "./nope"], ["./nope does not exist"]),
-        "unknown option": (["run", *model, "--window", 4], ["No such option: --window"]),
+        "unknown option": (["run", *model, "--window", 4], ["No such option", "--window"]),
     }
 
 

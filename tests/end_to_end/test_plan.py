@@ -198,7 +198,7 @@ BAD = {
     "a text": (("--text", "no.txt"), "cannot read the text no.txt"),
     "a size": (("--memory", "plenty"), "memory is 'plenty'; give a size such as 8GB"),
     "too little": (("--memory", "1MB"), "memory is 0.00 GB beside the model"),
-    "a folder": (("-o", "out"), "No such option: -o"),
+    "a folder": (("-o", "out"), "No such option"),
 }
 
 
