@@ -2,10 +2,10 @@
 
 Neighbouring windows share a topic, and with it some of what quantization costs. Pairing takes out
 what variants share, not that: in what whole models cost, neighbours still correlate at 0.24 to 0.37
-(medians of three models), in what components cost at 0.13, and the plain s / sqrt(n) is too small
-there. So the standard error is Newey and West's, with `lags(n)` neighbours on each side, and never
-below the plain one, since the estimate itself is noisy and no reason is known for windows to be
-less than independent.
+(medians of three models), in what components cost at 0.13 to 0.16, and the plain s / sqrt(n) is too
+small there. So the standard error is Newey and West's, with `lags(n)` neighbours on each side, and
+never below the plain one, since the estimate itself is noisy and no reason is known for windows to
+be less than independent.
 
 How often a 95% t interval then covers, on average over the units of a family, was measured by
 drawing runs of 12 windows on average from three recorded studies of a whole text (Qwen2.5-Coder

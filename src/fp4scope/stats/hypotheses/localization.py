@@ -111,12 +111,12 @@ def _told(p: float | None) -> bool:
 
 
 def _early_shares(sums: list[dict[str, Any]]) -> str:
-    shares = [
-        f"{row['share_early']:.0%} ({row['share_early_low']:.0%} to {row['share_early_high']:.0%}) "
-        f"of the summed cost under {named(row)}"
-        for row in sums
-        if row["share_early"] is not None
-    ]
+    shares = []
+    for row in sums:
+        ends = [row[f"share_early{end}"] for end in ("", "_low", "_high")]
+        if None not in ends:
+            share, low, high = (f"{end:.0%}".replace("-", "\u2212") for end in ends)
+            shares.append(f"{share} ({low} to {high}) of the summed cost under {named(row)}")
     return f"; the first third has {'; '.join(shares)}" if shares else ""
 
 
