@@ -3,6 +3,7 @@
 These need Chromium (or Chrome) with its driver, and selenium; without them they are skipped.
 """
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -19,6 +20,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 from fp4scope.report import Diagnosis  # noqa: E402
+from fp4scope.report.words import interval  # noqa: E402
 
 BOTH = "weights+activations"
 
@@ -163,12 +165,10 @@ def test_controls_choose_what_is_shown(direction, show, known):
             hatched = "muted" in button.get_attribute("class").split()
             assert hatched == (row["p_holm"] > 0.05)
             start = f"block {row['block']}, {row['component']}: "
-            value, end = said.removeprefix(start).split(" [", 1)
-            shown = float(value.replace("−", "-"))  # noqa: RUF001
-            assert shown == pytest.approx(1e3 * row["delta_nll"], abs=0.006)
             told = "told from zero" if row["p_holm"] <= 0.05 else "not told from zero"
-            assert end.split("] millinats, ")[1].startswith(f"{fmt}, ")
-            assert end.endswith(f", {told}")
+            kl = interval(row, "delta_kl")
+            rest = f"{interval(row)} millinats; {kl} millinats of KL, {fmt}, {told}"
+            assert said == start + rest
     hollow = browser.find_elements(By.CSS_SELECTOR, "#chart-curves .mark.muted")
     assert len(hollow) == len(
         [r for r in diagnosis.cells.where(direction=direction) if r["p_holm"] > 0.05]
@@ -178,13 +178,107 @@ def test_controls_choose_what_is_shown(direction, show, known):
         format="nvfp4", direction=direction, component="down_proj", block=5
     )[0]
     said = cell(browser, "nvfp4", 5, "down_proj").get_attribute("aria-label")
-    sign = "−" if direction == "restore" else "+"  # noqa: RUF001
-    assert said.startswith(f"block 5, down_proj: {sign}0.")
-    assert "] %, nvfp4" in said
+    # One sign: quantizing this costs, whether by keeping it or by quantizing it alone.
+    assert said.startswith("block 5, down_proj: +0.")
+    assert "] % of PPL; " in said
     choose(browser, "format", "nvfp4")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 12
     for metric in ("ppl", "kl", "nats"):
         choose(browser, "metric", metric)
+    assert browser.get_log("browser") == []
+
+
+def test_differences_of_kl_have_their_own_test_and_scale(show, known):
+    results = known().results
+    for observation in results.observations.values():
+        v = observation.variant
+        if v.level == "cells":  # far from the reference in odd blocks alone, whatever the loss
+            far = 0.04237 * (v.block % 2)
+            kl = 0.25 - far if v.direction == "restore" else far
+            observation.kl = [10 * (kl + 0.001 * (-1) ** i) for i in range(len(observation.kl))]
+    diagnosis = Diagnosis(results)
+    browser = show(diagnosis)
+    choose(browser, "metric", "kl")
+    for row in diagnosis.cells.where(format="nvfp4", direction="restore"):
+        button = cell(browser, "nvfp4", row["block"], row["component"])
+        hatched = "muted" in button.get_attribute("class").split()
+        assert hatched == (row["p_holm_kl"] > 0.05) == (row["block"] % 2 == 0)
+        value = f"{interval(row, 'delta_kl')} millinats of KL; "
+        assert button.get_attribute("data-tip").split(": ")[1].startswith(value)
+    ends = [li.text for li in browser.find_elements(By.CSS_SELECTOR, "#chart-heat .scale li")]
+    assert ends == ["−50", "−20", "0", "+20", "+50"]  # noqa: RUF001
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('#chart-heat .scale li span')]"
+        ".map((s) => s.getBoundingClientRect()).map((b) => [b.left, b.right])"
+    )
+    assert all(left >= right for (_, right), (left, _) in itertools.pairwise(boxes))
+    hollow = browser.find_elements(By.CSS_SELECTOR, "#chart-curves .mark.muted")
+    assert len(hollow) == 12
+
+
+def test_it_opens_on_a_choice_that_has_cells(show, known):
+    results = known().results
+    results.observations = {
+        k: o
+        for k, o in results.observations.items()
+        if o.variant.level != "cells" or o.variant.direction == "isolate"
+    }
+    browser = show(Diagnosis(results))
+    direction = Select(browser.find_element(By.ID, "direction"))
+    assert direction.first_selected_option.text == "isolate"
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-components svg[role=img]")) == 2
+    choose(browser, "direction", "restore")  # components have it
+    assert not browser.find_element(By.ID, "drawn-cells").is_displayed()
+    said = browser.find_element(By.ID, "said-cells").text
+    assert said == f"No cells were measured for restore, {BOTH}; there is isolate, {BOTH}."
+    assert browser.get_log("browser") == []
+
+
+def test_choices_without_data_are_grey_and_left(show, known):
+    results = known().results
+    for observation in list(results.observations.values()):
+        variant = observation.variant
+        if variant.direction in ("restore", "baseline"):  # by weights alone, under one format
+            if variant.direction == "restore":
+                del results.observations[variant.key]
+            if variant.format == "nvfp4":
+                twin = replace(variant, operands="weights")
+                results.observations[twin.key] = replace(observation, variant=twin)
+    browser = show(Diagnosis(results))
+
+    def enabled(name):
+        options = browser.find_elements(By.CSS_SELECTOR, f"#{name} option")
+        return {o.get_attribute("value") for o in options if o.is_enabled()}
+
+    choose(browser, "direction", "isolate")
+    assert enabled("format") == {"", "mxfp4:floor", "nvfp4"}
+    assert enabled("operands") == {BOTH}
+    choose(browser, "format", "mxfp4:floor")
+    choose(browser, "direction", "restore")
+    assert enabled("direction") == {"restore", "isolate"}
+    assert enabled("operands") == {"weights"}
+    assert enabled("format") == {"", "nvfp4"}
+    assert Select(browser.find_element(By.ID, "format")).first_selected_option.text == "all"
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 12
+
+
+def test_on_paper_every_direction_is_drawn_in_dark_ink_with_its_colours(show):
+    browser = show(scheme="dark")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+        "media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}],
+    })  # fmt: skip
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    for chart in ("chart-components", "chart-heat", "chart-curves"):
+        titles = browser.find_elements(By.CSS_SELECTOR, f"#{chart} > .printed > h4")
+        assert [title.text for title in titles] == ["Restore", "Isolate"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 4 * 12
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    assert browser.execute_script(style, "html", "backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.execute_script(style, "#chart-heat button", "printColorAdjust") == "exact"
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert browser.get_log("browser") == []
 
 
@@ -204,7 +298,8 @@ def test_a_cell_shows_its_numbers_and_its_activations(show, known):
     for row, values in zip(rows, expected, strict=True):
         shown = [c.text for c in row.find_elements(By.CSS_SELECTOR, "th, td")]
         assert shown[:2] == [values["direction"], values["format"]]
-        assert float(shown[4]) == pytest.approx(values["ppl"], abs=0.006)
+        assert float(shown[7].split()[0]) == pytest.approx(values["ppl"], abs=0.006)
+        assert shown[5].replace("\n", " ") == interval(values, "delta_kl")
         assert float(shown[2].split()[0]) == pytest.approx(1e3 * values["delta_nll"], abs=0.006)
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fp4scope.errors import StudyError
-from fp4scope.report import write_outputs, write_report
+from fp4scope.report import Diagnosis, write_outputs, write_report
 from fp4scope.report.figures import figure_names, save
 from fp4scope.stats import significant
 
@@ -42,13 +42,57 @@ def test_cells_that_holm_does_not_tell_from_zero_are_crossed_out(direction, know
     assert sum(group.count("<use ") for group in groups) == crosses
 
 
-def test_what_is_drawn_in_a_heatmap_is_the_difference(known):
-    diagnosis = known()
-    figure = diagnosis.plot("heatmap", direction="isolate")
+@pytest.fixture
+def far(known):
+    """A study whose restored cells of odd blocks are 42.4 millinats of KL closer, no others."""
+    results = known().results
+    for observation in results.observations.values():
+        v = observation.variant
+        if not v.is_control:
+            kl = 0.25 - 0.0424 * ((v.block or 0) % 2)
+            observation.kl = [10 * (kl + 0.001 * (-1) ** i) for i in range(len(observation.kl))]
+    return Diagnosis(results)
+
+
+@pytest.mark.parametrize("metric", ["nll", "kl"])
+def test_what_is_drawn_in_a_heatmap_is_the_difference(metric, far):
+    figure = far.plot("heatmap", direction="restore", metric=metric)
     (image,) = figure.axes[0].images
-    for row in diagnosis.cells.where(format="mxfp4:floor", direction="isolate"):
+    for row in far.cells.where(format="mxfp4:floor", direction="restore"):
         drawn = image.get_array()[["q_proj", "down_proj"].index(row["component"]), row["block"]]
-        assert drawn == pytest.approx(1e3 * row["delta_nll"])
+        assert drawn == pytest.approx(1e3 * row[f"delta_{metric}"])
+
+
+def test_kl_is_crossed_out_by_its_own_test_on_a_scale_with_round_ends(far):
+    figure = far.plot("heatmap", direction="restore", metric="kl")
+    assert "millinats of KL" in figure.get_suptitle()
+    for axis in figure.axes[:2]:
+        (marks,) = axis.collections
+        assert {int(x) for x, _ in marks.get_offsets()} == {0, 2, 4}
+        (image,) = axis.images
+        assert (image.norm.vmin, image.norm.vmax) == (-50, 50)
+    for axis in figure.axes[2:]:  # the colour bars
+        assert list(axis.get_yticks()) == [-50, -20, 0, 20, 50]
+
+
+def test_bars_and_curves_of_kl(far):
+    (axis,) = far.plot("components", direction="isolate", metric="kl").axes
+    widths = {round(bar.get_width(), 6) for bar in axis.patches}
+    assert widths == {
+        round(1e3 * v, 6) for v in far.components.where(direction="isolate")["delta_kl"]
+    }
+    assert axis.get_xlabel().startswith("millinats of KL lost")
+    axis, *_ = far.plot("cells", direction="restore", metric="kl", format="nvfp4").axes
+    rows = far.cells.where(direction="restore", format="nvfp4", component="q_proj")
+    (curve,) = [line for line in axis.lines if line.get_label() == "nvfp4"]
+    assert list(curve.get_ydata()) == pytest.approx([1e3 * v for v in rows["delta_kl"]])
+
+
+def test_figures_name_the_options_that_they_have(known):
+    with pytest.raises(StudyError, match=r"'ppl'.*'kl'.*nll"):
+        known().plot("heatmap", metric="ppl")
+    with pytest.raises(StudyError, match=r"'percent' has no option 'metric'"):
+        known().plot("percent", metric="kl")
 
 
 def test_curves_are_the_differences_with_their_intervals(known):
@@ -80,7 +124,7 @@ def test_bars_are_the_differences(direction, known):
         assert drawn == pytest.approx({r["component"]: 1e3 * r["delta_nll"] for r in rows})
 
 
-def test_percent_is_the_change_of_perplexity_and_negative_where_keeping_helps(known):
+def test_percent_of_perplexity_is_positive_where_keeping_helps(known):
     diagnosis = known()
     base = {row["format"]: row["ppl"] for row in diagnosis.baselines}
     for axis in diagnosis.plot("percent").axes:
@@ -88,9 +132,9 @@ def test_percent_is_the_change_of_perplexity_and_negative_where_keeping_helps(kn
         for fmt, bars in zip(FORMATS, axis.containers, strict=True):
             rows = diagnosis.cells.where(format=fmt, direction="restore", component=component)
             drawn = bars[0].get_ydata()
-            assert drawn == pytest.approx([100 * (r["ppl"] / base[fmt] - 1) for r in rows])
+            assert drawn == pytest.approx([100 * (1 - r["ppl"] / base[fmt]) for r in rows])
             if component == "down_proj":
-                assert drawn[-1] < -0.4
+                assert drawn[-1] > 0.4
                 ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
                 widths = [
                     100 * (r["delta_ppl_high"] - r["delta_ppl_low"]) / base[fmt] for r in rows
@@ -132,7 +176,8 @@ def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
     names = {path.name for path in paths}
     for name in (
         "components-restore", "cells-restore", "heatmap-restore", "percent-restore",
-        "ppl-restore-mxfp4-floor", "ppl-restore-nvfp4",
+        "ppl-restore-mxfp4-floor", "ppl-restore-nvfp4", "kl-components-restore",
+        "kl-heatmap-isolate",
     ):  # fmt: skip
         assert {f"{name}.pdf", f"{name}.svg"} <= names
     assert (tmp_path / "figures/components-restore.pdf").read_bytes().startswith(b"%PDF")
@@ -142,4 +187,4 @@ def test_a_run_leaves_raw_perplexity_out(known, tmp_path):
     diagnosis = known()
     names = {path.stem for path in write_outputs(diagnosis, tmp_path) if path.suffix == ".svg"}
     assert names == set(figure_names(diagnosis)) >= {"components-restore", "percent-restore"}
-    assert not any(name.startswith("ppl") for name in names)
+    assert not any(name.startswith(("ppl", "kl")) for name in names)

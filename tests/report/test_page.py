@@ -125,17 +125,18 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
                 for end in ("", "_low", "_high"):
                     nats = 1e3 * expected[f"delta_nll{end}"]
                     assert row[f"nats{end}"] == pytest.approx(nats, **near)
-                assert row["nats_cost"] == row["nats"]
+                    kl = 1e3 * expected[f"delta_kl{end}"]
+                    assert row[f"kl{end}"] == pytest.approx(kl, **near)
                 assert row["ppl"] == pytest.approx(expected["ppl"], **near)
                 change = 100 * (expected["ppl"] / control["ppl"] - 1)
-                assert row["percent"] == pytest.approx(change, abs=1e-3)
+                assert row["percent"] == pytest.approx(-change if restored else change, abs=1e-3)
                 assert row["percent_low"] <= row["percent"] <= row["percent_high"]
-                assert row["percent_cost"] == (-row["percent"] if restored else row["percent"])
                 assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
                 width = expected["delta_ppl_high"] - expected["delta_ppl_low"]
                 assert row["ppl_high"] - row["ppl_low"] == pytest.approx(width, abs=2e-3)
-                assert row["ppl_cost"] == pytest.approx(expected["delta_ppl"], **near)
-                assert row["kl"] == pytest.approx(expected["kl"])
+                assert row["delta_ppl"] == pytest.approx(expected["delta_ppl"], **near)
+                assert row["kl_nats"] == pytest.approx(expected["kl"])
+                assert row["p_holm_kl"] == expected["p_holm_kl"]
                 assert (row["p_holm"] > 0.05) == (not significant(expected))
 
 
@@ -149,6 +150,28 @@ def test_costly_and_negative_cells_are_named(known):
     assert by_name["restore, mxfp4:floor"][1].startswith("5.")
     assert by_name["restore, mxfp4:floor"][2] == "none told from zero"
     assert re.match(r"5\.q_proj −\d", by_name["isolate, nvfp4"][2])  # noqa: RUF001
+
+
+def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
+    results = known().results
+    reference = np.array(results.observation(REFERENCE).nll)
+    for observation in results.observations.values():
+        v = observation.variant
+        if (v.level, v.direction, v.format) == ("cells", "isolate", "nvfp4") and v.block > 1:
+            observation.nll[:] = (2 * reference - np.array(observation.nll)).tolist()
+    _, *rows = Page(Diagnosis(results).html()).table("standout")
+    (row,) = [[text for text, _ in row[1:]] for row in rows if row[0][0] == "isolate, nvfp4"]
+    assert re.findall(r"\d\.\w+_proj [+−]", row[1]) == ["1.down_proj +"]  # noqa: RUF001
+    assert len(re.findall(r"\d\.down_proj −", row[2])) == 4  # noqa: RUF001
+
+
+def test_whole_models_stand_in_the_order_of_their_cost(known):
+    results = known().results
+    text = np.array(results.observations[REFERENCE.key].nll)
+    nvfp4 = results.observations[baseline("nvfp4", BOTH).key]
+    nvfp4.nll = (text + 0.1).tolist()  # ten tokens: ten millinats
+    _, *rows = Page(Diagnosis(results).html()).table("baselines")
+    assert [row[0][0] for row in rows] == ["reference", "nvfp4", "mxfp4:floor"]
 
 
 def test_every_hypothesis_has_its_verdict(known):
@@ -261,8 +284,13 @@ def test_what_was_not_measured_is_said_with_the_command_for_it(known):
     page = Page(without(known(), lambda v: v.is_control).html())
     assert "No cells were measured" in page.text
     page = Page(without(known(), lambda v: v.direction != "isolate").html())
-    assert "Only restore was measured" in page.text
-    assert "--direction isolate" in page.text
+    for level in ("components", "cells"):
+        assert f"Of {level} only restore was measured" in page.text
+        assert f"--sweep {level} --direction isolate" in page.text
+    partly = without(known(), lambda v: v.level != "cells" or v.direction == "isolate")
+    text = Page(partly.html()).text
+    assert "Of cells only isolate was measured" in text
+    assert "Of components only" not in text
     silent = known()
     silent.results.activations = []
     assert "fp4scope stats MODEL" in Page(silent.html()).text

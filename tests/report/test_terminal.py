@@ -4,11 +4,12 @@ import io
 import re
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from fp4scope.cli import tables, terminal
+from fp4scope.cli import progress, tables, terminal
 from fp4scope.cli.tables import baselines, component_tables
 from fp4scope.report import Diagnosis
 
@@ -121,6 +122,25 @@ def test_a_long_command_can_be_copied(tmp_path):
         text = out.file.getvalue()
         assert shlex.split(text.removeprefix("Next: ").replace("\\\n", " ")) == words
         assert ("\\\n" in text) == (width < 100)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_bar_fits(width, monkeypatch):
+    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "console", lambda stderr: out)
+    event = SimpleNamespace(
+        phase="calibrating", note=None, done=3.0, total=256.0, detail="3 of 256 windows",
+        diagnosis=None,
+    )  # fmt: skip
+    with progress.Screen() as screen:
+        screen(event)
+        drawn = Console(file=io.StringIO(), width=width, color_system=None)
+        drawn.print(screen._picture(event))
+    (line,) = drawn.file.getvalue().splitlines()
+    assert line.startswith("calibrating ━")
+    assert line.rstrip().endswith("left")
+    assert "3 of 256 windows" in line
+    assert "…" not in line
 
 
 def test_paragraphs_keep_their_lines_and_intervals():

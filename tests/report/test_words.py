@@ -166,6 +166,21 @@ def test_where_nothing_is_told_from_zero_nothing_is_singled_out(known):
     assert line in diagnosis.html()
 
 
+def test_units_that_change_nothing_at_all_are_known_exactly(known):
+    results = known().results
+    for observation in results.observations.values():
+        v = observation.variant
+        if v.level == "components":
+            same = baseline(v.format, BOTH) if v.direction == "restore" else REFERENCE
+            observation.nll = list(results.observation(same).nll)
+    lines = [line for line in headlines(Diagnosis(results)) if "singled out" in line]
+    assert len(lines) == 2
+    assert all(
+        line.endswith("no projection can be singled out: ±0 millinats on 8 windows.")
+        for line in lines
+    )
+
+
 def test_too_few_windows_single_nothing_out(known):
     results = known().results
     for observation in results.observations.values():

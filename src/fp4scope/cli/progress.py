@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 15.0
 REDRAW_EVERY_S = 0.5
+WIDE = 100
+"""Columns of a terminal from which on there is room for the elapsed time."""
 _PHASES = {
     "loading": "loading",
     "calibrating": "calibrating on the full-precision model",
@@ -45,15 +47,17 @@ class Screen:
     def __init__(self) -> None:
         self._console = console(stderr=True)
         self._live: Live | None = None
+        elapsed = [TimeElapsedColumn()] if self._console.width >= WIDE else []
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
+            *elapsed,
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,
+            expand=True,
         )
         self._task = TaskID(0)
         self._phase = ""
@@ -91,8 +95,7 @@ class Screen:
             if event.total and self._console.is_terminal:
                 for task in self._bar.task_ids:
                     self._bar.remove_task(task)
-                name = _PHASES[event.phase]
-                self._task = self._bar.add_task(name, total=event.total, detail="")
+                self._task = self._bar.add_task(event.phase, total=event.total, detail="")
                 self._live = Live(console=self._console, refresh_per_second=4, transient=True)
                 self._live.start()
             elif event.phase == "writing":

@@ -16,6 +16,7 @@ from fp4scope.report.words import (
     ESTIMATES_MEAN,
     MEANING,
     agreements,
+    by_cost,
     costliest,
     groups,
     headlines,
@@ -125,11 +126,12 @@ def _further(out: Console, diagnosis: Diagnosis) -> None:
 def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
     """The reference and what each format costs, a table for each choice of operands."""
     columns = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
-    reference = diagnosis.baselines.where(operands="").rows
-    names = [name for name in dict.fromkeys(diagnosis.baselines["operands"]) if name]
+    source = by_cost(diagnosis.baselines)
+    reference = source.where(operands="").rows
+    names = [name for name in dict.fromkeys(source["operands"]) if name]
     for operands in names or [""]:
         table = Grid(("format",), columns)
-        for row in [*reference, *(diagnosis.baselines.where(operands=operands) if names else ())]:
+        for row in [*reference, *(source.where(operands=operands) if names else ())]:
             values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
             jitter = "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"])
             table.add_row(row["format"], *values, jitter)

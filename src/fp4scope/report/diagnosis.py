@@ -1,5 +1,6 @@
 """`Diagnosis`: the results of a study as tables, figures and a report."""
 
+import inspect
 import os
 from functools import cached_property
 from pathlib import Path
@@ -84,15 +85,20 @@ class Diagnosis:
         Args:
             kind: `components`, `cells`, `heatmap`, `ppl` or `percent`.
             options: `direction` (`restore` or `isolate`) and `operands`, by default the first
-                that the study has; `format`, by default all.
+                that the study has; `format`, by default all; of `components`, `cells` and
+                `heatmap` also `metric` (`nll` or `kl`).
 
         Raises:
-            StudyError: There is no such figure, or nothing to draw in it.
+            StudyError: There is no such figure or option, or nothing to draw in it.
         """
         from fp4scope.report.figures import FIGURES
 
         if kind not in FIGURES:
             raise StudyError(f"unknown figure {kind!r}; {nearest(kind, FIGURES)}")
+        known = list(inspect.signature(FIGURES[kind]).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise StudyError(f"figure {kind!r} has no option {name!r}; {nearest(name, known)}")
         return FIGURES[kind](self, **options)
 
     def report(self) -> str:

@@ -1,9 +1,8 @@
 """The figures of a study, drawn with matplotlib from its tables.
 
-Differences are in millinats per token, more quantized minus less quantized, with 95%
-intervals; only the percentage figure keeps the sign of arXiv 2603.08747 (negative:
-keeping this unit in full precision lowers perplexity). Units that were only estimated are drawn
-from the estimates, and the title says so.
+Differences are more quantized minus less quantized: positive means that quantizing this costs. They
+have 95% intervals, and are in millinats per token, of NLL or of KL, or in percent of perplexity.
+Units that were only estimated are drawn from the estimates, and the title says so.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +22,9 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
 from fp4scope.records import Table
+from fp4scope.report.steps import step_above, step_below
 from fp4scope.report.words import costliest
-from fp4scope.stats import only_estimated, significant
+from fp4scope.stats import SIGNIFICANCE, only_estimated
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -44,24 +44,27 @@ _STYLE: dict[Any, Any] = {
 _MOST_INCHES = 400.0
 """An image of more than 65,536 dots in a direction cannot be drawn; there are 150 to an inch."""
 _PLAIN = StrMethodFormatter("{x:g}")
-_SAVES = "nats saved by keeping it in full precision"
-_COSTS = "nats lost by quantizing it alone"
+_MEANS = {
+    "restore": "saved by keeping it in full precision",
+    "isolate": "lost by quantizing it alone",
+}
+_UNITS = {"nll": "millinats", "kl": "millinats of KL"}
+"""By metric. Each has its own test."""
+_P = {"nll": "p_holm", "kl": "p_holm_kl"}
 
 
 def figures(diagnosis: "Diagnosis", *, every: bool = False) -> Iterator[tuple[str, Figure]]:
     """The figures that the study has data for, with their names.
 
-    Without `every` those of raw perplexity are left out: the others say the same, and drawing takes
-    a while.
+    Without `every` those of raw perplexity and of KL are left out: drawing takes a while.
     """
-    for name, (kind, options) in _drawable(diagnosis).items():
-        if every or kind != "ppl":
-            yield name, FIGURES[kind](diagnosis, **options)
+    for name, (kind, options) in _drawable(diagnosis, every).items():
+        yield name, FIGURES[kind](diagnosis, **options)
 
 
 def figure_names(diagnosis: "Diagnosis") -> list[str]:
     """Names of the figures that a report shows."""
-    return [name for name, (kind, _) in _drawable(diagnosis).items() if kind != "ppl"]
+    return list(_drawable(diagnosis, every=False))
 
 
 def save(figure: Figure, path: Path | BytesIO, suffix: str) -> None:
@@ -85,9 +88,11 @@ def _literal(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
+def _drawable(diagnosis: "Diagnosis", every: bool) -> dict[str, tuple[str, dict[str, str]]]:
     found = {}
     for kind in FIGURES:
+        if kind == "ppl" and not every:
+            continue
         table = diagnosis.components if kind == "components" else diagnosis.cells
         several = len(set(table["operands"])) > 1
         for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
@@ -100,6 +105,8 @@ def _drawable(diagnosis: "Diagnosis") -> dict[str, tuple[str, dict[str, str]]]:
             options = {"direction": direction, "operands": operands}
             if kind != "ppl":
                 found[name] = (kind, options)
+                if every and kind in ("components", "heatmap") and not only_estimated(chosen[0]):
+                    found[f"kl-{name}"] = (kind, options | {"metric": "kl"})
                 continue
             for fmt in dict.fromkeys(chosen["format"]):
                 found[file_name(f"{name}-{fmt}")] = (kind, options | {"format": fmt})
@@ -112,9 +119,10 @@ def components_figure(
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
+    metric: str = "nll",
 ) -> Figure:
     """Bars with whiskers: one group a component, one bar a format."""
-    table = _select(diagnosis.components, direction, operands, format)
+    table = _select(diagnosis.components, direction, operands, format, metric)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
     order = costliest(table, "component")
@@ -127,9 +135,9 @@ def components_figure(
         chosen = [rows[c] for c in order if c in rows]
         axis.barh(
             y[[c in rows for c in order]],
-            [1e3 * r["delta_nll"] for r in chosen],
+            [1e3 * r["drawn"] for r in chosen],
             thick * 0.9,
-            xerr=_whiskers(chosen),
+            xerr=_whiskers(chosen, "drawn"),
             color=_COLOURS[i % len(_COLOURS)],
             error_kw={"elinewidth": 1, "capsize": 2},
             label=name,
@@ -137,7 +145,7 @@ def components_figure(
     axis.set_yticks(range(len(order)), [visible(name) for name in order])
     axis.invert_yaxis()
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_xlabel(f"milli{_SAVES if direction == 'restore' else _COSTS}, per token")
+    axis.set_xlabel(f"{_UNITS[metric]} {_MEANS[direction]}, per token")
     axis.set_title(_title(diagnosis, f"Components, {direction}", table))
     _legend(figure, axis)
     return figure
@@ -149,28 +157,29 @@ def cells_figure(
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
+    metric: str = "nll",
 ) -> Figure:
     """Curves over depth, one panel a component, on a symmetric log axis."""
-    table = _select(diagnosis.cells, direction, operands, format)
+    table = _select(diagnosis.cells, direction, operands, format, metric)
     way: str = table[0]["direction"]
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
-        axis.plot(blocks, [1e3 * r["delta_nll"] for r in rows], ".-", color=colour, label=label)
-        if all(r["delta_nll_low"] is not None for r in rows):
-            low = [1e3 * r["delta_nll_low"] for r in rows]
-            high = [1e3 * r["delta_nll_high"] for r in rows]
+        axis.plot(blocks, [1e3 * r["drawn"] for r in rows], ".-", color=colour, label=label)
+        if all(r["drawn_low"] is not None for r in rows):
+            low = [1e3 * r["drawn_low"] for r in rows]
+            high = [1e3 * r["drawn_high"] for r in rows]
             axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
-    linear = _linear_threshold([1e3 * abs(v) for v in table["delta_nll"]])
+    linear = _linear_threshold([1e3 * abs(v) for v in table["drawn"]])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
         low, high = axis.get_ylim()
         axis.set_yticks(_log_ticks(low, high, linear), minor=False)
         axis.set_yticks([], minor=True)
         axis.yaxis.set_major_formatter(_PLAIN)
-    figure.supylabel("millinats per token (symlog)", fontsize=9)
+    figure.supylabel(f"{_UNITS[metric]} per token (symlog)", fontsize=9)
     figure.suptitle(_title(diagnosis, f"Cells, {way}", table), fontsize=10)
     return figure
 
@@ -182,7 +191,7 @@ def percent_figure(
     operands: str | None = None,
     format: str | None = None,
 ) -> Figure:
-    """Change of perplexity from the baseline, in percent: negative is an improvement."""
+    """What keeping a cell saves, in percent of the baseline's perplexity."""
     if direction not in (None, "restore"):
         raise StudyError(
             f"the percentage figure shows cells kept in full precision: "
@@ -201,7 +210,7 @@ def percent_figure(
         whiskers = _whiskers(rows, "delta_ppl", 1.0)
         axis.errorbar(
             [r["block"] for r in rows],
-            [-scale * r["delta_ppl"] for scale, r in zip(scales, rows, strict=True)],
+            [scale * r["delta_ppl"] for scale, r in zip(scales, rows, strict=True)],
             yerr=None if whiskers is None else whiskers * scales,
             fmt=".-",
             color=colour,
@@ -211,7 +220,7 @@ def percent_figure(
         )
 
     figure, _ = _panels(table, draw)
-    figure.supylabel("change of PPL from the baseline, % (negative: better)", fontsize=9)
+    figure.supylabel("saved by keeping it in full precision, % of the baseline's PPL", fontsize=9)
     figure.suptitle(_title(diagnosis, "Cells kept in full precision", table), fontsize=10)
     return figure
 
@@ -265,9 +274,10 @@ def heatmap_figure(
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
+    metric: str = "nll",
 ) -> Figure:
     """Block by component, one panel a format; cells not told from zero are crossed out."""
-    table = _select(diagnosis.cells, direction, operands, format)
+    table = _select(diagnosis.cells, direction, operands, format, metric)
     direction = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
     components = list(dict.fromkeys(table["component"]))
@@ -286,10 +296,10 @@ def heatmap_figure(
                 row = rows.get((component, block))
                 if row is None:
                     continue
-                values[i, j] = 1e3 * row["delta_nll"]
-                if row["p_holm"] is not None and not significant(row):
+                values[i, j] = 1e3 * row["drawn"]
+                if row["drawn_p"] is not None and row["drawn_p"] > SIGNIFICANCE:
                     unsure.append((j, i))
-        peak = float(np.nanmax(np.abs(values))) or 1.0
+        peak = step_above(float(np.nanmax(np.abs(values))) or 1.0)
         linear = _linear_threshold(np.abs(values[~np.isnan(values)]))
         norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
@@ -300,13 +310,14 @@ def heatmap_figure(
         axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
         axis.spines[:].set_visible(False)
         axis.set_title(name, loc="left")
-        ticks = _log_ticks(-peak, peak, linear)
-        bar = figure.colorbar(image, ax=axis, label="millinats", pad=0.01, ticks=ticks)
+        middle = step_below(float(norm.inverse(0.75)))
+        ticks = [-peak, -middle, 0.0, middle, peak]
+        bar = figure.colorbar(image, ax=axis, label=_UNITS[metric], pad=0.01, ticks=ticks)
         bar.ax.yaxis.set_major_formatter(_PLAIN)
         bar.ax.minorticks_off()
     cross = "" if table[0]["estimated"] else " (a cross: not told from zero, Holm at 5%)"
     axes[-1].set_xlabel(f"block{cross}")
-    what = f"Cells, {direction}, millinats per token"
+    what = f"Cells, {direction}, {_UNITS[metric]} per token"
     figure.suptitle(_title(diagnosis, what, table), fontsize=10)
     return figure
 
@@ -320,8 +331,16 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 
 
-def _select(table: Table, direction: str | None, operands: str | None, format: str | None) -> Table:
+def _select(
+    table: Table,
+    direction: str | None,
+    operands: str | None,
+    format: str | None,
+    metric: str = "nll",
+) -> Table:
     """One direction and one choice of operands, by default the first; one format, or all."""
+    if metric not in _UNITS:
+        raise StudyError(f"no figure shows differences of {metric!r}; {nearest(metric, _UNITS)}")
     if format is not None:
         present = list(dict.fromkeys(table["format"]))
         if format not in present:
@@ -335,19 +354,25 @@ def _select(table: Table, direction: str | None, operands: str | None, format: s
                 f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}"
             )
         table = table.where(**{column: value or present[0]})
-    return _drawn(table)
+    return _drawn(table, metric)
 
 
-def _drawn(table: Table) -> Table:
-    """What is measured, or where nothing is, the estimates in its place; `estimated` says which."""
+def _drawn(table: Table, metric: str) -> Table:
+    """With `drawn`, its interval and its p: what is measured, or where nothing is, the estimates.
+
+    `estimated` says which.
+    """
     measured = [row for row in table if not only_estimated(row)]
-    rows = [row | {"estimated": False} for row in measured] or [
+    if not measured and metric != "nll":
+        raise StudyError("a first-order estimate is of the NLL; run the study with --method exact")
+    source, p = (f"delta_{metric}", _P[metric]) if measured else ("gradient_nll", "p_holm")
+    rows = [
         row
-        | {"estimated": True}
-        | {f"delta_nll{end}": row[f"gradient_nll{end}"] for end in ("", "_low", "_high")}
-        for row in table
+        | {"estimated": not measured, "drawn_p": row[p]}
+        | {f"drawn{end}": row[f"{source}{end}"] for end in ("", "_low", "_high")}
+        for row in measured or table
     ]
-    return Table((*table.columns, "estimated"), rows)
+    return Table((*table.columns, "estimated", "drawn", "drawn_low", "drawn_high", "drawn_p"), rows)
 
 
 def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
@@ -388,9 +413,7 @@ def _legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
-def _whiskers(
-    rows: list[dict[str, Any]], column: str = "delta_nll", scale: float = 1e3
-) -> np.ndarray | None:
+def _whiskers(rows: list[dict[str, Any]], column: str, scale: float = 1e3) -> np.ndarray | None:
     if any(r[f"{column}_low"] is None for r in rows):
         return None
     half = [abs(scale) * (r[f"{column}_high"] - r[f"{column}_low"]) / 2 for r in rows]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fp4scope.names import visible
 from fp4scope.records import Table
-from fp4scope.report.words import headlines, interval, number, percent
+from fp4scope.report.words import by_cost, headlines, interval, number, percent
 
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
@@ -35,7 +35,7 @@ def _formats(diagnosis: "Diagnosis") -> Table:
             "top-1": percent(row["top1"]),
             "windows": row["windows"],
         }
-        for row in diagnosis.baselines
+        for row in by_cost(diagnosis.baselines)
     ]
     return Table(("format", "operands", "PPL", "cost", "KL", "top-1", "windows"), rows)
 

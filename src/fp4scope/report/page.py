@@ -29,6 +29,7 @@ from fp4scope.report.words import (
     ESTIMATES_MEAN,
     LOWER_LOSS,
     agreements,
+    by_cost,
     costliest,
     groups,
     headlines,
@@ -92,7 +93,7 @@ def page(diagnosis: "Diagnosis") -> str:
         intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
         headlines=[*stopping_lines(results), *headlines(diagnosis, short=True)],
-        baselines=diagnosis.baselines,
+        baselines=by_cost(diagnosis.baselines),
         formats=_against(diagnosis.formats),
         both=diagnosis.operands,
         components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
@@ -101,8 +102,10 @@ def page(diagnosis: "Diagnosis") -> str:
         cells=list(_cells(diagnosis)),
         named=NAMED,
         lower_loss=LOWER_LOSS,
-        directions=list(dict.fromkeys(r["direction"] for r in diagnosis.cells))
-        or list(dict.fromkeys(r["direction"] for r in diagnosis.components)),
+        directions={
+            "components": list(dict.fromkeys(diagnosis.components["direction"])),
+            "cells": list(dict.fromkeys(diagnosis.cells["direction"])),
+        },
         agreements=agreements(diagnosis),
         estimate=ESTIMATE,
         estimates_mean=ESTIMATES_MEAN if results.estimates.windows else "",
@@ -172,7 +175,9 @@ def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
             "tested": bool(found),
             "told": len(told),
             "share": next(iter(shares.where(**group)["share"]), None),
-            "largest": (told or rows)[:NAMED],
+            "largest": [row for row in told if row["delta_nll"] > 0][:NAMED]
+            if told
+            else rows[:NAMED],
             "lowering": lowering(rows),
         }
 

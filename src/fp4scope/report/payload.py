@@ -1,10 +1,9 @@
 """What the charts of `report.html` are drawn from: plain data, ready for JSON.
 
-Every metric has a value with its interval, as it is read, and the `cost`: more quantized minus
-less quantized, which colours it. PPL and KL are read as they are, and their interval is
-that of the paired difference from the baseline (restore) or the reference (isolate), put
-around the value. Percent is the change of PPL from the same, so that an improvement is negative, as
-in arXiv 2603.08747.
+Every metric has a value with its interval, more quantized minus less quantized: positive means that
+quantizing this costs. That is the difference of NLL (`nats`), of PPL in percent of the
+baseline's (restore) or the reference's (isolate), and of KL. Only PPL is read as it is; its
+interval is that of the paired difference, put around the value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,16 @@ from fp4scope.stats import kind_of, only_estimated
 if TYPE_CHECKING:
     from fp4scope.report.diagnosis import Diagnosis
 
-METRICS = ("nats", "ppl", "percent", "kl")
+METRICS = ("nats", "percent", "kl", "ppl")
 COLUMNS = (
     "component", "block",
-    *(f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high", "_cost")),
-    "delta_ppl", "delta_ppl_low", "delta_ppl_high", "top1", "p_holm", "p_top", "windows",
-    "gradient", "gradient_low", "gradient_high",
+    *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")),
+    "delta_ppl", "delta_ppl_low", "delta_ppl_high", "kl_nats", "top1", "p_holm", "p_holm_kl",
+    "p_top", "windows", "gradient", "gradient_low", "gradient_high",
 )  # fmt: skip
-"""Those of a unit; differences of NLL and estimates are in millinats per token."""
+"""Those of a unit; differences of NLL and of KL and estimates are in millinats per token."""
 DIGITS = 7
+_ENDS = ("", "_low", "_high")
 
 
 def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
@@ -90,47 +90,40 @@ def _family(rows: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None
 
 def _values(row: Mapping[str, Any]) -> list[Any]:
     """One unit's values, in the order of `COLUMNS`."""
-    estimate = [_milli(row[f"gradient_nll{end}"]) for end in ("", "_low", "_high")]
-    if only_estimated(row):
-        nats = [*estimate, estimate[0]]
-    else:
-        nats = [_milli(row[f"delta_nll{end}"]) for end in ("", "_low", "_high", "")]
+    estimate = [_milli(row[f"gradient_nll{end}"]) for end in _ENDS]
+    nats = [_milli(row[f"delta_nll{end}"]) for end in _ENDS]
+    delta_ppl = [row[f"delta_ppl{end}"] for end in _ENDS]
     restored = row["direction"] == "restore"
-    found = [row["component"], row.get("block"), *nats]
-    found += _around(row, "ppl", restored)
-    found += _percent(row, restored)
-    found += _around(row, "kl", restored)
-    found += [_short(row[f"delta_ppl{end}"]) for end in ("", "_low", "_high")]
-    found += [_short(row[name]) for name in ("top1", "p_holm", "p_top")]
+    found = [row["component"], row.get("block")]
+    found += estimate if only_estimated(row) else nats
+    found += _percent(row["ppl"], delta_ppl, restored)
+    found += [_milli(row[f"delta_kl{end}"]) for end in _ENDS]
+    found += _around(row["ppl"], delta_ppl, restored)
+    found += [_short(value) for value in (*delta_ppl, row["kl"], row["top1"])]
+    found += [_short(row[name]) for name in ("p_holm", "p_holm_kl", "p_top")]
     return [*found, row["windows"], *estimate]
 
 
-def _around(row: Mapping[str, Any], name: str, restored: bool) -> list[float | None]:
-    """A raw value, the interval of its difference around it, and the difference."""
-    value = row[name]
-    delta, low, high = (row[f"delta_{name}{end}"] for end in ("", "_low", "_high"))
-    if delta is None:
-        return [_short(value), None, None, None]
-    if low is None:
-        return [_short(value), None, None, _short(delta)]
+def _around(
+    value: float | None, difference: Sequence[float | None], restored: bool
+) -> list[float | None]:
+    """A raw value, and the interval of its difference around it."""
+    delta, low, high = difference
+    if value is None or delta is None or low is None or high is None:
+        return [_short(value), None, None]
     ends = (delta - high, delta - low) if restored else (low - delta, high - delta)
-    return [_short(value), *(_short(value + end) for end in ends), _short(delta)]
+    return [_short(value), *(_short(value + end) for end in ends)]
 
 
-def _percent(row: Mapping[str, Any], restored: bool) -> list[float | None]:
-    """The change of PPL in percent of the baseline's or the reference's over the same windows."""
-    if row["delta_ppl"] is None:
-        return [None] * 4
-    control = row["ppl"] + (row["delta_ppl"] if restored else -row["delta_ppl"])
-    value, low, high = (
-        None if row[f"delta_ppl{end}"] is None else 100 * row[f"delta_ppl{end}"] / control
-        for end in ("", "_low", "_high")
-    )
-    if restored:
-        shown = [None if v is None else -v for v in (value, high, low)]
-    else:
-        shown = [value, low, high]
-    return [*(_short(v) for v in shown), _short(value)]
+def _percent(
+    ppl: float | None, difference: Sequence[float | None], restored: bool
+) -> list[float | None]:
+    """A difference of PPL in percent of the baseline's or the reference's, same windows."""
+    delta, *_ = difference
+    if ppl is None or delta is None:
+        return [None] * 3
+    control = ppl + (delta if restored else -delta)
+    return [None if end is None else _short(100 * end / control) for end in difference]
 
 
 def _milli(value: float | None) -> float | None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, log10
 from statistics import median
 from typing import Any
 
 from fp4scope.records import Results
+from fp4scope.report.steps import step_below
 from fp4scope.stats import windows_for
 
 USUAL = 5.0
@@ -39,16 +39,12 @@ def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolutio
         return None
     half = median(500 * (row["delta_nll_high"] - row["delta_nll_low"]) for row in known)
     windows = round(median(row["windows"] for row in known))
-    target = USUAL if half > USUAL else _step_below(half)
+    if half == 0:  # nothing differs in any window
+        return Resolution(0.0, windows, 0.0, windows, windows)
+    target = USUAL if half > USUAL else step_below(half)
     needed = _rounded_up(windows_for(half, windows, target, anytime=results.anytime))
     available = results.data["tokens_in_text"] // results.data["seq_len"]
     return Resolution(half, windows, target, needed, available)
-
-
-def _step_below(value: float) -> float:
-    """The largest of 1, 2 and 5 times a power of ten that is less."""
-    scale = 10.0 ** floor(log10(value)) if value > 0 else 1.0
-    return next((k * scale for k in (5, 2, 1) if k * scale < value), scale / 2)
 
 
 def _rounded_up(count: int) -> int:

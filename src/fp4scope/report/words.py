@@ -147,10 +147,9 @@ def _short_of(diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]]) -> str:
     if found is None:
         windows = rows[0]["windows"]
         return f": {windows} windows are too few for intervals ({MIN_WINDOWS} or more)"
-    line = (
-        f": ±{number(found.half)} millinats on {found.windows} windows; about "
-        f"{found.needed:,} would give ±{found.target:g}"
-    )
+    line = f": ±{number(found.half)} millinats on {found.windows} windows"
+    if found.needed > found.windows:
+        line += f"; about {found.needed:,} would give ±{found.target:g}"
     if found.needed > found.available:
         line += f" (this text has {found.available:,})"
     return line
@@ -261,6 +260,15 @@ def costliest(table: Table, name: str) -> list[Any]:
     for row in table:
         costs.setdefault(row[name], []).append(cost(row) or 0.0)
     return sorted(costs, key=lambda unit: -fmean(costs[unit]))
+
+
+def by_cost(baselines: Table) -> Table:
+    """Whole models, those of the same operands together, the cheapest first."""
+    order = list(dict.fromkeys(baselines["operands"]))
+    rows = sorted(
+        baselines, key=lambda row: (order.index(row["operands"]), row["delta_nll"] or 0.0)
+    )
+    return Table(baselines.columns, rows)
 
 
 def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -4,10 +4,10 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const column = Object.fromEntries(data.columns.map((name, i) => [name, i]));
   const METRICS = {
-    nats: { label: "millinats per token", short: "millinats", unit: "millinats", signed: true },
-    percent: { label: "change of PPL, %", short: "percent", unit: "%", signed: true },
-    ppl: { label: "PPL", short: "PPL", unit: "PPL", signed: false },
-    kl: { label: "KL, nats per token", short: "KL", unit: "nats", signed: false },
+    nats: { label: "millinats per token", short: "millinats", unit: "millinats", what: "loss", signed: true, log: true },
+    percent: { label: "% of PPL", short: "percent of PPL", unit: "% of PPL", what: "loss", signed: true },
+    kl: { label: "KL, millinats per token", short: "KL", unit: "millinats of KL", what: "KL", signed: true, log: true },
+    ppl: { label: "PPL", short: "PPL", unit: "PPL", what: "loss", signed: false },
   };
   const state = { format: "", direction: "", metric: "nats", operands: "" };
 
@@ -78,12 +78,26 @@
       (f) => f.direction === state.direction && f.operands === state.operands && (!state.format || f.format === state.format),
     );
 
+  /** What a metric says quantizing costs, as colours show it. */
+  const cost = (row, metric) => get(row, metric === "ppl" ? "delta_ppl" : metric);
+
+  /** The p-value that the chosen metric's own test gives among the family (Holm). */
+  const pValue = (row, metric = state.metric) => get(row, metric === "kl" ? "p_holm_kl" : "p_holm");
+
   /** Tested, and not told from zero. */
-  const isMuted = (row) => get(row, "p_holm") > 0.05;
+  const isMuted = (row) => pValue(row) > 0.05;
 
   function certainty(row) {
-    if (get(row, "p_holm") === null) return "";
+    if (pValue(row) === null) return "";
     return isMuted(row) ? "not told from zero" : "told from zero";
+  }
+
+  /** A value as a tooltip has it, with its unit; beside the loss the difference of KL. */
+  function told(row) {
+    const own = `${shown(row, state.metric)} ${METRICS[state.metric].unit}`;
+    const beside = state.metric === "kl" ? "nats" : "kl";
+    const other = get(row, beside) === null ? "" : `; ${shown(row, beside)} ${METRICS[beside].unit}`;
+    return own + other;
   }
 
   // ---------------------------------------------------------------- scales
@@ -95,6 +109,13 @@
   function threshold(values) {
     const sizes = values.map(Math.abs).sort((a, b) => a - b);
     return 10 ** Math.ceil(Math.log10(Math.max(sizes[Math.floor(sizes.length / 2)] || 0, 1e-3)));
+  }
+
+  /** The smallest of 1, 2 and 5 times a power of ten that is at least this (`down`: the largest below it). */
+  function round(value, down = false) {
+    const scale = 10 ** Math.floor(Math.log10(value));
+    const steps = [0.5, 1, 2, 5, 10].map((k) => Number((k * scale).toPrecision(1)));
+    return down ? steps.filter((s) => s < value * 0.999).pop() : steps.find((s) => s >= value * 0.999);
   }
 
   function linearTicks(low, high, count = 5) {
@@ -311,16 +332,23 @@
     const restored = state.direction === "restore";
     const unit = restored ? "Everything is quantized but this one unit" : "Only this one unit is quantized";
     const control = restored ? "baseline" : "reference";
+    const sign = restored ? "Positive: keeping the unit in full precision saves that much." : "Positive: quantizing the unit costs that much.";
     const text = {
-      nats: restored
-        ? "the baseline's loss less this one's. Positive: keeping the unit in full precision saves that much."
-        : "this loss less the reference's. Positive: quantizing the unit costs that much.",
-      percent: `the change of PPL from the ${control}, in percent. ${restored ? "Negative: an improvement from keeping the unit in full precision (the paper's sign)." : "Positive: quantizing the unit costs that much."}`,
+      nats: (restored ? "the baseline's loss less this one's. " : "this loss less the reference's. ") + sign,
+      percent: `the same in percent of the ${control}'s perplexity. ${sign}`,
       ppl: `perplexity itself, with the interval of its paired difference from the ${control} around it.`,
-      kl: `the distance of the predictions from the reference's, with the interval of its paired difference from the ${control} around it.`,
+      kl: `how much ${restored ? "farther the baseline's predictions are from the reference's than these" : "farther these predictions are from the reference's"} (KL). ${sign}`,
     }[state.metric];
     const estimated = families.some((f) => f.estimated) ? " These are first-order estimates, not measured." : "";
     return `${unit}; shown is ${text}${estimated}`;
+  }
+
+  /** Above a chart: what it shows, or what there is instead; what belongs to an empty one is hidden. */
+  function caption(level, families, charts) {
+    const there = unique(data.units[level].map((f) => [f.direction, f.operands].join(", ")));
+    byId(`said-${level}`).textContent = charts.length ? meaning(families)
+      : `No ${level} were measured for ${state.direction}, ${state.operands}${state.format && `, ${state.format}`}; there is ${there.join("; ")}.`;
+    byId(`drawn-${level}`).hidden = !charts.length;
   }
 
   function drawBaselines() {
@@ -334,81 +362,81 @@
       };
     });
     if (!rows.length) return;
+    rows.sort((a, b) => a.value - b.value);
     const domain = extent(rows.flatMap((r) => [r.value, r.low, r.high]), [0]);
     byId("chart-baselines").replaceChildren(panels([dots(`What quantizing everything costs${several ? `: ${usual}, where nothing is said` : `, ${data.baselines[0]?.operands}`}`, rows, { label: "millinats per token", zero: 0, domain })]));
   }
 
   function drawComponents() {
-    const target = byId("chart-components");
-    const families = target ? chosen("components") : [];
-    if (!target) return;
+    const families = chosen("components");
+    const charts = componentCharts(families);
+    caption("components", families, charts);
+    byId("chart-components").replaceChildren(...charts);
+  }
+
+  function componentCharts(families) {
     const metric = METRICS[state.metric];
-    byId("said-components").textContent = families.length ? meaning(families) : "Nothing was measured for this choice.";
-    const costs = {};
-    for (const f of families) for (const row of f.rows) (costs[get(row, "component")] ??= []).push(get(row, "nats_cost") ?? 0);
-    const mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
-    const order = Object.keys(costs).sort((a, b) => mean(costs[b]) - mean(costs[a]));
     const ends = (f) => f.rows.flatMap((row) => ["", "_low", "_high"].map((end) => get(row, state.metric + end)));
     const zero = (f) => (metric.signed ? 0 : f.control[state.metric]);
     const charts = families.map((f) => {
-      const rows = order.flatMap((name) => {
-        const row = f.rows.find((r) => get(r, "component") === name);
-        if (!row) return [];
-        return [{
+      const rows = f.rows.slice().sort((a, b) => (cost(b, state.metric) ?? 0) - (cost(a, state.metric) ?? 0)).map((row) => {
+        const name = get(row, "component");
+        return {
           label: name, cls: kindClass(name), index: kinds[name] === "attention" ? 1 : 0, muted: isMuted(row),
           value: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
-          text: `${name}, ${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
-        }];
+          text: `${name}, ${f.format}: ${told(row)}`,
+        };
       });
       const domain = metric.signed ? extent(families.flatMap(ends), [0]) : extent(ends(f), [zero(f)]);
       const label = metric.signed ? metric.label : `${metric.label} (line: ${f.control.name})`;
       return dots(f.format, rows, { label, zero: zero(f), domain });
     });
-    const shownKinds = unique(order.map((name) => kinds[name]));
+    const shownKinds = unique(families.flatMap((f) => f.rows.map((row) => kinds[get(row, "component")])));
     const entries = [["MLP", "mlp", 0], ["attention", "attention", 1], [null, "other", 0]]
       .filter(([kind]) => shownKinds.includes(kind))
       .map(([kind, cls, index]) => ({ name: kind || "other", cls, index }));
-    target.replaceChildren(key(entries), panels(charts));
+    return families.length ? [key(entries), panels(charts)] : [];
   }
 
   function drawHeat() {
     const target = byId("chart-heat");
     const families = chosen("cells");
-    const cost = `${state.metric}_cost`;
-    byId("said-cells").textContent = families.length ? meaning(families) : "Nothing was measured for this choice.";
-    const costs = families.flatMap((f) => f.rows.map((row) => get(row, cost))).filter((v) => v !== null);
-    if (!costs.length) return target.replaceChildren();
-    const from = threshold(costs);
-    const map = symlog(from);
-    const peak = Math.max(...costs.map(Math.abs)) || 1;
-    const size = (value) => Math.min(1, Math.abs(map(value)) / map(peak));
+    const maps = heatMaps(families);
+    caption("cells", families, maps);
     const focused = document.activeElement?.dataset?.cell;
-    target.replaceChildren(legend(from, peak, size), ...families.map((f) => heat(f, cost, size)));
+    target.replaceChildren(...maps);
     if (focused) target.querySelector(`[data-cell="${CSS.escape(focused)}"]`)?.focus();
   }
 
+  function heatMaps(families) {
+    const costs = families.flatMap((f) => f.rows.map((row) => cost(row, state.metric))).filter((v) => v !== null);
+    if (!costs.length) return [];
+    const from = threshold(costs);
+    const map = symlog(from);
+    const peak = round(Math.max(...costs.map(Math.abs)) || 1);
+    const size = (value) => Math.min(1, Math.abs(map(value)) / map(peak));
+    return [legend(from, peak, size), ...families.map((f) => heat(f, size))];
+  }
+
   function legend(from, peak, size) {
-    const restored = state.direction === "restore";
-    const sign = state.metric === "percent" && restored ? -1 : 1;
+    const { what, unit } = METRICS[state.metric];
     const steps = [peak];
-    for (let t = 10 ** Math.floor(Math.log10(peak)); t >= from * 0.99; t /= 10) if (t < 0.75 * peak) steps.push(t);
-    if (steps.length === 1) steps.push(peak / 3);
+    for (let t = 10 ** Math.floor(Math.log10(peak)); t >= from * 0.99; t /= 10) if (t < 0.75 * peak) steps.push(Number(t.toPrecision(1)));
+    if (steps.length === 1) steps.push(round(peak, true));
     const list = element("ol");
     for (const value of [...steps.map((s) => -s), 0, ...steps.slice().reverse()]) {
       const swatch = element("i", { class: value < 0 ? "down" : "up" });
       swatch.style.setProperty("--size", size(value));
-      list.append(element("li", {}, swatch, tickText(sign * value, true)));
+      list.append(element("li", {}, swatch, element("span", {}, tickText(value, true))));
     }
-    const unit = state.metric === "percent" ? "% of PPL" : state.metric === "ppl" ? "PPL" : METRICS[state.metric].unit;
-    return element("div", { class: "scale" }, `quantizing helps`, list, `quantizing costs (${unit}${METRICS[state.metric].signed ? "" : ", difference"})`,
-      element("i", { class: "muted" }), "loss not told from zero");
+    return element("div", { class: "scale" }, `${what} falls`, list, `${what} rises when this is quantized (${unit})`,
+      element("i", { class: "muted" }), "not told from zero");
   }
 
-  function heat(f, cost, size) {
+  function heat(f, size) {
     const blocks = unique(f.rows.map((row) => get(row, "block"))).sort((a, b) => a - b);
     const names = unique(f.rows.map((row) => get(row, "component")));
     const at = Object.fromEntries(f.rows.map((row) => [`${get(row, "block")}.${get(row, "component")}`, row]));
-    const metric = METRICS[state.metric];
     const table = element("table", {}, element("caption", { class: "hidden" }, `Every cell of ${f.format}, ${f.direction}: components down, blocks across`));
     table.style.setProperty("--blocks", blocks.length);
     const head = element("tr", {}, element("th", { scope: "col" }, "block"), ...blocks.map((b) => element("th", { scope: "col" }, String(b))));
@@ -418,14 +446,15 @@
       for (const b of blocks) {
         const row = at[`${b}.${name}`];
         const place = element("td");
-        if (row && get(row, cost) !== null) {
-          const text = `${where(row)}: ${shown(row, state.metric)} ${metric.unit}`;
+        const value = row ? cost(row, state.metric) : null;
+        if (value !== null) {
+          const text = `${where(row)}: ${told(row)}`;
           const more = [f.format, certainty(row)].filter(Boolean).join(", ");
           const button = element("button", {
-            type: "button", class: `${get(row, cost) < 0 ? "down" : "up"}${isMuted(row) ? " muted" : ""}`, tabindex: "-1",
+            type: "button", class: `${value < 0 ? "down" : "up"}${isMuted(row) ? " muted" : ""}`, tabindex: "-1",
             "aria-label": `${text}, ${more}`, "data-tip": `${text}\n${more}`, "data-cell": `${f.format}|${b}|${name}`,
           });
-          button.style.setProperty("--size", size(get(row, cost)).toFixed(3));
+          button.style.setProperty("--size", size(value).toFixed(3));
           button.addEventListener("click", () => openCell(name, b));
           place.append(button);
         }
@@ -458,8 +487,19 @@
   }
 
   function drawCurves() {
-    const target = byId("chart-curves");
     const families = chosen("cells");
+    const metric = METRICS[state.metric];
+    byId("chart-curves").replaceChildren(...depthCurves(families));
+    byId("said-curves").textContent = `${metric.label[0].toUpperCase()}${metric.label.slice(1)}, one panel for each component${metric.signed ? "" : " and format"}, all on one scale${metric.signed ? "" : " within a format"}.`;
+    byId("note-curves").textContent = [
+      metric.log ? "The axis is linear near zero and logarithmic beyond." : "The axis is linear.",
+      metric.signed ? "" : `The dark line is the ${families[0]?.control.name}.`,
+      `Bands are 95% intervals; hollow marks: the difference of the ${metric.what} is not told from zero (Holm at 5%).`,
+      "Pointer or arrow keys read the values; press for the cell's numbers.",
+    ].filter(Boolean).join(" ");
+  }
+
+  function depthCurves(families) {
     const metric = METRICS[state.metric];
     // Differences of several formats go on one axis; raw values have a panel for each format.
     const groups = metric.signed ? [families] : families.map((f) => [f]);
@@ -471,9 +511,9 @@
       const ends = group.flatMap((f) => f.rows.flatMap((row) => ["", "_low", "_high"].map((end) => get(row, state.metric + end))));
       const known = ends.filter((v) => v !== null);
       if (!known.length) continue;
-      const log = state.metric === "nats";
+      const { log } = metric;
       const [low, high] = extent(known, [zero], log ? 0 : 0.05);
-      const from = threshold(group.flatMap((f) => f.rows.map((row) => get(row, "nats") ?? 0)));
+      const from = threshold(group.flatMap((f) => f.rows.map((row) => get(row, state.metric) ?? 0)));
       const scale = { low, high, map: log ? symlog(from) : (v) => v };
       const ticks = log ? logTicks(low, high, from) : linearTicks(low, high, 4);
       for (const name of names) {
@@ -481,7 +521,7 @@
           name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format),
           points: f.rows.filter((row) => get(row, "component") === name).map((row) => ({
             block: get(row, "block"), y: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
-            muted: isMuted(row), text: `${f.format}: ${shown(row, state.metric)} ${metric.unit}`,
+            muted: isMuted(row), text: `${f.format}: ${told(row)}`,
           })).sort((a, b) => a.block - b.block),
         })).filter((s) => s.points.length);
         if (!series.length) continue;
@@ -489,14 +529,7 @@
         charts.push(curves(title, series, { scale, ticks, zero, label: metric.label, choose: (block) => openCell(name, block) }));
       }
     }
-    target.replaceChildren(key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format) }))), panels(charts));
-    byId("said-curves").textContent = `${metric.label[0].toUpperCase()}${metric.label.slice(1)}, one panel for each component${metric.signed ? "" : " and format"}, all on one scale${metric.signed ? "" : " within a format"}.`;
-    byId("note-curves").textContent = [
-      state.metric === "nats" ? "The axis is linear near zero and logarithmic beyond." : "The axis is linear.",
-      metric.signed ? "" : `The dark line is the ${families[0]?.control.name}.`,
-      "Bands are 95% intervals; hollow marks: the difference of the loss is not told from zero (Holm at 5%).",
-      "Pointer or arrow keys read the values; press for the cell's numbers.",
-    ].filter(Boolean).join(" ");
+    return charts.length ? [key(families.map((f) => ({ name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format) }))), panels(charts)] : [];
   }
 
   const CELL_COLUMNS = [
@@ -506,9 +539,10 @@
     ["PPL", (f, row) => [get(row, "ppl"), number(get(row, "ppl"))]],
     ["millinats per token", (f, row) => [get(row, "nats"), shown(row, "nats")]],
     ["difference of PPL", (f, row) => [get(row, "delta_ppl"), interval(get(row, "delta_ppl"), get(row, "delta_ppl_low"), get(row, "delta_ppl_high"), true)]],
-    ["change of PPL, %", (f, row) => [get(row, "percent"), shown(row, "percent")]],
-    ["KL", (f, row) => [get(row, "kl"), number(get(row, "kl"))]],
+    ["% of PPL", (f, row) => [get(row, "percent"), shown(row, "percent")]],
     ["p (Holm)", (f, row) => [get(row, "p_holm"), number(get(row, "p_holm"))]],
+    ["KL, millinats", (f, row) => [get(row, "kl"), shown(row, "kl")]],
+    ["p of KL (Holm)", (f, row) => [get(row, "p_holm_kl"), number(get(row, "p_holm_kl"))]],
     ["among the most costly", (f, row) => [get(row, "p_top"), get(row, "p_top") === null ? "" : `${(100 * get(row, "p_top")).toFixed(1)}%`]],
     ["windows", (f, row) => [get(row, "windows"), String(get(row, "windows"))]],
   ];
@@ -520,7 +554,7 @@
     const families = chosen("cells");
     const estimates = families.some((f) => f.rows.some((row) => get(row, "gradient") !== null));
     const columns = estimates ? [...CELL_COLUMNS, ESTIMATE_COLUMN] : CELL_COLUMNS;
-    const rows = families.flatMap((f) => f.rows.map((row) => [f, row])).sort((a, b) => (get(b[1], "nats_cost") ?? 0) - (get(a[1], "nats_cost") ?? 0));
+    const rows = families.flatMap((f) => f.rows.map((row) => [f, row])).sort((a, b) => (cost(b[1], state.metric) ?? 0) - (cost(a[1], state.metric) ?? 0));
     const body = element("tbody");
     for (const [f, row] of rows) {
       body.append(element("tr", {}, ...columns.map(([, show], i) => {
@@ -538,13 +572,18 @@
     const rows = data.units.cells
       .filter((f) => f.operands === state.operands)
       .flatMap((f) => f.rows.filter((row) => get(row, "component") === name && get(row, "block") === block).map((row) => [f, row]));
-    const heads = ["direction", "format", "millinats per token", "change of PPL, %", "PPL", "KL", "top-1", "told from zero"];
+    const heads = ["direction", "format", "millinats per token", "% of PPL", "told from zero", "KL, millinats", "KL told from zero", "PPL", "KL from the reference, nats", "top-1"];
+    const test = (row, metric) => (pValue(row, metric) === null ? "not tested" : `${pValue(row, metric) <= 0.05 ? "yes" : "no"}, p ${number(pValue(row, metric))}`);
+    const beside = (row, f, name) => {
+      const value = get(row, name === "kl" ? "kl_nats" : name);
+      return value === null ? "" : `${number(value)} [${f.control.name} ${number(f.control[name])}]`;
+    };
     const estimates = rows.some(([, row]) => get(row, "gradient") !== null);
     const body = element("tbody", {}, ...rows.map(([f, row]) => element("tr", {},
       element("th", { scope: "row" }, f.direction),
-      ...[f.format, f.estimated ? "not measured" : shown(row, "nats"), shown(row, "percent"), number(get(row, "ppl")), number(get(row, "kl")),
+      ...[f.format, f.estimated ? "not measured" : shown(row, "nats"), shown(row, "percent"), test(row, "nats"), shown(row, "kl"), test(row, "kl"),
+        beside(row, f, "ppl"), beside(row, f, "kl"),
         get(row, "top1") === null ? "" : `${(100 * get(row, "top1")).toFixed(1)}%`,
-        get(row, "p_holm") === null ? "not tested" : `${get(row, "p_holm") <= 0.05 ? "yes" : "no"}, p ${number(get(row, "p_holm"))}`,
         ...(estimates ? [interval(get(row, "gradient"), get(row, "gradient_low"), get(row, "gradient_high"), true)] : []),
       ].map((text) => element("td", {}, ...cellText(text))))));
     const head = element("tr", {}, ...[...heads, ...(estimates ? ["estimate (first order), millinats"] : [])].map((text) => element("th", { scope: "col" }, text)));
@@ -556,7 +595,7 @@
       parts.push(element("p", {}, `What enters it, in full precision: max |x| ${number(input[2])}, P99.9 ${number(input[3])}, max / P99.9 ${number(input[4])}`
         + (input[4] === null ? "." : ` (number ${rank} of ${ratios.length} cells, the largest first).`)));
     } else parts.push(element("p", {}, "Its activations were not measured."));
-    parts.push(element("p", { class: "note" }, "Differences are from the baseline (restore) or the reference (isolate), with 95% intervals; p is adjusted for all cells of the format and direction (Holm)."));
+    parts.push(element("p", { class: "note" }, "Differences are from the baseline (restore) or the reference (isolate), with 95% intervals; positive means that quantizing this costs. P is adjusted for all cells of the format and direction (Holm)."));
     byId("cell-title").textContent = `Block ${block}, ${name}`;
     byId("cell-body").replaceChildren(...parts);
     hideTip();
@@ -615,19 +654,40 @@
 
   // ---------------------------------------------------------------- controls
 
+  const families = [...data.units.components, ...data.units.cells];
+  const AXES = ["direction", "operands", "format", "metric"];
+
+  /** Whether there is data for a value of a control, given the controls before it. */
+  function available(name, value) {
+    const at = AXES.indexOf(name);
+    const wanted = { ...state, [name]: value };
+    const left = families.filter((f) => AXES.slice(0, Math.min(at + 1, 3)).every((axis) => !wanted[axis] || f[axis] === wanted[axis]));
+    return name === "metric" ? left.some((f) => value === "nats" || !f.estimated) : left.length > 0;
+  }
+
+  /** Greys out what has no data, and moves controls that stand there to what has. */
+  function settle() {
+    for (const name of AXES) {
+      const select = byId(name);
+      for (const option of select.options) option.disabled = !available(name, option.value);
+      if (!available(name, state[name])) state[name] = [...select.options].find((option) => !option.disabled).value;
+      select.value = state[name];
+    }
+  }
+
   function fill(name, values, labels = {}) {
     const select = byId(name);
     select.replaceChildren(...values.map((value) => element("option", { value }, labels[value] ?? value)));
-    state[name] = values[0] ?? "";
     select.addEventListener("change", () => {
       state[name] = select.value;
+      settle();
       draw();
     });
   }
 
   function draw() {
     hideTip();
-    drawComponents();
+    if (byId("chart-components")) drawComponents();
     if (byId("chart-heat")) {
       drawHeat();
       drawCurves();
@@ -635,17 +695,48 @@
     }
   }
 
-  const families = [...data.units.components, ...data.units.cells];
+  /** The direction and operands to begin with: those for which most levels have data, cells before components. */
+  function first() {
+    const has = (level, f) => data.units[level].some((g) => g.direction === f.direction && g.operands === f.operands);
+    const score = (f) => 2 * has("cells", f) + has("components", f);
+    return families.reduce((best, f) => (score(f) > score(best) ? f : best));
+  }
+
   if (families.length) {
     const formats = unique(families.map((f) => f.format));
+    const { direction, operands } = first();
+    Object.assign(state, { direction, operands, format: formats.length > 1 ? "" : formats[0] });
     fill("format", formats.length > 1 ? ["", ...formats] : formats, { "": "all" });
-    fill("direction", unique(families.map((f) => f.direction)));
+    fill("direction", ["restore", "isolate"]);
     fill("operands", unique(families.map((f) => f.operands)));
-    const metrics = families.some((f) => !f.estimated) ? Object.keys(METRICS) : ["nats"];
-    fill("metric", metrics, Object.fromEntries(metrics.map((m) => [m, METRICS[m].short])));
+    fill("metric", Object.keys(METRICS), Object.fromEntries(Object.keys(METRICS).map((m) => [m, METRICS[m].short])));
+    settle();
     byId("operands-label").hidden = unique(families.map((f) => f.operands)).length < 2;
     byId("controls").hidden = false;
   }
+
+  // ---------------------------------------------------------------- paper
+
+  /** On paper nothing can be chosen: every direction is drawn, under its name. */
+  function drawAll(id, level, charts) {
+    const { direction } = state;
+    const parts = unique(data.units[level].map((f) => f.direction)).flatMap((name) => {
+      state.direction = name;
+      const found = chosen(level);
+      return found.length ? [element("div", { class: "printed" }, element("h4", {}, `${name[0].toUpperCase()}${name.slice(1)}`), element("p", {}, meaning(found)), ...charts(found))] : [];
+    });
+    state.direction = direction;
+    byId(id)?.replaceChildren(...parts);
+  }
+
+  window.addEventListener("beforeprint", () => {
+    for (const level of ["components", "cells"]) if (byId(`drawn-${level}`)) byId(`drawn-${level}`).hidden = !data.units[level].length;
+    drawAll("chart-components", "components", componentCharts);
+    drawAll("chart-heat", "cells", heatMaps);
+    drawAll("chart-curves", "cells", depthCurves);
+  });
+  window.addEventListener("afterprint", draw);
+
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("all-cells")?.addEventListener("toggle", drawCellTable);
   document.querySelectorAll("table.sortable").forEach((table) => table.tHead && sortable(table));
