@@ -97,11 +97,13 @@ class Grid:
     def add_row(self, *cells: str) -> None:
         self._rows.append(tuple(map(visible, cells)))
 
-    def __rich_console__(self, out: Console, options: ConsoleOptions) -> Iterator[Segment | Text]:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Segment | Text]:
         heads = [*self._names, *self._values]
         columns = [[head, *cells] for head, *cells in zip(heads, *self._rows, strict=True)]
         natural = [max(map(cell_len, column)) for column in columns]
-        room = options.max_width if out.is_terminal else _total(natural)
+        room = options.max_width if console.is_terminal else _total(natural)
         least = [max(map(_longest, column)) for column in columns]
         fits = _total(natural) <= room
         chunks = [list(range(len(heads)))] if fits else self._chunks(least, room)
@@ -109,7 +111,7 @@ class Grid:
             if i:
                 yield Text()
             widths = _spread([least[c] for c in chosen], [natural[c] for c in chosen], room)
-            yield from self._drawn(out, options, chosen, widths)
+            yield from self._drawn(console, options, chosen, widths)
 
     def _chunks(self, least: Sequence[int], room: int) -> Iterator[list[int]]:
         """Which columns stand together: the names, and as many others as fit."""

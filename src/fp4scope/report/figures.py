@@ -123,7 +123,7 @@ def components_figure(
 ) -> Figure:
     """Bars with whiskers: one group a component, one bar a format."""
     table = _select(diagnosis.components, direction, operands, format, metric)
-    direction = table[0]["direction"]
+    way: str = table[0]["direction"]
     formats = list(dict.fromkeys(table["format"]))
     order = costliest(table, "component")
     figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
@@ -145,8 +145,8 @@ def components_figure(
     axis.set_yticks(range(len(order)), [visible(name) for name in order])
     axis.invert_yaxis()
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_xlabel(f"{_UNITS[metric]} {_MEANS[direction]}, per token")
-    axis.set_title(_title(diagnosis, f"Components, {direction}", table))
+    axis.set_xlabel(f"{_UNITS[metric]} {_MEANS[way]}, per token")
+    axis.set_title(_title(diagnosis, f"Components, {way}", table))
     _legend(figure, axis)
     return figure
 
