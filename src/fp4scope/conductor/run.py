@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,8 @@ def _measure(
         memory=None if study.memory is None else parse_memory(study.memory),
         stopping=stopping,
     )
-    if "self_check" not in journal.notes:
+    # Of a model that overflows it is no number: the measurement names where that begins.
+    if "self_check" not in journal.notes and isfinite(sweep.check.difference):
         journal.note("self_check", asdict(sweep.check))
     for note in sweep.notes:
         tell(Progress("loading", note=note))

@@ -254,7 +254,8 @@ class Journal:
         try:
             line = encode(record)
         except UnicodeEncodeError as error:
-            name = error.object[error.start - 20 : error.end + 20]
+            start = error.object.rfind('"', 0, error.start) + 1
+            name = error.object[start : error.object.find('"', start)]
             raise OutputError(
                 f"{name!r} cannot be kept in {self.path}, for it is not UTF-8; rename it"
             ) from None
