@@ -17,7 +17,7 @@ from typing import Any
 from fp4scope.checks import read_results
 from fp4scope.errors import OutputError
 from fp4scope.names import cell, visible
-from fp4scope.paths import read_bytes
+from fp4scope.paths import named, read_bytes
 from fp4scope.schema import RESULTS_VERSION, EstimateFields, Place, ResultsFields, Sums
 
 _SHOWN = 60
@@ -250,7 +250,7 @@ class Results:
             OutputError: It cannot be read, is of another version, or damaged: the message names
                 the place.
         """
-        return cls._of(read_results(read_bytes(path, "results", OutputError), str(path)))
+        return cls._of(read_results(read_bytes(path, "results", OutputError), named(path)))
 
     @classmethod
     def _of(cls, data: ResultsFields) -> "Results":

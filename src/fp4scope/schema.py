@@ -33,6 +33,7 @@ _WHAT = {  # which direction goes with which levels, and what then names the uni
     "reference": ("model",),
     "baseline": ("model",),
     "jitter": ("model",),
+    "replica": ("model",),
     "restore": ("components", "blocks", "cells", "patterns"),
     "isolate": ("components", "blocks", "cells", "patterns"),
 }
@@ -42,7 +43,7 @@ _WHAT = {  # which direction goes with which levels, and what then names the uni
 class VariantRow(TypedDict, total=False):
     format: str
     operands: Literal["", "weights+activations", "weights", "activations"]
-    direction: Literal["reference", "baseline", "jitter", "restore", "isolate"]
+    direction: Literal["reference", "baseline", "jitter", "replica", "restore", "isolate"]
     level: Literal["model", "components", "blocks", "cells", "patterns"]
     unit: Text
     block: Block | None
