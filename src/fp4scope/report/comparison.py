@@ -136,8 +136,8 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     paths = [Path(folder) for folder in folders]
     known: dict[Path, Path] = {}
     for path in paths:
-        if not path.is_dir():
-            what = "is not a folder" if path.exists() else "does not exist"
+        if not os.path.isdir(path):
+            what = "is not a folder" if os.path.exists(path) else "does not exist"
             raise OutputError(f"{path} {what}; give folders that `fp4scope run -o` has written")
         if (same := known.setdefault(path.resolve(), path)) is not path:
             raise StudyError(f"{path} is the same folder as {same}; give each output once")
