@@ -163,6 +163,13 @@ def test_declared_fp8_is_dequantized(activations, folder):
     assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
 
 
+def test_a_method_that_this_transformers_does_not_know(folder, monkeypatch):
+    """An older one would take the codes for values."""
+    monkeypatch.setattr("fp4scope.models.checkpoint._known_methods", lambda: ["awq"])
+    edit_config(folder, quantization_config={"quant_method": "mxfp8"})
+    assert "is quantized already (mxfp8)" in refusal(folder)
+
+
 def test_declared_mxfp4_is_dequantized(tiny_tokenizer, tmp_path):
     config = GptOssConfig(
         vocab_size=96,

@@ -17,7 +17,7 @@ from fp4scope.errors import ModelError
 from fp4scope.models.layout import Layout
 
 # `transformers` turns these into ordinary linears while it loads, where it is told to.
-_DEQUANTIZED = ("fp8", "mxfp8", "mxfp4")
+_DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}
 _DECLARATIONS = ("quantization_config", "compression_config", "quantization")
 # Attention and experts that are torch's or transformers' own code; others come from a hub.
 _OWN_CODE = {
@@ -92,7 +92,7 @@ def require_unquantized(name: str, config: PreTrainedConfig, beside: Any = None)
         ModelError: It is quantized, in one sentence.
     """
     top = getattr(config, "quantization_config", None)
-    if isinstance(top, dict) and top.get("quant_method") in _DEQUANTIZED:
+    if isinstance(top, dict) and top.get("quant_method") in _DEQUANTIZED & set(_known_methods()):
         top["dequantize"] = True  # on a GPU it would be kept as it is
         return str(top["quant_method"])
     if not top and hasattr(config, "quantization_config"):
@@ -217,6 +217,13 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     for value in list(vars(config).values()):
         if isinstance(value, PreTrainedConfig):
             yield from _parts(value)
+
+
+def _known_methods() -> Iterable[str]:
+    """Quantizations that this version of transformers knows; it goes on without knowing others."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    return AUTO_QUANTIZER_MAPPING
 
 
 def _scheme(declared: Any) -> str:  # noqa: ANN401

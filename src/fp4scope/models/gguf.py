@@ -179,14 +179,14 @@ def _without_kernels() -> Iterator[dict[str, Any]]:
     Where the package `kernels` is installed, newer versions would keep the weights packed and run
     code fetched from a hub.
     """
-    config = getattr(transformers, "GgufConfig", None)
-    if config is None:
+    try:
+        from transformers import GgufConfig
+        from transformers.integrations.gguf import kernels
+    except ImportError:  # this version always dequantizes
         yield {}
         return
-    from transformers.integrations.gguf import kernels
-
     with replaced(vars(kernels), "is_kernels_available", lambda: False):
-        yield {"quantization_config": config(dequantize=True)}
+        yield {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _convert(path: Path, folder: Path, digest: str) -> None:
