@@ -138,7 +138,7 @@ def load(folder: str | Path) -> Diagnosis:
     if not os.path.lexists(path):
         hint = (
             "; its run has not finished: repeat the command to go on"
-            if (folder / "journal.jsonl").exists()
+            if os.path.exists(folder / "journal.jsonl")
             else ""
         )
         raise OutputError(f"{folder} has no results.json{hint}")
