@@ -47,7 +47,7 @@ def test_outputs_are_printed_side_by_side(fp4scope, outputs):
     for words in ("16 x 11", "down_proj", "Same order?", "What changed from main to change"):
         assert words in out
     assert f"the cost of nvfp4 ({BOTH}) changed by +" in out
-    assert "beyond noise (±" in out
+    assert "millinats: beyond noise." in out
     assert "0 of 3 components changed beyond noise" in out
 
 

@@ -104,15 +104,15 @@ def test_levels_share_the_error_and_holm_is_inside_a_level(realise):
 def test_false_alarms_are_at_most_one_pair_of_runs_in_twenty(realise):
     """Two runs of one thing; any change beyond noise, of 49 units, is a false alarm."""
     rng = np.random.default_rng(5)
-    pairs = 200
+    pairs = 120
     alarms = raw = 0
     for _ in range(pairs):
         table = change_table(realise(rng), realise(rng))
         alarms += any(table["beyond_noise"])
         raw += any(row["p"] < 0.05 for row in table)
-    # Three standard deviations above 5% of 200 are 19; without Holm most pairs alarm.
-    assert alarms <= 19
-    assert raw > 100
+    # Three standard deviations above 5% of 120 are 13; without Holm most pairs alarm.
+    assert alarms <= 13
+    assert raw > 60
 
 
 def test_planted_changes_are_found_and_others_are_not(realise):
