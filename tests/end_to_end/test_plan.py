@@ -158,8 +158,9 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
         "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
     ]  # fmt: skip
     assert "% of the blocks' parameters, 3 blocks, 7 components" in facts["coverage"]
-    # Reference and two baselines, a control for each; per format 7 + 7 components and 21 cells.
-    assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21)}: ")
+    # Reference and two baselines, a control for each; per format 7 + 7 components and 21 cells,
+    # that is the work of 29 baselines with its own: 8% of it are two replicas.
+    assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21 + 2)}: ")
     for kind in ("14 components (restore)", "14 components (isolate)", "42 cells (restore)"):
         assert kind in facts["variants"]
     assert facts["windows"].strip() == "9 of 32 tokens"
