@@ -185,7 +185,7 @@ def _without_kernels() -> Iterator[dict[str, Any]]:
     except ImportError:  # this version always dequantizes
         yield {}
         return
-    with replaced(vars(kernels), "is_kernels_available", lambda: False):
+    with replaced(kernels.__dict__, "is_kernels_available", lambda: False):
         yield {"quantization_config": GgufConfig(dequantize=True)}
 
 
