@@ -132,6 +132,14 @@ class Projection(TypedDict):
 
 
 @_STRICT
+class Excluded(TypedDict):
+    component: Name
+    linears: Positive
+    reason: Text
+    share: Share
+
+
+@_STRICT
 class ModelSection(TypedDict, total=False):
     name: Text
     architecture: Text
@@ -142,7 +150,7 @@ class ModelSection(TypedDict, total=False):
     projections: list[Projection]
     coverage: Share
     not_quantized: list[list[Text | Number]]
-    routers: list[Text]
+    excluded: list[Excluded]
     prior_quantization: Text | None
     dtype: Text
     tokenizer: Text

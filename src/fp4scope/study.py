@@ -196,6 +196,11 @@ class Study(BaseModel):
         Direction.ISOLATE,
     )
     patterns: Names = Field((), description="more units: shell patterns of linear names")
+    exclude: Names = Field(
+        (),
+        description="linears that stay in full precision beside the defaults: shell patterns or "
+        "re:REGEX; none: no defaults",
+    )
     method: Annotated[tuple[Method, ...], BeforeValidator(_words)] = Field(
         (Method.EXACT,),
         description="units are measured (exact), estimated to first order (gradient), or both; "
@@ -243,7 +248,9 @@ class Study(BaseModel):
         words = _words(value)
         return tuple(_DIRECTIONS.get(w, w) if isinstance(w, str) else w for w in words)
 
-    @field_validator("formats", "operands", "sweep", "cells", "direction", "patterns", "method")
+    @field_validator(
+        "formats", "operands", "sweep", "cells", "direction", "patterns", "exclude", "method"
+    )
     @classmethod
     def _once(cls, value: tuple[Any, ...], info: Any) -> tuple[Any, ...]:  # noqa: ANN401
         """A name given twice is one; what must not be empty names its choices."""
@@ -251,6 +258,19 @@ class Study(BaseModel):
             choices = ", ".join(_CHOICES[info.field_name])
             raise StudyError(f"{info.field_name} is empty; give one or more of {choices}")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("exclude")
+    @classmethod
+    def _expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            if pattern.startswith("re:"):
+                try:
+                    re.compile(pattern.removeprefix("re:"))
+                except re.error as error:
+                    raise StudyError(
+                        f"exclude: {shown(pattern)} is no regular expression: {error}"
+                    ) from None
+        return value
 
     @field_validator("formats")
     @classmethod

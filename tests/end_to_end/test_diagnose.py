@@ -6,7 +6,14 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 import fp4scope
 from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
@@ -343,3 +350,56 @@ def test_calibrated_and_dynamic_scales_differ_for_nvfp4_only(model_folder, optio
     calibrated, dynamic = run("calibrated").baselines, run("dynamic").baselines
     assert calibrated.where(format="nvfp4")["nll"] != dynamic.where(format="nvfp4")["nll"]
     assert calibrated.where(format="mxfp4:floor").rows == dynamic.where(format="mxfp4:floor").rows
+
+
+def test_what_is_excluded_is_quantized_nowhere_and_listed(model_folder, options, tmp_path):
+    """The all-quantized model is the one without it: restoring an excluded unit is no question."""
+    few = options | {"formats": "mxfp4", "sweep": "components", "windows": 3}
+    d = fp4scope.diagnose(model_folder, **few, exclude=["*.mlp.*"], output_dir=tmp_path / "out")
+    listed = [(e["component"], e["linears"], e["reason"]) for e in d.results.model["excluded"]]
+    names = ("gate_proj", "up_proj", "down_proj")
+    assert listed == [(name, 3, "by *.mlp.*") for name in names]
+    assert {c.component for c in d.results.activations} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "9 linears stay in full precision (gate_proj: 3, by *.mlp.*" in report
+    whole = fp4scope.diagnose(model_folder, **few, patterns=["*.mlp.*"])
+    kept = [
+        o.nll
+        for o in whole.results.observations.values()
+        if (o.variant.level, o.variant.direction) == ("patterns", "restore")
+    ]
+    baseline = [o.nll for o in d.results.observations.values() if o.variant.direction == "baseline"]
+    assert baseline == kept
+    with pytest.raises(StudyError, match="exclude"):
+        fp4scope.diagnose(model_folder, **few, output_dir=tmp_path / "out")
+
+
+def test_linears_that_never_run_stay_in_full_precision(tiny_tokenizer, options):
+    """Mamba reads the weight of dt_proj; whatever a model does not call is left alone and said."""
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=2, state_size=4, time_step_rank=4
+    )
+    model = MambaForCausalLM(config)
+    few = options | {"formats": "mxfp4", "sweep": "components", "windows": 2, "exclude": "none"}
+    d = fp4scope.diagnose(model, tokenizer=tiny_tokenizer(), **few, allow_partial=True)
+    (excluded,) = d.results.model["excluded"]
+    assert (excluded["component"], excluded["linears"]) == ("dt_proj", 2)
+    assert excluded["reason"].startswith("never runs as a module")
+
+
+def test_widths_that_no_engine_serves_are_said(tiny_tokenizer, options):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=100, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4,
+    )  # fmt: skip
+    notes = []
+    fp4scope.diagnose(
+        LlamaForCausalLM(config),
+        tokenizer=tiny_tokenizer(),
+        **options | {"formats": "nvfp4", "sweep": "components", "windows": 2},
+        progress=lambda event: notes.append(event.note),
+    )
+    (note,) = [note for note in notes if note and "width" in note]
+    assert note.startswith("warning: 2 linears take inputs of width 100, which is no multiple")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fp4scope.errors import ModelError, UnitError
-from fp4scope.models import Cell, adopt, find_layout, is_linear
+from fp4scope.models import Cell, Excluded, adopt, find_layout, is_linear, require_coverage
+from fp4scope.models.exclude import DEFAULTS
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPT2 = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
@@ -29,7 +30,7 @@ def test_every_family_has_its_blocks_and_components(family, tiny_model):
         assert names[0].endswith(f".{cell.component}")
         assert layout.cell_of[names[0]] == cell
     assert layout.coverage > 0.95
-    assert layout.routers == ()
+    assert layout.excluded == ()
 
 
 def test_nothing_but_linears_inside_blocks_is_listed(family, tiny_model):
@@ -125,9 +126,14 @@ def test_fused_experts_are_refused_by_name_or_allowed(family, tiny_model, tiny_t
     assert routers == []
 
 
-def test_shared_expert_gate_is_a_router(tiny_model):
+def excluded(layout):
+    return {name: e.reason for e in layout.excluded for name in e.linears}
+
+
+def test_shared_expert_gate_stays_in_full_precision(tiny_model):
     layout = find_layout(tiny_model("qwen2-moe"))
-    assert layout.routers == ("model.layers.0.mlp.shared_expert_gate",)
+    gate = "model.layers.0.mlp.shared_expert_gate"
+    assert excluded(layout) == {gate: "router"}
     # Block 0 has experts, block 1 is dense: endings must tell them apart.
     names = ("shared_expert.gate_proj", "mlp.gate_proj")
     assert [len(layout.cells[Cell(b, name)]) for b, name in enumerate(names)] == [1, 1]
@@ -177,8 +183,10 @@ def test_experts_that_are_linears_make_one_cell(key):
     )
     assert layout.cells[Cell(0, "mlp.gate_proj")] == ("layers.0.mlp.gate_proj",)
     assert layout.cells[Cell(1, "q_proj")] == ("layers.1.q_proj",)
-    assert layout.routers == ("layers.1.mlp.gate",)
-    assert ("mlp.gate.weight", 96 / (2 * 1024 + 4 * 2048 + 4096 + 96)) in layout.missed
+    total = 2 * 1024 + 4 * 2048 + 4096 + 96
+    assert layout.excluded == (Excluded("gate", ("layers.1.mlp.gate",), "router", 96 / total),)
+    assert (layout.coverage, layout.missed) == ((total - 96) / total, ())
+    assert layout.reachable == pytest.approx(1)
     assert layout.match("*.experts.*.down_proj") == layout.cells[Cell(1, "experts.*.down_proj")]
 
 
@@ -206,18 +214,19 @@ def test_routers_by_any_of_their_names(path):
         holder = holder.get_submodule(part)
     holder.add_module(path.split(".")[-1], nn.Linear(32, 5))
     model = Model(block, num_local_experts=5)
-    assert find_layout(model).routers == (f"layers.0.{path}",)
+    assert excluded(find_layout(model)) == {f"layers.0.{path}": "router"}
     # The count may stand in the text part of a configuration.
     model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_experts=5))
-    assert find_layout(model).routers == (f"layers.0.{path}",)
-    # As wide as something else, it is a linear like others.
+    assert excluded(find_layout(model)) == {f"layers.0.{path}": "router"}
+    assert excluded(find_layout(model, ["none"])) == {}
+    # A gate as wide as something else is a linear like others; a router is one by its name.
     model.config = SimpleNamespace(num_local_experts=4)
-    assert find_layout(model).routers == ()
+    assert bool(excluded(find_layout(model))) == ("router" in path)
 
 
 def test_a_projection_as_wide_as_there_are_experts_is_no_router():
     layout = find_layout(Model(Block(Mlp()), num_experts=32))
-    assert layout.routers == ()
+    assert layout.excluded == ()
     assert layout.components == ("q_proj", "gate_proj", "down_proj")
 
 
@@ -227,12 +236,140 @@ def test_numbers_that_tell_projections_apart_stay():
     assert find_layout(Model(block)).components == ("q_proj", "mlp.0", "mlp.2")
 
 
+class FusedExperts(nn.Module):
+    """Experts in one tensor, as transformers 5 has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.ones(5, 8, 32))
+
+
+def test_a_router_is_told_by_the_experts_beside_it():
+    """Whatever it is called and whatever the configuration says; several linears are no router."""
+    block = Block(Mlp())
+    block.experts, block.chooser = FusedExperts(), nn.Module()
+    block.chooser.pick = nn.Linear(32, 5)
+    block.attention = nn.ModuleDict({"k": nn.Linear(32, 5), "v": nn.Linear(32, 5)})
+    assert excluded(find_layout(Model(block))) == {"layers.0.chooser.pick": "router"}
+    block.chooser.pick = nn.Linear(32, 6)
+    assert excluded(find_layout(Model(block))) == {}
+
+
+# What stays in full precision.
+
+
+def named(path):
+    """A block with a linear of this path beside its others."""
+    block = holder = Block(Mlp())
+    *parents, leaf = path.split(".")
+    for part in parents:
+        holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    holder.add_module(leaf, nn.Linear(32, 7))
+    return Model(block)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "linear_attn.in_proj_a",
+        "linear_attn.in_proj_b",
+        "linear_attn.in_proj_ba",
+        "linear_attn.a_proj",
+        "self_attn.b_proj",
+        "self_attn.f_a_proj",
+        "mixer.dt_proj",
+        "self_attn.indexer.weights_proj",
+        "per_layer_input_gate",
+        "altup.prediction_coefs",
+        "mlstm_layer.igate_preact",
+        "altup.modality_router",
+        "feed_forward.shared_expert_gate",
+    ],
+)
+def test_what_engines_leave_alone_stays_in_full_precision(path):
+    model = named(path)
+    assert list(excluded(find_layout(model))) == [f"layers.0.{path}"]
+    assert excluded(find_layout(model, ["none"])) == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["self_attn.kv_b_proj", "self_attn.q_b_proj", "mixer.in_proj", "mlp.gate_up_proj"]
+)
+def test_defaults_leave_no_more_than_they_mean(path):
+    assert excluded(find_layout(named(path))) == {}
+
+
+def test_every_default_says_why_and_where_from():
+    for default in DEFAULTS:
+        assert default.reason
+        assert default.source
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("o_proj", 2),
+        ("self_attn.*", 8),
+        ("*.layers.1.*", 7),
+        ("model.layers.1.mlp.up_proj", 1),
+        (r"re:.*\.[qk]_proj$", 4),
+        (r"re:model\.layers\.0\.", 7),
+        ("lm_head", 0),
+    ],
+)
+def test_a_pattern_leaves_linears_in_full_precision(pattern, count, tiny_model):
+    model = tiny_model("llama")
+    whole, layout = find_layout(model), find_layout(model, [pattern])
+    assert len(excluded(layout)) == count
+    assert set(excluded(layout)) | set(layout.linears) == set(whole.linears)
+    assert not set(excluded(layout)) & set(layout.linears)
+    assert set(excluded(layout).values()) <= {f"by {pattern}"}
+    # What is left keeps its name; what was chosen is not what cannot be reached.
+    assert layout.cells.items() <= whole.cells.items()
+    assert layout.reachable == pytest.approx(whole.coverage)
+    assert layout.missed == whole.missed
+
+
+@pytest.mark.parametrize("pattern", ["re:proj$", "proj", "*.9.*", "Q_proj"])
+def test_an_exclusion_that_matches_nothing_is_an_error(pattern, tiny_model):
+    with pytest.raises(UnitError, match=r"exclude: .* matches none of the 15 linears") as error:
+        find_layout(tiny_model("llama"), [pattern])
+    assert "model.layers.0.self_attn.q_proj" in str(error.value)
+    assert "q_proj" in str(error.value)
+
+
+def test_excluding_everything_is_an_error(tiny_model):
+    with pytest.raises(UnitError, match="leaves none of the 14 linears"):
+        find_layout(tiny_model("llama"), ["*"])
+
+
+def test_what_never_runs_cannot_be_reached(tiny_model):
+    model = tiny_model("llama")
+    whole = find_layout(model)
+    layout = find_layout(model, silent=whole.match("down_proj"))
+    assert "down_proj" not in layout.components
+    assert layout.reachable == layout.coverage < whole.coverage
+    with pytest.raises(ModelError, match=r"only 7\d.\d% of .*allow-partial"):
+        require_coverage(layout)
+
+
 # What is refused.
+
+
+def test_linears_with_one_weight_are_refused_unless_excluded():
+    model = Model(Block(Mlp()), Block(Mlp()))
+    model.layers[1].q_proj.weight = model.layers[0].q_proj.weight
+    with pytest.raises(ModelError, match=r"layers\.1\.q_proj has the same weight as .*exclude"):
+        find_layout(model)
+    assert len(excluded(find_layout(model, ["q_proj"]))) == 2
 
 
 def test_blocks_that_share_weights_are_refused():
     shared = Block(Mlp())
-    with pytest.raises(ModelError, match=r"layers\.2\.q_proj is the same module as .* block 0"):
+    with pytest.raises(
+        ModelError, match=r"layers\.2\.q_proj has the same weight as layers\.0\.q_proj"
+    ):
         find_layout(Model(shared, Block(Mlp()), shared))
 
 

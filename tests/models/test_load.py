@@ -10,11 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     BartConfig,
-    BertConfig,
     Gemma3Config,
     Mistral3Config,
     Qwen2_5_VLConfig,
@@ -314,26 +312,6 @@ def test_encoder_decoder(name, tiny_tokenizer, tmp_path):
     assert refusal(tmp_path) == (
         f"{tmp_path} is an encoder-decoder; fp4scope needs a causal language model"
     )
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_model_that_sees_later_tokens(causal, tiny_tokenizer):
-    config = BertConfig(
-        vocab_size=96,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        is_decoder=causal,
-        initializer_range=0.5,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    if causal:
-        assert adopt(model, tiny_tokenizer()).layout.blocks == 2
-    else:
-        with pytest.raises(ModelError, match="BertLMHeadModel is not causal"):
-            adopt(model, tiny_tokenizer())
 
 
 def test_integer_weights(tiny_model, tiny_tokenizer):

@@ -3,24 +3,46 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CodeGenConfig,
+    FalconMambaConfig,
+    Gemma4TextConfig,
+    LlamaConfig,
+    Mamba2Config,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutput
 
-from fp4scope.errors import ModelError
+from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.models import adopt
+from fp4scope.sweep import measure
 from fp4scope.sweep.check import self_check
 from fp4scope.sweep.memory import Shape
+
+GEMMA4 = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16, "sliding_window": 8,
+    "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 16, "pad_token_id": 0,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+}  # fmt: skip
 
 
 class _Block(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
-        self.calls, self.fault = 0, ""
+        self.calls, self.fault, self.first = 0, "", False
 
-    def forward(self, hidden, shift=1):
+    def forward(self, hidden, shift=1, kept=None):
         self.calls += 1
+        if self.fault == "breaks":
+            raise KeyError("a traceback of its own")
+        if kept is not None:  # as Gemma 4's blocks share keys and values
+            kept.state = hidden if self.first else kept.state
+            return hidden + self.down(self.up(hidden).tanh() * kept.state)
         if self.fault == "raises in a batch" and len(hidden) > 1:
             raise ValueError(f"a batch of {len(hidden)}")
         mixed = self.up(hidden).tanh() * shift
@@ -33,6 +55,10 @@ class _Block(nn.Module):
         return hidden + self.down(mixed)
 
 
+class _Kept:
+    state = None
+
+
 class Toy(PreTrainedModel):
     """A model of three blocks with a fault to choose."""
 
@@ -43,15 +69,24 @@ class Toy(PreTrainedModel):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(_Block(config.hidden_size) for _ in range(3))
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.fault = ""
+        self.fault, self.forwards, self.limit, self.scale = "", 0, 0, 1.0
+        self.looks = 0
         self.post_init()
 
     def forward(self, input_ids, use_cache=None):
         if self.fault == "takes one window" and len(input_ids) > 1:
             raise ValueError(f"{len(input_ids)} windows")
         hidden = self.embed(input_ids)
+        self.kept = _Kept() if self.fault == "shares" else None
         shift = 1 + input_ids[..., None] / 96
+        if self.looks and hidden.shape[1] > 16:  # at the token so many places later
+            ahead = hidden.roll(-self.looks, 1)
+            ahead[:, -self.looks :] = 0
+            hidden = hidden + ahead
         for block in self.blocks:
+            if self.fault == "shares":
+                hidden = block(hidden, kept=self.kept)
+                continue
             hidden = block(hidden, shift) if self.fault == "per window" else block(hidden)
         if self.fault == "looks back":
             count = torch.arange(1, hidden.shape[1] + 1)[:, None]
@@ -60,7 +95,17 @@ class Toy(PreTrainedModel):
             hidden = hidden * torch.linspace(1, 2, hidden.shape[1])[:, None]
         if self.fault == "skips":
             hidden = hidden + self.embed(input_ids)
-        return CausalLMOutput(logits=self.head(hidden))
+        logits = self.head(hidden)
+        self.forwards += 1
+        if self.fault == "counts":
+            logits = logits * self.forwards
+        if self.fault == "fails later" and self.forwards > self.limit:
+            logits = logits * 1.01
+        if self.fault == "masked":
+            logits[..., 5] = -torch.inf
+        if self.fault == "NaN":
+            logits[..., 5] = torch.nan
+        return CausalLMOutput(logits=logits * self.scale)
 
 
 @pytest.fixture
@@ -69,6 +114,7 @@ def toy():
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=3)
         loaded = adopt(Toy(config), None, name="toy", allow_partial=True)
+        loaded.model.blocks[0].first = True
         for module in (loaded.model, *loaded.model.blocks):
             module.fault = fault
         return loaded
@@ -157,7 +203,7 @@ def test_what_differs_by_window_goes_with_it(
     assert numbers_of(sweep) == naive_numbers(loaded, long_ids, variants, injector)
 
 
-@pytest.mark.parametrize("fault", ["keeps state", "looks back", "knows places", "skips"])
+@pytest.mark.parametrize("fault", ["looks back", "knows places", "skips"])
 def test_what_the_wavefront_would_get_wrong_is_refused(fault, toy, long_ids, unchanged):
     loaded = toy(fault)
     with (
@@ -179,3 +225,161 @@ def test_running_out_of_memory_is_not_taken_for_a_fault(toy, long_ids, monkeypat
     monkeypatch.setattr(type(loaded.stack), "run", run)
     with pytest.raises(torch.OutOfMemoryError):
         self_check(loaded, long_ids)
+
+
+# What cannot be believed, or cannot be run at all.
+
+
+@pytest.mark.parametrize("fault", ["counts", "keeps state"])
+def test_a_forward_that_is_not_the_same_twice_is_refused(fault, toy, long_ids, unchanged):
+    loaded = toy(fault)
+    with (
+        unchanged(loaded.model),
+        pytest.raises(ModelError, match=r"not deterministic: two forwards .* differ by"),
+    ):
+        self_check(loaded, long_ids)
+
+
+def test_a_forward_that_changes_while_a_sweep_goes_on_is_refused(
+    toy, long_ids, planned, open_sweep, monkeypatch
+):
+    loaded = toy("fails later")
+    loaded.model.limit = 10**9
+    variants = planned(loaded, formats="mxfp4", sweep="blocks")
+    shape = Shape(windows=1, groups=1, block=2, head=9)
+    sweep = open_sweep(loaded, long_ids, variants, Injector(loaded.model, None), shape=shape)
+    monkeypatch.setattr(measure, "_FORWARDS_BETWEEN_CHECKS", 2)
+    # Every other forward from now on: the tail's is one, the own forward another.
+    loaded.model.limit = loaded.model.forwards
+    own = type(loaded.model).forward
+
+    def sometimes(self, *args, **kwargs):
+        logits = own(self, *args, **kwargs).logits
+        return CausalLMOutput(logits=logits * (1 + 1e-3 * torch.rand(())))
+
+    monkeypatch.setattr(type(loaded.model), "forward", sometimes)
+    with pytest.raises(ModelError, match="forwards are not always the same"):
+        sweep.run()
+    assert sweep._journal.windows == []
+
+
+@pytest.mark.parametrize("looks", [1, 5, 40])
+def test_a_look_at_later_tokens_in_long_windows_is_refused(looks, toy, long_ids, unchanged):
+    loaded = toy("")
+    loaded.model.looks = looks
+    with unchanged(loaded.model), pytest.raises(ModelError, match="toy is not causal"):
+        self_check(loaded, long_ids)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_family_with_and_without_a_causal_mask(causal, ids):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        is_decoder=causal,
+        initializer_range=0.5,
+    )
+    loaded = adopt(AutoModelForCausalLM.from_config(config), None, name="bert")
+    if causal:
+        assert self_check(loaded, ids).batches
+    else:
+        with pytest.raises(ModelError, match="bert is not causal"):
+            self_check(loaded, ids)
+
+
+def test_state_that_passes_between_blocks_is_refused(toy, long_ids, unchanged):
+    """Two batches taking turns; one after the other they would be right."""
+    loaded = toy("shares")
+    for ids in (long_ids, long_ids[:1], long_ids[[0, 0]]):
+        with (
+            unchanged(loaded.model),
+            pytest.raises(ModelError, match=r"toy \(Toy\) pass something on beside"),
+        ):
+            self_check(loaded, ids)
+
+
+def test_what_a_model_raises_names_the_model(toy, long_ids, unchanged):
+    loaded = toy("breaks")
+    with (
+        unchanged(loaded.model),
+        pytest.raises(ModelError, match=r"toy \(Toy\) fails .*KeyError: 'a traceback of its own'"),
+    ):
+        self_check(loaded, long_ids)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e20, 1e-30])
+def test_logits_of_any_size_pass(scale, toy, long_ids):
+    loaded = toy("")
+    loaded.model.scale = scale
+    assert self_check(loaded, long_ids).difference == 0
+
+
+@pytest.mark.parametrize("fault", ["masked", "NaN"])
+def test_logits_that_are_not_finite_are_for_the_measurement_to_judge(fault, toy, long_ids):
+    check = self_check(toy(fault), long_ids)
+    assert (check.difference == 0) == (fault == "masked")
+
+
+def test_a_masked_token_of_the_vocabulary_is_measured(
+    toy, long_ids, planned, open_sweep, numbers_of, naive_numbers
+):
+    """A logit of -inf in reference and variant is no difference."""
+    loaded = toy("masked")
+    ids = torch.where(long_ids == 5, 6, long_ids)
+    injector = Injector(loaded.model, None)
+    variants = planned(loaded, formats="mxfp4", sweep="blocks")
+    sweep = open_sweep(loaded, ids, variants, injector)
+    sweep.run()
+    assert numbers_of(sweep) == naive_numbers(loaded, ids, variants, injector)
+    assert all(-1e-3 < kl < 1e3 for _, _, kl, _ in numbers_of(sweep).values())
+
+
+def test_a_token_of_probability_zero_is_named(toy, long_ids, planned, open_sweep):
+    loaded = toy("masked")
+    ids = torch.where(long_ids == 6, 5, long_ids)
+    variants = planned(loaded, formats="mxfp4", sweep="blocks")
+    with pytest.raises(NonFiniteError, match="probability zero"):
+        open_sweep(loaded, ids, variants, Injector(loaded.model, None)).run()
+
+
+@pytest.mark.parametrize("name", ["head.weight", "embed.weight", "blocks.1.up.bias"])
+def test_a_damaged_weight_is_named(name, toy, long_ids, planned, open_sweep):
+    loaded = toy("")
+    loaded.model.get_parameter(name).data.view(-1)[3] = torch.nan
+    variants = planned(loaded, formats="mxfp4", sweep="blocks")
+    ids = long_ids.clone()
+    ids[:, 0] = 0
+    with pytest.raises(NonFiniteError, match=f"{name} has NaN or Inf; the checkpoint") as error:
+        open_sweep(loaded, ids, variants, Injector(loaded.model, None)).run()
+    assert "dtype float" not in str(error.value)
+    assert "--dtype" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (CodeGenConfig, {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}),
+        (FalconMambaConfig, {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 4}),
+        (Mamba2Config, {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16}),
+        (Gemma4TextConfig, GEMMA4 | {"num_kv_shared_layers": 0}),
+    ],
+)
+def test_families_of_other_kinds_pass(kind, config, ids):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=96, **config))
+    loaded = adopt(model, None, name="other", allow_partial=True)
+    check = self_check(loaded, ids)
+    assert check.difference <= check.allowed
+
+
+def test_gemma_4_with_shared_keys_and_values_is_refused(ids):
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(vocab_size=96, **GEMMA4 | {"num_kv_shared_layers": 1})
+    loaded = adopt(AutoModelForCausalLM.from_config(config), None, name="g4", allow_partial=True)
+    with pytest.raises(ModelError, match="pass something on beside the hidden state"):
+        self_check(loaded, ids)

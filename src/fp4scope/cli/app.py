@@ -50,6 +50,12 @@ StopWhen = Annotated[
     str | None,
     typer.Option(help="A time (10m), half-width=2mnat, or best=10,within=3mnat,error=5%."),
 ]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Linears left in full precision: a pattern or re:REGEX. Repeatable; none: no defaults."
+    ),
+]
 Partial = Annotated[
     bool | None, typer.Option("--allow-partial", help="Go on when under 95% can be quantized.")
 ]
@@ -118,6 +124,7 @@ def run(
     dtype: Dtype = None,
     seed: Annotated[int | None, typer.Option(help="Order in which windows are measured.")] = None,
     revision: Revision = None,
+    exclude: Exclude = None,
     allow_partial: Partial = None,
     trust_remote_code: Remote = None,
     allow_pickle: Pickle = None,
@@ -185,6 +192,7 @@ def stats(
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
+    exclude: Exclude = None,
     allow_partial: Partial = None,
     trust_remote_code: Remote = None,
     allow_pickle: Pickle = None,
@@ -294,7 +302,7 @@ def _exit_code(stdout: Watched | None) -> int | str | None:
 def _study(options: dict[str, Any], config: Path | None = None) -> Any:  # noqa: ANN401
     from fp4scope.study import Study, read_options
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, [])}
     known = read_options(config) if config is not None else {}
     # A text given here replaces whichever way the file names one.
     if "text" in given or "dataset" in given:

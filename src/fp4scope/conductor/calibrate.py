@@ -10,7 +10,7 @@ from fp4scope.checks import first_problem
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.errors import ModelError, NonFiniteError, OutputError
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.observe import InputStatistics, observe_inputs
 from fp4scope.records import ActivationRecord
 from fp4scope.schema import Inputs
@@ -37,16 +37,18 @@ def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> di
     for record in cells:
         if not record.elements and not record.nonfinite:
             raise ModelError(
-                f"{record.component} of block {record.block} never ran as a module while the model "
-                "did, so its input cannot be quantized; the model computes it in another way"
+                f"{record.component} of block {record.block} ran on the first window of the text, "
+                "but on none of the calibration text, so nothing is known of its input; calibrate "
+                "on longer windows (--calibration-seq-len) or on more text, or leave it in full "
+                f"precision (--exclude {record.component})"
             )
     for name, statistics in observed.items():
         if statistics.nonfinite:
             cell = loaded.layout.cell_of[name]
             raise NonFiniteError(
                 f"in the unquantized model {statistics.nonfinite} inputs of {name} (block "
-                f"{cell.block}, component {cell.component}) are NaN or Inf in {loaded.dtype}; use "
-                "a dtype with more range (--dtype bfloat16 or float32)"
+                f"{cell.block}, component {cell.component}) are NaN or Inf in {loaded.dtype}; "
+                f"{nonfinite_cause(loaded.model)}"
             )
     return {
         "amax": {name: statistics.max for name, statistics in observed.items()},

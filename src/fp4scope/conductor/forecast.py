@@ -29,9 +29,11 @@ from fp4scope.sweep import (
     Forecast,
     Journal,
     PlannedVariant,
+    SelfCheck,
     Sweep,
     estimate_window,
     forecast_sweep,
+    self_check,
 )
 
 _WINDOWS = 4
@@ -86,14 +88,15 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
     memory = None if study.memory is None else parse_memory(study.memory)
 
-    probe = _Probe(prepared, study)
+    checked = self_check(loaded, windows.ids)
+    probe = _Probe(prepared, study, checked)
     probe.run(tell, memory)
     planned = forecast_sweep(
         loaded,
         prepared.variants,
         len(windows),
         windows.seq_len,
-        probe.captured_bytes,
+        checked.captured_bytes,
         memory,
         most=None if study.goal is None else MOST_WINDOWS,
     )
@@ -124,7 +127,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
 class _Probe:
     """A few units of every kind on a few, possibly shorter, windows."""
 
-    def __init__(self, prepared: Prepared, study: Study) -> None:
+    def __init__(self, prepared: Prepared, study: Study, check: SelfCheck) -> None:
         loaded = prepared.loaded
         self._loaded, self._study, self._prepared = loaded, study, prepared
         self.tokens = min(prepared.windows.seq_len, _TOKENS.get(loaded.device.type, 256))
@@ -132,8 +135,10 @@ class _Probe:
         self.variants = list(_some(prepared.variants, _UNITS))
         self.seconds_per_block = 0.0
         self.seconds_per_estimate: float | None = None
-        self.captured_bytes = 0
         self._observed: dict[str, Observation] = {}
+        # Masks grow with the square of the tokens.
+        longer = prepared.windows.seq_len / self.tokens
+        self._check = replace(check, captured_bytes=int(check.captured_bytes / longer**2))
 
     def run(self, tell: Listener, memory: int | None) -> None:
         calibration = self._prepared.calibration
@@ -160,7 +165,15 @@ class _Probe:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
             journal = Journal(Path(folder) / "journal.jsonl", {})
             try:
-                sweep = Sweep(self._loaded, self.ids, variants, injector, journal, memory=memory)
+                sweep = Sweep(
+                    self._loaded,
+                    self.ids,
+                    variants,
+                    injector,
+                    journal,
+                    memory=memory,
+                    check=self._check,
+                )
                 begun = time.monotonic()
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
                 seconds = time.monotonic() - begun
@@ -168,8 +181,6 @@ class _Probe:
                 journal.close()
         self.seconds_per_block = seconds / (sweep.work * len(self.ids))
         self._observed = journal.observations
-        scale = self._prepared.windows.seq_len / self.tokens
-        self.captured_bytes = int(sweep.check.captured_bytes * scale**2)
 
     def families(
         self, variants: Sequence[PlannedVariant], windows: int, longer: float

@@ -1,8 +1,13 @@
 """From a study to everything that a sweep needs: model, windows, variants."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import (
@@ -13,9 +18,11 @@ from fp4scope.data import (
     evaluation_windows,
 )
 from fp4scope.errors import StudyError
+from fp4scope.formats import get_format
 from fp4scope.goals import BestGoal
 from fp4scope.kernels import NUMERICS_VERSION
-from fp4scope.models import LoadedModel, load_model
+from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
+from fp4scope.observe import never_run
 from fp4scope.study import Method, Study
 from fp4scope.sweep import PlannedVariant, plan, require_reachable
 
@@ -71,6 +78,9 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
     for used in (windows, calibration):
         loaded.require_known(used.ids, used.source)
+    loaded = without_silent(study, loaded, windows.ids[0])
+    for note in _model_notes(study, loaded):
+        tell(Progress("loading", note=note))
     planned = plan(study, loaded.layout)
     controls = [v for v in planned if v.variant.is_control]
     units = [v for v in planned if not v.variant.is_control and not v.replica]
@@ -79,6 +89,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         tell(Progress("loading", note=note))
     identity = own_identity(study) | {
         "model": loaded.fingerprint,
+        "excluded": {e.component: len(e.linears) for e in loaded.layout.excluded},
         "dtype": loaded.dtype_name,
         "device": loaded.device.type,
         "windows": len(windows),
@@ -108,6 +119,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         allow_pickle=study.allow_pickle,
         allow_partial=study.allow_partial,
         offload=study.offload,
+        exclude=study.exclude,
     )
     layout = loaded.layout
     tell(
@@ -120,8 +132,6 @@ def load(study: Study, tell: Listener) -> LoadedModel:
     )
     for warning in loaded.warnings:
         tell(Progress("loading", note=f"warning: {warning}"))
-    if layout.routers:
-        tell(Progress("loading", note=f"not quantized, as routers: {', '.join(layout.routers)}"))
     if loaded.offloaded is not None:
         note = f"the blocks wait in host memory and come to {loaded.device} in turn"
         tell(Progress("loading", note=note))
@@ -134,6 +144,46 @@ def load(study: Study, tell: Listener) -> LoadedModel:
             )
         )
     return loaded
+
+
+def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"]) -> LoadedModel:
+    """The model, its layout without cells of which no linear runs on a window.
+
+    Raises:
+        ModelError: Too little is left, and the study does not allow that.
+    """
+    silent = never_run(loaded.model, loaded.layout.linears, lambda: loaded.logits(ids, last=1))
+    # An expert that no token chose is not silent: others of its cell run.
+    cells = [names for names in loaded.layout.cells.values() if silent.issuperset(names)]
+    if not cells:
+        return loaded
+    never = {name for names in cells for name in names}
+    layout = find_layout(loaded.model, study.exclude, never)
+    if not study.allow_partial:
+        require_coverage(layout)
+    return replace(loaded, layout=layout)
+
+
+def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
+    if excluded := loaded.layout.excluded:
+        count = sum(len(e.linears) for e in excluded)
+        yield f"{count} linears stay in full precision: {listed(excluded)}"
+    for width, count in padded_widths(study, loaded).items():
+        yield (
+            f"warning: {count} linears take inputs of width {width}, which is no multiple of the "
+            "blocks of these formats; they are measured padded with zeros, but no engine serves "
+            "them so"
+        )
+
+
+def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
+    """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
+    blocks = {get_format(name).block_size for name, _ in study.configurations}
+    # The reduction axis comes last in nn.Linear, first in Conv1D.
+    widths = [
+        module.weight.shape[0 if isinstance(module, Conv1D) else 1] for module in loaded.linears
+    ]
+    return dict(Counter(w for w in widths if any(w % block for block in blocks)))
 
 
 def fit_length(study: Study, loaded: LoadedModel) -> Study:

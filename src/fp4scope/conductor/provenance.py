@@ -31,7 +31,15 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         ],
         "coverage": layout.coverage,
         "not_quantized": [list(item) for item in layout.missed[:8]],
-        "routers": list(layout.routers),
+        "excluded": [
+            {
+                "component": excluded.component,
+                "linears": len(excluded.linears),
+                "reason": excluded.reason,
+                "share": excluded.share,
+            }
+            for excluded in layout.excluded
+        ],
         "prior_quantization": loaded.prior_quantization,
         "dtype": loaded.dtype_name,
         "tokenizer": type(loaded.tokenizer).__name__,

@@ -14,7 +14,14 @@ import torch
 from fp4scope.checks import require_sums
 from fp4scope.conductor.calibrate import activation_records, inputs_note, observe, require_inputs
 from fp4scope.conductor.estimate import estimate
-from fp4scope.conductor.prepare import Prepared, fit_length, load, own_identity, prepare
+from fp4scope.conductor.prepare import (
+    Prepared,
+    fit_length,
+    load,
+    own_identity,
+    prepare,
+    without_silent,
+)
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import (
     describe_model,
@@ -31,7 +38,15 @@ from fp4scope.preflight import check
 from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import Diagnosis, write_outputs
 from fp4scope.study import Method, Study, parse_memory
-from fp4scope.sweep import Journal, PlannedVariant, Stopping, Sweep, check_folder
+from fp4scope.sweep import (
+    Journal,
+    PlannedVariant,
+    SelfCheck,
+    Stopping,
+    Sweep,
+    check_folder,
+    self_check,
+)
 from fp4scope.sweep import Progress as SweepProgress
 
 
@@ -81,7 +96,9 @@ def diagnose(
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     study = Study.build(model=name, **options)
     with _as_it_was(model):
-        loaded = adopt(model, tokenizer, name=name, allow_partial=study.allow_partial)
+        loaded = adopt(
+            model, tokenizer, name=name, allow_partial=study.allow_partial, exclude=study.exclude
+        )
         return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
 
 
@@ -142,6 +159,7 @@ def activation_statistics(
     chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
     chosen = replace(chosen, ids=chosen.ids[: min(windows, len(chosen))])
     loaded.require_known(chosen.ids, chosen.source)
+    loaded = without_silent(study, loaded, chosen.ids[0])
     results = Results(
         study=study.model_dump(mode="json"),
         model=describe_model(loaded),
@@ -167,6 +185,10 @@ def _run_in(
             tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
         if keep:
             _write_study(study, folder)
+        goal = study.goal if Method.EXACT in study.method else None
+        stopping = Stopping(goal, prepared.variants, journal, started=started)
+        wanted = len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached
+        check = _checked(prepared, journal, tell) if wanted else None
         inputs = calibrated(prepared, journal, tell)
         environment = environment_of(loaded)
         results = Results(
@@ -191,11 +213,9 @@ def _run_in(
         injector = Injector(loaded.model, inputs["amax"] if static else None)
         if prepared.estimated:
             estimate(prepared, injector, journal, tell)
-        goal = study.goal if Method.EXACT in study.method else None
-        stopping = Stopping(goal, prepared.variants, journal, started=started)
         results.protocol["stopping"] = stopping.to_json(len(windows))
-        if len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached:
-            _measure(study, prepared, injector, journal, stopping, results, tell)
+        if check is not None:
+            _measure(study, prepared, injector, journal, stopping, check, results, tell)
         results.protocol["stopping"] = stopping.to_json(len(windows))
         journal.require_in_place()
         results.environment["wall_s"] = journal.wall_s
@@ -209,6 +229,16 @@ def _run_in(
         tell(Progress("writing"))
         write_outputs(diagnosis, folder)
     return diagnosis
+
+
+def _checked(prepared: Prepared, journal: Journal, tell: Listener) -> SelfCheck:
+    """The self-check, before anything that takes long."""
+    tell(Progress("loading", note=None, detail="comparing the blocks with the model's own forward"))
+    check = self_check(prepared.loaded, prepared.windows.ids)
+    # Of a model that overflows it is no number: the measurement names where that begins.
+    if "self_check" not in journal.notes and isfinite(check.difference):
+        journal.note("self_check", asdict(check))
+    return check
 
 
 def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str, Any]:
@@ -273,6 +303,7 @@ def _measure(
     injector: Injector,
     journal: Journal,
     stopping: Stopping,
+    check: SelfCheck,
     results: Results,
     tell: Listener,
 ) -> None:
@@ -286,10 +317,8 @@ def _measure(
         seed=study.seed,
         memory=None if study.memory is None else parse_memory(study.memory),
         stopping=stopping,
+        check=check,
     )
-    # Of a model that overflows it is no number: the measurement names where that begins.
-    if "self_check" not in journal.notes and isfinite(sweep.check.difference):
-        journal.note("self_check", asdict(sweep.check))
     for note in sweep.notes:
         tell(Progress("loading", note=note))
     if before := _done(journal, prepared.variants):

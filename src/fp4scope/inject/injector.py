@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
-from fp4scope.models import is_linear
+from fp4scope.models import is_linear, nonfinite_cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Injector:
         dtype = next(self.model.parameters()).dtype
         raise NonFiniteError(
             f"the input of {first} has NaN or Inf in {dtype}, and FP4 can hold neither; "
-            "use a dtype with more range (--dtype bfloat16 or float32)"
+            f"{nonfinite_cause(self.model)}"
         )
 
     def _unread(self) -> None:

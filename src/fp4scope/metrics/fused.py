@@ -84,7 +84,9 @@ def _kernel(
         r = tl.load(theirs + column, mask=inside, other=float("-inf")).to(tl.float32)
         peaks = tl.maximum(peaks, z)
         total += tl.exp2(z * _LOG2E - shift * _LOG2E)
-        divergence += tl.where(inside, tl.exp2(r * _LOG2E - other * _LOG2E) * (r - z), 0.0)
+        probability = tl.exp2(r * _LOG2E - other * _LOG2E)
+        # 0 log 0 is 0: outside, and where the reference's logit is -inf.
+        divergence += tl.where(probability > 0, probability * (r - z), 0.0)
     peak = tl.max(peaks, axis=0)
     if tl.abs(peak - shift) > _FAR:  # once more, relative to its own
         shift = peak

@@ -3,8 +3,9 @@
 The arithmetic is FP32, over pieces small enough for a CPU's cache, or in one Triton kernel on CUDA;
 sums over a window are FP64.
 The KL of logits equal to the reference's is exactly zero: the difference of logits is taken
-first, then weighted. A row counts for top-1 when the reference's most likely token is also the
-variant's, or as likely as it: BF16 logits are often tied.
+first, then weighted; a token that the reference never predicts (a logit of -inf) adds nothing. A
+row counts for top-1 when the reference's most likely token is also the variant's, or as likely as
+it: BF16 logits are often tied.
 """
 
 from collections.abc import Iterator
@@ -121,7 +122,8 @@ def compare(
             out.nll[v, r] = lse - _at(z, targets[r])
             out.top1[v, r] = _at(z, reference.best[r]) >= peak
             difference = reference.logits[r].float() - z
-            weighted = difference.mul_(reference.probabilities[r]).sum(-1)
+            # 0 log 0 is 0, also where a logit is -inf; NaN logits show in the log-sum-exp.
+            weighted = difference.mul_(reference.probabilities[r]).nansum(-1)
             out.kl[v, r] = weighted + (lse - reference.logsumexp[r])
     return out
 

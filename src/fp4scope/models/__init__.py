@@ -1,18 +1,23 @@
 """The one door to `transformers`: load a model, find its blocks and components."""
 
-from fp4scope.models.checks import require_model
+from fp4scope.models.checks import require_coverage, require_model
 from fp4scope.models.config import config_size, config_value
+from fp4scope.models.exclude import DEFAULTS, Excluded, listed
 from fp4scope.models.gguf import cache_folder, quantization_of
-from fp4scope.models.layout import Cell, Layout, find_layout, is_linear
+from fp4scope.models.layout import NEVER_RUNS, Cell, Layout, find_layout, is_linear
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
+from fp4scope.models.nonfinite import nonfinite_cause
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
 
 __all__ = [
+    "DEFAULTS",
+    "NEVER_RUNS",
     "BlockInputs",
     "BlockStack",
     "Cell",
+    "Excluded",
     "Layout",
     "LoadedModel",
     "Tail",
@@ -23,10 +28,13 @@ __all__ = [
     "config_value",
     "find_layout",
     "is_linear",
+    "listed",
     "load_model",
+    "nonfinite_cause",
     "perturbation",
     "perturbed",
     "quantization_of",
+    "require_coverage",
     "require_model",
     "resolve_device",
 ]

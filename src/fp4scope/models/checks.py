@@ -100,15 +100,15 @@ def require_plain(model: PreTrainedModel, layout: Layout, name: str) -> None:
 
 
 def require_coverage(layout: Layout) -> None:
-    """Refuse a model of which too little would be quantized.
+    """Refuse a model of which too little can be reached to call it an FP4 model.
 
     Raises:
         ModelError: Less than 95% of the parameters in its blocks.
     """
-    if layout.coverage < MINIMUM_COVERAGE:
+    if layout.reachable < MINIMUM_COVERAGE:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
         raise ModelError(
-            f"only {layout.coverage:.1%} of the parameters in the blocks are weights of linears "
+            f"only {layout.reachable:.1%} of the parameters in the blocks are weights of linears "
             f"that can be quantized; missed: {listed}. A baseline would not be an FP4 model; pass "
             "--allow-partial (allow_partial=True) to measure it all the same"
         )

@@ -4,18 +4,25 @@ The blocks are the items of the `nn.ModuleList` that holds the most linear weigh
 component is a linear's path inside its block, cut to the shortest ending that is unambiguous
 (`q_proj`; for GPT-2 `attn.c_proj` and `mlp.c_proj`); the numbers of experts become `*`, so
 that all experts' `gate_proj` of a block are one cell. No list of model names is needed.
+What stays in full precision (`exclude`, routers) is no cell; it is listed with its reason.
 """
 
 import re
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError, nearest
+from fp4scope.models.config import config_size, text_config
+from fp4scope.models.exclude import NOTHING, Excluded, matches, reason_for
+
+ROUTER = "router"
+NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
 
 
 class Cell(NamedTuple):
@@ -29,9 +36,9 @@ class Cell(NamedTuple):
 class Layout:
     """Blocks, and the linears of every cell by their full module names.
 
-    `coverage` is the share of the blocks' parameters that are weights of these linears;
-    `missed` names the others, largest first, with their share. `routers` are linears that
-    choose experts: they are never quantized.
+    `coverage` is the share of the blocks' parameters that are weights of these linears. `excluded`
+    are linears that stay in full precision, by choice or because they never run. `missed` names
+    all other parameters, largest first, with their share: they cannot be reached.
     """
 
     blocks_path: str
@@ -39,7 +46,12 @@ class Layout:
     cells: dict[Cell, tuple[str, ...]]
     coverage: float
     missed: tuple[tuple[str, float], ...]
-    routers: tuple[str, ...]
+    excluded: tuple[Excluded, ...] = ()
+
+    @property
+    def reachable(self) -> float:
+        """Share of the blocks' parameters that can be quantized, whether it is or not."""
+        return self.coverage + sum(e.share for e in self.excluded if e.reason != NEVER_RUNS)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -95,52 +107,95 @@ def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
     return isinstance(module, nn.Linear | Conv1D) and hasattr(module, "weight")
 
 
-def find_layout(model: nn.Module) -> Layout:
+def find_layout(
+    model: nn.Module, exclude: Sequence[str] = (), silent: Collection[str] = ()
+) -> Layout:
     """The blocks and cells of `model`.
+
+    Args:
+        model: The model.
+        exclude: Patterns of linears that stay in full precision, beside the defaults.
+        silent: Linears that are known never to run as modules.
 
     Raises:
         ModelError: There is no stack of blocks, or its weights are quantized already.
+        UnitError: A pattern matches nothing, or nothing is left to quantize.
     """
     path, stack = _block_stack(model)
-    routers: list[str] = []
+    _require_matches(model, exclude)
+    experts = _expert_counts(model)
     found: list[tuple[int, str, str]] = []
-    owner: dict[int, int] = {}
+    reasons: dict[str, str] = {}
+    owner: dict[int, str] = {}
     for index, block in enumerate(stack):
         for name, module in block.named_modules():
             if not is_linear(module):
                 continue
             full = f"{path}.{index}.{name}"
-            # A scaled FP8 weight is floating point too, but without its scale it says nothing.
-            if not module.weight.is_floating_point() or module.weight.dtype.itemsize < 2:
-                raise ModelError(
-                    f"{full} already holds {module.weight.dtype} weights; give the model in full "
-                    "precision, before quantization"
-                )
-            if id(module) in owner and owner[id(module)] != index:
-                raise ModelError(
-                    f"{full} is the same module as one in block {owner[id(module)]}; blocks that "
-                    "share weights cannot be told apart"
-                )
-            owner[id(module)] = index
-            if _is_router(name, module, model):
-                routers.append(full)
-            else:
-                found.append((index, _without_numbers(block, name), full))
+            found.append((index, _without_numbers(block, name), full))
+            reason = ROUTER if _is_router(block, name, module, experts) else None
+            if reason is None or NOTHING in exclude:
+                reason = reason_for(full, exclude)
+            if reason is None and full in silent:
+                reason = NEVER_RUNS
+            if reason is not None:
+                reasons[full] = reason
+                continue
+            _require_own_weight(full, module, owner)
 
     short = _shortest_endings({inner for _, inner, _ in found})
     cells: dict[Cell, list[str]] = defaultdict(list)
+    apart: dict[tuple[str, str], list[str]] = defaultdict(list)
     for index, inner, full in found:
-        cells[Cell(index, short[inner])].append(full)
+        if full in reasons:
+            apart[short[inner], reasons[full]].append(full)
+        else:
+            cells[Cell(index, short[inner])].append(full)
+    if not cells:
+        raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
-    coverage, missed = _coverage(stack, {full.removeprefix(f"{path}.") for _, _, full in found})
+    sizes, total, missed = _coverage(
+        stack, {full.removeprefix(f"{path}."): full for _, _, full in found}
+    )
     return Layout(
         blocks_path=path,
         blocks=len(stack),
         cells={cell: tuple(names) for cell, names in cells.items()},
-        coverage=coverage,
+        coverage=sum(size for name, size in sizes.items() if name not in reasons) / total,
         missed=missed,
-        routers=tuple(routers),
+        excluded=tuple(
+            Excluded(component, tuple(names), reason, sum(sizes.get(n, 0) for n in names) / total)
+            for (component, reason), names in apart.items()
+        ),
     )
+
+
+def _require_matches(model: nn.Module, exclude: Sequence[str]) -> None:
+    names = [name for name, module in model.named_modules() if is_linear(module)]
+    for pattern in exclude:
+        if pattern == NOTHING or any(matches(pattern, name) for name in names):
+            continue
+        endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
+        raise UnitError(
+            f"exclude: {pattern!r} matches none of the {len(names)} linears; their names look like "
+            f"{names[0]}; for endings, {nearest(pattern, endings)}"
+        )
+
+
+def _require_own_weight(name: str, module: nn.Linear | Conv1D, owner: dict[int, str]) -> None:
+    """Refuse quantized weights, and one tensor in two places: it could not be told apart."""
+    # A scaled FP8 weight is floating point too, but without its scale it says nothing.
+    if not module.weight.is_floating_point() or module.weight.dtype.itemsize < 2:
+        raise ModelError(
+            f"{name} already holds {module.weight.dtype} weights; give the model in full "
+            "precision, before quantization"
+        )
+    first = owner.setdefault(module.weight.data_ptr() or id(module.weight), name)
+    if first != name:
+        raise ModelError(
+            f"{name} has the same weight as {first}, so they cannot be told apart; leave such "
+            f"linears in full precision with --exclude, as --exclude {name.rpartition('.')[2]}"
+        )
 
 
 def _block_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -169,18 +224,39 @@ def _without_numbers(block: nn.Module, name: str) -> str:
     )
 
 
-def _is_router(name: str, module: nn.Linear | Conv1D, model: nn.Module) -> bool:
-    # `mlp.gate`, `shared_expert_gate`, but also `router.layer` and `gate.wg`.
-    if not any(part.endswith(("gate", "router")) for part in name.split(".")):
-        return False
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    experts = {
-        getattr(config, key, None)
-        for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    }
+def _expert_counts(model: nn.Module) -> set[int]:
+    """How many experts the configuration says there are, by any of its names."""
+    config = text_config(getattr(model, "config", None))
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return {config_size(config, key, 0) for key in keys} - {0}
+
+
+def _is_router(block: nn.Module, name: str, module: nn.Linear | Conv1D, experts: set[int]) -> bool:
+    """Whether a linear chooses experts: by its name, or as the only linear of its branch beside
+    experts that has as many outputs as there are experts.
+    """
+    parts = name.split(".")
+    if any("router" in part for part in parts):
+        return True
     outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
-    return outputs == 1 or outputs in experts - {None}
+    # `mlp.gate`, `shared_expert_gate`, but also `gate.wg`; `gate_proj` is none.
+    if any(part.endswith("gate") for part in parts) and outputs in experts | {1}:
+        return True
+    for depth, branch in enumerate(parts):
+        holder = block.get_submodule(".".join(parts[:depth]))
+        beside = [child for child in holder.named_children() if child[0] != branch]
+        held = [child for key, child in beside if "expert" in key and "shared" not in key]
+        alone = sum(map(is_linear, holder.get_submodule(branch).modules())) == 1
+        if alone and any(outputs in _experts_in(child) for child in held):
+            return True
+    return False
+
+
+def _experts_in(module: nn.Module) -> set[int]:
+    """Numbers of experts that a module may hold: as a list, or in one tensor with an axis."""
+    if isinstance(module, nn.ModuleList):
+        return {len(module)}
+    return {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 3}
 
 
 def _shortest_endings(paths: set[str]) -> dict[str, str]:
@@ -200,16 +276,23 @@ def _shortest_endings(paths: set[str]) -> dict[str, str]:
 
 
 def _coverage(
-    stack: nn.ModuleList, linears: set[str]
-) -> tuple[float, tuple[tuple[str, float], ...]]:
-    total, covered = 0, 0
+    stack: nn.ModuleList, linears: dict[str, str]
+) -> tuple[dict[str, int], int, tuple[tuple[str, float], ...]]:
+    """Sizes of the linears' weights by full name, of all parameters, and the rest's shares.
+
+    Args:
+        stack: The blocks.
+        linears: Names of linears inside it to their full names.
+    """
+    total = 0
+    sizes: dict[str, int] = {}
     missed: dict[str, int] = defaultdict(int)
     for name, parameter in stack.named_parameters():
         total += parameter.numel()
         owner, _, leaf = name.rpartition(".")
         if owner in linears and leaf == "weight":
-            covered += parameter.numel()
+            sizes[linears[owner]] = parameter.numel()
         else:
             missed[re.sub(r"^\d+\.", "", re.sub(r"\.\d+\.", ".*.", name))] += parameter.numel()
     largest = sorted(missed.items(), key=lambda item: -item[1])
-    return covered / total, tuple((name, size / total) for name, size in largest)
+    return sizes, total, tuple((name, size / total) for name, size in largest)

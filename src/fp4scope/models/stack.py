@@ -133,6 +133,23 @@ class BlockStack:
         self._beside = beside
         return embedded[0], tuple(call for _, call in calls)
 
+    @torch.no_grad()
+    def final_states(self, ids: Int[Tensor, " tokens"]) -> Shaped[Tensor, "tokens hidden"]:
+        """What leaves the last block in the model's own forward: what `tail` makes logits of."""
+        found: list[Tensor] = []
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
+            found.append(_state_of(output)[0])
+
+        hook = self._blocks[-1].register_forward_hook(after)
+        try:
+            device = next(self._model.parameters()).device
+            with only_last_rows(self._model, 1):
+                self._model(ids[None].to(device), use_cache=False)
+        finally:
+            hook.remove()
+        return found[0]
+
     def bring(self, block: int) -> None:
         """Have a block's weights on the device."""
         if self._offloaded is not None:

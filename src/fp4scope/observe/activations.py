@@ -6,7 +6,7 @@ distribution. A quantile is read off as the middle of its bin, at most 0.4% from
 that has it; for BF16, whose numbers *are* these 16 bits, it is exact.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -116,6 +116,26 @@ def observe_inputs(
         name: InputStatistics(c.counts.cpu(), float(c.max), 0 if exact else 1 << 15)
         for name, c in collectors.items()
     }
+
+
+def never_run(model: nn.Module, linears: Iterable[str], forward: Callable[[], object]) -> set[str]:
+    """Those of the named linears that do not run as modules in a forward.
+
+    A model may read a linear's weight without calling it, or not use it at all.
+    """
+    silent = set(linears)
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, __, name=name: silent.discard(name)
+        )
+        for name in sorted(silent)
+    ]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return silent
 
 
 def _bin(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Planning a study into variants, measuring them, and keeping what was measured."""
 
+from fp4scope.sweep.check import SelfCheck, self_check
 from fp4scope.sweep.gradient import WindowEstimates, estimate_window
 from fp4scope.sweep.journal import Journal, Measured, check_folder
 from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
@@ -15,6 +16,7 @@ __all__ = [
     "Measured",
     "PlannedVariant",
     "Progress",
+    "SelfCheck",
     "Shape",
     "Stopping",
     "Sweep",
@@ -25,4 +27,5 @@ __all__ = [
     "measure_naively",
     "plan",
     "require_reachable",
+    "self_check",
 ]

@@ -1,18 +1,26 @@
-"""The self-check: is the unquantized wavefront the model's own forward?
+"""The self-check: is the unquantized wavefront the model's own forward, and can either be believed?
 
-Before each sweep up to two windows go both ways. Whatever a family hands its blocks or does
-after them, what the wavefront gets wrong shows here, before a number is believed.
+Before each sweep two windows go both ways, and another batch takes turns with them block by block,
+as in a sweep. Whatever a family hands its blocks, does after them or passes from one to the
+next, what the wavefront gets wrong shows here, before a number is believed. So do a forward that
+is not the same twice and predictions that change with tokens that come later.
+
+What it can miss: differences below rounding, which is large in BF16 and FP16; a fault that comes
+once in many forwards, which `still_the_same` looks for while a sweep goes on, but not in every
+forward; a look at later tokens that neither the last token nor the last third of the window shows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from fp4scope.errors import ModelError
+from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.models import LoadedModel
-from fp4scope.sweep.memory import is_out_of_memory
+from fp4scope.sweep.memory import TILE_ROWS, is_out_of_memory
 
 _LAST_ROWS = 64
 
@@ -36,27 +44,140 @@ class SelfCheck:
 
 @torch.no_grad()
 def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfCheck:
-    """Run one or two windows through the model's own forward and through its blocks one by one.
+    """Run two windows through the model's own forward and through its blocks one by one.
+
+    Args:
+        loaded: The model.
+        ids: The study's windows. Where there is one, the other is the same backwards.
 
     Raises:
-        ModelError: They differ by more than rounding.
+        ModelError: They differ by more than rounding, the own forward differs from itself,
+            predictions change with later tokens, or the model fails.
     """
-    ids = ids[:2]
-    own = torch.stack([loaded.logits(row, last=_LAST_ROWS) for row in ids])
-    loaded.stack.capture(ids[:1])  # the first of all runs the blocks, those that follow do not
+    both = ids[:2]
+    if len(ids) == 1 or ids[0].equal(ids[1]):
+        both = torch.stack([ids[0], ids[0].flip(0)])
+    with _naming(loaded):
+        own = torch.stack([loaded.logits(row, last=_LAST_ROWS) for row in both])
+        _require_repeatable(loaded, both[0], own[0])
+        check = _both_ways(loaded, both, own)
+        if bool(own.isnan().any()):
+            # A model that overflows by itself is for the measurement to name, block and linear.
+            return check
+        _require_causal(loaded, both[0])
+    return check
+
+
+def allowed_difference(dtype: torch.dtype) -> float:
+    """What rounding in another order explains, relative to the logits."""
     # Sums of products are FP32 and long whatever the dtype; what they end in has its rounding.
-    allowed = 16 * torch.finfo(loaded.dtype).eps + 256 * torch.finfo(torch.float32).eps
+    return 16 * torch.finfo(dtype).eps + 256 * torch.finfo(torch.float32).eps
+
+
+@torch.no_grad()
+def still_the_same(
+    loaded: LoadedModel, ids: Int[Tensor, "windows tokens"], window: int, check: SelfCheck
+) -> None:
+    """Compare one window both ways while a sweep goes on: two more forwards.
+
+    Raises:
+        ModelError: They differ by more than rounding, though they did not before.
+    """
+    row = ids[window]
+    own = loaded.logits(row, last=_LAST_ROWS)[None]
+    logits, _, _ = _block_by_block(loaded, row[None], together=False, in_turns=False)
+    difference = _relative(logits, own)
+    if difference > check.allowed and not bool(own.isnan().any()):
+        raise ModelError(
+            f"on window {window} the model differs from its own forward by {difference:.3g} of its "
+            f"logits, where the rounding of {loaded.dtype_name} explains {check.allowed:.3g}, and "
+            "before it did not: its forwards are not always the same (dropout, random numbers, a "
+            "counter), so what was measured may hold the same error; make it deterministic and "
+            "use a new folder"
+        )
+
+
+@contextmanager
+def _naming(loaded: LoadedModel) -> Iterator[None]:
+    """Whatever a model raises becomes one sentence that names it."""
+    try:
+        yield
+    except Fp4ScopeError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{loaded.name} ({type(loaded.model).__name__}) fails when it is run on the text or "
+            f"block by block, so it cannot be swept: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _require_repeatable(loaded: LoadedModel, row: Int[Tensor, " tokens"], own: Tensor) -> None:
+    difference = _relative(loaded.logits(row, last=_LAST_ROWS), own)
+    if difference > allowed_difference(loaded.dtype):
+        raise ModelError(
+            f"{loaded.name} is not deterministic: two forwards of the same window differ by "
+            f"{difference:.3g} of its logits; switch off what differs (dropout, random numbers, a "
+            "counter or cache that stays between forwards)"
+        )
+
+
+def _require_causal(loaded: LoadedModel, row: Int[Tensor, " tokens"]) -> None:
+    """Refuse a model whose predictions depend on later tokens: it would see its own targets.
+
+    The last token is changed, then the last third of the window, and what is predicted before the
+    change is compared row by row. An odd place, since blocks of attention end at even ones.
+    """
+    allowed = allowed_difference(loaded.dtype)
+    own = loaded.stack.final_states(row)
+    for start in {len(row) - 1, (2 * len(row) // 3) | 1}:
+        if not 0 < start < len(row):
+            continue
+        other = row.clone()
+        other[start:] = _others(row, loaded.vocab_size)[start:]
+        changed = loaded.stack.final_states(other)
+        with loaded.stack.tail() as tail:
+            for first in range(0, start, TILE_ROWS["cpu"]):
+                rows = slice(first, min(first + TILE_ROWS["cpu"], start))
+                one, two = (tail(states[None, rows])[0] for states in (changed, own))
+                if bool((_by_row(one, two) > allowed).any()):
+                    raise ModelError(
+                        f"{loaded.name} is not causal: its predictions change with tokens that "
+                        "come later; fp4scope needs a causal language model"
+                    )
+
+
+def _others(row: Int[Tensor, " tokens"], vocab: int) -> Int[Tensor, " tokens"]:
+    """For each token another one of the window; of a window with one kind of token, the next id."""
+    kinds, places = row.unique(return_inverse=True)
+    if len(kinds) == 1:
+        return (row + 1) % vocab
+    return kinds[(places + 1) % len(kinds)]
+
+
+def _both_ways(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"], own: Tensor) -> SelfCheck:
+    loaded.stack.capture(ids[:1])  # the first of all runs the blocks, those that follow do not
+    allowed = allowed_difference(loaded.dtype)
+    difference = float("nan")
     for together in (True, False):
         try:
-            logits, flattens, captured = _block_by_block(loaded, ids, together)
-            difference = _relative(logits.float() - own.float(), own.float())
+            logits, flattens, captured = _block_by_block(loaded, ids, together=together)
+            difference = _relative(logits, own)
         except (RuntimeError, IndexError, ValueError) as error:
             if together and not is_out_of_memory(error):
                 continue
             raise
-        # A model that overflows by itself is for the measurement to name, block and linear.
-        if difference <= allowed or not bool(own.isfinite().all()):
+        if difference <= allowed or bool(own.isnan().any()):
             return SelfCheck(difference, allowed, together, flattens, captured)
+    alone, _, _ = _block_by_block(loaded, ids[:1], together=False, in_turns=False)
+    if _relative(alone, own[:1]) <= allowed:
+        raise ModelError(
+            f"the blocks of {loaded.name} ({type(loaded.model).__name__}) pass something on beside "
+            "the hidden state, such as shared keys and values, so that variants cannot take turns "
+            "in a block; this family cannot be swept"
+        )
     raise ModelError(
         f"run block by block, {loaded.name} differs from its own forward by {difference:.3g} of "
         f"its logits, where the rounding of {loaded.dtype_name} explains {allowed:.3g}; this "
@@ -64,21 +185,28 @@ def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfC
     )
 
 
-def _relative(difference: Tensor, own: Tensor) -> float:
-    return (difference.square().mean() / own.square().mean()).sqrt().item()
-
-
 def _block_by_block(
-    loaded: LoadedModel, ids: Int[Tensor, "windows tokens"], together: bool
+    loaded: LoadedModel,
+    ids: Int[Tensor, "windows tokens"],
+    *,
+    together: bool,
+    in_turns: bool = True,
 ) -> tuple[Tensor, bool, int]:
-    """Logits of the last rows; whether a linear saw a flat input; bytes of one capture."""
+    """Logits of the last rows; whether a linear saw a flat input; bytes of one capture.
+
+    Args:
+        loaded: The model.
+        ids: The windows.
+        together: In one batch.
+        in_turns: Each block also runs on another batch before the next one runs, as in a sweep.
+    """
     stack = loaded.stack
     flat: list[bool] = []
     hooks = [
         linear.register_forward_pre_hook(lambda _, args: flat.append(args[0].ndim < 3))
         for linear in loaded.linears
     ]
-    found: list[Tensor] = []
+    logits: list[Tensor] = []
     captured = 0
     try:
         for part in (ids,) if together else ids.split(1):
@@ -87,14 +215,34 @@ def _block_by_block(
             # A batch that is no multiple of the windows shows an axis taken for the batch.
             windows = [*range(len(part))] + ([0] if together else [])
             hidden = inputs.embedded[windows]
+            other = hidden[:1].flip(1)
             with stack.fused():
                 for block in range(len(stack)):
+                    stack.bring(block)
                     hidden = stack.run(block, hidden, inputs, windows)
+                    if in_turns:
+                        other = stack.run(block, other, inputs, windows[:1])
                 last = hidden[: len(part), -_LAST_ROWS:]
                 with stack.tail() as tail:
                     tail(torch.zeros_like(last))  # what it keeps for the next must not matter
-                    found.append(tail(last))
+                    logits.append(tail(last))
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(found), any(flat), captured
+    return torch.cat(logits), any(flat), captured
+
+
+def _by_row(one: Tensor, two: Tensor) -> Float[Tensor, "*rows"]:
+    """Root mean square of what differs in each row of logits, relative to that of `two`.
+
+    FP64, since squares of large logits overflow. What is infinite in both is no difference, and
+    what is zero in both is none.
+    """
+    x, y = one.double(), two.double()
+    difference = torch.where(x == y, 0.0, x - y).square().mean(-1)
+    size = torch.where(y.isfinite(), y, 0.0).square().mean(-1)
+    return torch.where(difference == 0, 0.0, (difference / size).sqrt())
+
+
+def _relative(one: Tensor, two: Tensor) -> float:
+    return float(_by_row(one.flatten(), two.flatten()))

@@ -41,7 +41,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.inject import Injector, Setting
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.records import Variant
 from fp4scope.study import Direction
 from fp4scope.sweep.plan import PlannedVariant, setting_of
@@ -95,7 +95,7 @@ def estimate_window(
             if not isfinite(cost):
                 raise NonFiniteError(
                     f"the estimate of {planned.variant.key} is {cost} in {loaded.dtype}: a "
-                    "gradient overflowed; use a dtype with more range (--dtype bfloat16 or float32)"
+                    f"gradient overflowed; {nonfinite_cause(loaded.model)}"
                 )
             nats[planned.variant] = cost
     ordered = {v.variant: nats[v.variant] for v in units}

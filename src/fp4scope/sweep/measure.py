@@ -20,13 +20,16 @@ from fp4scope.errors import StudyError
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel
 from fp4scope.records import Variant
-from fp4scope.sweep.check import SelfCheck, self_check
+from fp4scope.sweep.check import SelfCheck, self_check, still_the_same
 from fp4scope.sweep.journal import Journal, Measured
 from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks, head_runs
+
+# Two forwards in this many: a few percent of a sweep.
+_FORWARDS_BETWEEN_CHECKS = 64
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Sweep:
         seed: Of the order of windows and of the perturbations.
         memory: Bytes to take beside the model; by default what is free, less a margin.
         stopping: Says after each chunk what is still to be measured; by default everything is.
+        check: What the self-check of these windows found; by default it is made here.
 
     Raises:
         ModelError: The self-check fails.
@@ -134,11 +138,14 @@ class Sweep:
         seed: int = 0,
         memory: int | None = None,
         stopping: Stopping | None = None,
+        check: SelfCheck | None = None,
     ) -> None:
         self._stopping = stopping or Stopping(None, variants, journal)
         self._loaded, self._ids, self._variants = loaded, ids, self._stopping.remaining
         self._injector, self._journal, self._seed = injector, journal, seed
-        self.check: SelfCheck = self_check(loaded, ids)
+        self.check: SelfCheck = check or self_check(loaded, ids)
+        self._unchecked = 0
+        """Blocks run since the last comparison with the model's own forward."""
         self._memory = self._memory_of(self._variants)
         self.budget = free_memory(loaded.device) if memory is None else memory
         self.notes: list[str] = []
@@ -171,6 +178,7 @@ class Sweep:
         """Measure what the journal lacks.
 
         Raises:
+            ModelError: The model's forwards are not always the same.
             NonFiniteError: The NLL or KL of a variant, or a quantized input.
             OutputError: The journal cannot be written.
             StudyError: Memory ran out and nothing is left to halve.
@@ -201,6 +209,7 @@ class Sweep:
 
             try:
                 measured = self._chunk(chunk, advance)
+                self._compare_again(chunk)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -217,6 +226,13 @@ class Sweep:
             self._shrink(reason)
             work = self.work
             tell(0.0, self.notes[-1])
+
+    def _compare_again(self, chunk: Sequence[int]) -> None:
+        """Once in many forwards' work: is the wavefront still the model's own forward?"""
+        self._unchecked += len(chunk) * self.executions
+        if self._unchecked >= _FORWARDS_BETWEEN_CHECKS * self._loaded.layout.blocks:
+            self._unchecked = 0
+            still_the_same(self._loaded, self._ids, chunk[0], self.check)
 
     def _memory_of(self, variants: Sequence[PlannedVariant]) -> Memory:
         return Memory(self._loaded, variants, self._ids.shape[1], self.check.captured_bytes)

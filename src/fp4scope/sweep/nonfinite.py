@@ -1,7 +1,7 @@
 """Where NaN or Inf begins, when a loss is not finite."""
 
 from collections.abc import Iterator
-from math import isfinite
+from math import inf, isfinite
 
 from jaxtyping import Int
 from torch import Tensor
@@ -10,7 +10,7 @@ from fp4scope.checks import MOST_NATS
 from fp4scope.errors import NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.metrics import WindowMetrics
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.observe import observe_inputs
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
@@ -49,8 +49,14 @@ def require_finite(
             if cell
             else "every input of the blocks' linears is finite, so the overflow is behind them"
         )
+        masked = not broken and value == inf
+        why = (
+            "the model gives a token of the text the probability zero (a logit of -inf), so no "
+            "perplexity can be had from this text"
+            if masked
+            else f"{where}; {nonfinite_cause(loaded.model)}"
+        )
         who = "the reference" if planned.variant == REFERENCE else planned.variant.key
         raise NonFiniteError(
-            f"the {name} of {who} is {value} on window {window} in {loaded.dtype}: "
-            f"{where}; use a dtype with more range (--dtype bfloat16 or float32)"
+            f"the {name} of {who} is {value} on window {window} in {loaded.dtype}: {why}"
         )
