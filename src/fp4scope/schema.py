@@ -151,6 +151,7 @@ class ModelSection(TypedDict, total=False):
     coverage: Share
     not_quantized: list[list[Text | Number]]
     excluded: list[Excluded]
+    routers: list[Text]
     prior_quantization: Text | None
     dtype: Text
     tokenizer: Text

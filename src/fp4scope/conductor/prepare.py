@@ -89,7 +89,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         tell(Progress("loading", note=note))
     identity = own_identity(study) | {
         "model": loaded.fingerprint,
-        "excluded": {e.component: len(e.linears) for e in loaded.layout.excluded},
+        "excluded": [f"{e.component}: {len(e.linears)}" for e in loaded.layout.excluded],
         "dtype": loaded.dtype_name,
         "device": loaded.device.type,
         "windows": len(windows),
