@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from fp4scope.records import REFERENCE, Variant, baseline
 from fp4scope.stats import format_table, operand_table
@@ -27,9 +28,31 @@ def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe
         assert row["delta_nll"] == pytest.approx(gap)
         assert row["rules"] == (row["against"] == "mxfp4:rceil")
         assert row["windows"] == 12
-        # t(11) of 12 values 0.01 above and below their mean.
-        half = 2.201 * 0.01 / 11**0.5 if row["format"] == "mxfp4:floor" else 0
+        # t(11) at 5% over six pairs, of 12 values 0.01 above and below their mean.
+        half = (
+            scipy_stats.t.ppf(1 - 0.05 / 12, 11) * 0.01 / 11**0.5
+            if row["format"] == "mxfp4:floor"
+            else 0
+        )
         assert row["delta_nll_high"] - gap == pytest.approx(half, abs=1e-5)
+
+
+@pytest.mark.parametrize("anytime", [False, True])
+def test_of_formats_that_cost_the_same_none_seems_dearer_than_the_cheapest(
+    anytime, observe, results
+):
+    """In 95 of 100 studies, though the cheapest is chosen from the same data."""
+    rng, names = np.random.default_rng(1), ["mxfp8", "mxfp6", "mxint8", "nvfp4", "nvint4"]
+    studies, wrong, plain = 200, 0, 0
+    for _ in range(studies):
+        costs = rng.normal(0.3, 0.05, (len(names), 24))
+        found = [observe(baseline(n, "w"), 3 + cost) for n, cost in zip(names, costs, strict=True)]
+        table = format_table(results(*found, protocol={"stopping": {"anytime": anytime}}))
+        wrong += any(row["delta_nll_low"] > 0 for row in table)
+        gaps = costs - costs[np.argmin(costs.mean(axis=1))]
+        plain += np.nanmin(scipy_stats.ttest_1samp(gaps, 0, axis=1).pvalue) < 0.05
+    assert plain > 0.15 * studies
+    assert wrong <= 0.05 * studies + 3 * (0.05 * 0.95 * studies) ** 0.5
 
 
 def test_swept_formats_are_compared_with_each_other_too(observe, results):

@@ -2,14 +2,20 @@
 
 Two baselines are compared window by window, so that what makes windows differ cancels: their
 difference is surer than either's difference from the reference suggests.
+
+Which format is the cheapest is seen in the same data. Of formats that cost the same, the one that
+seems cheapest is so by luck, and with five of them an ordinary interval of some difference from it
+leaves zero out in one study of four. So intervals of formats hold together for all pairs of formats
+with the same operands (Bonferroni): whichever pairs the data pick, they cover in 95 of 100 studies.
 """
 
 from collections.abc import Iterator, Mapping, Set
 from itertools import permutations
+from math import comb
 from typing import Any
 
 from fp4scope.records import Results, Table, Variant
-from fp4scope.stats.intervals import paired
+from fp4scope.stats.intervals import paired, simultaneous
 from fp4scope.stats.windows import Series, aligned, by_window
 
 COMPARISON_COLUMNS = (
@@ -26,7 +32,7 @@ def format_table(results: Results) -> Table:
 
     Every format against the cheapest of all and the cheapest of those whose units were measured,
     and every scale rule against the cheapest rule of its format (`rules`). `delta_nll` is the
-    format less `against`: what it costs more.
+    format less `against`: what it costs more, with an interval that holds for all pairs together.
     """
     swept = {
         observation.variant.format
@@ -38,10 +44,11 @@ def format_table(results: Results) -> Table:
         by_operands.setdefault(variant.operands, {})[variant.format] = series
     rows: list[dict[str, Any]] = []
     for operands, by_format in by_operands.items():
+        among = comb(len(by_format), 2)
         for name, against in _pairs(by_format, swept):
             row = {"operands": operands, "format": name, "against": against}
             row |= {"rules": _element(name) == _element(against)}
-            rows += _compared(row, by_format[name], by_format[against], results)
+            rows += _compared(row, by_format[name], by_format[against], results, among)
     return Table(COMPARISON_COLUMNS, rows)
 
 
@@ -69,12 +76,13 @@ def _baselines(results: Results) -> Iterator[tuple[Variant, Series]]:
 
 
 def _compared(
-    row: dict[str, Any], more: Series, less: Series, results: Results
+    row: dict[str, Any], more: Series, less: Series, results: Results, among: int = 1
 ) -> Iterator[dict[str, Any]]:
     """The row with its difference, if the two share windows."""
     windows, values = aligned([more, less])
     if len(windows):
         delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
+        delta = simultaneous(delta, among, anytime=results.anytime)
         row |= {"windows": delta.n, "delta_nll": delta.mean}
         yield row | {"delta_nll_low": delta.low, "delta_nll_high": delta.high}
 
