@@ -13,7 +13,7 @@ def test_defaults_are_the_published_protocol():
     assert study.operands == (Operands.BOTH,)
     assert study.sweep == (Level.COMPONENTS, Level.CELLS)
     assert study.direction == (Direction.RESTORE, Direction.ISOLATE)
-    assert (study.calibration_windows, study.calibration_seq_len) == (256, 512)
+    assert (study.calibration_windows, study.calibration_seq_len) == ("auto", 512)
 
 
 def test_lists_and_comma_separated_words_mean_the_same():
@@ -73,6 +73,8 @@ def test_a_study_cannot_be_changed():
         ({"sweep": "cells,:isolate"}, "sweep: unknown ''; choices: components, blocks, cells"),
         ({"sweep": "cell:isolate"}, "sweep: unknown 'cell'; did you mean cells"),
         ({"sweep": "cells:isolate:restore"}, "unknown direction 'isolate:restore' in 'cells:"),
+        ({"calibration_windows": 0}, "calibration_windows is 0: input should be greater than"),
+        ({"calibration_windows": "some"}, "calibration_windows is 'some': input should be a valid"),
         ({"replicas": 0}, "replicas is 0: input should be greater than or equal to 1"),
         ({"replicas": 1.5}, "replicas is 1.5: input should be a valid integer"),
         ({"jitter": 0}, "jitter is 0: input should be greater than or equal to 1"),

@@ -210,7 +210,11 @@ class Study(BaseModel):
         "calibrated", description="NVFP4's tensor scale of activations: static, or per window"
     )
     calibration_text: Name | None = Field(None, description="a UTF-8 file that is not evaluated")
-    calibration_windows: Number = Field(256, ge=1)
+    calibration_windows: Annotated[Number, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="at most so many; auto: about as many tokens as are evaluated, in 8 to 256 "
+        "windows",
+    )
     calibration_seq_len: Number = Field(512, ge=2)
     replicas: Number = Field(
         1,

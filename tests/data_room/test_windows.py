@@ -158,7 +158,7 @@ def test_calibration_on_a_text_shorter_than_its_windows(bos, lead, count, study,
 
 @pytest.mark.parametrize("words", [20, 70])
 def test_calibration_windows_have_bos_where_evaluated_ones_do(words, study, cut):
-    options = {"windows": 2, "calibration_seq_len": 6, "bos": "yes"}
+    options = {"windows": 2, "calibration_seq_len": 6, "bos": "yes", "calibration_windows": 99}
     _, calibration = cut(study(words, **options), adds_bos=True)
     assert calibration.evaluated == (words == 20)
     start = 0 if calibration.evaluated else 8
@@ -209,8 +209,26 @@ def test_a_named_text_without_splits_calibrates_behind_itself(cut):
     evaluation, calibration = cut(Study.build(model="m", **options, calibration_seq_len=8))
     assert calibration.source == evaluation.source
     assert not calibration.evaluated
-    assert len(calibration) == 256
-    assert calibration.ids.flatten().tolist() == evaluation.behind[: 256 * 8].tolist()
+    assert len(calibration) == 8
+    assert calibration.ids.flatten().tolist() == evaluation.behind[: 8 * 8].tolist()
+
+
+@pytest.mark.parametrize(
+    ("windows", "asked", "expected"),
+    [
+        (2, "auto", 8),
+        (10, "auto", 20),
+        (11, "auto", 22),
+        (999, "auto", 256),
+        (2, 3, 3),
+        (2, 300, 300),
+    ],
+)
+def test_calibration_takes_as_many_tokens_as_are_evaluated(windows, asked, expected, cut):
+    """Between 8 and 256 windows, unless a number is given."""
+    options = {"dataset": "pydoc-topics", "windows": windows, "seq_len": 16}
+    sizes = {"calibration_seq_len": 8, "calibration_windows": asked}
+    assert len(cut(Study.build(model="m", **options, **sizes))[1]) == expected
 
 
 # Too short.

@@ -60,7 +60,10 @@ def options(text_file):
 
 @pytest.fixture
 def fp4scope(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process; gives its exit code, stdout and stderr."""
+    """Runs a command in this process; gives its exit code, stdout and stderr.
+
+    The code is shown with both streams where an assertion about it fails.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
@@ -72,9 +75,21 @@ def fp4scope(capsys, monkeypatch, tmp_path):
         except SystemExit as stop:
             code = stop.code or 0
         out, err = capsys.readouterr()
-        return code, out, err
+        return Code(code, out, err), out, err
 
     return run
+
+
+class Code(int):
+    """An exit code that says in a failed assertion what the command wrote."""
+
+    def __new__(cls, code, out, err):
+        made = super().__new__(cls, code)
+        made.said = f"exit code {int(code)}\n--- stdout\n{out}\n--- stderr\n{err}"
+        return made
+
+    def __repr__(self):
+        return self.said
 
 
 @pytest.fixture

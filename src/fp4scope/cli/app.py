@@ -39,7 +39,9 @@ Dtype = Annotated[
     ),
 ]
 CalibrationText = Annotated[Path | None, typer.Option(help="A UTF-8 file that is not evaluated.")]
-CalibrationWindows = Annotated[int | None, typer.Option(help="At most this many (256).")]
+CalibrationWindows = Annotated[
+    str | None, typer.Option(help="At most so many (auto: as much as is evaluated, 8 to 256).")
+]
 CalibrationSeqLen = Annotated[int | None, typer.Option(help="Tokens in each (512).")]
 Config = Annotated[Path | None, typer.Option(help="A study.yaml; options given here win.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]

@@ -9,22 +9,43 @@ from pydantic import TypeAdapter, ValidationError
 from fp4scope.checks import first_problem
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
-from fp4scope.errors import ModelError, NonFiniteError, OutputError
+from fp4scope.errors import Fp4ScopeError, ModelError, NonFiniteError, OutputError
 from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.observe import InputStatistics, observe_inputs
 from fp4scope.records import ActivationRecord
 from fp4scope.schema import Inputs
+from fp4scope.sweep import is_out_of_memory
+
+_TOKENS_AT_ONCE = {"cuda": 1 << 13}
+"""Where a forward of one window is over before Python has started the next."""
 
 
 def observe(
     loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str
 ) -> dict[str, InputStatistics]:
+    """What enters every linear, over all windows: several in a forward on a GPU, else one."""
+    batch = max(1, _TOKENS_AT_ONCE.get(loaded.device.type, 0) // windows.seq_len)
+    while True:
+        try:
+            return _observe(loaded, windows, tell, phase, batch)
+        except (RuntimeError, IndexError, ValueError) as error:
+            if batch == 1 or isinstance(error, Fp4ScopeError):
+                raise
+            # From the start, since part of a batch has been counted. A model that takes no batches
+            # gets none.
+            batch = batch // 2 if is_out_of_memory(error) else 1
+
+
+def _observe(
+    loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str, batch: int
+) -> dict[str, InputStatistics]:
     total = len(windows)
 
     def forwards() -> Iterator[None]:
-        for done in range(total):
+        for done in range(0, total, batch):
             tell(Progress(phase, done, total, f"{done} of {total} windows"))
-            loaded.logits(windows.ids[done], last=1)
+            together = windows.ids[done : done + batch]
+            loaded.logits(together if batch > 1 else together[0], last=1)
             yield
         tell(Progress(phase, total, total, f"{total} windows"))
 

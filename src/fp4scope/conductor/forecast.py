@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.conductor.calibrate import observe
-from fp4scope.conductor.prepare import Prepared, prepare
+from fp4scope.conductor.prepare import Prepared, prepare, require_room
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.inject import Injector
@@ -89,6 +89,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     memory = None if study.memory is None else parse_memory(study.memory)
 
     checked = self_check(loaded, windows.ids)
+    require_room(study, prepared, prepared.variants, checked.captured_bytes)
     probe = _Probe(prepared, study, checked)
     probe.run(tell, memory)
     planned = forecast_sweep(

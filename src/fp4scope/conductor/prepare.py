@@ -1,7 +1,7 @@
 """From a study to everything that a sweep needs: model, windows, variants."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,15 +23,15 @@ from fp4scope.goals import BestGoal
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
 from fp4scope.observe import never_run
-from fp4scope.study import Method, Study
-from fp4scope.sweep import PlannedVariant, plan, require_reachable
+from fp4scope.study import Method, Study, parse_memory
+from fp4scope.sweep import PlannedVariant, forecast_sweep, plan, require_reachable
 
 # What a study's options say about where things come from, not about what is measured; and `method`,
 # because both may add to the same folder in turn.
 _NOT_IDENTITY = {
     "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
     "windows", "memory", "method", "offload", "stop_when", "allow_partial", "trust_remote_code",
-    "allow_pickle",
+    "allow_pickle", "calibration_windows",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     controls = [v for v in planned if v.variant.is_control]
     units = [v for v in planned if not v.variant.is_control and not v.replica]
     require_reachable(study.goal, planned)
-    for note in _protocol_notes(windows, calibration):
+    for note in _protocol_notes(study, windows, calibration):
         tell(Progress("loading", note=note))
     identity = own_identity(study) | {
         "model": loaded.fingerprint,
@@ -95,6 +95,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         "windows": len(windows),
         "tokens": windows.sha256,
         "calibration": calibration.sha256,
+        "calibration_windows": len(calibration),
         "numerics": NUMERICS_VERSION,
     }
     return Prepared(
@@ -106,6 +107,25 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         estimated=units if Method.GRADIENT in study.method else [],
         identity=identity,
     )
+
+
+def require_room(
+    study: Study, prepared: Prepared, variants: Sequence[PlannedVariant], captured_bytes: int
+) -> None:
+    """Refuse, before the calibration, a sweep that no batch makes small enough.
+
+    Args:
+        study: Its memory.
+        prepared: Its model and windows.
+        variants: What is to be measured.
+        captured_bytes: What the model hands its blocks, for one window.
+
+    Raises:
+        StudyError: It cannot fit.
+    """
+    memory = None if study.memory is None else parse_memory(study.memory)
+    count, length = prepared.windows.ids.shape
+    forecast_sweep(prepared.loaded, variants, count, length, captured_bytes, memory)
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:
@@ -199,14 +219,15 @@ def fit_length(study: Study, loaded: LoadedModel) -> Study:
     return study.model_copy(update={"calibration_seq_len": min(study.calibration_seq_len, longest)})
 
 
-def _protocol_notes(windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
+def _protocol_notes(study: Study, windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
     bos = ", BOS before each (not a target)" if windows.bos else ""
     yield (
         f"text: {windows.source}, {windows.tokens_in_text:,} tokens, "
         f"{len(windows)} windows of {windows.seq_len}{bos}"
     )
     reused = " - THE EVALUATED TEXT, there is no other" if calibration.evaluated else ""
+    how = " (auto)" if study.calibration_windows == "auto" else ""
     yield (
         f"calibration: {calibration.source}, "
-        f"{len(calibration)} windows of {calibration.seq_len}{reused}"
+        f"{len(calibration)} windows of {calibration.seq_len}{how}{reused}"
     )

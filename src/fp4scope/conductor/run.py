@@ -20,6 +20,7 @@ from fp4scope.conductor.prepare import (
     load,
     own_identity,
     prepare,
+    require_room,
     without_silent,
 )
 from fp4scope.conductor.progress import Listener, Progress
@@ -189,6 +190,8 @@ def _run_in(
         stopping = Stopping(goal, prepared.variants, journal, started=started)
         wanted = len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached
         check = _checked(prepared, journal, tell) if wanted else None
+        if check is not None:
+            require_room(study, prepared, stopping.remaining, check.captured_bytes)
         inputs = calibrated(prepared, journal, tell)
         environment = environment_of(loaded)
         results = Results(

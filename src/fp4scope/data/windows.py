@@ -20,6 +20,8 @@ from fp4scope.study import Study
 
 # Fewer calibration windows than this are worse than windows that are also evaluated.
 _FEWEST_CALIBRATION_WINDOWS = 8
+_MOST_CALIBRATION_WINDOWS = 256
+"""Unless more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,8 @@ def calibration_windows(
     Raises:
         DataError: The text is too short.
     """
-    wanted, length, bos = study.calibration_windows, study.calibration_seq_len, evaluation.bos
-    step = length - bos
+    length, bos = study.calibration_seq_len, evaluation.bos
+    wanted, step = _wanted(study, evaluation), length - bos
     if text is not None:
         tokens = _tokenize(text, tokenizer, bos)
         count = _most(wanted, len(tokens) // step)
@@ -121,6 +123,14 @@ def calibration_windows(
     count = _most(wanted, len(tokens) // (length - bos))
     windows, behind = _windows(tokens, length, count, evaluation.ids[0, :1] if bos else None)
     return replace(evaluation, ids=windows, behind=behind, evaluated=reused)
+
+
+def _wanted(study: Study, evaluation: WindowSet) -> int:
+    """As many windows as asked for; by default with about as many tokens as are evaluated."""
+    if study.calibration_windows != "auto":
+        return study.calibration_windows
+    same = -(-evaluation.ids.numel() // study.calibration_seq_len)
+    return min(max(same, _FEWEST_CALIBRATION_WINDOWS), _MOST_CALIBRATION_WINDOWS)
 
 
 def _most(wanted: int, available: int) -> int:

@@ -122,14 +122,17 @@ class LoadedModel:
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
-        """The model's own forward on one window: token ids (1-d) to logits (tokens, vocab).
+        """The model's own forward: token ids of a window (1-d), or of several (2-d), to logits.
 
-        With `last`, only those of the last so many tokens; most heads then compute no others.
+        They have an axis for the vocabulary more. With `last`, only those of the last so many
+        tokens; most heads then compute no others.
         """
         spared = nullcontext() if last is None else only_last_rows(self.model, last)
         with spared:
-            logits = self.model(ids[None].to(self.device), use_cache=False).logits[0]
-        return logits if last is None else logits[-last:]
+            several = torch.atleast_2d(ids).to(self.device)
+            logits = self.model(several, use_cache=False).logits
+        logits = logits[0] if ids.ndim == 1 else logits
+        return logits if last is None else logits[..., -last:, :]
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:

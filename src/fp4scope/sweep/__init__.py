@@ -4,7 +4,7 @@ from fp4scope.sweep.check import SelfCheck, self_check
 from fp4scope.sweep.gradient import WindowEstimates, estimate_window
 from fp4scope.sweep.journal import Journal, Measured, check_folder
 from fp4scope.sweep.measure import Forecast, Progress, Sweep, forecast_sweep
-from fp4scope.sweep.memory import Shape
+from fp4scope.sweep.memory import Shape, is_out_of_memory
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.plan import PlannedVariant, plan
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, require_reachable
@@ -24,6 +24,7 @@ __all__ = [
     "check_folder",
     "estimate_window",
     "forecast_sweep",
+    "is_out_of_memory",
     "measure_naively",
     "plan",
     "require_reachable",
