@@ -356,9 +356,10 @@ def test_perturbing_what_is_not_contiguous_is_the_same(hidden):
 # What a block gives beside the state, and what a forward computes at its end.
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
 @pytest.mark.parametrize("extra", [0, 1, 2, 3])
-def test_blocks_that_give_tuples_of_any_length(extra, toy, ids):
-    """RWKV unpacks three items; blocks that step aside have as many."""
+def test_blocks_that_give_tuples_of_any_length(extra, kind, toy, ids):
+    """RWKV unpacks three items, the first GPT a list; blocks that step aside give as many."""
 
     class Unpacked(nn.Module):
         def __init__(self, block):
@@ -366,7 +367,7 @@ def test_blocks_that_give_tuples_of_any_length(extra, toy, ids):
             self.block = block
 
         def forward(self, hidden):
-            return (self.block(hidden), *["state"] * extra)
+            return kind([self.block(hidden), *["state"] * extra])
 
     toy.blocks = nn.ModuleList(Unpacked(block) for block in toy.blocks)
 

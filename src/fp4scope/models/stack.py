@@ -113,7 +113,7 @@ class BlockStack:
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
             _state_of(output)
-            beside.append(len(output) - 1 if isinstance(output, tuple) else None)
+            beside.append(len(output) - 1 if isinstance(output, tuple | list) else None)
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
@@ -351,7 +351,7 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def _state_of(output: Any) -> Tensor:  # noqa: ANN401
     """The hidden state in what a block returns."""
-    state = output[0] if isinstance(output, tuple) and output else output
+    state = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(state, Tensor):
         raise ModelError(
             f"the blocks of this model return a {type(output).__name__} instead of a hidden state, "
