@@ -18,7 +18,7 @@ _PAUSE_S = 1.0
 _TEXT_MEMORY = 240
 """Bytes of memory that tokenizing may take for each byte of text.
 
-Measured with `tokenizers` 0.23: 105 with a token for five bytes, 195 to 235 with one for each. Where
+Measured with `tokenizers` 0.23: 105 for tokens of five bytes, 195 to 235 for tokens of one. Where
 it runs out of memory it ends the process.
 """
 
