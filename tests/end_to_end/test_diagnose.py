@@ -103,7 +103,8 @@ def test_results_json_holds_the_windows_and_the_conditions(finished):
     assert data["version"] == RESULTS_VERSION
     one = data["observations"][1]
     assert data["places"][one["place"]]["windows"] == list(range(3))
-    assert len(data["places"]) == 2  # jitter controls are other replicas
+    replicas = {frozenset(place["replicas"]) for place in data["places"]}
+    assert replicas == {frozenset({0}), frozenset({1}), frozenset({1, 2, 3, 4})}  # and controls
     assert len(one["nll"]) == len(one["kl"]) == 3
     assert data["model"]["fingerprint"]
     assert data["data"]["sha256"]

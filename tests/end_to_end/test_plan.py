@@ -15,6 +15,7 @@ from fp4scope.conductor.forecast import _TOKENS
 from fp4scope.models import load_model
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
+from fp4scope.sweep import measure
 
 LEVELS = ("components", "blocks", "cells", "patterns")
 
@@ -57,13 +58,15 @@ def executed(study, tmp_path_factory):
 
     for block in loaded.model.model.layers:
         block.input_layernorm.register_forward_pre_hook(count)
-    diagnosis = library.diagnose(
-        loaded.model,
-        tokenizer=loaded.tokenizer,
-        progress=tell,
-        output_dir=tmp_path_factory.mktemp("out"),
-        **study.model_dump(exclude={"model", "device", "dtype", "revision"}),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "still_the_same", lambda *_: None)  # it runs blocks as well
+        diagnosis = library.diagnose(
+            loaded.model,
+            tokenizer=loaded.tokenizer,
+            progress=tell,
+            output_dir=tmp_path_factory.mktemp("out"),
+            **study.model_dump(exclude={"model", "device", "dtype", "revision"}),
+        )
     return diagnosis, measuring[-1], sum(batches)
 
 

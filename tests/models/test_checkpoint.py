@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -264,6 +265,7 @@ def test_fewer_blocks_than_the_checkpoint_has(folder):
     assert warning.count("model.layers.1.") == 3  # not all nine
 
 
+@pytest.mark.skipif(find_spec("peft") is not None, reason="with peft transformers loads adapters")
 def test_an_adapter_beside_the_weights(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
     (warning,) = load_model(str(folder), device="cpu").warnings

@@ -78,7 +78,9 @@ def wide(adopted, calibrated, ids, monkeypatch):
     monkeypatch.setattr(inject, "qdq", qdq)
 
     def build(family):
-        loaded = adopted(family, torch.float64)
+        loaded = adopted(family)
+        loaded.model.double()  # which a user's may not be
+        loaded.dtype = torch.float64
         for module in loaded.model.modules():
             if type(module).__name__ == "LlamaRMSNorm":  # which computes in FP32
                 module.forward = partial(rms_norm, module)

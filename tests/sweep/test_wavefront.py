@@ -21,6 +21,7 @@ EVERYTHING = {
     "direction": "restore,isolate",
     "sweep": "components,blocks,cells",
     "replicas": 2,
+    "jitter": 1,
 }
 
 

@@ -28,8 +28,8 @@ from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks, head_runs
 
-# Two forwards in this many: a few percent of a sweep.
-_FORWARDS_BETWEEN_CHECKS = 64
+# Two forwards in this many: less than one percent of a sweep.
+_FORWARDS_BETWEEN_CHECKS = 256
 
 
 @dataclass(frozen=True)
