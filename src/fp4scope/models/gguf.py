@@ -148,7 +148,7 @@ def _require_words(tokenizer: Any) -> None:  # noqa: ANN401
     never trained on, and every number after that is wrong without an error.
     """
     tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-    if len(tokenizer) > _MANY and len(tokens) > 0.9 * len(_PROBE):
+    if len(tokenizer) > _MANY and len(tokens) > len(_PROBE) / 2:
         raise ModelError(
             f"its tokenizer has {len(tokenizer)} entries and makes a token of nearly every "
             f"character; transformers {transformers.__version__} does not read it rightly, a newer "

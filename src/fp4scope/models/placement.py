@@ -52,14 +52,12 @@ def dtype_note(
     if device != "cuda":
         return None
     if chosen == torch.float32:
-        return (
-            "float32 on CUDA runs without tensor cores: it takes about 20 times as long as bfloat16"
-        )
+        return "float32 on CUDA runs without tensor cores: it is many times slower than bfloat16"
     if asked == "auto" and stored != chosen:
         before = str(stored).removeprefix("torch.") if stored else "a dtype that is not known"
         return (
             f"the weights are stored in {before} (a GGUF file's are dequantized to float32) and "
-            "measured in bfloat16; --dtype float32 keeps every bit and takes about 20 times as long"
+            "measured in bfloat16; --dtype float32 keeps every bit and is many times slower"
         )
     return None
 
