@@ -36,7 +36,13 @@ def test_both_methods_fill_the_same_rows(run):
     both, exact, gradient = run(BOTH), run("exact", "exact"), run("gradient", "gradient")
     assert len(both.components) == 2 * 7
     assert len(both.cells) == 21
-    assert both.baselines.rows == exact.baselines.rows == gradient.baselines.rows
+    assert both.baselines.rows == exact.baselines.rows
+    # Of rerun noise the gradient alone knows less: no replica is measured for it.
+    for measured, fewer in zip(exact.baselines, gradient.baselines, strict=True):
+        assert {k: v for k, v in measured.items() if v != fewer[k]}.keys() <= {
+            "jitter_nll",
+            "jitter_kl",
+        }
     for table in ("components", "cells"):
         rows = zip(*(getattr(d, table) for d in (both, exact, gradient)), strict=True)
         for row, measured, estimated in rows:

@@ -136,7 +136,6 @@ def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
         {"sweep": ()},
         {"operands": "weights"},  # not chaotic
         {"stop_when": "best=1"},
-        {"method": "gradient"},
     ],
 )
 def test_no_replicas_where_nothing_uses_them(options, tiny_model):

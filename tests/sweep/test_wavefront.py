@@ -67,7 +67,7 @@ def test_equal_to_the_bit(
     injector = calibrated(loaded, ids)
     variants = sample(planned(loaded, patterns=["*.mlp.*"], **EVERYTHING), family)
     assert {v.variant.format for v in variants} == {"reference", "mxfp4:floor", "nvfp4"}
-    assert len(variants) == 3 + 2 * 3 + 3 * 2 * 4
+    assert len(variants) == 3 + 2 * (3 + 1) + 3 * 2 * 4  # each baseline has a replica
     sweep = open_sweep(loaded, ids, variants, injector)
     assert sweep.check.difference == 0
     assert sweep.shape.windows == 2

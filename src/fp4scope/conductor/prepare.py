@@ -82,7 +82,8 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     for note in _model_notes(study, loaded):
         tell(Progress("loading", note=note))
     planned = plan(study, loaded.layout)
-    controls = [v for v in planned if v.variant.is_control]
+    # Without measured units nothing uses replicas.
+    controls = [v for v in planned if v.variant.is_control and v.variant.direction != "replica"]
     units = [v for v in planned if not v.variant.is_control and not v.replica]
     require_reachable(study.goal, planned)
     for note in _protocol_notes(study, windows, calibration):

@@ -8,7 +8,7 @@ from fp4scope.goals import BestGoal
 from fp4scope.inject import Setting
 from fp4scope.models import Layout
 from fp4scope.records import REFERENCE, Variant, baseline, jitter, replica
-from fp4scope.study import Direction, Level, Method, Operands, Study
+from fp4scope.study import Direction, Level, Operands, Study
 
 REPLICAS_COST = 0.08
 """What replicas of a baseline may cost, of the sweep of its format."""
@@ -110,7 +110,7 @@ def _replicas(
     until units are decided. (A folder may go on under another half-width, or without one.)
     """
     restored = any(Direction.RESTORE in unit.directions for unit in units)
-    if not restored or isinstance(study.goal, BestGoal) or Method.EXACT not in study.method:
+    if not restored or isinstance(study.goal, BestGoal):
         return
     count = _affordable(study, units, layout) if study.jitter == "auto" else study.jitter
     for number in range(study.replicas, study.replicas + count):
