@@ -1,0 +1,170 @@
+"""From what a study asks to what has to be run: recipes, and contrasts of them. Pure data.
+
+A contrast is a signed sum of recipes, and its sign is decided here, once: positive says that
+quantizing costs. Keeping a unit compares the all-quantized model with the same less the unit;
+quantizing only a unit compares that with the full-precision model.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fp4scope.formats import get_format
+from fp4scope.recipes import Recipe, Sites
+from fp4scope.study import Direction, Level, Operands, Study
+from fp4scope.treatments import Amax, Setting, Treatment
+
+_K = TypeVar("_K")
+
+NOTHING = Recipe()
+"""The full-precision model."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Sites that are switched together.
+
+    Attributes:
+        level: Which kind of unit.
+        name: Of a component or cell its component, of a pattern the pattern; a block has none.
+        block: Of a block or a cell.
+        sites: By name.
+    """
+
+    level: str
+    name: str
+    block: int | None
+    sites: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Contrasts that are compared together: corrected for their number, ranked, put in groups.
+
+    Attributes:
+        level: Which kind of units; `model` for the whole model.
+        setting: What quantizing means in them.
+        direction: How a unit's effect is asked for; None for the whole model.
+    """
+
+    level: str
+    setting: Setting
+    direction: Direction | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One number that a study wants: recipes, each with the sign that it enters with.
+
+    Attributes:
+        terms: Recipes and signs; they sum to zero.
+        unit: What is switched; None for the whole model.
+        family: What it is compared with.
+    """
+
+    terms: tuple[tuple[Recipe, int], ...]
+    unit: Unit | None
+    family: Family
+
+    @property
+    def own(self) -> Recipe:
+        """The recipe that no other unit of the family has."""
+        shared = Recipe(self.family.setting), NOTHING
+        return next(r for r, _ in self.terms if self.unit is None or r not in shared)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Contrasts in the order of the study, and the settings whose whole cost it asks for."""
+
+    contrasts: tuple[Contrast, ...]
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The different ones that have to be run, the full-precision model first."""
+        terms = (recipe for contrast in self.contrasts for recipe, _ in contrast.terms)
+        return tuple(dict.fromkeys((NOTHING, *terms)))
+
+
+def design(study: Study, sites: Sites) -> Design:
+    """Every contrast that a study asks for, setting by setting: the whole model, then its units.
+
+    Raises:
+        UnitError: A pattern matches no site.
+    """
+    units = list(_units(study, sites))
+    amax = Amax.CALIBRATED if study.activation_scale == "calibrated" else Amax.WINDOW
+    contrasts: list[Contrast] = []
+    for configuration in study.configurations:
+        setting = setting_of(*configuration, amax)
+        contrasts.append(whole(setting))
+        if configuration not in study.swept:
+            continue
+        for direction in Direction:
+            contrasts += [
+                of_unit(unit, setting, direction)
+                for unit, directions in units
+                if direction in directions
+            ]
+    return Design(tuple(contrasts))
+
+
+def whole(setting: Setting) -> Contrast:
+    """What quantizing all sites costs."""
+    return Contrast(((Recipe(setting), 1), (NOTHING, -1)), None, Family("model", setting, None))
+
+
+def of_unit(unit: Unit, setting: Setting, direction: Direction) -> Contrast:
+    """What quantizing a unit costs, in one direction."""
+    family = Family(unit.level, setting, direction)
+    if direction is Direction.RESTORE:
+        kept = Recipe(setting, ((unit.sites, None),))
+        return Contrast(((Recipe(setting), 1), (kept, -1)), unit, family)
+    only = Recipe(None, ((unit.sites, setting),))
+    return Contrast(((only, 1), (NOTHING, -1)), unit, family)
+
+
+def setting_of(format: str, operands: Operands, amax: Amax = Amax.CALIBRATED) -> Setting:
+    """The setting that a format's name and the quantized operands mean."""
+    fmt = get_format(format)
+    return Setting(
+        weight=Treatment(fmt) if operands.weights else None,
+        # Without a tensor scale no amax is asked for, so that both spellings are one recipe.
+        input=Treatment(fmt, amax if fmt.uses_tensor_amax else Amax.CALIBRATED)
+        if operands.activations
+        else None,
+    )
+
+
+def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:
+    """Every unit, and the directions in which its effect is asked for."""
+    if directions := study.directions(Level.COMPONENTS):
+        for component, names in _grouped((s.component, s.name) for s in sites).items():
+            yield Unit("components", component, None, names), directions
+    if directions := study.directions(Level.BLOCKS):
+        for block, members in enumerate(sites.blocks):
+            if members:
+                yield Unit("blocks", "", block, frozenset(s.name for s in members)), directions
+    for pattern in study.patterns:
+        yield Unit("patterns", pattern, None, sites.match(pattern)), study.directions(None)
+    if directions := study.directions(Level.CELLS):
+        chosen = frozenset().union(*map(sites.match, study.cells or ("*",)))
+        for unit in _cells(sites):
+            if chosen & unit.sites:
+                yield unit, directions
+
+
+def _cells(sites: Sites) -> Iterator[Unit]:
+    """One component in one block each, component by component."""
+    cells = _grouped(((s.component, s.block), s.name) for s in sites)
+    order = {component: place for place, component in enumerate(sites.components)}
+    for component, block in sorted(cells, key=lambda cell: (order[cell[0]], cell[1])):
+        yield Unit("cells", component, block, cells[component, block])
+
+
+def _grouped(pairs: Iterable[tuple[_K, str]]) -> dict[_K, frozenset[str]]:
+    """Names by key, keys in the order in which they come first."""
+    found: dict[_K, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return {key: frozenset(names) for key, names in found.items()}

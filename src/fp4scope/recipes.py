@@ -1,0 +1,229 @@
+"""What is done to a model: which of its sites are quantized, and how. Pure data.
+
+A recipe is one setting for all sites and edits to it, so that it stays small however many sites a
+model has. Two recipes that do the same are equal and have one id, however they were written.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+from fp4scope.errors import StudyError, UnitError, nearest
+from fp4scope.treatments import FULL_PRECISION_BITS, Amax, Setting
+
+Edit = tuple[frozenset[str], Setting | None]
+"""Sites by name, and the setting that they have instead of the base's; None is full precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One matrix product whose operands can be quantized.
+
+    Attributes:
+        name: Full module name, such as `model.layers.3.mlp.up_proj`: what ignore lists take.
+        block: Number of its block, from 0.
+        component: Its projection type: the shortest unambiguous ending of its path.
+        rows: Outputs of its weight.
+        cols: Inputs: the axis along which blocks of a format run.
+    """
+
+    name: str
+    block: int
+    component: str
+    rows: int
+    cols: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weight."""
+        return self.rows * self.cols
+
+
+class Sites(Sequence[Site]):
+    """The sites of a model in the order of its blocks.
+
+    Args:
+        sites: All of them, blocks in order.
+        blocks: How many blocks the model has; one may have no site.
+    """
+
+    def __init__(self, sites: Iterable[Site], blocks: int) -> None:
+        self._sites = tuple(sites)
+        self.by_name = {site.name: site for site in self._sites}
+        by_block: list[list[Site]] = [[] for _ in range(blocks)]
+        for site in self._sites:
+            by_block[site.block].append(site)
+        self.blocks = tuple(map(tuple, by_block))
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+        return self._sites[index]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
+
+    @cached_property
+    def components(self) -> tuple[str, ...]:
+        """Projection types in the order in which a block holds them."""
+        return tuple(dict.fromkeys(site.component for site in self._sites))
+
+    def match(self, pattern: str) -> frozenset[str]:
+        """Names of the sites that a pattern means.
+
+        Args:
+            pattern: A shell pattern of full names (`*.3.mlp.*`) or of components (`down_proj`); or
+                `re:` and a regular expression that full names match from their start.
+
+        Raises:
+            UnitError: It matches none: a silent miss would read as "insensitive".
+        """
+        if pattern.startswith("re:"):
+            try:
+                expression = re.compile(pattern[3:])
+            except re.error as error:
+                raise UnitError(f"{pattern!r} is no regular expression: {error}") from None
+            found = {name for name in self.by_name if expression.match(name)}
+        else:
+            found = {
+                site.name
+                for site in self._sites
+                if fnmatchcase(site.name, pattern) or fnmatchcase(site.component, pattern)
+            }
+        if not found:
+            raise UnitError(
+                f"pattern {pattern!r} matches none of the {len(self)} linears; their names look "
+                f"like {self._sites[0].name}; for components, {nearest(pattern, self.components)}"
+            )
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A setting for all sites, and edits to it.
+
+    Built in any order and with overlaps, where a later edit wins, it is kept in one canonical form:
+    no site stands in two edits, and no edit says what the base says.
+
+    Attributes:
+        base: Of every site that no edit names; None is full precision.
+        edits: Sites by name, and what they have instead.
+    """
+
+    base: Setting | None = None
+    edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.edits or (len(self.edits) == 1 and self._is_news(*self.edits[0])):
+            return
+        claimed: set[str] = set()
+        by_setting: dict[Setting | None, set[str]] = {}
+        for names, setting in reversed(self.edits):
+            fresh = names - claimed
+            claimed |= fresh
+            if self._is_news(fresh, setting):
+                by_setting.setdefault(setting, set()).update(fresh)
+        edits = [(frozenset(names), setting) for setting, names in by_setting.items()]
+        object.__setattr__(self, "edits", tuple(sorted(edits, key=lambda edit: min(edit[0]))))
+
+    def _is_news(self, names: Set[str], setting: Setting | None) -> bool:
+        return bool(names) and setting != self.base
+
+    @property
+    def settings(self) -> set[Setting]:
+        """The different settings in it."""
+        return {s for s in (self.base, *(setting for _, setting in self.edits)) if s is not None}
+
+    @property
+    def edited(self) -> frozenset[str]:
+        """Names of the sites that some edit names."""
+        return frozenset().union(*(names for names, _ in self.edits))
+
+    def at(self, name: str) -> Setting | None:
+        """The setting of one site; None is full precision."""
+        return next((setting for names, setting in self.edits if name in names), self.base)
+
+    def in_block(self, sites: Sequence[Site]) -> tuple[tuple[str, Setting], ...]:
+        """What is done to some sites, sorted by name; those in full precision are left out."""
+        found = ((site.name, self.at(site.name)) for site in sites)
+        return tuple(sorted((name, setting) for name, setting in found if setting is not None))
+
+    def average_bits(self, sites: Sequence[Site]) -> float:
+        """Stored bits for each weight of these sites, block scales included."""
+        total = sum(site.parameters for site in sites)
+        stored = 0.0
+        for site in sites:
+            setting = self.at(site.name)
+            bits = FULL_PRECISION_BITS if setting is None else setting.weight_bits
+            stored += bits * site.parameters
+        return stored / total
+
+    def id(self, calibration: str = "") -> str:
+        """16 hexadecimal digits that name what it does.
+
+        Args:
+            calibration: Hash of the text that static scales come from; it counts only where the
+                recipe has any.
+        """
+        static = any(
+            s.input is not None
+            and s.input.format.uses_tensor_amax
+            and s.input.amax is Amax.CALIBRATED
+            for s in self.settings
+        )
+        text = json.dumps([self.to_json(), calibration if static else ""], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its canonical form, which YAML holds as well."""
+        return {
+            "base": _written(self.base),
+            "edits": [
+                {"sites": sorted(names), "setting": _written(setting)}
+                for names, setting in self.edits
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: object, sites: Sites) -> "Recipe":
+        """A recipe as `to_json` gives it, or as a user writes it, with patterns for sites.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: It is not a recipe; says where.
+            UnitError: A pattern that matches no site.
+        """
+        if not isinstance(data, Mapping) or (unknown := set(data) - {"base", "edits"}):
+            known = "a recipe has `base` and `edits`"
+            what = f"{sorted(map(str, unknown))[0]!r}" if isinstance(data, Mapping) else f"{data!r}"
+            raise StudyError(f"{what} is not part of a recipe; {known}")
+        edits = data.get("edits") or []
+        if not isinstance(edits, Sequence) or isinstance(edits, str):
+            raise StudyError(f"edits is {edits!r}; give a list of `sites` and `setting`")
+        return cls(_read(data.get("base")), tuple(_edit(edit, sites) for edit in edits))
+
+
+def _edit(data: object, sites: Sites) -> Edit:
+    if not isinstance(data, Mapping) or set(data) != {"sites", "setting"}:
+        raise StudyError(f"edit {data!r} is not of the form `{{sites: [...], setting: ...}}`")
+    patterns = data["sites"]
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise StudyError(f"sites is {patterns!r}; give names or patterns")
+    named = (frozenset([p]) if p in sites.by_name else sites.match(p) for p in patterns)
+    return frozenset().union(*named), _read(data["setting"])
+
+
+def _written(setting: Setting | None) -> Any:  # noqa: ANN401
+    return None if setting is None else setting.to_json()
+
+
+def _read(data: object) -> Setting | None:
+    return None if data is None else Setting.from_json(data)

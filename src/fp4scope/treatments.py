@@ -1,0 +1,141 @@
+"""What is done to the operands of one matrix product. Pure data, hashable, with a JSON form.
+
+A treatment turns an operand into its image, of the same shape and dtype. A setting names the
+treatments of both operands; without any, a product runs in full precision, and has no setting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from fp4scope.errors import StudyError, nearest
+from fp4scope.formats import BlockFormat, get_format
+
+FULL_PRECISION_BITS = 16.0
+
+
+class Amax(str, Enum):
+    """Where the tensor scale of an input comes from. A weight's is always its own."""
+
+    CALIBRATED = "calibrated"
+    """One number for a site, from text that is not evaluated, as engines have it."""
+    WINDOW = "window"
+    """Each window's own."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How one operand is quantized and dequantized.
+
+    Attributes:
+        format: Number format of the image.
+        amax: Of an input whose format has a tensor scale: where its amax comes from.
+    """
+
+    format: BlockFormat
+    amax: Amax = Amax.CALIBRATED
+
+    @property
+    def bits(self) -> float:
+        """Stored bits for each number, block scales included."""
+        return self.format.bits_per_element
+
+    def to_json(self) -> Any:  # noqa: ANN401
+        """Its format's name, or a mapping where more has to be said."""
+        if self.amax is Amax.CALIBRATED:
+            return self.format.name
+        return {"format": self.format.name, "amax": self.amax.value}
+
+    @classmethod
+    def from_json(cls, data: object) -> "Treatment":
+        """From what `to_json` gives.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: Anything else that is no treatment.
+
+        Example:
+            >>> Treatment.from_json({"format": "nvfp4", "amax": "window"}).to_json()
+            {'format': 'nvfp4', 'amax': 'window'}
+        """
+        if isinstance(data, str):
+            return cls(get_format(data))
+        found = _mapping(data, {"format", "amax"}, "a treatment", "nvfp4")
+        if not isinstance(found.get("format"), str):
+            raise StudyError(f"treatment {data!r} names no format; write it as `format: nvfp4`")
+        amax = found.get("amax", Amax.CALIBRATED.value)
+        known = [member.value for member in Amax]
+        if amax not in known:
+            raise StudyError(f"amax: unknown {amax!r}; {nearest(str(amax), known)}")
+        return cls(get_format(found["format"]), Amax(amax))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The treatments of one site's operands; None leaves an operand in full precision.
+
+    Raises:
+        StudyError: Neither operand is treated.
+    """
+
+    weight: Treatment | None = None
+    input: Treatment | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is None and self.input is None:
+            raise StudyError(
+                "a setting treats neither operand; use null for a site in full precision"
+            )
+
+    @property
+    def weight_bits(self) -> float:
+        """Stored bits for each weight."""
+        return FULL_PRECISION_BITS if self.weight is None else self.weight.bits
+
+    @property
+    def precision(self) -> str:
+        """Element bits of both operands, as the field writes them.
+
+        Example:
+            >>> Setting.from_json({"weight": "nvfp4"}).precision
+            'W4A16'
+        """
+        bits = [
+            FULL_PRECISION_BITS if operand is None else operand.format.element.bits
+            for operand in (self.weight, self.input)
+        ]
+        return f"W{bits[0]:.0f}A{bits[1]:.0f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The treated operands."""
+        operands = {"weight": self.weight, "input": self.input}
+        return {name: t.to_json() for name, t in operands.items() if t is not None}
+
+    @classmethod
+    def from_json(cls, data: object) -> "Setting":
+        """From what `to_json` gives; a format's name alone treats both operands.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: Anything else that is no setting.
+
+        Example:
+            >>> Setting.from_json("nvfp4").to_json()
+            {'weight': 'nvfp4', 'input': 'nvfp4'}
+        """
+        if isinstance(data, str):
+            both = Treatment.from_json(data)
+            return cls(both, both)
+        found = _mapping(data, {"weight", "input"}, "a setting", "{weight: nvfp4, input: nvfp4}")
+        operands = {k: Treatment.from_json(v) for k, v in found.items() if v is not None}
+        return cls(**operands)
+
+
+def _mapping(data: object, known: set[str], what: str, example: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise StudyError(f"{data!r} is not {what}; write it as `{example}`")
+    for key in data:
+        if key not in known:
+            raise StudyError(f"{what} has no {key!r}; {nearest(str(key), sorted(known))}")
+    return data
