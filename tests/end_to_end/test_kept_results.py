@@ -1,0 +1,54 @@
+"""The kept studies of `docs/results`: their tables have the numbers that they had when published.
+
+`tests/data/kept_tables.npz` holds every column of their CSV files, frozen. A change of code may
+rename a column or a label (`COLUMNS`, `LABELS`); a number it may not change.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fp4scope
+
+ROOT = Path(__file__).parents[2]
+FROZEN = np.load(ROOT / "tests" / "data" / "kept_tables.npz")
+TABLES = sorted({key.rpartition("/")[0] for key in FROZEN.files})
+COLUMNS: dict[str, str] = {}
+"""New names of columns by those that they had."""
+LABELS: dict[str, str] = {}
+"""New words by those that they replace."""
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+    kept = {}
+
+    def load(run):
+        if run not in kept:
+            kept[run] = fp4scope.load(ROOT / "docs" / "results" / run)
+        return kept[run]
+
+    return load
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_the_numbers_that_were_published(diagnosis, name):
+    run, table = name.split("/")
+    found = getattr(diagnosis(run), table)
+    for key in (key for key in FROZEN.files if key.startswith(f"{name}/")):
+        column = key.rpartition("/")[2]
+        values, expected = found[COLUMNS.get(column, column)], FROZEN[key]
+        if expected.dtype.kind == "f":
+            numbers = [np.nan if value is None else value for value in values]
+            np.testing.assert_allclose(numbers, expected, rtol=1e-9, atol=0, err_msg=column)
+        else:
+            assert ["" if v is None else v for v in values] == [LABELS.get(s, s) for s in expected]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_kept_file_is_what_the_table_says(diagnosis, name):
+    run, table = name.split("/")
+    kept = (ROOT / "docs" / "results" / run / f"{table}.csv").read_text(encoding="utf-8")
+    assert kept.splitlines()[0] == ",".join(getattr(diagnosis(run), table).columns)
+    assert len(kept.splitlines()) == 1 + len(getattr(diagnosis(run), table))
