@@ -35,7 +35,7 @@ def test_the_three_lists_of_public_names_agree():
         "import fp4scope.stats",
         "import fp4scope; fp4scope.load; fp4scope.compare",
         "import fp4scope.report.figures, fp4scope.report.markdown, fp4scope.report.page",
-        "import fp4scope.cli.compare, fp4scope.report.side_by_side",
+        "import fp4scope.cli.compare, fp4scope.diagnosis",
     ],
 )
 def test_these_never_load_torch(code):

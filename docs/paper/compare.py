@@ -20,7 +20,7 @@ import numpy as np
 
 import fp4scope
 from fp4scope.records import Table, baseline
-from fp4scope.report.words import interval, number
+from fp4scope.report.numbers import interval, number
 from fp4scope.stats import MIN_WINDOWS, by_window, hypotheses, paired, significant, spearman
 from fp4scope.stats.depth import depth_table
 from fp4scope.stats.families import families

@@ -11,19 +11,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fp4scope.conductor import diagnose
+    from fp4scope.diagnosis import Comparison, Diagnosis, compare, load
     from fp4scope.errors import Fp4ScopeError
     from fp4scope.kernels import QuantizedTensor, fake_quantize, quantize
-    from fp4scope.report import Comparison, Diagnosis, compare, load
 
 _HOME = {
-    "Comparison": "fp4scope.report",
-    "Diagnosis": "fp4scope.report",
+    "Comparison": "fp4scope.diagnosis",
+    "Diagnosis": "fp4scope.diagnosis",
     "Fp4ScopeError": "fp4scope.errors",
     "QuantizedTensor": "fp4scope.kernels",
-    "compare": "fp4scope.report",
+    "compare": "fp4scope.diagnosis",
     "diagnose": "fp4scope.conductor",
     "fake_quantize": "fp4scope.kernels",
-    "load": "fp4scope.report",
+    "load": "fp4scope.diagnosis",
     "quantize": "fp4scope.kernels",
 }
 

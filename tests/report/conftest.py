@@ -5,8 +5,8 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+from fp4scope.diagnosis import Diagnosis
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline, jitter
-from fp4scope.report import Diagnosis
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 COMPONENTS = ("q_proj", "down_proj")

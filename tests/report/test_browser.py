@@ -19,8 +19,8 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
-from fp4scope.report import Diagnosis  # noqa: E402
-from fp4scope.report.words import interval  # noqa: E402
+from fp4scope.diagnosis import Diagnosis  # noqa: E402
+from fp4scope.report.numbers import interval  # noqa: E402
 
 BOTH = "weights+activations"
 

@@ -7,9 +7,9 @@ from copy import deepcopy
 import pytest
 
 import fp4scope
+from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import FormatError, OutputError, StudyError
 from fp4scope.records import Results
-from fp4scope.report import Comparison, compare
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
 

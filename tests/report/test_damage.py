@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fp4scope.diagnosis import compare, load
 from fp4scope.errors import OutputError
 from fp4scope.records import Estimates, Results
-from fp4scope.report import compare, load, write_report
+from fp4scope.report import write_report
 from fp4scope.study import Study
 
 DOCS = Path(__file__).parents[2] / "docs"

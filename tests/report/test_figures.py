@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
+from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
-from fp4scope.report import Diagnosis, write_outputs, write_report
+from fp4scope.report import write_outputs, write_report
 from fp4scope.report.figures import figure_names, save
 from fp4scope.stats import significant
 

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 
+from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.errors import StudyError
 from fp4scope.records import REFERENCE, baseline
-from fp4scope.report import Diagnosis, load, write_outputs
+from fp4scope.report import write_outputs
 from fp4scope.report.figures import figure_names
-from fp4scope.report.words import LOWER_LOSS
+from fp4scope.report.sentences import LOWER_LOSS
 
 BOTH = "weights+activations"
 

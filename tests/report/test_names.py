@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from fp4scope.cli.terminal import console
+from fp4scope.diagnosis import Comparison, Diagnosis, load
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.records import Table
-from fp4scope.report import Comparison, Diagnosis, files, load, write_outputs, write_report
+from fp4scope.report import files, write_outputs, write_report
 from fp4scope.report.figures import save
 from fp4scope.report.gates import failures, parse_gate
 
@@ -100,10 +101,10 @@ def test_a_name_leads_to_no_other_folder(known, tmp_path):
 def test_the_numbers_are_written_whatever_becomes_of_the_report(known, tmp_path, monkeypatch):
     diagnosis = known()
 
-    def broken(self):
+    def broken(found):
         raise RuntimeError("no report")
 
-    monkeypatch.setattr(Diagnosis, "html", broken)
+    monkeypatch.setattr(files, "page", broken)
     with pytest.raises(RuntimeError, match="no report"):
         write_outputs(diagnosis, tmp_path)
     left = {path.name for path in tmp_path.iterdir()}

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline, jitter
-from fp4scope.report import Diagnosis, load, write_outputs, write_report
+from fp4scope.report import write_outputs, write_report
 from fp4scope.report.payload import COLUMNS
 from fp4scope.stats import hypotheses, significant
 

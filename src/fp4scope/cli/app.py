@@ -222,7 +222,8 @@ def report(
     ] = False,
 ) -> None:
     """Write report.html, a page complete in itself, from results alone."""
-    from fp4scope.report import load, write_report
+    from fp4scope.diagnosis import load
+    from fp4scope.report import write_report
 
     with _stoppable("the results are as they were"):
         for path in write_report(load(out), out, with_figures=figures):

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
-from fp4scope.report.words import number
+from fp4scope.report.numbers import number
 from fp4scope.study import Study
 
 

@@ -6,28 +6,28 @@ from typing import Any
 from rich.console import Console, Group
 
 from fp4scope.cli.terminal import Grid, clock, command, console, say, show, titled
+from fp4scope.diagnosis import Diagnosis
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
-from fp4scope.report.diagnosis import Diagnosis
-from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-from fp4scope.report.words import (
+from fp4scope.report.files import outputs
+from fp4scope.report.numbers import interval, number, percent, spread
+from fp4scope.report.selection import (
     CELLS_SHOWN,
+    by_cost,
+    costliest,
+    groups,
+    is_estimated,
+    is_measured,
+)
+from fp4scope.report.sentences import (
     ESTIMATE,
     ESTIMATES_MEAN,
     MEANING,
     agreements,
-    by_cost,
-    costliest,
-    groups,
     headlines,
-    interval,
-    is_estimated,
-    is_measured,
     next_step,
-    number,
-    percent,
-    spread,
 )
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 
 GRID_SHOWN = 32
 
@@ -101,11 +101,11 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _files(out: Console, diagnosis: Diagnosis) -> None:
-    if not diagnosis.files:
+    if diagnosis.folder is None:
         return
-    figures = [path for path in diagnosis.files if path.parent != diagnosis.folder]
-    names = [path.name for path in diagnosis.files if path not in figures]
-    names += [f"{figures[0].parent.name} ({len(figures)})"] if figures else []
+    names = [path.name for path in outputs(diagnosis.folder)]
+    if figures := len(list(diagnosis.folder.glob("figures/*"))):
+        names.append(f"figures ({figures})")
     out.print(f"\nWritten to {diagnosis.folder}:", soft_wrap=True)
     say(out, f"  {', '.join(names)}", hang="  ")
 
@@ -116,10 +116,12 @@ def _further(out: Console, diagnosis: Diagnosis) -> None:
     wall = diagnosis.results.environment.get("wall_s")
     if wall is not None:
         out.print(f"Took: {clock(wall)}")
-    for path in diagnosis.files:
-        if path.name == "report.html":
-            out.print(f"Open: {path.resolve().as_uri()}", soft_wrap=True)
-    if words := next_step(diagnosis):
+    if diagnosis.folder is None:
+        return
+    page = diagnosis.folder / "report.html"
+    if page.exists():
+        out.print(f"Open: {page.resolve().as_uri()}", soft_wrap=True)
+    if words := next_step(diagnosis, diagnosis.folder):
         command(out, "Next:", words)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fp4scope.report import Diagnosis
+from fp4scope.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,14 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.files import replace_file, text_bytes
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
 from fp4scope.preflight import check
 from fp4scope.records import ActivationRecord, Estimates, Results
-from fp4scope.report import Diagnosis, write_outputs
+from fp4scope.report import write_outputs
 from fp4scope.study import Method, Study, parse_memory
 from fp4scope.sweep import (
     Journal,
@@ -118,9 +119,7 @@ def run_study(
     if output_dir is not None:
         return _run_in(study, Path(output_dir), tell, loaded, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
-        diagnosis = _run_in(study, Path(folder), tell, loaded, keep=False)
-    diagnosis.folder = None
-    return diagnosis
+        return _run_in(study, Path(folder), tell, loaded, keep=False)
 
 
 @contextmanager
@@ -227,7 +226,7 @@ def _run_in(
     results.protocol["self_check"] = journal.notes.get("self_check")
     results.protocol["notes"] = journal.notes.get("notes", [])
     _complete(prepared, journal, results, stopping.reached, tell)
-    diagnosis = Diagnosis(results, folder)
+    diagnosis = Diagnosis(results, folder if keep else None)
     if keep:
         tell(Progress("writing"))
         write_outputs(diagnosis, folder)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fp4scope.report.words import MINUS, number, percent
+from fp4scope.report.numbers import MINUS, number, percent
 from fp4scope.stats import Column, Form, Hypothesis
 from fp4scope.stats.families import named
 

@@ -10,7 +10,7 @@ from functools import wraps
 from io import BytesIO
 from math import ceil, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,12 +22,10 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
 from fp4scope.records import Table
+from fp4scope.report.findings import Findings
+from fp4scope.report.selection import costliest
 from fp4scope.report.steps import step_above, step_below
-from fp4scope.report.words import costliest
 from fp4scope.stats import SIGNIFICANCE, only_estimated
-
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
 
 # Okabe and Ito's colour-blind-safe palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -53,7 +51,7 @@ _UNITS = {"nll": "millinats", "kl": "millinats of KL"}
 _P = {"nll": "p_holm", "kl": "p_holm_kl"}
 
 
-def figures(diagnosis: "Diagnosis", *, every: bool = False) -> Iterator[tuple[str, Figure]]:
+def figures(diagnosis: Findings, *, every: bool = False) -> Iterator[tuple[str, Figure]]:
     """The figures that the study has data for, with their names.
 
     Without `every` those of raw perplexity and of KL are left out: drawing takes a while.
@@ -62,7 +60,7 @@ def figures(diagnosis: "Diagnosis", *, every: bool = False) -> Iterator[tuple[st
         yield name, FIGURES[kind](diagnosis, **options)
 
 
-def figure_names(diagnosis: "Diagnosis") -> list[str]:
+def figure_names(diagnosis: Findings) -> list[str]:
     """Names of the figures that a report shows."""
     return list(_drawable(diagnosis, every=False))
 
@@ -88,7 +86,7 @@ def _literal(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _drawable(diagnosis: "Diagnosis", every: bool) -> dict[str, tuple[str, dict[str, str]]]:
+def _drawable(diagnosis: Findings, every: bool) -> dict[str, tuple[str, dict[str, str]]]:
     found = {}
     for kind in FIGURES:
         if kind == "ppl" and not every:
@@ -115,7 +113,7 @@ def _drawable(diagnosis: "Diagnosis", every: bool) -> dict[str, tuple[str, dict[
 
 @_literal
 def components_figure(
-    diagnosis: "Diagnosis",
+    diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
@@ -153,7 +151,7 @@ def components_figure(
 
 @_literal
 def cells_figure(
-    diagnosis: "Diagnosis",
+    diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
@@ -186,7 +184,7 @@ def cells_figure(
 
 @_literal
 def percent_figure(
-    diagnosis: "Diagnosis",
+    diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
@@ -227,7 +225,7 @@ def percent_figure(
 
 @_literal
 def ppl_figure(
-    diagnosis: "Diagnosis",
+    diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
@@ -270,7 +268,7 @@ def ppl_figure(
 
 @_literal
 def heatmap_figure(
-    diagnosis: "Diagnosis",
+    diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
@@ -439,7 +437,7 @@ def _log_ticks(low: float, high: float, linear: float) -> list[float]:
     return sorted(t for t in found if low <= t <= high)
 
 
-def _title(diagnosis: "Diagnosis", what: str, table: Table) -> str:
+def _title(diagnosis: Findings, what: str, table: Table) -> str:
     seen = sorted(set(table["windows"]))
     windows = f"{seen[0]} to {seen[-1]}" if len(seen) > 1 else f"{seen[0]}"
     kind = "confidence sequences" if diagnosis.results.anytime else "intervals"

@@ -12,17 +12,24 @@ from matplotlib.figure import Figure
 
 from fp4scope.errors import OutputError
 from fp4scope.files import reason, replace_file, text_bytes
-from fp4scope.report.diagnosis import Diagnosis
+from fp4scope.records import Table
 from fp4scope.report.figures import figures, save
+from fp4scope.report.findings import Findings
+from fp4scope.report.markdown import markdown
+from fp4scope.report.page import page
 from fp4scope.stats import CONFIDENCE
 
+TABLES = (
+    "baselines", "components", "blocks", "cells", "patterns", "agreement", "activations",
+)  # fmt: skip
+"""Those that have a CSV file, if there is anything in them."""
 _ADVICE = (
     "what was measured is safe: see to it that the folder can be written to, then run the same "
     "command again"
 )
 
 
-def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
+def write_outputs(diagnosis: Findings, folder: Path) -> list[Path]:
     """Write `results.json`, the CSV tables, `report.html`, `report.md` and the figures.
 
     Each file appears whole or not at all, and in place of an older one. The numbers come first, so
@@ -34,36 +41,32 @@ def write_outputs(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     Raises:
         OutputError: One could not be written; the message names it.
     """
-    tables = {
-        "baselines": diagnosis.baselines,
-        "components": diagnosis.components,
-        "blocks": diagnosis.blocks,
-        "cells": diagnosis.cells,
-        "patterns": diagnosis.patterns,
-        "agreement": diagnosis.agreement,
-        "activations": diagnosis.activations,
-    }
+    tables: dict[str, Table] = {name: getattr(diagnosis, name) for name in TABLES}
     summary = {name: _finite(table.rows) for name, table in tables.items() if table.rows}
     results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
     numbers = [_write(folder / "results.json", _json(results))]
     for name, table in tables.items():
         if table.rows:
             numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
-    reports = [_write(folder / "report.html", text_bytes(diagnosis.html()))]
-    reports.append(_write(folder / "report.md", text_bytes(diagnosis.report())))
+    reports = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
+    reports.append(_write(folder / "report.md", text_bytes(markdown(diagnosis))))
     drawn = _write_figures(figures(diagnosis), folder, ("svg", "png"))
-    written = [*reports, *numbers, *drawn]
-    diagnosis.files = tuple(written)
-    return written
+    return [*reports, *numbers, *drawn]
 
 
-def write_report(diagnosis: Diagnosis, folder: Path, *, with_figures: bool = False) -> list[Path]:
+def outputs(folder: Path) -> list[Path]:
+    """What a finished study has left in its folder, the reports first, figures left out."""
+    names = ("report.html", "report.md", "results.json", *(f"{name}.csv" for name in TABLES))
+    return [path for name in names if (path := folder / name).exists()]
+
+
+def write_report(diagnosis: Findings, folder: Path, *, with_figures: bool = False) -> list[Path]:
     """Write `report.html` from results alone; `with_figures` every figure as PDF and SVG too.
 
     Raises:
         OutputError: One could not be written, or the results say too little for a report.
     """
-    written = [_write(folder / "report.html", text_bytes(diagnosis.html()))]
+    written = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
     if with_figures:
         written += _write_figures(figures(diagnosis, every=True), folder, ("pdf", "svg"))
     return written

@@ -18,8 +18,8 @@ from typing import Any
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
-from fp4scope.report.comparison import Comparison
-from fp4scope.report.words import number
+from fp4scope.report.joint import JointFindings
+from fp4scope.report.numbers import number
 from fp4scope.stats import MIN_WINDOWS
 
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"
@@ -77,7 +77,7 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, name, fmt, end, sign == ">", float(match["limit"]))
 
 
-def failures(gate: Gate, comparison: Comparison) -> list[str]:
+def failures(gate: Gate, comparison: JointFindings) -> list[str]:
     """Where the condition holds, and by how much; nothing where it holds nowhere.
 
     Raises:
@@ -93,7 +93,7 @@ def failures(gate: Gate, comparison: Comparison) -> list[str]:
     return [f"{gate.text}: {said}" for said in found]
 
 
-def _rows(gate: Gate, comparison: Comparison, output: str) -> list[dict[str, Any]]:
+def _rows(gate: Gate, comparison: JointFindings, output: str) -> list[dict[str, Any]]:
     """What the condition is about in an output."""
     if gate.name == "cost":
         table = comparison.baselines.where(output=output)

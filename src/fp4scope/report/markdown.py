@@ -2,39 +2,36 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp4scope.checks import require_reported
 from fp4scope.names import markdown as escaped
 from fp4scope.report.figures import figure_names
-from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-from fp4scope.report.words import (
+from fp4scope.report.findings import Findings
+from fp4scope.report.numbers import interval, noise, number, percent
+from fp4scope.report.selection import (
     CELLS_SHOWN,
+    by_cost,
+    groups,
+    is_estimated,
+    is_measured,
+    lowering,
+)
+from fp4scope.report.sentences import (
     ESTIMATE,
     ESTIMATES_MEAN,
     LOWER_LOSS,
     agreements,
-    by_cost,
-    groups,
     headlines,
-    interval,
-    is_estimated,
-    is_measured,
-    lowering,
     neighbour_line,
-    noise,
-    number,
-    percent,
 )
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import MIN_WINDOWS, TOP_K, significant
-
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
 
 _Column = Callable[[Mapping[str, Any]], str]
 
 
-def markdown(diagnosis: "Diagnosis") -> str:
+def markdown(diagnosis: Findings) -> str:
     """The report of a study as Markdown, with links to the figures beside it."""
     import jinja2
 

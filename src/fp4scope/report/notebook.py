@@ -1,17 +1,16 @@
 """What a notebook shows of a `Diagnosis`: the findings, and two of its tables."""
 
 from html import escape
-from typing import TYPE_CHECKING
 
 from fp4scope.names import visible
 from fp4scope.records import Table
-from fp4scope.report.words import by_cost, headlines, interval, number, percent
+from fp4scope.report.findings import Findings
+from fp4scope.report.numbers import interval, number, percent
+from fp4scope.report.selection import by_cost
+from fp4scope.report.sentences import headlines
 
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
 
-
-def summary(diagnosis: "Diagnosis") -> str:
+def summary(diagnosis: Findings) -> str:
     """An HTML fragment: one sentence for each finding, the formats, the components."""
     name = escape(visible(str(diagnosis.results.model.get("name"))))
     lines = "".join(f"<li>{escape(visible(line))}</li>" for line in headlines(diagnosis))
@@ -24,7 +23,7 @@ def summary(diagnosis: "Diagnosis") -> str:
     )
 
 
-def _formats(diagnosis: "Diagnosis") -> Table:
+def _formats(diagnosis: Findings) -> Table:
     rows = [
         {
             "format": row["format"],
@@ -40,7 +39,7 @@ def _formats(diagnosis: "Diagnosis") -> Table:
     return Table(("format", "operands", "PPL", "cost", "KL", "top-1", "windows"), rows)
 
 
-def _units(diagnosis: "Diagnosis") -> Table:
+def _units(diagnosis: Findings) -> Table:
     rows = [
         {name: row[name] for name in ("format", "direction", "operands", "component", "tier")}
         | {

@@ -16,47 +16,45 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp4scope.checks import require_reported
 from fp4scope.names import visible
 from fp4scope.records import Table
 from fp4scope.report.evidence import columns
+from fp4scope.report.findings import Findings
+from fp4scope.report.numbers import number, percent, spread
 from fp4scope.report.payload import payload
-from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-from fp4scope.report.words import (
+from fp4scope.report.selection import (
+    by_cost,
+    costliest,
+    groups,
+    is_estimated,
+    is_measured,
+    lowering,
+    sole_operands,
+)
+from fp4scope.report.sentences import (
     ESTIMATE,
     ESTIMATES_MEAN,
     LOWER_LOSS,
     agreements,
-    by_cost,
-    costliest,
-    groups,
     headlines,
-    is_estimated,
-    is_measured,
-    lowering,
     neighbour_line,
-    number,
-    percent,
-    sole_operands,
-    spread,
     sums,
 )
+from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import (
     MIN_WINDOWS,
     hypotheses,
     significant,
 )
 
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
-
 NAMED = 5
 """Cells that are named in a list of the most costly."""
 
 
-def page(diagnosis: "Diagnosis") -> str:
+def page(diagnosis: Findings) -> str:
     """The report of a study as HTML."""
     import jinja2
 
@@ -132,7 +130,7 @@ def _against(table: Table) -> list[dict[str, Any]]:
     return sorted(pairs.values(), key=lambda pair: pair["rules"])
 
 
-def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[dict[str, Any]]:
+def _side_by_side(diagnosis: Findings, table: Table, name: str) -> Iterator[dict[str, Any]]:
     """A table for each direction and choice of operands: units down, formats across."""
     keys = dict.fromkeys((row["direction"], row["operands"]) for row in table)
     for direction, operands in keys:
@@ -163,7 +161,7 @@ def _side_by_side(diagnosis: "Diagnosis", table: Table, name: str) -> Iterator[d
         }
 
 
-def _cells(diagnosis: "Diagnosis") -> Iterator[dict[str, Any]]:
+def _cells(diagnosis: Findings) -> Iterator[dict[str, Any]]:
     """What stands out among the cells of each format, operands and direction."""
     shares = diagnosis.noise_shares.where(level="cells")
     for group, rows in groups(diagnosis.cells):

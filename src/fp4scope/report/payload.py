@@ -7,14 +7,12 @@ interval is that of the paired difference, put around the value.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp4scope.records import Table
-from fp4scope.report.words import is_measured
+from fp4scope.report.findings import Findings
+from fp4scope.report.selection import is_measured
 from fp4scope.stats import kind_of, only_estimated
-
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
 
 METRICS = ("nats", "percent", "kl", "ppl")
 COLUMNS = (
@@ -28,7 +26,7 @@ DIGITS = 7
 _ENDS = ("", "_low", "_high")
 
 
-def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
+def payload(diagnosis: Findings) -> dict[str, Any]:
     """All that the page's script draws."""
     results = diagnosis.results
     components = list(
@@ -63,7 +61,7 @@ def payload(diagnosis: "Diagnosis") -> dict[str, Any]:
     }
 
 
-def _families(diagnosis: "Diagnosis", table: Table) -> list[dict[str, Any]]:
+def _families(diagnosis: Findings, table: Table) -> list[dict[str, Any]]:
     keys = dict.fromkeys((row["format"], row["operands"], row["direction"]) for row in table)
     controls = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
     return [

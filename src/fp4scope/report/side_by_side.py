@@ -6,9 +6,11 @@ from typing import Any
 
 from fp4scope.names import markdown as escaped
 from fp4scope.records import Results, Table
-from fp4scope.report.comparison import Comparison
+from fp4scope.report.joint import JointFindings
+from fp4scope.report.numbers import interval, number, percent, spread
+from fp4scope.report.selection import CELLS_SHOWN
+from fp4scope.report.sentences import MEANING
 from fp4scope.report.stopping import windows_measured
-from fp4scope.report.words import CELLS_SHOWN, MEANING, interval, number, percent, spread
 from fp4scope.stats import SIGNIFICANCE
 
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
@@ -33,7 +35,7 @@ class Section:
     note: str = ""
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: JointFindings) -> str:
     """The comparison as Markdown."""
     lines = [f"# {escaped(' · '.join(comparison.runs))}", ""]
     lines += [f"- {escaped(line)}" for line in findings(comparison)] or [
@@ -54,12 +56,12 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(map(escaped, cells))} |"
 
 
-def findings(comparison: Comparison) -> list[str]:
+def findings(comparison: JointFindings) -> list[str]:
     """What the comparison found, a sentence each."""
     return [*_changed(comparison), *_scaled(comparison), *_ordered(comparison)]
 
 
-def sections(comparison: Comparison) -> Iterator[Section]:
+def sections(comparison: JointFindings) -> Iterator[Section]:
     """Every table that there is something in."""
     yield _outputs(comparison.runs, comparison.baselines)
     yield _costs(comparison.baselines)
@@ -116,7 +118,7 @@ def _costs(baselines: Table) -> Section:
     return Section("What each format costs", ("output", "format"), values, rows, note)
 
 
-def _components(comparison: Comparison) -> Iterator[Section]:
+def _components(comparison: JointFindings) -> Iterator[Section]:
     source = comparison.components
     families = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in source)
     for direction, fmt, operands in families:
@@ -228,7 +230,7 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
     return Section(title, ("format", "direction", "unit"), values, shown, note)
 
 
-def _changed(comparison: Comparison) -> Iterator[str]:
+def _changed(comparison: JointFindings) -> Iterator[str]:
     for old, new in comparison.compared:
         changes = comparison.changes.where(output=new)
         for row in changes.where(level="baselines"):
@@ -259,7 +261,7 @@ def _verdict(row: _Row) -> str:
     return f"not told from none (p {number(row['p_holm'])})"
 
 
-def _scaled(comparison: Comparison) -> Iterator[str]:
+def _scaled(comparison: JointFindings) -> Iterator[str]:
     scale = comparison.scale
     for fmt, operands in dict.fromkeys((r["format"], r["operands"]) for r in scale):
         steps = scale.where(format=fmt, operands=operands)
@@ -271,7 +273,7 @@ def _scaled(comparison: Comparison) -> Iterator[str]:
             yield f"Over {sizes}, what {fmt} ({operands}) costs {said}."
 
 
-def _ordered(comparison: Comparison) -> Iterator[str]:
+def _ordered(comparison: JointFindings) -> Iterator[str]:
     for row in comparison.agreement.where(level="components"):
         if (row["one"], row["other"]) in comparison.compared:
             continue  # what changed says more of two runs of one model

@@ -1,30 +1,18 @@
-"""What a study found, in words, and its numbers as a reader sees them."""
+"""What a study found, in sentences."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from fp4scope.records import Results, Table
+from fp4scope.report.findings import Findings
+from fp4scope.report.numbers import interval, number, percent
 from fp4scope.report.resolution import resolution
-from fp4scope.stats import (
-    MIN_WINDOWS,
-    cost,
-    neighbour_correlation,
-    significant,
-    undecided,
-)
-
-if TYPE_CHECKING:
-    from fp4scope.report.diagnosis import Diagnosis
+from fp4scope.report.selection import groups, is_measured, lowering, sole_operands, swept
+from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
 
 _WIDENED = 1.1
 """From here on a reader is told by how much intervals are wider because neighbours are alike."""
-MINUS = "\u2212"
-SMALLEST = 1e-5
-"""What is closer to zero is shown as no more than that."""
-CELLS_SHOWN = 10
-"""Of a family, where all would be too many."""
 MEANING = {"restore": "saved by keeping it in full precision", "isolate": "lost by quantizing it"}
 """Of a difference, by direction."""
 LOWER_LOSS = (
@@ -40,7 +28,7 @@ ESTIMATES_MEAN = (
 )
 
 
-def headlines(diagnosis: "Diagnosis", *, short: bool = False) -> list[str]:
+def headlines(diagnosis: Findings, *, short: bool = False) -> list[str]:
     """What the study found, one sentence each; `short`: all cells in one.
 
     Operands are named where units were measured under several.
@@ -61,57 +49,43 @@ def headlines(diagnosis: "Diagnosis", *, short: bool = False) -> list[str]:
     return [line.replace(f" ({only})", "") for line in lines] if only else lines
 
 
-def sole_operands(diagnosis: "Diagnosis") -> str | None:
-    """The operands under which units were measured, if that is one choice."""
-    found = {row["operands"] for row in _swept(diagnosis)}
-    return found.pop() if len(found) == 1 else None
-
-
-def _swept(diagnosis: "Diagnosis") -> list[dict[str, Any]]:
-    """The baselines under which units were measured; all where none were."""
-    tables = (diagnosis.components, diagnosis.blocks, diagnosis.cells, diagnosis.patterns)
-    swept = {(row["format"], row["operands"]) for table in tables for row in table}
-    _, *rest = diagnosis.baselines
-    return [row for row in rest if (row["format"], row["operands"]) in swept] or rest
-
-
-def _format_lines(diagnosis: "Diagnosis") -> list[str]:
+def _format_lines(diagnosis: Findings) -> list[str]:
     """What each format costs; those of which only that was measured stand in their table."""
     reference, *_ = diagnosis.baselines
     return [
         f"{row['format']} ({row['operands']}) costs {interval(row)} millinats per token"
         f"{_undecided(row)}: perplexity {number(reference['ppl'])} becomes {number(row['ppl'])}, "
         f"and {percent(1 - row['top1'])} of the most likely next tokens change."
-        for row in _swept(diagnosis)
+        for row in swept(diagnosis)
     ]
 
 
-def _operand_lines(diagnosis: "Diagnosis") -> list[str]:
+def _operand_lines(diagnosis: Findings) -> list[str]:
     """What activations add to the cost of each swept format, where weights alone were measured."""
     costs = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
-    swept = {(row["format"], row["operands"]) for row in _swept(diagnosis)}
+    chosen = {(row["format"], row["operands"]) for row in swept(diagnosis)}
     return [
         f"Under {row['format']}, weights alone cost {interval(costs[row['format'], 'weights'])} "
         f"millinats; quantizing activations too adds {interval(row)}{_undecided(row)}."
         for row in diagnosis.operands
-        if row["against"] == "weights" and (row["format"], row["operands"]) in swept
+        if row["against"] == "weights" and (row["format"], row["operands"]) in chosen
     ]
 
 
-def _rule_lines(diagnosis: "Diagnosis") -> list[str]:
+def _rule_lines(diagnosis: Findings) -> list[str]:
     """Where another scale rule of a swept format is cheaper."""
-    swept = {(row["format"], row["operands"]) for row in _swept(diagnosis)}
+    chosen = {(row["format"], row["operands"]) for row in swept(diagnosis)}
     return [
         f"{row['against']}, another scale rule, is cheaper than {row['format']} "
         f"({row['operands']}) by {interval(row)} millinats."
         for row in diagnosis.formats
         if row["rules"]
-        and (row["format"], row["operands"]) in swept
+        and (row["format"], row["operands"]) in chosen
         and (row["delta_nll_low"] or 0) > 0
     ]
 
 
-def _component_lines(diagnosis: "Diagnosis") -> list[str]:
+def _component_lines(diagnosis: Findings) -> list[str]:
     """What keeping a component saves most under each format, if that can be told."""
     found = []
     for group, rows in groups(diagnosis.components):
@@ -141,7 +115,7 @@ def _singled_out(told: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, 
     return f"{line}; not told from zero: {', '.join(untold)}." if untold else f"{line}."
 
 
-def _short_of(diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]]) -> str:
+def _short_of(diagnosis: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     """How little these units are known, and how many windows would do."""
     found = resolution(diagnosis.results, rows)
     if found is None:
@@ -155,7 +129,7 @@ def _short_of(diagnosis: "Diagnosis", rows: Sequence[Mapping[str, Any]]) -> str:
     return line
 
 
-def _cells_told(diagnosis: "Diagnosis") -> list[str]:
+def _cells_told(diagnosis: Findings) -> list[str]:
     """How many cells are told from zero, of all formats and directions, in one sentence."""
     tested = _tested(diagnosis.cells)
     if not tested:
@@ -174,11 +148,8 @@ def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
     return [(group, rows) for group, rows in groups(table) if rows[0]["p_holm"] is not None]
 
 
-def next_step(diagnosis: "Diagnosis") -> list[str]:
-    """The command that most helps from here, as its words; none without a folder."""
-    folder = diagnosis.folder
-    if folder is None:
-        return []
+def next_step(diagnosis: Findings, folder: Path) -> list[str]:
+    """The command that most helps from here, as its words; `folder` is the study's."""
     again = ["fp4scope", "run", "--config", str(folder / "study.yaml")]
     families = [rows for _, rows in groups(diagnosis.components) if is_measured(rows)]
     if families and not any(significant(row) for rows in families for row in rows):
@@ -194,7 +165,7 @@ def next_step(diagnosis: "Diagnosis") -> list[str]:
     return ["fp4scope", "report", str(folder), "--figures"]
 
 
-def sums(diagnosis: "Diagnosis") -> list[str]:
+def sums(diagnosis: Findings) -> list[str]:
     """What components add up to, beside what quantizing all of them costs."""
     whole = {(row["format"], row["operands"]): row["delta_nll"] for row in diagnosis.baselines}
     found: dict[str, list[str]] = {}
@@ -228,7 +199,7 @@ def neighbour_line(results: Results) -> str:
     )
 
 
-def agreements(diagnosis: "Diagnosis") -> list[str]:
+def agreements(diagnosis: Findings) -> list[str]:
     """How well the gradient ranks the units of each family that was also measured."""
     found = []
     for row in diagnosis.agreement:
@@ -254,33 +225,6 @@ def agreements(diagnosis: "Diagnosis") -> list[str]:
     return found
 
 
-def costliest(table: Table, name: str) -> list[Any]:
-    """The units of a table, those that cost most over all formats first; `name`: their column."""
-    costs: dict[Any, list[float]] = {}
-    for row in table:
-        costs.setdefault(row[name], []).append(cost(row) or 0.0)
-    return sorted(costs, key=lambda unit: -fmean(costs[unit]))
-
-
-def by_cost(baselines: Table) -> Table:
-    """Whole models, those of the same operands together, the cheapest first."""
-    order = list(dict.fromkeys(baselines["operands"]))
-    rows = sorted(
-        baselines, key=lambda row: (order.index(row["operands"]), row["delta_nll"] or 0.0)
-    )
-    return Table(baselines.columns, rows)
-
-
-def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether these rows have what the exact sweep measures."""
-    return any(row["delta_nll"] is not None for row in rows)
-
-
-def is_estimated(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether these rows have first-order estimates."""
-    return any(row["gradient_nll"] is not None for row in rows)
-
-
 def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many cells are told from zero, of how many, and which way."""
     found = [row for row in rows if significant(row)]
@@ -289,83 +233,5 @@ def cells_found(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(found)} of {len(rows)} cells are told from zero (Holm, 5%){wrong}"
 
 
-def lowering(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows whose quantization significantly lowers the loss, the lowest first."""
-    found = [row for row in rows if significant(row) and row["delta_nll"] < 0]
-    return sorted(found, key=lambda row: row["delta_nll"])
-
-
 def _undecided(row: Mapping[str, Any]) -> str:
     return " (not told from zero)" if undecided(row) else ""
-
-
-def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:
-    """The rows of one format, operands and direction at a time, most costly first."""
-    keys = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in table)
-    for direction, fmt, operands in keys:
-        chosen = table.where(direction=direction, format=fmt, operands=operands)
-        rows = sorted(chosen, key=lambda r: -(cost(r) or 0.0))
-        yield {"direction": direction, "format": fmt, "operands": operands}, rows
-
-
-def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0) -> str:
-    """`+1.23 [+0.45, +2.01]`; without an interval where there are too few windows for one."""
-    value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
-    if value is None:
-        return ""
-    if low is None or high is None:
-        return f"{number(scale * value, sign=True)} (no interval)"
-    return (
-        f"{number(scale * value, sign=True)} "
-        f"[{number(scale * low, sign=True)}, {number(scale * high, sign=True)}]"
-    )
-
-
-def noise(row: Mapping[str, Any]) -> str:
-    """What rounding alone does to a mean NLL, in millinats, and between two runs, as KL."""
-    if row["jitter_nll"] is None:
-        return ""
-    return f"{spread(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
-
-
-def spread(value: float | None) -> str:
-    """`±1.23`, or `<0.00001`."""
-    shown = number(value)
-    return shown if shown.startswith("<") or not shown else f"±{shown}"
-
-
-def number(value: float | None, sign: bool = False, digits: int | None = None) -> str:
-    """A number as every part of a report shows it; the page's script has the same rules.
-
-    Three or four significant digits, two below 0.1, and no digit of a large number lost. The minus
-    is U+2212. What is below 0.00001 is called so, or 0 where a sign is wanted.
-
-    Args:
-        value: None is shown as nothing.
-        sign: Whether positive numbers have a plus.
-        digits: As many decimals instead.
-
-    Example:
-        >>> number(-4.256), number(0.0000123), number(1e-9), number(0.5, sign=True, digits=1)
-        ('−4.26', '0.000012', '<0.00001', '+0.5')
-    """  # noqa: RUF002
-    if value is None:
-        return ""
-    text = _magnitude(value, sign) if digits is None else f"{abs(value):.{digits}f}"
-    if not text.strip("0."):
-        return text
-    return f"{MINUS if value < 0 else '+' if sign else ''}{text}"
-
-
-def _magnitude(value: float, sign: bool) -> str:
-    exact = abs(value)
-    size = float(f"{exact:.4g}")  # 99.996 is shown as 100.0
-    if size < SMALLEST:
-        return "0" if sign or not size else f"<{SMALLEST:f}".rstrip("0")
-    if size < 0.1:
-        return f"{Decimal(f'{exact:.2g}'):f}"
-    return f"{exact:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3}f}"
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{number(100 * value, digits=1)}%"

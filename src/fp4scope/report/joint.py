@@ -1,24 +1,20 @@
-"""`Comparison`: several outputs side by side."""
+"""The tables of several studies side by side. Nothing here is rendered."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 
 from fp4scope import stats
-from fp4scope.errors import OutputError, StudyError
 from fp4scope.records import REFERENCE, Results, Table
-from fp4scope.report.diagnosis import load
-from fp4scope.report.words import groups
+from fp4scope.report.selection import groups
 
 _RUN_COLUMNS = (
     "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",
 )  # fmt: skip
 
 
-class Comparison:
-    """Several outputs side by side.
+class JointFindings:
+    """What several outputs say together, as `Table`s.
 
     Args:
         runs: Results by the name that tables give them; the first is what others are compared with.
@@ -109,46 +105,3 @@ class Comparison:
     def tables(self) -> dict[str, Table]:
         names = ("baselines", "components", "scale", "agreement", "changes")
         return {name: getattr(self, name) for name in names}
-
-    def report(self) -> str:
-        """The comparison as Markdown."""
-        from fp4scope.report.side_by_side import markdown
-
-        return markdown(self)
-
-    def __repr__(self) -> str:
-        return f"Comparison({', '.join(self.runs)})"
-
-
-def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Outputs of `fp4scope run` or `diagnose` side by side; the first is what others are held to.
-
-    Args:
-        folders: Two or more.
-
-    Raises:
-        StudyError: There are fewer than two, or one is given twice.
-        OutputError: One has no finished results, or results that cannot be read.
-    """
-    if isinstance(folders, str | Path) or len(folders) < 2:
-        given = 1 if isinstance(folders, str | Path) else len(folders)
-        raise StudyError(f"{given} output{'s' * (given != 1)} to compare; give two or more folders")
-    paths = [Path(folder) for folder in folders]
-    known: dict[Path, Path] = {}
-    for path in paths:
-        if not os.path.isdir(path):
-            what = "is not a folder" if os.path.exists(path) else "does not exist"
-            raise OutputError(f"{path} {what}; give folders that `fp4scope run -o` has written")
-        if (same := known.setdefault(path.resolve(), path)) is not path:
-            raise StudyError(f"{path} is the same folder as {same}; give each output once")
-    return Comparison({name: load(p).results for name, p in zip(_names(paths), paths, strict=True)})
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each that tells all apart."""
-    parts = [path.resolve().parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = [os.sep.join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]

@@ -1,0 +1,144 @@
+"""The public face of results: `Diagnosis` of one study, `Comparison` of several.
+
+Both are tables (`fp4scope.report`) with the ways to show them. `load` and `compare` read them from
+the folders that runs have written.
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fp4scope.errors import OutputError, StudyError, nearest
+from fp4scope.records import Results
+from fp4scope.report.findings import Findings
+from fp4scope.report.joint import JointFindings
+from fp4scope.report.markdown import markdown
+from fp4scope.report.notebook import summary
+from fp4scope.report.page import page
+from fp4scope.report.side_by_side import markdown as side_by_side
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Diagnosis(Findings):
+    """What a study found. Tables are `Table`s: `d.cells.to_pandas()` for a data frame.
+
+    Args:
+        results: What was measured.
+        folder: Where its files are, if anywhere.
+    """
+
+    def __init__(self, results: Results, folder: Path | None = None) -> None:
+        super().__init__(results)
+        self.folder = folder
+
+    def plot(self, kind: str, **options: str) -> "Figure":
+        """A matplotlib figure.
+
+        Args:
+            kind: `components`, `cells`, `heatmap`, `ppl` or `percent`.
+            options: `direction` (`restore` or `isolate`) and `operands`, by default the first
+                that the study has; `format`, by default all; of `components`, `cells` and
+                `heatmap` also `metric` (`nll` or `kl`).
+
+        Raises:
+            StudyError: There is no such figure or option, or nothing to draw in it.
+        """
+        from fp4scope.report.figures import FIGURES  # matplotlib takes its time
+
+        if kind not in FIGURES:
+            raise StudyError(f"unknown figure {kind!r}; {nearest(kind, FIGURES)}")
+        known = list(inspect.signature(FIGURES[kind]).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise StudyError(f"figure {kind!r} has no option {name!r}; {nearest(name, known)}")
+        return FIGURES[kind](self, **options)
+
+    def report(self) -> str:
+        """The report as Markdown."""
+        return markdown(self)
+
+    def html(self) -> str:
+        """The report as one HTML page, complete in itself."""
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        return summary(self)
+
+    def __repr__(self) -> str:
+        stopping = self.results.protocol.get("stopping") or self.results.data
+        windows = stopping.get("windows")
+        return (
+            f"Diagnosis({self.results.model.get('name')!r}: {len(self.results.observations)} "
+            f"variants on {windows} windows)"
+        )
+
+
+class Comparison(JointFindings):
+    """Several outputs side by side.
+
+    Args:
+        runs: Results by the name that tables give them; the first is what others are compared with.
+    """
+
+    def report(self) -> str:
+        """The comparison as Markdown."""
+        return side_by_side(self)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.runs)})"
+
+
+def load(folder: str | Path) -> Diagnosis:
+    """The diagnosis that `fp4scope run` or `diagnose` wrote to a folder.
+
+    Raises:
+        OutputError: There are no finished results, or they are damaged.
+    """
+    folder = Path(folder)
+    path = folder / "results.json"
+    if not os.path.lexists(path):
+        hint = (
+            "; its run has not finished: repeat the command to go on"
+            if os.path.exists(folder / "journal.jsonl")
+            else ""
+        )
+        raise OutputError(f"{folder} has no results.json{hint}")
+    return Diagnosis(Results.read(path), folder)
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Outputs of `fp4scope run` or `diagnose` side by side; the first is what others are held to.
+
+    Args:
+        folders: Two or more.
+
+    Raises:
+        StudyError: There are fewer than two, or one is given twice.
+        OutputError: One has no finished results, or results that cannot be read.
+    """
+    if isinstance(folders, str | Path) or len(folders) < 2:
+        given = 1 if isinstance(folders, str | Path) else len(folders)
+        raise StudyError(f"{given} output{'s' * (given != 1)} to compare; give two or more folders")
+    paths = [Path(folder) for folder in folders]
+    known: dict[Path, Path] = {}
+    for path in paths:
+        if not os.path.isdir(path):
+            what = "is not a folder" if os.path.exists(path) else "does not exist"
+            raise OutputError(f"{path} {what}; give folders that `fp4scope run -o` has written")
+        if (same := known.setdefault(path.resolve(), path)) is not path:
+            raise StudyError(f"{path} is the same folder as {same}; give each output once")
+    return Comparison({name: load(p).results for name, p in zip(_names(paths), paths, strict=True)})
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each that tells all apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [os.sep.join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

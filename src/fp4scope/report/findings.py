@@ -1,0 +1,64 @@
+"""The tables of one study, each computed when first asked for. Nothing here is rendered."""
+
+from functools import cached_property
+
+from fp4scope import stats
+from fp4scope.records import Results, Table
+
+
+class Findings:
+    """What a study found, as `Table`s: all that a report is made from."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    @cached_property
+    def baselines(self) -> Table:
+        """The reference and each format's baseline."""
+        return stats.baseline_table(self.results)
+
+    @cached_property
+    def noise_shares(self) -> Table:
+        """How much of the variance of baselines and restored units is rerun noise."""
+        return stats.noise_shares(self.results)
+
+    @cached_property
+    def formats(self) -> Table:
+        """Whole-model costs of formats against each other."""
+        return stats.format_table(self.results)
+
+    @cached_property
+    def operands(self) -> Table:
+        """What quantizing weights and activations costs more than only one of them."""
+        return stats.operand_table(self.results)
+
+    @cached_property
+    def components(self) -> Table:
+        return stats.unit_table(self.results, "components")
+
+    @cached_property
+    def blocks(self) -> Table:
+        return stats.unit_table(self.results, "blocks")
+
+    @cached_property
+    def cells(self) -> Table:
+        return stats.unit_table(self.results, "cells")
+
+    @cached_property
+    def patterns(self) -> Table:
+        return stats.unit_table(self.results, "patterns")
+
+    @cached_property
+    def agreement(self) -> Table:
+        """How the gradient ranks units, against the exact sweep: a row for each family of both."""
+        return stats.agreement_table(self.results)
+
+    @cached_property
+    def activations(self) -> Table:
+        """Input statistics of every cell, measured on the calibration text."""
+        return stats.activation_table(self.results.activations)
+
+    @cached_property
+    def component_activations(self) -> Table:
+        """The same by component, as in table 1 of the paper."""
+        return stats.component_activation_table(self.results.activations)
