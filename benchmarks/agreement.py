@@ -55,7 +55,7 @@ def main() -> int:
     )
 
     injector = Injector(loaded.model, calibrated(loaded, ids[-4:]))
-    variants = plan(study, loaded.layout)
+    variants = plan(study, loaded.layout.sites)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl", {})
         Sweep(loaded, ids, variants, injector, journal).run()

@@ -58,7 +58,7 @@ def main() -> int:
         cells=options.cells,
         direction=options.direction,
     )
-    variants = plan(study, loaded.layout)
+    variants = plan(study, loaded.layout.sites)
     ids = torch.randint(5, loaded.config.vocab_size, (1, options.seq_len))
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
 

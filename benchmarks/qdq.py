@@ -27,11 +27,12 @@ import torch
 import transformers
 
 from fp4scope.formats import FORMATS, BlockFormat
-from fp4scope.inject import Injector, Setting
+from fp4scope.inject import Injector
 from fp4scope.kernels import BACKENDS, qdq, using
 from fp4scope.kernels.dispatch import tensor_scales
 from fp4scope.kernels.eager import quantize_blocks
 from fp4scope.models import adopt
+from fp4scope.treatments import Setting, Treatment
 
 Function = Callable[[], torch.Tensor]
 GOLDEN = Path(__file__).parents[1] / "tests/data/golden_inputs.npz"
@@ -285,7 +286,7 @@ def _forwards(dtype: torch.dtype, device: str, formats: list[BlockFormat], repea
     print(f"one forward of 512 tokens, {len(loaded.layout.linears)} linears, SmolLM2-135M's size")
     print(f"  {'format':18}{'who':34}{'ms':>9}{'x plain':>9}")
     for fmt in formats:
-        settings = dict.fromkeys(loaded.layout.linears, Setting(weights=fmt, activations=fmt))
+        settings = dict.fromkeys(loaded.layout.linears, Setting(Treatment(fmt), Treatment(fmt)))
 
         def quantized(backend: str, settings: dict[str, Setting] = settings) -> torch.Tensor:
             with using(backend), injector.applied(settings):

@@ -125,7 +125,7 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
 def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[PlannedVariant]:
     """`restore` of these cells, without what is perturbed: a rival would not have that."""
     study = Study.build(model="-", formats=fmt, sweep="cells", cells=cells, direction="restore")
-    return [v for v in plan(study, loaded.layout) if not v.replica]
+    return [v for v in plan(study, loaded.layout.sites) if not v.replica]
 
 
 def _one_format(
@@ -161,7 +161,7 @@ def _one_format(
     if options.sample:
         step = max(1, len(cells) // options.sample)
         chosen = [v for v in variants if v not in cells] + cells[step // 2 :: step]
-    injector.forget(loaded.layout.linears)
+    injector.forget()
     for rival in filter(None, options.rivals.split(",")):
         label, theirs, their_nll = _RIVALS[rival](loaded, ids, fmt, chosen, injector)
         print(
@@ -234,7 +234,10 @@ def _eager(
 ) -> tuple[str, float, float]:
     @contextmanager
     def applied(variant: PlannedVariant) -> Iterator[None]:
-        linears = [loaded.model.get_submodule(name) for name in variant.settings]
+        linears = [
+            loaded.model.get_submodule(name)
+            for name, _ in variant.recipe.in_block(loaded.layout.sites)
+        ]
         for linear in linears:
             linear.forward = partial(_quantized_linear, linear, FORMATS[fmt])
         yield
@@ -285,7 +288,8 @@ def _modelopt(
 
     @contextmanager
     def applied(variant: PlannedVariant) -> Iterator[None]:
-        off = set(loaded.layout.linears) - set(variant.settings)
+        on = dict(variant.recipe.in_block(loaded.layout.sites))
+        off = set(loaded.layout.linears) - set(on)
         chosen = [
             q
             for name in off

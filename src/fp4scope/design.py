@@ -3,18 +3,28 @@
 A contrast is a signed sum of recipes, and its sign is decided here, once: positive says that
 quantizing costs. Keeping a unit compares the all-quantized model with the same less the unit;
 quantizing only a unit compares that with the full-precision model.
+
+Every recipe is run as it is, and again under perturbations as often as the study says. Controls
+are the full-precision or an all-quantized model under a perturbation, compared with itself as it
+is: they say how far runs spread. Replicas are further runs of an all-quantized model, compared
+with the full-precision one: the control variate of the units that are kept.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fp4scope.formats import get_format
+from fp4scope.goals import BestGoal
 from fp4scope.recipes import Recipe, Sites
 from fp4scope.study import Direction, Level, Operands, Study
 from fp4scope.treatments import Amax, Setting, Treatment
 
 _K = TypeVar("_K")
+
+REPLICAS_COST = 0.08
+"""What replicas of an all-quantized model may cost, of the sweep of its setting."""
+MOST_REPLICAS = 8
 
 NOTHING = Recipe()
 """The full-precision model."""
@@ -75,9 +85,20 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Design:
-    """Contrasts in the order of the study, and the settings whose whole cost it asks for."""
+    """What is to be run, and what of it is asked.
+
+    Attributes:
+        contrasts: In the order of the study.
+        realisations: Of every recipe: the first is the model as it is, the others are perturbed.
+        controls: Numbers of the perturbations that the full-precision and every all-quantized
+            model is compared with itself under.
+        replicas: Further realisations of all-quantized models.
+    """
 
     contrasts: tuple[Contrast, ...]
+    realisations: int = 1
+    controls: range = range(1, 2)
+    replicas: Mapping[Recipe, range] = field(default_factory=dict)
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -95,18 +116,47 @@ def design(study: Study, sites: Sites) -> Design:
     units = list(_units(study, sites))
     amax = Amax.CALIBRATED if study.activation_scale == "calibrated" else Amax.WINDOW
     contrasts: list[Contrast] = []
+    replicas: dict[Recipe, range] = {}
+    more = _replicas(study, units, sites)
     for configuration in study.configurations:
         setting = setting_of(*configuration, amax)
         contrasts.append(whole(setting))
         if configuration not in study.swept:
             continue
+        if more and setting.input is not None:  # with weights alone there is no noise to reduce
+            replicas[Recipe(setting)] = more
         for direction in Direction:
             contrasts += [
                 of_unit(unit, setting, direction)
                 for unit, directions in units
                 if direction in directions
             ]
-    return Design(tuple(contrasts))
+    asked = 1 if study.jitter == "auto" else study.jitter
+    controls = range(1, max(study.replicas - 1, asked) + 1)
+    return Design(tuple(contrasts), study.replicas, controls, replicas)
+
+
+def _replicas(
+    study: Study, units: Sequence[tuple[Unit, tuple[Direction, ...]]], sites: Sites
+) -> range:
+    """Numbers of the replicas that an all-quantized model has beside its realisations.
+
+    None where nothing uses them: where no unit is kept, and where windows are measured until units
+    are decided. (A folder may go on under another half-width, or without one.)
+    """
+    kept = any(Direction.RESTORE in directions for _, directions in units)
+    if not kept or isinstance(study.goal, BestGoal):
+        return range(0)
+    if study.jitter != "auto":
+        return range(study.replicas, study.replicas + study.jitter)
+    # So many as cost about `REPLICAS_COST` of a setting's sweep, by blocks that run.
+    blocks = len(sites.blocks)
+    sweep = blocks
+    for unit, directions in units:
+        first = min(sites.by_name[name].block for name in unit.sites)
+        sweep += (blocks - first) * len(directions)
+    found = round(REPLICAS_COST * sweep * study.replicas / blocks)
+    return range(study.replicas, study.replicas + min(max(1, found), MOST_REPLICAS))
 
 
 def whole(setting: Setting) -> Contrast:

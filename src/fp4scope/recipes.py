@@ -1,7 +1,12 @@
-"""What is done to a model: which of its sites are quantized, and how. Pure data.
+r"""What is done to a model: which of its sites are quantized, and how. Pure data.
 
 A recipe is one setting for all sites and edits to it, so that it stays small however many sites a
 model has. Two recipes that do the same are equal and have one id, however they were written.
+
+Users name sites by patterns. A pattern is a shell pattern or, behind `re:`, a regular expression
+from the start of the name, as in the ignore lists of checkpoints. It is held against the full
+module name and against its endings at a dot: `o_proj`, `self_attn.*`, `*.layers.0.*` and
+`re:.*\.mlp\.gate$` are all good.
 """
 
 import hashlib
@@ -15,6 +20,25 @@ from typing import Any
 
 from fp4scope.errors import StudyError, UnitError, nearest
 from fp4scope.treatments import FULL_PRECISION_BITS, Amax, Setting
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern means a site, or any other module.
+
+    Raises:
+        UnitError: It is no regular expression, though it says so.
+
+    Example:
+        >>> [matches(p, "model.layers.0.mlp.gate") for p in ("gate", "mlp.*", "re:.*gate$", "up")]
+        [True, True, True, False]
+    """
+    if not pattern.startswith("re:"):
+        return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+    try:
+        return re.match(pattern.removeprefix("re:"), name) is not None
+    except re.error as error:
+        raise UnitError(f"{pattern!r} is no regular expression: {error}") from None
+
 
 Edit = tuple[frozenset[str], Setting | None]
 """Sites by name, and the setting that they have instead of the base's; None is full precision."""
@@ -75,33 +99,18 @@ class Sites(Sequence[Site]):
         return tuple(dict.fromkeys(site.component for site in self._sites))
 
     def match(self, pattern: str) -> frozenset[str]:
-        """Names of the sites that a pattern means.
-
-        Args:
-            pattern: A shell pattern of full names (`*.3.mlp.*`) or of components (`down_proj`); or
-                `re:` and a regular expression that full names match from their start.
+        """Names of the sites that a pattern means (`matches`).
 
         Raises:
-            UnitError: It matches none: a silent miss would read as "insensitive".
+            UnitError: It means none: a silent miss would read as "insensitive".
         """
-        if pattern.startswith("re:"):
-            try:
-                expression = re.compile(pattern[3:])
-            except re.error as error:
-                raise UnitError(f"{pattern!r} is no regular expression: {error}") from None
-            found = {name for name in self.by_name if expression.match(name)}
-        else:
-            found = {
-                site.name
-                for site in self._sites
-                if fnmatchcase(site.name, pattern) or fnmatchcase(site.component, pattern)
-            }
+        found = frozenset(name for name in self.by_name if matches(pattern, name))
         if not found:
             raise UnitError(
                 f"pattern {pattern!r} matches none of the {len(self)} linears; their names look "
                 f"like {self._sites[0].name}; for components, {nearest(pattern, self.components)}"
             )
-        return frozenset(found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -172,10 +181,7 @@ class Recipe:
                 recipe has any.
         """
         static = any(
-            s.input is not None
-            and s.input.format.uses_tensor_amax
-            and s.input.amax is Amax.CALIBRATED
-            for s in self.settings
+            s.input is not None and s.input.tensor_scale is Amax.CALIBRATED for s in self.settings
         )
         text = json.dumps([self.to_json(), calibration if static else ""], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

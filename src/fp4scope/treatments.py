@@ -41,6 +41,11 @@ class Treatment:
         """Stored bits for each number, block scales included."""
         return self.format.bits_per_element
 
+    @property
+    def tensor_scale(self) -> Amax | None:
+        """Where the amax of an input's tensor scale comes from; None for a format without one."""
+        return self.amax if self.format.uses_tensor_amax else None
+
     def to_json(self) -> Any:  # noqa: ANN401
         """Its format's name, or a mapping where more has to be said."""
         if self.amax is Amax.CALIBRATED:

@@ -12,11 +12,13 @@ from transformers.pytorch_utils import Conv1D
 from fp4scope import fake_quantize
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import FORMATS
-from fp4scope.inject import Injector, Setting
+from fp4scope.inject import Injector
 from fp4scope.inject import injector as injector_module
 from fp4scope.models import find_layout
+from fp4scope.treatments import Amax, Setting, Treatment
 
-MX, NV = FORMATS["mxfp4:floor"], FORMATS["nvfp4"]
+MX, STATIC = Treatment(FORMATS["mxfp4:floor"]), Treatment(FORMATS["nvfp4"])
+NV = Treatment(STATIC.format, Amax.WINDOW)
 QDQ = "fp4scope.inject.injector.qdq"
 
 
@@ -62,8 +64,8 @@ def qdq_calls(monkeypatch):
     return calls
 
 
-def everything(model, fmt):
-    setting = Setting(weights=fmt, activations=fmt)
+def everything(model, treatment):
+    setting = Setting(treatment, treatment)
     return dict.fromkeys(find_layout(model).linears, setting)
 
 
@@ -87,9 +89,8 @@ def test_quantizing_nothing_changes_nothing(family, tiny_model, ids, unchanged):
     model = tiny_model(family)
     reference = logits(model, ids)
     injector = Injector(model)
-    for settings in ({}, dict.fromkeys(find_layout(model).linears, Setting())):
-        with unchanged(model), injector.applied(settings), unchanged(model):
-            assert torch.equal(logits(model, ids), reference)
+    with unchanged(model), injector.applied({}), unchanged(model):
+        assert torch.equal(logits(model, ids), reference)
 
 
 def test_model_is_the_same_afterwards(family, tiny_model, ids, unchanged):
@@ -129,7 +130,7 @@ def fails_with(error):
 @pytest.mark.parametrize("missing", ["model.layers.9.mlp.up_proj", "model.norm", "lm_hea"])
 def test_unknown_linear_is_an_error_that_undoes_the_others(missing, tiny_model, unchanged):
     model = tiny_model("llama")
-    settings = everything(model, MX) | {missing: Setting(weights=MX)}
+    settings = everything(model, MX) | {missing: Setting(weight=MX)}
     with (
         unchanged(model),
         pytest.raises(UnitError, match=f"no linear called '{missing}'"),
@@ -149,7 +150,9 @@ def test_only_targeted_weights_are_replaced(family, tiny_model):
         assert changed == {f"{name}.weight" for name in linears}
         for name in linears:
             weight, image = before[f"{name}.weight"], inside[f"{name}.weight"]
-            assert torch.equal(image, quantized_weight(model.get_submodule(name), weight, MX))
+            assert torch.equal(
+                image, quantized_weight(model.get_submodule(name), weight, MX.format)
+            )
             assert not torch.equal(image, weight)
             assert not image.requires_grad
 
@@ -166,10 +169,10 @@ def quantized_weight(module, weight, fmt):
 
 def by_hand(module, x, setting, amax=None):
     weight = module.weight.detach()
-    if setting.weights:
-        weight = quantized_weight(module, weight, setting.weights)
-    if setting.activations:
-        x = fake_quantize(x, setting.activations, amax=amax)
+    if setting.weight:
+        weight = quantized_weight(module, weight, setting.weight.format)
+    if setting.input:
+        x = fake_quantize(x, setting.input.format, amax=amax)
     if isinstance(module, Conv1D):
         y = torch.addmm(module.bias, x.view(-1, x.shape[-1]), weight)
         return x, y.view(*x.shape[:-1], -1)
@@ -179,7 +182,7 @@ def by_hand(module, x, setting, amax=None):
 @pytest.mark.parametrize("case", ["mxfp4:floor", "nvfp4 dynamic", "nvfp4 calibrated"])
 def test_one_linear_equals_the_computation_by_hand(case, family, tiny_model, ids):
     model = tiny_model(family)
-    fmt = FORMATS[case.split()[0]]
+    how = {"nvfp4 dynamic": NV, "nvfp4 calibrated": STATIC}.get(case, MX)
     layout = find_layout(model)
     for cell, (name,) in layout.cells.items():
         if cell.block != layout.blocks - 1:
@@ -189,9 +192,8 @@ def test_one_linear_equals_the_computation_by_hand(case, family, tiny_model, ids
         amax = 0.7 * x.abs().max().item() if case.endswith("calibrated") else None
         injector = Injector(model, None if amax is None else {name: amax})
         results = [plain]
-        for weights, activations in ((fmt, fmt), (fmt, None), (None, fmt)):
-            setting = Setting(weights=weights, activations=activations)
-            expected = by_hand(module, x, setting, amax if activations else None)
+        for setting in (Setting(how, how), Setting(weight=how), Setting(input=how)):
+            expected = by_hand(module, x, setting, amax if setting.input else None)
             with injector.applied({name: setting}):
                 entering, output = seen_once(model, name, ids)
             assert torch.equal(entering, expected[0]), (name, setting)
@@ -204,7 +206,7 @@ def test_calibrated_amax_is_each_linears_own(tiny_model, ids):
     model = tiny_model("llama")
     up, down = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "down"))
     amax = {up: 3.0, down: 0.125}
-    settings = dict.fromkeys(amax, Setting(activations=NV))
+    settings = dict.fromkeys(amax, Setting(input=STATIC))
     plain, _ = seen_once(model, up, ids)
     with Injector(model, amax).applied(settings):
         got, _ = seen_once(model, up, ids)
@@ -222,24 +224,40 @@ def test_kept_weights_give_what_fresh_ones_do(family, tiny_model, ids, qdq_calls
     linears = len(find_layout(model).linears)
     seen = {}
     for fmt in (MX, MX, NV, MX):
-        settings = dict.fromkeys(find_layout(model).linears, Setting(weights=fmt))
+        settings = dict.fromkeys(find_layout(model).linears, Setting(weight=fmt))
         qdq_calls.clear()
         with kept.applied(settings):
             got = logits(model, ids)
-        fresh_weights = 0 if seen.get("last") == fmt else linears
-        assert len(qdq_calls) == fresh_weights
+        assert len(qdq_calls) == (0 if fmt in seen else linears)
         with Injector(model).applied(settings):
             assert torch.equal(logits(model, ids), got)
-        seen["last"] = fmt
         assert torch.equal(seen.setdefault(fmt, got), got)
     assert not torch.equal(seen[MX], seen[NV])
+
+
+def test_kept_weights_are_of_their_own_treatment_until_they_are_forgotten(tiny_model, qdq_calls):
+    """Recipes that mix formats quantize every weight once in each."""
+    model = tiny_model("llama")
+    injector = Injector(model)
+    names = find_layout(model).linears
+    for turn in range(3):
+        settings = {n: Setting(weight=(MX, STATIC)[(i + turn) % 2]) for i, n in enumerate(names)}
+        with injector.applied(settings):
+            pass
+    assert len(qdq_calls) == 2 * len(names)
+    assert injector.held == {(name, how) for name in names for how in (MX, STATIC)}
+    injector.forget([(names[0], MX)])
+    assert (names[0], MX) not in injector.held
+    assert (names[0], STATIC) in injector.held
+    injector.forget()
+    assert injector.held == set()
 
 
 def test_a_kept_weight_is_not_served_for_another_parameter(x):
     """Both have version 0: only the object tells them apart."""
     model = TwoReaders()
     injector = Injector(model)
-    settings = {"first": Setting(weights=MX)}
+    settings = {"first": Setting(weight=MX)}
     for factor in (1.0, -0.7):
         model.first.weight = nn.Parameter(factor * model.first.weight.detach())
         assert model.first.weight._version == 0
@@ -248,13 +266,13 @@ def test_a_kept_weight_is_not_served_for_another_parameter(x):
         assert torch.equal(first, by_hand(model.first, x, settings["first"])[1])
 
 
-@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda treatment: treatment.format.name)
 def test_shared_inputs_are_quantized_once_and_to_the_same(
     fmt, family, tiny_model, ids, qdq_calls, monkeypatch
 ):
     model = tiny_model(family)
     layout = find_layout(model)
-    settings = dict.fromkeys(layout.linears, Setting(activations=fmt))
+    settings = dict.fromkeys(layout.linears, Setting(input=fmt))
     with Injector(model).applied(settings):
         shared = logits(model, ids)
     # q, k, v read one tensor, and gate and up another.
@@ -287,7 +305,7 @@ def test_a_weight_that_changed_is_quantized_again(tiny_model, ids):
     """Kept while nothing changes: neither the values nor the parameter itself."""
     model = copy.deepcopy(tiny_model("llama"))
     injector = Injector(model)
-    settings = everything(model, FORMATS["mxfp4:floor"])
+    settings = everything(model, MX)
     with injector.applied(settings):
         before = logits(model, ids)
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -326,19 +344,20 @@ def x():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_an_input_changed_in_place_is_not_served_stale(mode, x):
     model = TwoReaders(added=1.0)
-    settings = dict.fromkeys(("first", "second"), Setting(activations=MX))
+    settings = dict.fromkeys(("first", "second"), Setting(input=MX))
     with mode(), Injector(model).applied(settings):
         first, second = model(x)
-    assert torch.equal(first, model.first(fake_quantize(x, MX)))
-    assert torch.equal(second, model.second(fake_quantize(x + 1.0, MX)))
+    assert torch.equal(first, model.first(fake_quantize(x, MX.format)))
+    assert torch.equal(second, model.second(fake_quantize(x + 1.0, MX.format)))
 
 
 @pytest.mark.parametrize(
     ("formats", "amax"),
     [
-        ((MX, NV), (8.0, 8.0)),
-        ((NV, NV), (8.0, 2.0)),
-        ((MX, FORMATS["mxfp4:rceil"]), None),
+        ((MX, STATIC), (8.0, 8.0)),
+        ((STATIC, STATIC), (8.0, 2.0)),
+        ((NV, STATIC), (8.0, 2.0)),
+        ((MX, Treatment(FORMATS["mxfp4:rceil"])), None),
         ((MX, MX), None),
     ],
 )
@@ -346,12 +365,14 @@ def test_readers_of_one_input_with_settings_of_their_own(formats, amax, x):
     model = TwoReaders()
     names = ("first", "second")
     amax = dict(zip(names, amax, strict=True)) if amax else None
-    settings = {n: Setting(activations=f) for n, f in zip(names, formats, strict=True)}
+    settings = {n: Setting(input=f) for n, f in zip(names, formats, strict=True)}
     with torch.no_grad(), Injector(model, amax).applied(settings):
         outputs = model(x)
-    for name, fmt, output in zip(names, formats, outputs, strict=True):
-        own = amax[name] if fmt is NV else None
-        expected = model.get_submodule(name)(fake_quantize(x, fmt, amax=own))
+    for name, how, output in zip(names, formats, outputs, strict=True):
+        windows = x if how is STATIC else x.split(1)
+        own = amax[name] if how is STATIC else None
+        images = [fake_quantize(window, how.format, amax=own) for window in windows]
+        expected = model.get_submodule(name)(torch.cat(images).view_as(x))
         assert torch.equal(output, expected)
 
 
@@ -361,7 +382,7 @@ def test_readers_of_one_input_with_settings_of_their_own(formats, amax, x):
 def inputs_seen(model, name, x, amax=None):
     with (
         torch.no_grad(),
-        Injector(model, amax).applied({name: Setting(activations=NV)}),
+        Injector(model, amax).applied({name: Setting(input=STATIC if amax else NV)}),
         seen_by(model.get_submodule(name)) as (inputs, _),
     ):
         model(x)
@@ -401,10 +422,22 @@ def test_calibrated_scale_is_not_the_batchs(x):
     assert got.abs().max() <= 3.0 < x.abs().max()
 
 
+@pytest.mark.parametrize("amax", [None, {"second": 1.0}])
+def test_an_input_that_was_not_calibrated_is_an_error(amax, unchanged):
+    model = TwoReaders()
+    names = ("second", "first") if amax else ("first", "second")
+    with (
+        unchanged(model),
+        pytest.raises(UnitError, match="the input of first has no calibrated amax"),
+        Injector(model, amax).applied(dict.fromkeys(names, Setting(STATIC, STATIC))),
+    ):
+        pass
+
+
 def test_amax_of_zero_names_the_linear_unless_the_input_is_zero(x, unchanged):
     model = TwoReaders()
     amax = {"first": 1.0, "second": 0.0}
-    settings = dict.fromkeys(amax, Setting(activations=NV))
+    settings = dict.fromkeys(amax, Setting(input=STATIC))
     injector = Injector(model, amax)
     with (
         unchanged(model),
@@ -422,7 +455,7 @@ def test_amax_of_zero_names_the_linear_unless_the_input_is_zero(x, unchanged):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda treatment: treatment.format.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_nonfinite_weight_names_the_linear(bad, fmt, family, tiny_model, unchanged):
     model = tiny_model(family)
@@ -454,11 +487,13 @@ def test_a_nonfinite_weight_is_found_after_another_error(tiny_model):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("amax", [None, 5.0])
-@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("fmt", [MX, NV], ids=lambda treatment: treatment.format.name)
 def test_nonfinite_input_names_the_linear(bad, amax, fmt, x, unchanged):
     model = TwoReaders(added=1.0)
+    if fmt is NV and amax is not None:
+        fmt = STATIC
     injector = Injector(model, None if amax is None else dict.fromkeys(("first", "second"), amax))
-    settings = dict.fromkeys(("second", "first"), Setting(activations=fmt))
+    settings = dict.fromkeys(("second", "first"), Setting(input=fmt))
     x[1, 2, 3] = bad
     with (
         unchanged(model),
@@ -490,7 +525,7 @@ def test_nonfinite_inputs_can_be_asked_for_at_any_time(x):
     injector = Injector(model)
 
     def run():
-        with injector.applied({"second": Setting(activations=MX)}):
+        with injector.applied({"second": Setting(input=MX)}):
             model(x)
             injector.check()
             model(x / 0)
@@ -506,7 +541,7 @@ def test_an_exception_is_not_hidden_by_a_nonfinite_input(x):
     with (
         pytest.raises(ZeroDivisionError),
         torch.no_grad(),
-        Injector(model).applied({"first": Setting(activations=MX)}),
+        Injector(model).applied({"first": Setting(input=MX)}),
     ):
         fails_with(ZeroDivisionError)(model(x / 0))
 
@@ -515,10 +550,9 @@ def test_gradients_pass_straight_through_and_change_no_bit():
     """The quantized input is the same with a gradient wanted, and hands it on as it comes."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32, bias=False)).requires_grad_(False)
-    fmt = NV
     injector = Injector(model)
     x = torch.randn(1, 3, 64)
-    setting = {"0": Setting(weights=fmt, activations=fmt)}
+    setting = {"0": Setting(NV, NV)}
     with injector.applied(setting), torch.no_grad():
         plain = model(x)
     leaf = x.clone().requires_grad_()
@@ -526,5 +560,5 @@ def test_gradients_pass_straight_through_and_change_no_bit():
         output = model(leaf)
         (gradient,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
     assert torch.equal(output, plain)
-    image = injector.quantized_weight("0", fmt)
+    image = injector.quantized_weight("0", NV)
     assert torch.equal(gradient, torch.ones(1, 3, 32) @ image)

@@ -7,11 +7,11 @@ from torch import nn
 
 from fp4scope.errors import UnitError
 from fp4scope.formats import FORMATS
-from fp4scope.inject import Setting
 from fp4scope.models import find_layout
 from fp4scope.records import REFERENCE
 from fp4scope.study import Study
 from fp4scope.sweep import plan
+from fp4scope.treatments import Setting, Treatment
 
 
 def study(**options):
@@ -20,7 +20,11 @@ def study(**options):
 
 def planned_for(study, layout):
     """The plan without its controls and replicas, which repeat the reference and the baselines."""
-    return [v for v in plan(study, layout) if not v.replica]
+    return [v for v in plan(study, layout.sites) if not v.replica]
+
+
+def settings_of(planned, layout):
+    return dict(planned.recipe.in_block(layout.sites))
 
 
 def test_units_name_the_linears_they_say(family, tiny_model):
@@ -45,16 +49,16 @@ def test_units_name_the_linears_they_say(family, tiny_model):
         unit = {name for name in everything if expected[variant.level](variant, name)}
         assert unit
         chosen = unit if variant.direction == "isolate" else everything - unit
-        assert set(planned.settings) == chosen, variant.key
+        assert set(settings_of(planned, layout)) == chosen, variant.key
 
 
 def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model):
     layout = find_layout(tiny_model(family))
     reference, baseline = planned_for(study(sweep=()), layout)
-    assert reference.settings == {}
-    assert set(baseline.settings) == set(layout.linears)
-    controls = [v for v in plan(study(sweep=()), layout) if v.variant.direction == "jitter"]
-    assert [v.settings for v in controls] == [reference.settings, baseline.settings]
+    assert settings_of(reference, layout) == {}
+    assert set(settings_of(baseline, layout)) == set(layout.linears)
+    controls = [v for v in plan(study(sweep=()), layout.sites) if v.variant.direction == "jitter"]
+    assert [v.recipe for v in controls] == [reference.recipe, baseline.recipe]
     assert [v.against for v in controls] == [reference.variant, baseline.variant]
     assert [v.replica for v in controls] == [1, 1]
 
@@ -66,10 +70,10 @@ def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model)
 @pytest.mark.parametrize("name", FORMATS)
 def test_operands(operands, weights, activations, name, tiny_model):
     layout = find_layout(tiny_model("gpt2"))
-    fmt = FORMATS[name]
-    setting = Setting(weights=fmt if weights else None, activations=fmt if activations else None)
+    treated = Treatment(FORMATS[name])
+    setting = Setting(treated if weights else None, treated if activations else None)
     for planned in planned_for(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
-        assert set(planned.settings.values()) == {setting}
+        assert set(settings_of(planned, layout).values()) == {setting}
 
 
 def test_a_cell_holds_all_experts_of_its_block():
@@ -83,8 +87,9 @@ def test_a_cell_holds_all_experts_of_its_block():
 
     model = nn.Module()
     model.layers = nn.ModuleList(Moe() for _ in range(2))
-    variants = planned_for(study(sweep="cells"), find_layout(model))
-    by_key = {v.variant.key: set(v.settings) for v in variants}
+    layout = find_layout(model)
+    variants = planned_for(study(sweep="cells"), layout)
+    by_key = {v.variant.key: set(settings_of(v, layout)) for v in variants}
     assert by_key["mxfp4:floor|weights+activations|isolate|cells|1.up_proj"] == {
         f"layers.1.experts.{i}.up_proj" for i in range(3)
     }
@@ -99,9 +104,9 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
 def replicas(layout, **options):
     """The numbers of the replicas that each baseline has, by format and operands."""
     found = {}
-    for planned in plan(study(**options), layout):
+    for planned in plan(study(**options), layout.sites):
         if planned.variant.direction == "replica":
-            assert set(planned.settings) == set(layout.linears)
+            assert set(settings_of(planned, layout)) == set(layout.linears)
             assert planned.against == REFERENCE
             name = (planned.variant.format, planned.variant.operands)
             found.setdefault(name, []).append(planned.replica)

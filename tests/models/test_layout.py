@@ -88,12 +88,14 @@ def test_families_hold_every_kind_of_layer_they_promise(tiny_model):
         ("model.layers.0.mlp.up_proj", 1),
         ("up_proj", 2),
         ("[qk]_proj", 4),
+        ("mlp.*", 6),
+        (r"re:.*\.1\.mlp\..*_proj$", 3),
         ("*", 14),
     ],
 )
 def test_pattern(pattern, count, tiny_model):
     layout = find_layout(tiny_model("llama"))
-    matched = layout.match(pattern)
+    matched = layout.sites.match(pattern)
     assert len(matched) == count
     assert set(matched) <= set(layout.linears)
 
@@ -104,7 +106,7 @@ def test_pattern(pattern, count, tiny_model):
 )
 def test_pattern_that_matches_nothing_is_an_error(pattern, hint, tiny_model):
     with pytest.raises(UnitError, match="matches none of the 14 linears") as error:
-        find_layout(tiny_model("llama")).match(pattern)
+        find_layout(tiny_model("llama")).sites.match(pattern)
     assert hint in str(error.value)
 
 
@@ -187,7 +189,9 @@ def test_experts_that_are_linears_make_one_cell(key):
     assert layout.excluded == (Excluded("gate", ("layers.1.mlp.gate",), "router", 96 / total),)
     assert (layout.coverage, layout.missed) == ((total - 96) / total, ())
     assert layout.reachable == pytest.approx(1)
-    assert layout.match("*.experts.*.down_proj") == layout.cells[Cell(1, "experts.*.down_proj")]
+    experts = frozenset(layout.cells[Cell(1, "experts.*.down_proj")])
+    assert layout.sites.match("*.experts.*.down_proj") == experts
+    assert layout.sites.match("experts.*.down_proj") == experts
 
 
 def test_experts_alone_have_the_short_name():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fp4scope.errors import NonFiniteError
-from fp4scope.formats import get_format
-from fp4scope.inject import Injector, Setting
+from fp4scope.inject import Injector
 from fp4scope.models import adopt
+from fp4scope.treatments import Setting
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # More blocks than fit on the device at a time.
@@ -101,7 +101,7 @@ def test_parameters_stay_the_same_objects(tiny_model, ids):
 def test_quantized_weights_survive_another_block(both, ids):
     whole, waiting = both
     name = waiting.layout.linears[0]
-    settings = {name: Setting(weights=get_format("nvfp4"))}
+    settings = {name: Setting.from_json({"weight": "nvfp4"})}
     results = []
     for loaded in both:
         injector = Injector(loaded.model)
@@ -124,6 +124,6 @@ def test_a_damaged_weight_is_still_named(tiny_model, ids):
     name = "model.layers.1.mlp.up_proj"
     with (
         pytest.raises(NonFiniteError, match=f"the weight of {name} has NaN or Inf"),
-        injector.applied({name: Setting(weights=get_format("mxfp4"))}),
+        injector.applied({name: Setting.from_json({"weight": "mxfp4"})}),
     ):
         pass

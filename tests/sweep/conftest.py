@@ -31,7 +31,7 @@ def planned():
     """`planned(loaded, **study)`: every variant of a study of this model."""
 
     def build(loaded, **options):
-        return plan(Study.build(model="x", **options), loaded.layout)
+        return plan(Study.build(model="x", **options), loaded.layout.sites)
 
     return build
 

@@ -164,7 +164,7 @@ def test_what_breaks_in_a_batch_runs_in_batches_of_one(
     loaded = toy(fault)
     with unchanged(loaded.model):
         assert not self_check(loaded, long_ids).batches
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(loaded, formats="mxfp4", sweep="blocks", replicas=2)
     sweep = open_sweep(loaded, long_ids, variants, injector)
     assert (sweep.shape.windows, sweep.shape.block) == (1, 1)
@@ -180,8 +180,9 @@ def test_a_linear_that_sees_a_flat_batch(
     loaded = toy("flat")
     check = self_check(loaded, long_ids)
     assert (check.batches, check.flattens) == (True, True)
-    injector = calibrated(loaded, long_ids) if calibrate else Injector(loaded.model, None)
-    variants = planned(loaded, formats="nvfp4", sweep="blocks")
+    injector = calibrated(loaded, long_ids) if calibrate else Injector(loaded.model)
+    scale = "calibrated" if calibrate else "dynamic"
+    variants = planned(loaded, formats="nvfp4", sweep="blocks", activation_scale=scale)
     sweep = open_sweep(loaded, long_ids, variants, injector)
     assert (sweep.shape.block == 1) == (not calibrate)
     sweep.run()
@@ -247,7 +248,7 @@ def test_a_forward_that_changes_while_a_sweep_goes_on_is_refused(
     loaded.model.limit = 10**9
     variants = planned(loaded, formats="mxfp4", sweep="blocks")
     shape = Shape(windows=1, groups=1, block=2, head=9)
-    sweep = open_sweep(loaded, long_ids, variants, Injector(loaded.model, None), shape=shape)
+    sweep = open_sweep(loaded, long_ids, variants, Injector(loaded.model), shape=shape)
     monkeypatch.setattr(measure, "_FORWARDS_BETWEEN_CHECKS", 2)
     # Every other forward from now on: the tail's is one, the own forward another.
     loaded.model.limit = loaded.model.forwards
@@ -331,7 +332,7 @@ def test_a_masked_token_of_the_vocabulary_is_measured(
     """A logit of -inf in reference and variant is no difference."""
     loaded = toy("masked")
     ids = torch.where(long_ids == 5, 6, long_ids)
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(loaded, formats="mxfp4", sweep="blocks")
     sweep = open_sweep(loaded, ids, variants, injector)
     sweep.run()
@@ -344,7 +345,7 @@ def test_a_token_of_probability_zero_is_named(toy, long_ids, planned, open_sweep
     ids = torch.where(long_ids == 6, 5, long_ids)
     variants = planned(loaded, formats="mxfp4", sweep="blocks")
     with pytest.raises(NonFiniteError, match="probability zero"):
-        open_sweep(loaded, ids, variants, Injector(loaded.model, None)).run()
+        open_sweep(loaded, ids, variants, Injector(loaded.model)).run()
 
 
 @pytest.mark.parametrize("name", ["head.weight", "embed.weight", "blocks.1.up.bias"])
@@ -355,7 +356,7 @@ def test_a_damaged_weight_is_named(name, toy, long_ids, planned, open_sweep):
     ids = long_ids.clone()
     ids[:, 0] = 0
     with pytest.raises(NonFiniteError, match=f"{name} has NaN or Inf; the checkpoint") as error:
-        open_sweep(loaded, ids, variants, Injector(loaded.model, None)).run()
+        open_sweep(loaded, ids, variants, Injector(loaded.model)).run()
     assert "dtype float" not in str(error.value)
     assert "--dtype" not in str(error.value)
 

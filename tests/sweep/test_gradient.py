@@ -12,7 +12,6 @@ from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.inject import injector as inject
 from fp4scope.sweep import estimate_window, measure_naively
-from fp4scope.sweep.plan import setting_of
 
 FORMATS = "mxfp4:floor,nvfp4"
 OPERANDS = "weights+activations,weights,activations"
@@ -23,6 +22,10 @@ def units(variants, **wanted):
     """Of a plan: its units, or those whose variants have these fields."""
     chosen = [v for v in variants if not v.variant.is_control and not v.replica]
     return [v for v in chosen if all(getattr(v.variant, k) == x for k, x in wanted.items())]
+
+
+def settings_of(planned, layout):
+    return dict(planned.recipe.in_block(layout.sites))
 
 
 def nll(loaded, ids):
@@ -37,10 +40,8 @@ def partly(loaded, injector, names, setting, share):
 
     def hook(name, module, args, output):
         x, weight = args[0], module.weight
-        image = injector.quantized_weight(name, setting.weights) if setting.weights else weight
-        rounded = (
-            injector.quantized_input(name, setting.activations, x) if setting.activations else x
-        )
+        image = injector.quantized_weight(name, setting.weight) if setting.weight else weight
+        rounded = injector.quantized_input(name, setting.input, x) if setting.input else x
         turn = (lambda w: w) if isinstance(module, Conv1D) else (lambda w: w.T)
         return output + share * (rounded @ turn(image) - x @ turn(weight))
 
@@ -98,7 +99,9 @@ def test_isolate_is_the_derivative_of_the_error(wide, planned, ids, family):
     estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
     for planned_unit in units(variants, level="components"):
         variant = planned_unit.variant
-        part = partial(partly, loaded, injector, planned_unit.settings, setting_of(variant))
+        contrast = planned_unit.contrast
+        names, setting = contrast.unit.sites, contrast.family.setting
+        part = partial(partly, loaded, injector, names, setting)
         expected = slope(loaded, ids[0], 0, part)
         assert estimated[variant] == pytest.approx(expected, rel=1e-4, abs=1e-7), variant.key
 
@@ -112,14 +115,11 @@ def test_restore_is_the_derivative_at_the_baseline(wide, planned, ids, family):
     )
     estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
     for fmt in FORMATS.split(","):
-        baseline = next(
-            v for v in variants if v.variant.direction == "baseline" and v.variant.format == fmt
-        )
         for planned_unit in units(variants, format=fmt):
-            setting = setting_of(planned_unit.variant)
-            names = set(baseline.settings) - set(planned_unit.settings)
+            contrast = planned_unit.contrast
+            names, setting = contrast.unit.sites, contrast.family.setting
             # Around the unit's own point: it in part, everything else in full.
-            with injector.applied(planned_unit.settings):
+            with injector.applied(settings_of(planned_unit, loaded.layout)):
                 part = partial(partly, loaded, injector, names, setting)
                 expected = slope(loaded, ids[0], 1, part)
             key = planned_unit.variant.key
@@ -138,8 +138,8 @@ def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids)
     assert len(chosen) == 6
     for planned_unit in chosen:
         # `partly` sees the linear's own, unquantized input: nothing else touches it.
-        with injector.applied(planned_unit.settings):
-            part = partial(partly, loaded, injector, [name], setting_of(planned_unit.variant))
+        with injector.applied(settings_of(planned_unit, loaded.layout)):
+            part = partial(partly, loaded, injector, [name], planned_unit.contrast.family.setting)
             expected = slope(loaded, ids[0], 1, part)
         key = planned_unit.variant.key
         assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-4), key
@@ -152,7 +152,7 @@ def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids
     )
     estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
     for planned_unit in units(variants):
-        (name,) = planned_unit.settings
+        ((name, setting),) = settings_of(planned_unit, loaded.layout).items()
         module = loaded.model.get_submodule(name)
         weight = module.weight.detach().clone().requires_grad_()
         logits = torch.func.functional_call(
@@ -160,7 +160,7 @@ def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids
         ).logits[0, :-1]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
         (gradient,) = torch.autograd.grad(loss, weight)
-        image = injector.quantized_weight(name, setting_of(planned_unit.variant).weights)
+        image = injector.quantized_weight(name, setting.weight)
         expected = float((gradient * (image - module.weight)).sum())
         assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-9)
 
@@ -175,9 +175,8 @@ def test_the_points_are_the_reference_and_the_baselines(adopted, planned, calibr
     points = estimate_window(loaded, ids[0], units(variants), injector).nll
     assert len(points) == len(controls) == 7
     for control, (metrics,) in zip(controls, measured, strict=True):
-        is_reference = control.variant.direction == "reference"
-        point = None if is_reference else setting_of(control.variant)
-        assert points[point] == pytest.approx(metrics.nll, rel=1e-6), control.variant.key
+        found = points[control.recipe.base]
+        assert found == pytest.approx(metrics.nll, rel=1e-6), control.variant.key
 
 
 def test_a_unit_is_the_sum_of_its_cells(adopted, planned, calibrated, ids):
@@ -227,7 +226,7 @@ def test_the_same_in_half_precision(adopted, planned, calibrated, ids):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         loaded = adopted("llama", dtype)
         injector = calibrated(adopted("llama"), ids)
-        injector = Injector(loaded.model, injector.activation_amax)
+        injector = Injector(loaded.model, injector.calibrated)
         variants = units(planned(loaded, sweep="cells", formats="nvfp4", direction="isolate"))
         nats = estimate_window(loaded, ids[0], variants, injector).nats
         found[dtype] = torch.tensor([*nats.values()])
@@ -253,7 +252,7 @@ def test_the_model_is_untouched_after_an_error(adopted, planned, calibrated, ids
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
     chosen = units(planned(loaded, sweep="components", formats="nvfp4"))
-    injector.activation_amax["model.layers.0.mlp.down_proj"] = 0.0
+    injector.calibrated["model.layers.0.mlp.down_proj"] = 0.0
     with unchanged(loaded.model), pytest.raises(NonFiniteError, match="calibrated amax"):
         estimate_window(loaded, ids[0], chosen, injector)
 

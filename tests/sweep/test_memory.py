@@ -292,7 +292,8 @@ config = LlamaConfig(
 )
 loaded = adopt(LlamaForCausalLM(config), None, name="random")
 ids = torch.randint(0, 4096, (1, 256))
-variants = plan(Study.build(model="x", sweep="cells", formats="nvfp4"), loaded.layout)
+study = Study.build(model="x", sweep="cells", formats="nvfp4", activation_scale="dynamic")
+variants = plan(study, loaded.layout.sites)
 
 
 def resident(name):
@@ -303,7 +304,7 @@ def resident(name):
 def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl", {})
-        injector = Injector(loaded.model, None)
+        injector = Injector(loaded.model)
         sweep = Sweep(loaded, ids, variants, injector, journal, memory=budget)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = resident("VmRSS")

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from fp4scope.design import NOTHING
 from fp4scope.inject import Injector
 from fp4scope.records import REFERENCE, Variant
 from fp4scope.sweep import PlannedVariant, measure
@@ -24,9 +25,9 @@ def executions(planned, loaded, **study):
     options = {"formats": "mxfp4"} | study
     variants = planned(loaded, **options)
     controls = [v for v in variants if v.variant.is_control]
-    own = build_tree(controls, loaded.layout).executions
+    own = build_tree(controls, loaded.layout.sites).executions
     units = len({v.variant.key for v in variants if not v.variant.is_control})
-    return build_tree(variants, loaded.layout).executions - own, units
+    return build_tree(variants, loaded.layout.sites).executions - own, units
 
 
 def different_prefixes(variants, layout):
@@ -35,7 +36,8 @@ def different_prefixes(variants, layout):
     found = set()
     for v in variants:
         for block in range(layout.blocks):
-            upto = frozenset((n, s) for n, s in v.settings.items() if block_of[n] <= block)
+            settings = v.recipe.in_block(layout.sites)
+            upto = frozenset((n, s) for n, s in settings if block_of[n] <= block)
             found.add((v.replica, block, upto))
     return len(found)
 
@@ -76,14 +78,14 @@ def test_every_different_prefix_runs_exactly_once(loaded, planned):
         patterns=["*.1.*", "*mlp*"],
         replicas=2,
     )
-    tree = build_tree(variants, loaded.layout)
+    tree = build_tree(variants, loaded.layout.sites)
     assert tree.executions == different_prefixes(variants, loaded.layout)
 
 
 def test_steps_give_every_variant_its_settings(loaded, planned):
     """A walk from a variant's leaf to its root meets exactly the variant's settings."""
     variants = planned(loaded, sweep="components,cells", replicas=2)
-    tree = build_tree(variants, loaded.layout)
+    tree = build_tree(variants, loaded.layout.sites)
     above = {}
     for block, steps in enumerate(tree.steps):
         for step in steps:
@@ -96,13 +98,13 @@ def test_steps_give_every_variant_its_settings(loaded, planned):
             at, node, settings = above[node]
             assert at == block
             met |= settings
-        assert met == planned_variant.settings
+        assert met == dict(planned_variant.recipe.in_block(loaded.layout.sites))
         assert node == tree.roots[planned_variant.replica]
         assert tree.replica_of[leaf] == planned_variant.replica
 
 
 def test_uses_are_children_and_variants(loaded, planned):
-    tree = build_tree(planned(loaded, sweep="components,cells", replicas=2), loaded.layout)
+    tree = build_tree(planned(loaded, sweep="components,cells", replicas=2), loaded.layout.sites)
     expected = Counter(tree.leaves)
     for steps in tree.steps:
         for step in steps:
@@ -128,7 +130,7 @@ def test_peak_states_is_what_a_sweep_holds(
     shape = Shape(windows=1, groups=1, block=at_once, head=8)
     sweep = open_sweep(loaded, ids[:1], variants, calibrated(loaded, ids), shape=shape)
     sweep.run()
-    assert max(held) == build_tree(variants, loaded.layout).peak_states(at_once)
+    assert max(held) == build_tree(variants, loaded.layout.sites).peak_states(at_once)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -172,17 +174,17 @@ def test_what_changes_nothing_is_the_reference_itself(loaded, ids, planned, open
         level="patterns",
         unit="nothing",
     )
-    variants.append(PlannedVariant(nothing, {}))
+    variants.append(PlannedVariant(nothing, NOTHING))
     leaf = {
         (v.variant.key, v.replica): leaf
-        for v, leaf in zip(variants, build_tree(variants, loaded.layout).leaves, strict=True)
+        for v, leaf in zip(variants, build_tree(variants, loaded.layout.sites).leaves, strict=True)
     }
     stem = "mxfp4:floor|weights+activations"
     everything = f"{stem}|restore|patterns|*"
     assert leaf[everything, 0] == leaf[nothing.key, 0] == leaf["reference", 0]
     assert leaf[f"{stem}|isolate|patterns|*", 0] == leaf[f"{stem}|baseline|model", 0]
 
-    sweep = open_sweep(loaded, ids, variants, Injector(loaded.model, None))
+    sweep = open_sweep(loaded, ids, variants, Injector(loaded.model))
     sweep.run()
     found = numbers_of(sweep)
     for window in range(len(ids)):

@@ -85,9 +85,9 @@ def test_dynamic_scales_are_of_a_window_not_of_a_batch(
 ):
     """NVFP4 without calibration: every window has its own tensor scale, whatever shares a batch."""
     loaded = adopted("llama")
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(
-        loaded, formats="nvfp4", operands="weights+activations", sweep="blocks", replicas=2
+        loaded, formats="nvfp4", activation_scale="dynamic", sweep="blocks", replicas=2
     )
     shape = Shape(windows=2, groups=1, block=block, head=4)
     sweep = open_sweep(loaded, ids, variants, injector, shape=shape)
@@ -127,7 +127,7 @@ def test_experts_agree_to_rounding(
     Weights only: 1e-5 nats a token is a hundred roundings of a loss of four nats.
     """
     loaded = adopted(family)
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(loaded, formats="mxfp4:floor", operands="weights", sweep="components,blocks")
     sweep = open_sweep(loaded, ids, variants, injector)
     assert sweep.check.batches
@@ -154,7 +154,7 @@ def test_bfloat16_agrees_to_rounding(
 ):
     """BF16 rounds logits of about 4 to 1/64, so a window's mean NLL to some hundredths."""
     loaded = adopted(family, torch.bfloat16)
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(loaded, formats="nvfp4", operands="weights", sweep="components")
     sweep = open_sweep(loaded, ids, variants, injector)
     sweep.run()
@@ -170,7 +170,7 @@ def test_short_windows_and_odd_widths_agree_to_rounding(
 ):
     """Fewer than 16 rows, or widths with a rest, take other code in a matrix product."""
     loaded = adopted(family, **config)
-    injector = Injector(loaded.model, None)
+    injector = Injector(loaded.model)
     variants = planned(loaded, formats="mxfp4", operands="weights", sweep="blocks,cells")
     sweep = open_sweep(loaded, ids[:, :tokens], variants, injector)
     sweep.run()

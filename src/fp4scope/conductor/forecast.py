@@ -90,7 +90,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
 
     checked = self_check(loaded, windows.ids)
     require_room(study, prepared, prepared.variants, checked.captured_bytes)
-    probe = _Probe(prepared, study, checked)
+    probe = _Probe(prepared, checked)
     probe.run(tell, memory)
     planned = forecast_sweep(
         loaded,
@@ -128,9 +128,9 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
 class _Probe:
     """A few units of every kind on a few, possibly shorter, windows."""
 
-    def __init__(self, prepared: Prepared, study: Study, check: SelfCheck) -> None:
+    def __init__(self, prepared: Prepared, check: SelfCheck) -> None:
         loaded = prepared.loaded
-        self._loaded, self._study, self._prepared = loaded, study, prepared
+        self._loaded, self._prepared = loaded, prepared
         self.tokens = min(prepared.windows.seq_len, _TOKENS.get(loaded.device.type, 256))
         self.ids = prepared.windows.ids[:_WINDOWS, : self.tokens]
         self.variants = list(_some(prepared.variants, _UNITS))
@@ -145,9 +145,8 @@ class _Probe:
         calibration = self._prepared.calibration
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
-        static = self._study.activation_scale == "calibrated"
         amax = {name: statistics.max for name, statistics in observed.items()}
-        injector = Injector(self._loaded.model, amax if static else None)
+        injector = Injector(self._loaded.model, amax)
         # One unit of a kind has kernels compiled, which the time is not to hold.
         self._measure(list(_some(self.variants, 1)), injector, tell, memory)
         self._measure(self.variants, injector, tell, memory)

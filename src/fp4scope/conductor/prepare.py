@@ -81,7 +81,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     loaded = without_silent(study, loaded, windows.ids[0])
     for note in _model_notes(study, loaded):
         tell(Progress("loading", note=note))
-    planned = plan(study, loaded.layout)
+    planned = plan(study, loaded.layout.sites)
     # Without measured units nothing uses replicas.
     controls = [v for v in planned if v.variant.is_control and v.variant.direction != "replica"]
     units = [v for v in planned if not v.variant.is_control and not v.replica]

@@ -211,8 +211,7 @@ def _run_in(
             observations=journal.observations,
             activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
         )
-        static = study.activation_scale == "calibrated"
-        injector = Injector(loaded.model, inputs["amax"] if static else None)
+        injector = Injector(loaded.model, inputs["amax"])
         if prepared.estimated:
             estimate(prepared, injector, journal, tell)
         results.protocol["stopping"] = stopping.to_json(len(windows))

@@ -1,5 +1,5 @@
-"""Which operand of which linear gets which format, and a `with` block that makes it so."""
+"""A `with` block in which operands of linears are quantized as a recipe's settings say."""
 
-from fp4scope.inject.injector import Injector, Setting
+from fp4scope.inject.injector import Injector
 
-__all__ = ["Injector", "Setting"]
+__all__ = ["Injector"]

@@ -6,14 +6,14 @@ original parameter objects are put back afterwards, also after an exception, so 
 the same to the bit: no value is ever written into it. The forward that runs is the module's
 own, whatever its class does.
 
-Quantized weights are kept from one `with` to the next while their format stays the same. An
+Quantized weights are kept from one `with` to the next, by linear and treatment, until `forget`. An
 input that several linears share (q/k/v, gate/up) is quantized once.
 
 Where a gradient is wanted it passes straight through the quantized inputs, as if quantizing were
 the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +27,7 @@ from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
 from fp4scope.models import is_linear, nonfinite_cause
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """The format of each operand of one linear; None leaves it alone."""
-
-    weights: BlockFormat | None = None
-    activations: BlockFormat | None = None
+from fp4scope.treatments import Amax, Setting, Treatment
 
 
 class Injector:
@@ -42,17 +35,14 @@ class Injector:
 
     Args:
         model: The model. Between `with` blocks it is as it was.
-        activation_amax: Calibrated amax of each linear's input by its full name, for formats
-            with a tensor scale. None makes that scale dynamic: every forward, and so every
-            window (an axis-0 entry of a 3-d input), has its own.
+        calibrated: Amax of each linear's input by its full name, for treatments with a calibrated
+            tensor scale. Under others each window (an axis-0 entry of a 3-d input) has its own.
     """
 
-    def __init__(
-        self, model: nn.Module, activation_amax: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, calibrated: Mapping[str, float] | None = None) -> None:
         self.model = model
-        self.activation_amax = activation_amax
-        self._weights: dict[str, _WeightImage] = {}
+        self.calibrated = dict(calibrated or {})
+        self._weights: dict[tuple[str, Treatment], _WeightImage] = {}
         self._active = False
         self._modules: dict[str, nn.Linear | Conv1D] = {}
         # One for each weight and each input that was quantized; true only when an error follows.
@@ -71,7 +61,7 @@ class Injector:
 
         Raises:
             NonFiniteError: NaN or Inf in a weight or an input, said when the block ends.
-            UnitError: The model has no such linear.
+            UnitError: The model has no such linear, or the calibration has not.
         """
         if self._active:
             raise RuntimeError("this injector is applied already; leave that block first")
@@ -81,12 +71,12 @@ class Injector:
         try:
             for name, setting in settings.items():
                 module = self._linear(name)
-                if setting.weights is not None:
-                    image = self._weight_image(name, module, setting.weights)
+                if setting.weight is not None:
+                    image = self._weight_image(name, module, setting.weight)
                     originals.append((module, module.weight))
                     module._parameters["weight"] = image
-                if setting.activations is not None:
-                    hook = self._input_hook(name, setting.activations)
+                if setting.input is not None:
+                    hook = self._input_hook(name, setting.input)
                     hooks.append(module.register_forward_pre_hook(hook))
             yield
             if check:
@@ -124,15 +114,21 @@ class Injector:
 
     def _unread(self) -> None:
         """Give up what was not looked at: a weight is quantized, and so looked at, once more."""
-        self.forget(name for name, operand in self._flags if operand == "weight")
+        unread = {name for name, operand in self._flags if operand == "weight"}
+        self.forget(image for image in self.held if image[0] in unread)
         self._flags = {}
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Let go of the quantized weights of these linears."""
-        for name in names:
-            self._weights.pop(name, None)
+    @property
+    def held(self) -> Set[tuple[str, Treatment]]:
+        """The quantized weights that are kept, by linear and treatment."""
+        return frozenset(self._weights)
 
-    def quantized_weight(self, name: str, fmt: BlockFormat) -> Tensor:
+    def forget(self, images: Iterable[tuple[str, Treatment]] | None = None) -> None:
+        """Let go of some quantized weights, by linear and treatment; of all by default."""
+        for image in self.held if images is None else images:
+            self._weights.pop(image, None)
+
+    def quantized_weight(self, name: str, treatment: Treatment) -> Tensor:
         """The image of a linear's weight, in the weight's own shape.
 
         NaN or Inf is found by `check`.
@@ -140,17 +136,18 @@ class Injector:
         Raises:
             UnitError: The model has no such linear.
         """
-        return self._weight_image(name, self._linear(name), fmt).data
+        return self._weight_image(name, self._linear(name), treatment).data
 
-    def quantized_input(self, name: str, fmt: BlockFormat, x: Tensor) -> Tensor:
+    def quantized_input(self, name: str, treatment: Treatment, x: Tensor) -> Tensor:
         """The image of what enters a linear, as it would be inside `applied`.
 
         NaN or Inf is found by `check`.
 
         Raises:
             NonFiniteError: The calibrated amax is 0, but `x` is not.
+            UnitError: The calibration has no such linear.
         """
-        return self._input_image(name, fmt, self._amax(name, fmt), x)
+        return self._input_image(name, treatment.format, self._amax(name, treatment), x)
 
     def _linear(self, name: str) -> nn.Linear | Conv1D:
         if name not in self._modules:
@@ -164,30 +161,37 @@ class Injector:
         return self._modules[name]
 
     def _weight_image(
-        self, name: str, module: nn.Linear | Conv1D, fmt: BlockFormat
+        self, name: str, module: nn.Linear | Conv1D, treatment: Treatment
     ) -> nn.Parameter:
-        kept = self._weights.get(name)
-        if kept is not None and kept.is_for(module.weight, fmt):
+        kept = self._weights.get((name, treatment))
+        if kept is not None and kept.is_for(module.weight):
             return kept.image
         # The reduction axis comes last in nn.Linear, first in Conv1D.
         turned = isinstance(module, Conv1D)
         weight = module.weight.detach()
         image = qdq(
-            weight.T if turned else weight, fmt, nonfinite=self._flag(name, "weight", weight)
+            weight.T if turned else weight,
+            treatment.format,
+            nonfinite=self._flag(name, "weight", weight),
         )
         image = image.T.contiguous() if turned else image
         parameter = nn.Parameter(image, requires_grad=False)
         version = module.weight._version
-        self._weights[name] = _WeightImage(module.weight, version, fmt, parameter)
+        self._weights[name, treatment] = _WeightImage(module.weight, version, parameter)
         return parameter
 
-    def _input_hook(self, name: str, fmt: BlockFormat) -> Callable[..., tuple[Any, ...]]:
-        return partial(self._quantize_input, name, fmt, self._amax(name, fmt))
+    def _input_hook(self, name: str, treatment: Treatment) -> Callable[..., tuple[Any, ...]]:
+        return partial(self._quantize_input, name, treatment.format, self._amax(name, treatment))
 
-    def _amax(self, name: str, fmt: BlockFormat) -> float | None:
-        if fmt.uses_tensor_amax and self.activation_amax is not None:
-            return self.activation_amax[name]
-        return None
+    def _amax(self, name: str, treatment: Treatment) -> float | None:
+        if treatment.tensor_scale is not Amax.CALIBRATED:
+            return None
+        if name not in self.calibrated:
+            raise UnitError(
+                f"the input of {name} has no calibrated amax ({len(self.calibrated)} linears have "
+                "one); calibrate it, or use --activation-scale dynamic"
+            )
+        return self.calibrated[name]
 
     def _quantize_input(
         self, name: str, fmt: BlockFormat, amax: float | None, _: nn.Module, args: tuple[Any, ...]
@@ -234,15 +238,14 @@ class Injector:
 
 @dataclass(frozen=True)
 class _WeightImage:
-    """A quantized weight, good while the weight and the format are the same."""
+    """A quantized weight, good while the weight is the same."""
 
     weight: Tensor
     version: int
-    fmt: BlockFormat
     image: nn.Parameter
 
-    def is_for(self, weight: Tensor, fmt: BlockFormat) -> bool:
-        return self.weight is weight and self.version == weight._version and self.fmt == fmt
+    def is_for(self, weight: Tensor) -> bool:
+        return self.weight is weight and self.version == weight._version
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,9 @@
-r"""Which linears stay in full precision in the all-quantized model: patterns, and their defaults.
+"""Which linears stay in full precision in the all-quantized model: patterns, and their defaults."""
 
-A pattern is a shell pattern or, behind `re:`, a regular expression from the start of the name, as
-in the ignore lists of checkpoints. It is held against the full module name and against its
-endings at a dot: `o_proj`, `self_attn.*`, `*.layers.0.*` and `re:.*\.mlp\.gate$` are all good.
-"""
-
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+
+from fp4scope.recipes import matches
 
 NOTHING = "none"
 """The pattern that takes the defaults away."""
@@ -52,18 +47,6 @@ class Excluded:
     linears: tuple[str, ...]
     reason: str
     share: float
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern means a module.
-
-    Example:
-        >>> [matches(p, "model.layers.0.mlp.gate") for p in ("gate", "mlp.*", "re:.*gate$", "up")]
-        [True, True, True, False]
-    """
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), name) is not None
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
 def reason_for(name: str, patterns: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import NamedTuple, TypeGuard
 
 from torch import nn
@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError, nearest
 from fp4scope.models.config import config_size, text_config
-from fp4scope.models.exclude import NOTHING, Excluded, matches, reason_for
+from fp4scope.models.exclude import NOTHING, Excluded, reason_for
+from fp4scope.recipes import Site, Sites, matches
 
 ROUTER = "router"
 NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Blocks, and the linears of every cell by their full module names.
+    """Where the blocks are, and the sites in them: a cell's (experts) follow one another.
 
     `coverage` is the share of the blocks' parameters that are weights of these linears. `excluded`
     are linears that stay in full precision, by choice or because they never run. `missed` names
@@ -42,11 +43,14 @@ class Layout:
     """
 
     blocks_path: str
-    blocks: int
-    cells: dict[Cell, tuple[str, ...]]
+    sites: Sites
     coverage: float
     missed: tuple[tuple[str, float], ...]
     excluded: tuple[Excluded, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        return len(self.sites.blocks)
 
     @property
     def reachable(self) -> float:
@@ -56,15 +60,15 @@ class Layout:
     @property
     def components(self) -> tuple[str, ...]:
         """Component names in the order in which a block holds them."""
-        return tuple(dict.fromkeys(cell.component for cell in self.cells))
+        return self.sites.components
 
     @property
     def paths(self) -> dict[str, str]:
         """Each component's path inside its block, uncut: that of its first linear."""
         found: dict[str, str] = {}
-        for (block, component), names in self.cells.items():
-            prefix = f"{self.blocks_path}.{block}."
-            found.setdefault(component, names[0].removeprefix(prefix))
+        for site in self.sites:
+            prefix = f"{self.blocks_path}.{site.block}."
+            found.setdefault(site.component, site.name.removeprefix(prefix))
         return found
 
     def blocks_with(self, component: str) -> list[int]:
@@ -73,33 +77,21 @@ class Layout:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        return tuple(name for names in self.cells.values() for name in names)
+        """Their full names."""
+        return tuple(self.sites.by_name)
+
+    @cached_property
+    def cells(self) -> dict[Cell, tuple[str, ...]]:
+        """The linears of every cell by their full module names."""
+        found: dict[Cell, tuple[str, ...]] = {}
+        for site in self.sites:
+            cell = Cell(site.block, site.component)
+            found[cell] = (*found.get(cell, ()), site.name)
+        return found
 
     @property
     def cell_of(self) -> dict[str, Cell]:
         return {name: cell for cell, names in self.cells.items() for name in names}
-
-    def match(self, pattern: str) -> tuple[str, ...]:
-        """Full names of the linears that a shell pattern matches.
-
-        Args:
-            pattern: Matched against full names (`*.3.mlp.*`) and component names (`down_proj`).
-
-        Raises:
-            UnitError: None is: a silent miss would read as "insensitive".
-        """
-        cell_of = self.cell_of
-        names = tuple(
-            name
-            for name in self.linears
-            if fnmatchcase(name, pattern) or fnmatchcase(cell_of[name].component, pattern)
-        )
-        if not names:
-            raise UnitError(
-                f"pattern {pattern!r} matches none of the {len(self.linears)} linears; their names "
-                f"look like {self.linears[0]}; for components, {nearest(pattern, self.components)}"
-            )
-        return names
 
 
 def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
@@ -124,7 +116,7 @@ def find_layout(
     path, stack = _block_stack(model)
     _require_matches(model, exclude)
     experts = _expert_counts(model)
-    found: list[tuple[int, str, str]] = []
+    found: dict[str, tuple[int, str, nn.Linear | Conv1D]] = {}
     reasons: dict[str, str] = {}
     owner: dict[int, str] = {}
     for index, block in enumerate(stack):
@@ -132,7 +124,7 @@ def find_layout(
             if not is_linear(module):
                 continue
             full = f"{path}.{index}.{name}"
-            found.append((index, _without_numbers(block, name), full))
+            found[full] = index, _without_numbers(block, name), module
             reason = ROUTER if _is_router(block, name, module, experts) else None
             if reason is None or NOTHING in exclude:
                 reason = reason_for(full, exclude)
@@ -143,24 +135,21 @@ def find_layout(
                 continue
             _require_own_weight(full, module, owner)
 
-    short = _shortest_endings({inner for _, inner, _ in found})
-    cells: dict[Cell, list[str]] = defaultdict(list)
+    short = _shortest_endings({inner for _, inner, _ in found.values()})
+    cells: dict[Cell, list[Site]] = defaultdict(list)
     apart: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for index, inner, full in found:
+    for full, (index, inner, module) in found.items():
         if full in reasons:
             apart[short[inner], reasons[full]].append(full)
         else:
-            cells[Cell(index, short[inner])].append(full)
+            cells[Cell(index, short[inner])].append(_site(full, index, short[inner], module))
     if not cells:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
-    sizes, total, missed = _coverage(
-        stack, {full.removeprefix(f"{path}."): full for _, _, full in found}
-    )
+    sizes, total, missed = _coverage(stack, {full.removeprefix(f"{path}."): full for full in found})
     return Layout(
         blocks_path=path,
-        blocks=len(stack),
-        cells={cell: tuple(names) for cell, names in cells.items()},
+        sites=Sites((site for members in cells.values() for site in members), len(stack)),
         coverage=sum(size for name, size in sizes.items() if name not in reasons) / total,
         missed=missed,
         excluded=tuple(
@@ -168,6 +157,12 @@ def find_layout(
             for (component, reason), names in apart.items()
         ),
     )
+
+
+def _site(name: str, block: int, component: str, module: nn.Linear | Conv1D) -> Site:
+    # The reduction axis comes last in nn.Linear, first in Conv1D.
+    cols, rows = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+    return Site(name=name, block=block, component=component, rows=rows, cols=cols)
 
 
 def _require_matches(model: nn.Module, exclude: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ Memory: one window's graph, the inputs of the linears with it, and at a baseline
 weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,12 +39,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.inject import Injector, Setting
+from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.records import Variant
-from fp4scope.study import Direction
-from fp4scope.sweep.plan import PlannedVariant, setting_of
+from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.treatments import Setting, Treatment
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
 _TILE_ROWS = 128
@@ -81,52 +82,47 @@ def estimate_window(
         ModelError: The model computes in a way through which no gradient comes.
         NonFiniteError: NaN or Inf in a quantized input, or an estimate that is not finite.
     """
+    place = {name: i for i, name in enumerate(loaded.layout.linears)}
+    asked: dict[Setting | None, list[tuple[Variant, Contrast]]] = {}
+    for planned in units:
+        contrast = planned.contrast
+        assert contrast is not None
+        asked.setdefault(contrast.own.base, []).append((planned.variant, contrast))
     nats: dict[Variant, float] = {}
     nll: dict[Setting | None, float] = {}
-    for point, members in _points(loaded, units).items():
-        wanted = _wanted(loaded, members)
+    for point, members in asked.items():
+        wanted = _wanted((contrast for _, contrast in members), place)
         for scale in _LOSS_SCALES.get(loaded.dtype, (1.0,)):
             nll[point], costs = _one_point(loaded, ids, point, wanted, injector, scale)
             if all(isfinite(cost) for cost in costs.values()):
                 break
-        for planned in members:
-            setting = setting_of(planned.variant)
-            cost = sum(costs[name, setting] for name in _linears(loaded, planned))
+        for variant, contrast in members:
+            setting = contrast.family.setting
+            cost = sum(costs[name, setting] for name in _linears(contrast, place))
             if not isfinite(cost):
                 raise NonFiniteError(
-                    f"the estimate of {planned.variant.key} is {cost} in {loaded.dtype}: a "
+                    f"the estimate of {variant.key} is {cost} in {loaded.dtype}: a "
                     f"gradient overflowed; {nonfinite_cause(loaded.model)}"
                 )
-            nats[planned.variant] = cost
+            nats[variant] = cost
     ordered = {v.variant: nats[v.variant] for v in units}
     return WindowEstimates(tokens=len(ids) - 1, nats=ordered, nll=nll)
 
 
-def _points(
-    loaded: LoadedModel, units: Sequence[PlannedVariant]
-) -> dict[Setting | None, list[PlannedVariant]]:
-    """The units by where their gradient is taken: the setting of every linear, None for none."""
-    points: dict[Setting | None, list[PlannedVariant]] = {}
-    for planned in units:
-        restore = planned.variant.direction == Direction.RESTORE.value
-        points.setdefault(setting_of(planned.variant) if restore else None, []).append(planned)
-    return points
-
-
-def _linears(loaded: LoadedModel, planned: PlannedVariant) -> list[str]:
-    """The linears of a unit: those that are quantized alone, or alone are not."""
-    restore = planned.variant.direction == Direction.RESTORE.value
-    return [name for name in loaded.layout.linears if (name in planned.settings) != restore]
+def _linears(contrast: Contrast, place: Mapping[str, int]) -> list[str]:
+    """The linears of a unit in the order of the model, so that sums are always the same."""
+    assert contrast.unit is not None
+    return sorted(contrast.unit.sites, key=place.__getitem__)
 
 
 def _wanted(
-    loaded: LoadedModel, members: Sequence[PlannedVariant]
+    contrasts: Iterable[Contrast], place: Mapping[str, int]
 ) -> dict[str, tuple[Setting, ...]]:
     """By linear, the settings under which some unit needs its cost."""
     found: dict[str, dict[Setting, None]] = {}
-    for planned in members:
-        for name in _linears(loaded, planned):
-            found.setdefault(name, {})[setting_of(planned.variant)] = None
+    for contrast in contrasts:
+        for name in _linears(contrast, place):
+            found.setdefault(name, {})[contrast.family.setting] = None
     return {name: tuple(settings) for name, settings in found.items()}
 
 
@@ -140,6 +136,8 @@ def _one_point(
 ) -> tuple[float, dict[tuple[str, Setting], float]]:
     """The NLL there, and what each linear costs under each setting; the loss is scaled."""
     everywhere = {} if point is None else dict.fromkeys(loaded.layout.linears, point)
+    # Those of one point are kept for the next window, if there is no other in between.
+    injector.forget(injector.held - {(name, s.weight) for name, s in everywhere.items()})
     taps = [_Tap(loaded, name, settings, injector) for name, settings in wanted.items()]
     found: dict[tuple[str, Setting], Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
@@ -257,7 +255,7 @@ class _Tap:
                 f"the model writes into what entered {self._name}, so it cannot be estimated; "
                 "leave --method at exact"
             )
-        weights: dict[Any, Tensor] = {}
+        weights: dict[Treatment, Tensor] = {}
         for setting in self._settings:
             moved = self._moved(setting, x, weights)
             cost = torch.dot(gradient.flatten().double(), moved.flatten().double())
@@ -265,27 +263,26 @@ class _Tap:
             found[key] = found[key] + cost if key in found else cost
 
     def _moved(
-        self, setting: Setting, x: Tensor, weights: dict[Any, Tensor]
+        self, setting: Setting, x: Tensor, weights: dict[Treatment, Tensor]
     ) -> Float[Tensor, "*shape"]:
         """By how much the linear's output moves when it is quantized."""
         image: Tensor = self._weight
         parts: list[Tensor] = []
-        if (fmt := setting.weights) is not None:
-            if fmt not in weights:
-                weights[fmt] = self._quantized_weight(setting)
-            image = weights[fmt]
+        if setting.weight is not None:
+            if setting.weight not in weights:
+                weights[setting.weight] = self._quantized_weight(setting.weight)
+            image = weights[setting.weight]
             parts.append(self._times(x, image - self._weight))
-        if setting.activations is not None:
-            rounded = self._injector.quantized_input(self._name, setting.activations, x)
+        if setting.input is not None:
+            rounded = self._injector.quantized_input(self._name, setting.input, x)
             parts.append(self._times(rounded - x, image))
         return sum(parts[1:], start=parts[0])
 
-    def _quantized_weight(self, setting: Setting) -> Tensor:
-        assert setting.weights is not None
-        if self._module.weight is not self._weight:  # applied: the one setting of this baseline
+    def _quantized_weight(self, treatment: Treatment) -> Tensor:
+        if self._module.weight is not self._weight:  # applied: the one setting of this point
             return self._module.weight.detach()
-        image = self._injector.quantized_weight(self._name, setting.weights)
-        self._injector.forget([self._name])
+        image = self._injector.quantized_weight(self._name, treatment)
+        self._injector.forget([(self._name, treatment)])
         return image
 
     def _times(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks, head_runs
+from fp4scope.treatments import Amax
 
 # Two forwards in this many: less than one percent of a sweep.
 _FORWARDS_BETWEEN_CHECKS = 256
@@ -251,9 +252,9 @@ class Sweep:
         if self._stopping.goal is not None:
             most = min(most, MOST_WINDOWS)
         shape = self._memory.shape(most, self.budget)
-        several = self.check.batches and not (
-            self.check.flattens and self._injector.activation_amax is None
-        )
+        inputs = {s.input for v in planned for s in v.recipe.settings}
+        by_window = any(x is not None and x.tensor_scale is Amax.WINDOW for x in inputs)
+        several = self.check.batches and not (self.check.flattens and by_window)
         if not several:  # a state may not depend on what shares its batch
             shape = replace(shape, windows=1, block=1, head=shape.head if self.check.batches else 1)
         last = self._journal.last_shape(self._realisations)

@@ -18,7 +18,7 @@ from fp4scope.kernels import backend
 from fp4scope.models import LoadedModel, config_size, config_value
 from fp4scope.records import REFERENCE
 from fp4scope.sweep.plan import PlannedVariant
-from fp4scope.sweep.tree import Tree, build_tree
+from fp4scope.sweep.tree import Tree, build_tree, peak_image_numbers
 from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches
 
 # Where a device is busy: what a CPU's caches like, and on a GPU more work than Python takes time to
@@ -62,11 +62,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pass:
-    """Variants that go over the weights together. Those in `carried` are only compared with."""
+    """Variants that go over the weights together. Those in `carried` are only compared with.
+
+    `image_numbers` is how many numbers its quantized weights have at the peak.
+    """
 
     variants: tuple[PlannedVariant, ...]
     carried: int
     tree: Tree
+    image_numbers: int
 
 
 def free_memory(device: torch.device) -> int:
@@ -108,8 +112,9 @@ def passes(variants: Sequence[PlannedVariant], groups: int, loaded: LoadedModel)
         wanted = {REFERENCE} | {v.against for v in chosen}
         carried = [v for v in fixed if v.variant in wanted] if found else fixed
         members = (*carried, *chosen)
-        tree = build_tree(members, loaded.layout)
-        found.append(Pass(members, len(carried) if found else 0, tree))
+        tree = build_tree(members, loaded.layout.sites)
+        images = peak_image_numbers(tree, loaded.layout.sites)
+        found.append(Pass(members, len(carried) if found else 0, tree, images))
     return found
 
 
@@ -158,7 +163,7 @@ class Memory:
         config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
         weights = self._loaded.weights
         widest = max(max(weight.shape) for weight in weights)
-        images = sum(weight.numel() for weight in weights) // self._loaded.layout.blocks * size
+        images = max(p.image_numbers for p in self.passes(shape.groups)) * size
 
         batch = shape.block * tokens
         block = batch * (5 * widest + 8 * self._loaded.hidden_size) * size

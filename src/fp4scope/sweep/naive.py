@@ -38,13 +38,14 @@ def measure_naively(
         injector: Of the same model.
         perturb: What a replica does to the entrance of a block; only needed if there are any.
     """
-    settings = {v.variant.key: v.settings for v in variants if not v.replica}
+    sites = loaded.layout.sites
+    recipes = {v.variant.key: v.recipe for v in variants if not v.replica}
     measured: list[list[WindowMetrics]] = [[] for _ in variants]
     for w, row in enumerate(ids):
         targets = row[1:].to(loaded.device)
         compared = {}
         for against in dict.fromkeys(v.against.key for v in variants):
-            with injector.applied(settings[against]):
+            with injector.applied(dict(recipes[against].in_block(sites))):
                 compared[against] = reference_predictions(loaded.logits(row)[:-1])
         for planned, results in zip(variants, measured, strict=True):
             against = compared[planned.against.key]
@@ -52,7 +53,7 @@ def measure_naively(
                 logits = against.logits
             else:
                 moved = _moved(loaded, planned.replica, w, perturb)
-                with injector.applied(planned.settings), moved:
+                with injector.applied(dict(planned.recipe.in_block(sites))), moved:
                     logits = loaded.logits(row)[:-1]
             results += compare(logits[None], targets, against).windows()
     return measured

@@ -39,7 +39,7 @@ def require_finite(
             loaded.logits(ids[window], last=1)
             yield
 
-        with injector.applied(planned.settings):
+        with injector.applied(dict(planned.recipe.in_block(loaded.layout.sites))):
             seen = observe_inputs(loaded.model, loaded.layout.linears, once())
         broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
         cell = loaded.layout.cell_of[broken[0]] if broken else None

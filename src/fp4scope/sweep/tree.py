@@ -8,14 +8,16 @@ here knows what a restore or a component is.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fp4scope.inject import Setting
-from fp4scope.models import Layout
+from fp4scope.recipes import Recipe, Sites
 from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.treatments import Setting, Treatment
 
 Settings = tuple[tuple[str, Setting], ...]
+Image = tuple[str, Treatment]
+"""A quantized weight, by its site and how it is treated."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +70,74 @@ class Tree:
         return peak
 
 
-def build_tree(variants: Sequence[PlannedVariant], layout: Layout) -> Tree:
+def build_tree(variants: Sequence[PlannedVariant], sites: Sites) -> Tree:
     """The prefix tree of these variants."""
-    cell_of = layout.cell_of
-    by_block: list[dict[int, list[tuple[str, Setting]]]] = []
-    for planned in variants:
-        blocks: dict[int, list[tuple[str, Setting]]] = {}
-        for name, setting in planned.settings.items():
-            blocks.setdefault(cell_of[name].block, []).append((name, setting))
-        by_block.append(blocks)
-
+    by_block, kinds_of = settings_by_block(dict.fromkeys(v.recipe for v in variants), sites)
+    kinds = [kinds_of[v.recipe] for v in variants]
     roots = {replica: i for i, replica in enumerate(sorted({v.replica for v in variants}))}
     at = [roots[v.replica] for v in variants]
     replica_of = list(roots)
     steps: list[tuple[Step, ...]] = []
-    for block in range(layout.blocks):
-        edges: dict[Settings, dict[int, int]] = {}
-        for i, blocks in enumerate(by_block):
-            settings = tuple(sorted(blocks.get(block, ()), key=lambda item: item[0]))
-            children = edges.setdefault(settings, {})
+    for block, settings in enumerate(by_block):
+        edges: dict[int, dict[int, int]] = {}
+        for i, planned in enumerate(variants):
+            children = edges.setdefault(kinds[i][block], {})
             if at[i] not in children:
                 children[at[i]] = len(replica_of)
-                replica_of.append(variants[i].replica)
+                replica_of.append(planned.replica)
             at[i] = children[at[i]]
         # Nodes in the order in which they were made: neighbours stay neighbours.
         steps.append(
             tuple(
-                Step(dict(settings), tuple(sorted(children.items())))
-                for settings, children in edges.items()
+                Step(dict(settings[kind]), tuple(sorted(children.items())))
+                for kind, children in edges.items()
             )
         )
     return Tree(tuple(steps), roots, tuple(at), tuple(replica_of))
+
+
+def settings_by_block(
+    recipes: Iterable[Recipe], sites: Sites
+) -> tuple[list[list[Settings]], dict[Recipe, list[int]]]:
+    """The different settings of every block, and which of them each recipe has in each block.
+
+    A recipe is its base's but for the blocks that it edits, so only these are looked at.
+    """
+    found: list[dict[Settings, int]] = [{} for _ in sites.blocks]
+
+    def kind_in(recipe: Recipe, block: int) -> int:
+        settings = recipe.in_block(sites.blocks[block])
+        return found[block].setdefault(settings, len(found[block]))
+
+    kinds: dict[Recipe, list[int]] = {}
+    for recipe in recipes:
+        base = Recipe(recipe.base)
+        if base not in kinds:
+            kinds[base] = [kind_in(base, block) for block in range(len(found))]
+        kinds[recipe] = [*kinds[base]]
+        for block in {sites.by_name[name].block for name in recipe.edited}:
+            kinds[recipe][block] = kind_in(recipe, block)
+    return [list(settings) for settings in found], kinds
+
+
+def last_uses(steps: Sequence[Step]) -> list[set[Image]]:
+    """For each step of a block, the weight images that no later step of it needs."""
+    later: set[Image] = set()
+    found: list[set[Image]] = []
+    for step in reversed(steps):
+        images = {(name, s.weight) for name, s in step.settings.items() if s.weight is not None}
+        found.append(images - later)
+        later |= images
+    return found[::-1]
+
+
+def peak_image_numbers(tree: Tree, sites: Sites) -> int:
+    """How many numbers all weight images have that live at the same time, at most."""
+    peak = 0
+    for steps in tree.steps:
+        live: set[Image] = set()
+        for step, done in zip(steps, last_uses(steps), strict=True):
+            live |= {(name, s.weight) for name, s in step.settings.items() if s.weight is not None}
+            peak = max(peak, sum(sites.by_name[name].parameters for name, _ in live))
+            live -= done
+    return peak

@@ -20,7 +20,7 @@ from fp4scope.inject import Injector
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
 from fp4scope.sweep.plan import PlannedVariant
-from fp4scope.sweep.tree import Tree
+from fp4scope.sweep.tree import Tree, last_uses
 
 _T = TypeVar("_T")
 
@@ -113,6 +113,7 @@ class Wavefront:
         Raises:
             NonFiniteError: NaN or Inf in a quantized input.
         """
+        self._injector.forget()
         inputs = self._stack.capture(ids)
         states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
         with self._stack.fused():
@@ -137,7 +138,7 @@ class Wavefront:
         for block, steps in enumerate(self._tree.steps):
             self._stack.bring(block)
             moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
-            for step in steps:
+            for step, done in zip(steps, last_uses(steps), strict=True):
                 with self._injector.applied(step.settings, check=False):
                     for edges in _pieces(step.edges, together):
                         self._run(block, edges, states, inputs, moves)
@@ -146,8 +147,8 @@ class Wavefront:
                             if not uses[parent]:
                                 del states[parent]
                         advance(float(len(edges) * len(windows)))
+                self._injector.forget(done)
             self._injector.check()
-            self._injector.forget({name for step in steps for name in step.settings})
 
     def _perturbations(
         self, block: int, windows: Sequence[int], shape: Sequence[int]
