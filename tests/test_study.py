@@ -23,6 +23,13 @@ def test_lists_and_comma_separated_words_mean_the_same():
     assert one.formats == ("mxfp4:floor", "nvfp4")
 
 
+@pytest.mark.parametrize("field", ["exclude", "cells", "patterns"])
+def test_what_is_no_regular_expression_is_refused(field):
+    with pytest.raises(StudyError, match=rf"{field}: 're:\(' is no regular expression"):
+        Study.build(model="m", **{field: ["re:("]})
+    assert getattr(Study.build(model="m", **{field: ["re:.*a$"]}), field) == ("re:.*a$",)
+
+
 def test_yaml_round_trip(tmp_path):
     study = Study.build(model="m", text="t.txt", windows=3, patterns=["*.0.*"], operands="weights")
     path = tmp_path / "study.yaml"

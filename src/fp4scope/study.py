@@ -263,16 +263,16 @@ class Study(BaseModel):
             raise StudyError(f"{info.field_name} is empty; give one or more of {choices}")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("exclude")
+    @field_validator("exclude", "cells", "patterns")
     @classmethod
-    def _expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _expressions(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:  # noqa: ANN401
         for pattern in value:
             if pattern.startswith("re:"):
                 try:
                     re.compile(pattern.removeprefix("re:"))
                 except re.error as error:
                     raise StudyError(
-                        f"exclude: {shown(pattern)} is no regular expression: {error}"
+                        f"{info.field_name}: {shown(pattern)} is no regular expression: {error}"
                     ) from None
         return value
 

@@ -351,7 +351,7 @@ def test_excluding_everything_is_an_error(tiny_model):
 def test_what_never_runs_cannot_be_reached(tiny_model):
     model = tiny_model("llama")
     whole = find_layout(model)
-    layout = find_layout(model, silent=whole.match("down_proj"))
+    layout = find_layout(model, silent=whole.sites.match("down_proj"))
     assert "down_proj" not in layout.components
     assert layout.reachable == layout.coverage < whole.coverage
     with pytest.raises(ModelError, match=r"only 7\d.\d% of .*allow-partial"):
