@@ -41,9 +41,11 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     study = Study.build(sweep="components", **vars(parser.parse_args()))
-    loaded = load_model(study.model, device=study.device, dtype=study.dtype)
+    loaded = load_model(
+        study.model.name, device=study.numerics.device, dtype=study.numerics.dtype.value
+    )
     windows = evaluation_windows(
-        study, evaluation_text(study), loaded.tokenizer, loaded.config.model_type
+        study.data, evaluation_text(study.data), loaded.tokenizer, loaded.config.model_type
     )
     ids = windows.ids
     cuda = loaded.device.type == "cuda"
@@ -51,7 +53,7 @@ def main() -> int:
         f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, "
         f"{torch.cuda.get_device_name() if cuda else platform.machine()}, {loaded.dtype_name}\n"
-        f"{loaded.name}, {len(ids)} windows of {study.seq_len} tokens of {windows.source}"
+        f"{loaded.name}, {len(ids)} windows of {study.data.seq_len} tokens of {windows.source}"
     )
 
     injector = Injector(loaded.model, calibrated(loaded, ids[-4:]))
@@ -80,7 +82,7 @@ def main() -> int:
     for planned in chosen:
         if planned.variant.is_control:
             own, again = (swept[v.key] for v in (planned.variant, jitter(planned.variant)))
-            tokens = study.seq_len - 1
+            tokens = study.data.seq_len - 1
             _print(planned.variant.key, np.array([again[w] - own[w] for w in own]) / tokens)
     return 0
 

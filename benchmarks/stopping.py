@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fp4scope.goals import BestGoal, parse_goal
 from fp4scope.records import Results
 from fp4scope.stats import Fate, Pairing, by_window, difference, family, search
+from fp4scope.study import BestGoal, parse_goal
 
 
 def main() -> None:

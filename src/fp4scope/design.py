@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fp4scope.formats import get_format
-from fp4scope.goals import BestGoal
+from fp4scope.formats import BlockFormat
 from fp4scope.recipes import Recipe, Sites
-from fp4scope.study import Direction, Level, Operands, Study
+from fp4scope.study import ActivationScale, BestGoal, Direction, Level, Operands, Study
 from fp4scope.treatments import Amax, Setting, Treatment
 
 _K = TypeVar("_K")
@@ -114,14 +113,15 @@ def design(study: Study, sites: Sites) -> Design:
         UnitError: A pattern matches no site.
     """
     units = list(_units(study, sites))
-    amax = Amax.CALIBRATED if study.activation_scale == "calibrated" else Amax.WINDOW
+    static = study.numerics.activation_scale is ActivationScale.CALIBRATED
+    amax = Amax.CALIBRATED if static else Amax.WINDOW
     contrasts: list[Contrast] = []
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
-    for configuration in study.configurations:
+    for configuration in study.question.configurations:
         setting = setting_of(*configuration, amax)
         contrasts.append(whole(setting))
-        if configuration not in study.swept:
+        if configuration not in study.question.swept:
             continue
         if more and setting.input is not None:  # with weights alone there is no noise to reduce
             replicas[Recipe(setting)] = more
@@ -131,9 +131,10 @@ def design(study: Study, sites: Sites) -> Design:
                 for unit, directions in units
                 if direction in directions
             ]
-    asked = 1 if study.jitter == "auto" else study.jitter
-    controls = range(1, max(study.replicas - 1, asked) + 1)
-    return Design(tuple(contrasts), study.replicas, controls, replicas)
+    numerics = study.numerics
+    asked = 1 if numerics.jitter == "auto" else numerics.jitter
+    controls = range(1, max(numerics.replicas - 1, asked) + 1)
+    return Design(tuple(contrasts), numerics.replicas, controls, replicas)
 
 
 def _replicas(
@@ -145,18 +146,19 @@ def _replicas(
     are decided. (A folder may go on under another half-width, or without one.)
     """
     kept = any(Direction.RESTORE in directions for _, directions in units)
-    if not kept or isinstance(study.goal, BestGoal):
+    if not kept or isinstance(study.question.stop_when, BestGoal):
         return range(0)
-    if study.jitter != "auto":
-        return range(study.replicas, study.replicas + study.jitter)
+    first, asked = study.numerics.replicas, study.numerics.jitter
+    if asked != "auto":
+        return range(first, first + asked)
     # So many as cost about `REPLICAS_COST` of a setting's sweep, by blocks that run.
     blocks = len(sites.blocks)
     sweep = blocks
     for unit, directions in units:
-        first = min(sites.by_name[name].block for name in unit.sites)
-        sweep += (blocks - first) * len(directions)
-    found = round(REPLICAS_COST * sweep * study.replicas / blocks)
-    return range(study.replicas, study.replicas + min(max(1, found), MOST_REPLICAS))
+        earliest = min(sites.by_name[name].block for name in unit.sites)
+        sweep += (blocks - earliest) * len(directions)
+    found = round(REPLICAS_COST * sweep * first / blocks)
+    return range(first, first + min(max(1, found), MOST_REPLICAS))
 
 
 def whole(setting: Setting) -> Contrast:
@@ -174,9 +176,8 @@ def of_unit(unit: Unit, setting: Setting, direction: Direction) -> Contrast:
     return Contrast(((only, 1), (NOTHING, -1)), unit, family)
 
 
-def setting_of(format: str, operands: Operands, amax: Amax = Amax.CALIBRATED) -> Setting:
-    """The setting that a format's name and the quantized operands mean."""
-    fmt = get_format(format)
+def setting_of(fmt: BlockFormat, operands: Operands, amax: Amax = Amax.CALIBRATED) -> Setting:
+    """The setting that a format and the quantized operands mean."""
     return Setting(
         weight=Treatment(fmt) if operands.weights else None,
         # Without a tensor scale no amax is asked for, so that both spellings are one recipe.
@@ -188,17 +189,17 @@ def setting_of(format: str, operands: Operands, amax: Amax = Amax.CALIBRATED) ->
 
 def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:
     """Every unit, and the directions in which its effect is asked for."""
-    if directions := study.directions(Level.COMPONENTS):
+    if directions := study.question.directions(Level.COMPONENTS):
         for component, names in _grouped((s.component, s.name) for s in sites).items():
             yield Unit("components", component, None, names), directions
-    if directions := study.directions(Level.BLOCKS):
+    if directions := study.question.directions(Level.BLOCKS):
         for block, members in enumerate(sites.blocks):
             if members:
                 yield Unit("blocks", "", block, frozenset(s.name for s in members)), directions
-    for pattern in study.patterns:
-        yield Unit("patterns", pattern, None, sites.match(pattern)), study.directions(None)
-    if directions := study.directions(Level.CELLS):
-        chosen = frozenset().union(*map(sites.match, study.cells or ("*",)))
+    for pattern in study.question.patterns:
+        yield Unit("patterns", pattern, None, sites.match(pattern)), study.question.directions(None)
+    if directions := study.question.directions(Level.CELLS):
+        chosen = frozenset().union(*map(sites.match, study.question.layers or ("*",)))
         for unit in _cells(sites):
             if chosen & unit.sites:
                 yield unit, directions

@@ -37,15 +37,18 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
         DataError: A text is not there, not a file, or too large for the memory.
         OutputError: The folder cannot be written to.
     """
-    for name, path in (("text", study.text), ("calibration text", study.calibration_text)):
+    for name, path in (
+        ("text", study.data.text),
+        ("calibration text", study.data.calibration_text),
+    ):
         if path is not None:
             check_text(path, name)
     if not in_memory:
-        check_name(study.model, study.revision)
+        check_name(study.model.name, study.model.revision)
     if out is not None:
         writable_folder(out)
-    if not in_memory and not os.path.exists(os.path.expanduser(study.model)):
-        _require_on_hub(study.model, study.revision)
+    if not in_memory and not os.path.exists(os.path.expanduser(study.model.name)):
+        _require_on_hub(study.model.name, study.model.revision)
 
 
 def check_text(path: str | Path, what: str = "text") -> None:

@@ -7,10 +7,18 @@ are still compared. A report needs those in `REPORTED`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from fp4scope.formats.spec import FORMATS
+from fp4scope.study import in_sections
 
 RESULTS_VERSION = 4
 
@@ -24,6 +32,7 @@ Magnitude = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e100)]
 Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 Scalar = Annotated[int, Field(ge=-(2**64), le=2**64)] | bool | Number | Text | None
 Options = dict[Text, Scalar | list[Scalar]]
+StudySections = dict[Text, Scalar | list[Scalar] | Options]
 
 _STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 
@@ -270,19 +279,29 @@ class EnvironmentSection(TypedDict, total=False):
 
 
 @with_config(ConfigDict(strict=True))
+class _Question(TypedDict, total=False):
+    operands: list[Text]
+
+
+@with_config(ConfigDict(strict=True))
+class _Numerics(TypedDict, total=False):
+    replicas: Positive
+
+
+@with_config(ConfigDict(strict=True))
 class _StudyRead(TypedDict, total=False):
     """Of a study's options those that results are read by; the others may be any."""
 
-    replicas: Positive
-    operands: list[Text]
+    question: _Question
+    numerics: _Numerics
 
 
 _STUDY_READ = TypeAdapter(_StudyRead)
 
 
-def _study(options: Options) -> Options:
-    _STUDY_READ.validate_python(options)
-    return options
+def _study(sections: StudySections) -> StudySections:
+    _STUDY_READ.validate_python(sections)
+    return sections
 
 
 @_STRICT
@@ -290,7 +309,7 @@ class ResultsFields(TypedDict):
     """A results file; `summary` is derived from the rest and never read."""
 
     version: Literal[4]
-    study: Annotated[Options, AfterValidator(_study)]
+    study: Annotated[StudySections, BeforeValidator(in_sections), AfterValidator(_study)]
     model: ModelSection
     data: DataSection
     protocol: ProtocolSection
@@ -303,8 +322,9 @@ class ResultsFields(TypedDict):
 
 
 REPORTED = (
-    "study.replicas", "model.name", "model.architecture", "model.fingerprint", "model.blocks",
-    "model.coverage", "model.prior_quantization", "model.dtype", "model.device", "model.warnings",
+    "study.numerics.replicas",
+    "model.name", "model.architecture", "model.fingerprint", "model.blocks", "model.coverage",
+    "model.prior_quantization", "model.dtype", "model.device", "model.warnings",
     "data.source", "data.text_sha256", "data.tokens_in_text", "data.windows", "data.seq_len",
     "data.bos", "data.sha256", "data.calibration.source", "data.calibration.windows",
     "data.calibration.seq_len", "data.calibration.evaluated", "protocol.activation_scale",

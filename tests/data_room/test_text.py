@@ -10,6 +10,7 @@ import pytest
 
 from fp4scope.data import Text, dataset, read_text
 from fp4scope.errors import DataError
+from fp4scope.study import Dataset
 
 WIKITEXT2_TEST = "696cca6b65a171b0a358a4be6732cdfdf2dd6164a32e20fd70e3c13fc4dfae83"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2-raw-test.txt"
@@ -107,7 +108,7 @@ def test_without_the_hub_the_cache_is_asked_at_once(hub, monkeypatch):
     hub.load_dataset = load_dataset
     for error in (None, ConnectionError("no network")):
         monkeypatch.setattr("fp4scope.data.text.hub_error", lambda url, error=error: error)
-        dataset("wikitext2")
+        dataset(Dataset.WIKITEXT2)
         assert not hub.config.HF_HUB_OFFLINE
     assert seen == [False, True]
 
@@ -121,10 +122,10 @@ def test_file_that_is_not_utf8(tmp_path):
 
 def test_wikitext2_rows_are_joined_by_two_newlines(hub):
     hub.rows = ["", " = Title = \n", "", " A paragraph. \n"]
-    text = dataset("wikitext2", "validation")
+    text = dataset(Dataset.WIKITEXT2, "validation")
     assert text.content == "\n\n = Title = \n\n\n\n\n A paragraph. \n"
     assert text.name == "wikitext-2-raw-v1 validation"
-    assert dataset("wikitext2") == Text(name="wikitext-2-raw-v1 test", content=text.content)
+    assert dataset(Dataset.WIKITEXT2) == Text(name="wikitext-2-raw-v1 test", content=text.content)
     source = ("Salesforce/wikitext", "wikitext-2-raw-v1")
     assert hub.asked == [(*source, "validation"), (*source, "test")]
 
@@ -132,16 +133,11 @@ def test_wikitext2_rows_are_joined_by_two_newlines(hub):
 def test_wikitext2_out_of_reach_says_what_else_there_is(hub):
     hub.rows = ConnectionError("no\n network")
     with pytest.raises(DataError, match="no network; give a text of your own with --text FILE"):
-        dataset("wikitext2")
+        dataset(Dataset.WIKITEXT2)
 
 
 def test_pydoc_topics_come_with_python():
-    text = dataset("pydoc-topics")
-    assert text == dataset("pydoc-topics", "train")
+    text = dataset(Dataset.PYDOC_TOPICS)
+    assert text == dataset(Dataset.PYDOC_TOPICS, "train")
     assert len(text.content) > 300_000
     assert f"Python {sys.version_info[0]}.{sys.version_info[1]}." in text.name
-
-
-def test_unknown_dataset_names_the_nearest():
-    with pytest.raises(DataError, match="unknown dataset 'wikitext-2'; did you mean wikitext2"):
-        dataset("wikitext-2")

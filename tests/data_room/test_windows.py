@@ -22,30 +22,30 @@ def tokens(start, stop):
     return [4 + i for i in range(start, stop)]
 
 
-def evaluate(study, tokenizer, model_type="llama"):
-    return evaluation_windows(study, evaluation_text(study), tokenizer, model_type)
+def evaluate(data, tokenizer, model_type="llama"):
+    return evaluation_windows(data, evaluation_text(data), tokenizer, model_type)
 
 
 @pytest.fixture
 def study(tmp_path):
-    """`study(words, **options)`: a study of the text w0 w1 ... with that many words."""
+    """`study(words, **options)`: the data of a study of the text w0 w1 ... with that many words."""
 
     def build(words, name="text.txt", **options):
         path = tmp_path / name
         path.write_text(" ".join(f"w{i}" for i in range(words)))
-        return Study.build(**{"model": "m", "text": str(path), "seq_len": 5} | options)
+        return Study.build(**{"model": "m", "text": str(path), "seq_len": 5} | options).data
 
     return build
 
 
 @pytest.fixture
 def cut(tiny_tokenizer):
-    """`cut(study)`: its evaluation and calibration windows."""
+    """`cut(data)`: its evaluation and calibration windows."""
 
-    def build(study, **special):
+    def build(data, **special):
         tokenizer = tiny_tokenizer(**special)
-        evaluation = evaluate(study, tokenizer)
-        calibration = calibration_windows(study, calibration_text(study), tokenizer, evaluation)
+        evaluation = evaluate(data, tokenizer)
+        calibration = calibration_windows(data, calibration_text(data), tokenizer, evaluation)
         return evaluation, calibration
 
     return build
@@ -193,11 +193,11 @@ def test_wikitext2_calibrates_on_its_train_split(name, cut, monkeypatch):
     monkeypatch.setattr(
         "fp4scope.data.windows.dataset",
         lambda name, split="test": Text(
-            name=f"{name} {split}", content=" ".join(f"w{i}" for i in words[split])
+            name=f"{name.word} {split}", content=" ".join(f"w{i}" for i in words[split])
         ),
     )
     options = {"seq_len": 5, "windows": 2, "calibration_seq_len": 4, "calibration_windows": 3}
-    evaluation, calibration = cut(Study.build(model="m", dataset=name, **options))
+    evaluation, calibration = cut(Study.build(model="m", dataset=name, **options).data)
     assert (evaluation.source, calibration.source) == ("wikitext2 test", "wikitext2 train")
     assert evaluation.ids.tolist() == [tokens(0, 5), tokens(5, 10)]
     assert calibration.ids.tolist() == [tokens(i, i + 4) for i in (50, 54, 58)]
@@ -206,7 +206,7 @@ def test_wikitext2_calibrates_on_its_train_split(name, cut, monkeypatch):
 
 def test_a_named_text_without_splits_calibrates_behind_itself(cut):
     options = {"dataset": "pydoc-topics", "windows": 2, "seq_len": 16}
-    evaluation, calibration = cut(Study.build(model="m", **options, calibration_seq_len=8))
+    evaluation, calibration = cut(Study.build(model="m", **options, calibration_seq_len=8).data)
     assert calibration.source == evaluation.source
     assert not calibration.evaluated
     assert len(calibration) == 8
@@ -228,7 +228,7 @@ def test_calibration_takes_as_many_tokens_as_are_evaluated(windows, asked, expec
     """Between 8 and 256 windows, unless a number is given."""
     options = {"dataset": "pydoc-topics", "windows": windows, "seq_len": 16}
     sizes = {"calibration_seq_len": 8, "calibration_windows": asked}
-    assert len(cut(Study.build(model="m", **options, **sizes))[1]) == expected
+    assert len(cut(Study.build(model="m", **options, **sizes).data)[1]) == expected
 
 
 # Too short.

@@ -45,7 +45,7 @@ def test_the_papers_study_on_a_small_model(fp4scope, small, tmp_path):
     }
     assert len(units) == 4 * 7
     study = yaml.safe_load((tmp_path / "out/study.yaml").read_text())
-    assert study["dtype"] == "float32"  # given, so it wins
+    assert study["numerics"]["dtype"] == "float32"  # given, so it wins
     assert "preset" not in study  # its options are written out
 
 
@@ -74,7 +74,7 @@ def test_a_config_file_and_options_that_win_over_it(fp4scope, small, tmp_path, t
     code, _, err = fp4scope("run", "--config", "out/study.yaml", "-o", "out")
     assert code == 0
     assert "12 of 12" not in err
-    assert yaml.safe_load((tmp_path / "out/study.yaml").read_text())["windows"] == 3
+    assert yaml.safe_load((tmp_path / "out/study.yaml").read_text())["data"]["windows"] == 3
 
 
 def test_formats(fp4scope):
@@ -138,9 +138,12 @@ def _bad(folder, text, tmp_path):
             ["cannot load 'someone/some-model' from the hub", "network"],
         ),
         "format": (["run", *model, "--formats", "nvpf4"], ["'nvpf4'", "did you mean nvfp4"]),
-        "sweep": (["run", *model, "--sweep", "cell"], ["'cell'", "did you mean cells"]),
-        "direction": (["run", *model, "--direction", "up"], ["'up'", "restore, isolate"]),
-        "operands": (["run", *model, "--operands", "weight"], ["did you mean weights"]),
+        "sweep": (
+            ["run", *model, "--sweep", "cell"],
+            ["'cell'", "choices: projections, blocks, layers"],
+        ),
+        "direction": (["run", *model, "--direction", "up"], ["'up'", "keep, only"]),
+        "operands": (["run", *model, "--operands", "weight"], ["choices: w4a4, w4a16, w16a4"]),
         "component": (["run", *model, "--pattern", "down_prj"], ["did you mean down_proj"]),
         "pattern": (["run", *model, "--pattern", "*.moe.*"], ["matches none of the 21 linears"]),
         "key": (
@@ -149,7 +152,7 @@ def _bad(folder, text, tmp_path):
         ),
         "yaml": (["run", "--config", tmp_path / "broken.yaml"], ["not valid YAML"]),
         "no config": (["run", "--config", "no.yaml"], ["cannot read the study no.yaml"]),
-        "dtype": (["run", *model, "--dtype", "int8"], ["dtype is 'int8'", "'float32'"]),
+        "dtype": (["run", *model, "--dtype", "int8"], ["dtype: unknown 'int8'", "float32"]),
         "device": (["run", *model, "--device", "warp"], ["device 'warp'", "try cpu"]),
         "windows 0": (["run", *model, "--windows", 0], ["windows is 0", "greater than or equal"]),
         "too many windows": (
@@ -167,7 +170,7 @@ def _bad(folder, text, tmp_path):
         "text and dataset": (["run", *model, "--dataset", "wikitext2"], ["give one of them"]),
         "dataset": (
             ["run", folder, "--dataset", "wikitxt2", "--seq-len", 32],
-            ["'wikitxt2'", "'wikitext2' or 'pydoc-topics'"],
+            ["'wikitxt2'", "did you mean wikitext2? (choices: wikitext2, pydoc-topics)"],
         ),
         "a file as folder": (["run", *model, "-o", tmp_path / "file"], ["cannot write to"]),
         "stats of no window": (["stats", *model[:3], "--windows", 0], ["'--windows'", "1"]),

@@ -69,7 +69,7 @@ def test_the_other_method_adds_to_the_same_folder(run, order, monkeypatch):
     for method in order:
         last = run(method)
     assert same(last, at_once)
-    assert last.results.study["method"] == order[-1:]
+    assert last.results.study["run"]["method"] == order[-1:]
     # And nothing is done again, whichever is asked for.
     monkeypatch.setattr(Wavefront, "measure", None)
     monkeypatch.setattr(estimates, "estimate_window", None)

@@ -70,7 +70,7 @@ EARLY = {
     "output": (["-o", "/proc/no/folder"], "cannot write to /proc/no/folder"),
     "config": (["--config", "no.yaml"], "cannot read the study no.yaml"),
     "device": (["--device", "cuda 1"], "device is 'cuda 1'"),
-    "dtype": (["--dtype", "fp8"], "dtype is 'fp8'"),
+    "dtype": (["--dtype", "fp8"], "dtype: unknown 'fp8'"),
     "seed": (["--seed", str(2**64)], "seed is 18446744073709551616"),
     "memory": (["--memory", "9" * 400], "more than any machine has"),
     "formats": (["--formats", ""], "formats is empty; give one or more of mxfp4:floor"),
@@ -124,7 +124,7 @@ print(repr(said))
     assert done.returncode == 0, done.stderr
     said = eval(done.stdout)
     expected = {name: words for name, (_, words) in EARLY.items()} | models
-    expected |= {"stats": "cannot write /no/where.csv", "plan": "bos is 'x'"}
+    expected |= {"stats": "cannot write /no/where.csv", "plan": "bos: unknown 'x'"}
     assert set(said) == set(expected)
     for name, words in expected.items():
         assert words in said[name]

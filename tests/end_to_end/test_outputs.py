@@ -36,7 +36,7 @@ def test_a_path_that_is_not_utf8_loses_nothing(model_folder, study, tmp_path, te
     written = study | {"text": str(tmp_path / name)}
     fp4scope.diagnose(model_folder, output_dir=out, **written)
     assert {"results.json", "components.csv", "report.html", "report.md"} <= set(os.listdir(out))
-    assert fp4scope.load(out).results.study["text"].endswith("caf\\udce9")
+    assert fp4scope.load(out).results.study["data"]["text"].endswith("caf\\udce9")
     before = (out / "journal.jsonl").read_bytes()
     fp4scope.diagnose(model_folder, output_dir=out, **written)  # the same study, once more
     assert (out / "journal.jsonl").read_bytes() == before

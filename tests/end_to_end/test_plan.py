@@ -45,7 +45,8 @@ def planned(study):
 @pytest.fixture(scope="module")
 def executed(study, tmp_path_factory):
     """The run of the same study: its diagnosis, last progress, and blocks run on one window."""
-    loaded = load_model(study.model)
+    loaded = load_model(study.model.name)
+    own = "model", "device", "dtype", "revision"
     measuring, batches = [], []
 
     def tell(event):
@@ -65,7 +66,7 @@ def executed(study, tmp_path_factory):
             tokenizer=loaded.tokenizer,
             progress=tell,
             output_dir=tmp_path_factory.mktemp("out"),
-            **study.model_dump(exclude={"model", "device", "dtype", "revision"}),
+            **{k: v for k, v in study.flat().items() if k not in own},
         )
     return diagnosis, measuring[-1], sum(batches)
 
@@ -121,16 +122,16 @@ def test_intervals_are_about_as_wide_as_forecast(tokens, study, executed, monkey
 
 
 def test_intervals_shrink_with_windows_and_there_are_none_for_too_few(study, planned):
-    few = forecast(study.model_copy(update={"windows": MIN_WINDOWS}))
+    few = forecast(study.but(windows=MIN_WINDOWS))
     for wide, narrow in zip(few.families, planned.families, strict=True):
         assert wide.half_width > narrow.half_width
-    fewer = forecast(study.model_copy(update={"windows": MIN_WINDOWS - 1}))
+    fewer = forecast(study.but(windows=MIN_WINDOWS - 1))
     assert [f.half_width for f in fewer.families] == [None] * len(planned.families)
 
 
 def test_less_memory_means_more_passes(study, planned):
     budget = planned.sweep.memory_bytes * 7 // 10
-    less = forecast(study.model_copy(update={"memory": str(budget)}))
+    less = forecast(study.but(memory=budget))
     assert less.sweep.memory_bytes <= less.sweep.budget_bytes == budget
     assert less.sweep.passes > planned.sweep.passes
     assert less.variants == planned.variants
@@ -196,7 +197,7 @@ def test_too_few_windows_are_said(plan, small):
 
 BAD = {
     "no model": ((), "which model?"),
-    "a level": (("--sweep", "cell"), "unknown 'cell'; did you mean cells"),
+    "a level": (("--sweep", "cell"), "unknown 'cell'; choices: projections, blocks, layers"),
     "a pattern": (("--pattern", "*.moe.*"), "matches none of the 21 linears"),
     "cells": (("--sweep", "cells", "--cells", "*.moe.*"), "matches none of the 21 linears"),
     "windows": (("--windows", 999), "--windows 62"),

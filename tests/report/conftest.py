@@ -16,7 +16,7 @@ BOTH = "weights+activations"
 MILLI = 1e-3
 
 CONDITIONS = {
-    "study": {"replicas": 1},
+    "study": {"numerics": {"replicas": 1}},
     "model": {
         "name": "known", "architecture": "Known", "blocks": BLOCKS, "dtype": "float32",
         "device": "cpu", "coverage": 0.99, "fingerprint": "f" * 64, "warnings": [],

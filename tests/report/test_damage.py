@@ -38,7 +38,7 @@ def whole(known):
     }
     results.observations = kept
     results.activations = [a for a in results.activations if a.block < 2]
-    results.study = Study(model="m").model_dump(mode="json")
+    results.study = Study.build(model="m").model_dump(mode="json")
     results.model |= {"blocks": 2, "components": ["q_proj", "down_proj"], "parameters": 1000}
     results.data["calibration"]["sha256"] = "c"
     results.protocol |= {
@@ -192,7 +192,7 @@ def test_results_that_say_little_are_compared_but_not_reported(whole, tmp_path):
         text = json.dumps(whole | {"study": {}, "model": {}, "protocol": {}, "environment": {}})
         (tmp_path / name / "results.json").write_text(text)
     assert "What each format costs" in compare([tmp_path / "a", tmp_path / "b"]).report()
-    with pytest.raises(OutputError, match=r"do not say study\.replicas"):
+    with pytest.raises(OutputError, match=r"do not say study\.numerics\.replicas"):
         write_report(load(tmp_path / "a"), tmp_path / "a")
 
 

@@ -29,7 +29,7 @@ def renamed(known):
     def build(name):
         results = known().results
         results.model |= {"name": name}
-        results.study = {"replicas": 1, "text": name}
+        results.study = {"numerics": {"replicas": 1}, "data": {"text": name}}
         observations = {}
         for observation in results.observations.values():
             if observation.variant.unit == "q_proj":
@@ -118,7 +118,7 @@ def test_a_path_that_is_not_utf8_is_written_as_an_escape(renamed, tmp_path, monk
     write_outputs(renamed("caf\udce9"), tmp_path)
     assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "caf\\udce9" in (tmp_path / "components.csv").read_text(encoding="utf-8")
-    assert load(tmp_path).results.study["text"] == "caf\\udce9"
+    assert load(tmp_path).results.study["data"]["text"] == "caf\\udce9"
 
 
 def test_a_gate_judges_no_number_that_is_none(known):

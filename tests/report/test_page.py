@@ -190,7 +190,7 @@ def test_hostile_names_are_text(known):
     diagnosis = known()
     results = diagnosis.results
     results.model |= {"name": HOSTILE, "warnings": [HOSTILE], "architecture": HOSTILE}
-    results.study |= {"model": HOSTILE}
+    results.study |= {"model": {"name": HOSTILE}}
     results.data |= {"source": HOSTILE}
     results.environment |= {"command": ["fp4scope", "run", HOSTILE]}
     for observation in results.observations.values():

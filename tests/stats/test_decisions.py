@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fp4scope.goals import BestGoal
 from fp4scope.stats import BestSearch, Fate, search
+from fp4scope.study import BestGoal
 
 ENDS = range(8, 201, 8)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.goals import BestGoal
 from fp4scope.stats import MIN_WINDOWS, mean, search, standard_errors
 from fp4scope.stats.dependence import drawn_means, halves, lags
+from fp4scope.study import BestGoal
 
 
 def covers(values, stderrs):

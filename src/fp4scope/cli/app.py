@@ -135,7 +135,7 @@ def run(
     """Diagnose a model: baselines, components, cells, activations. A rerun goes on."""
     options = {k: v for k, v in locals().items() if k not in ("out", "config", "pattern")}
     study = _study(options | {"patterns": pattern or None}, config)
-    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model)}"))
+    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model.name)}"))
 
 
 def _options_of(command: Callable[..., None], *, but: str) -> Callable[[Any], Any]:

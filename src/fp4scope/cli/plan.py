@@ -41,8 +41,10 @@ def print_plan(study: Study) -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
-    if study.goal is not None:
-        rows["stops when"] = f"{study.goal}, or all windows are measured: the time is the most"
+    if study.question.stop_when is not None:
+        rows["stops when"] = (
+            f"{study.question.stop_when}, or all windows are measured: the time is the most"
+        )
     if found.estimates_s is not None:
         rows["time"] += f"; estimates to first order about {clock(found.estimates_s)}"
         rows["memory"] += "; the graph of one window, for the estimates, is not in it"

@@ -23,7 +23,7 @@ from fp4scope.preflight import check
 from fp4scope.records import Observation, Results
 from fp4scope.stats import family as family_of
 from fp4scope.stats import half_width, unit_table
-from fp4scope.study import Study, parse_memory
+from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Forecast,
@@ -83,23 +83,22 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     """
     tell = progress or (lambda event: None)
     check(study)
-    resolve_device(study.device)
+    resolve_device(study.numerics.device)
     prepared = prepare(study, tell)
     loaded, windows = prepared.loaded, prepared.windows
-    memory = None if study.memory is None else parse_memory(study.memory)
 
     checked = self_check(loaded, windows.ids)
     require_room(study, prepared, prepared.variants, checked.captured_bytes)
     probe = _Probe(prepared, checked)
-    probe.run(tell, memory)
+    probe.run(tell, study.run.memory)
     planned = forecast_sweep(
         loaded,
         prepared.variants,
         len(windows),
         windows.seq_len,
         checked.captured_bytes,
-        memory,
-        most=None if study.goal is None else MOST_WINDOWS,
+        study.run.memory,
+        most=None if study.question.stop_when is None else MOST_WINDOWS,
     )
     longer = windows.seq_len / probe.tokens
     calibration = prepared.calibration

@@ -18,21 +18,11 @@ from fp4scope.data import (
     evaluation_windows,
 )
 from fp4scope.errors import StudyError
-from fp4scope.formats import get_format
-from fp4scope.goals import BestGoal
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
 from fp4scope.observe import never_run
-from fp4scope.study import Method, Study, parse_memory
+from fp4scope.study import Data, Method, Study
 from fp4scope.sweep import PlannedVariant, forecast_sweep, plan, require_reachable
-
-# What a study's options say about where things come from, not about what is measured; and `method`,
-# because both may add to the same folder in turn.
-_NOT_IDENTITY = {
-    "version", "model", "revision", "text", "dataset", "calibration_text", "device", "dtype",
-    "windows", "memory", "method", "offload", "stop_when", "allow_partial", "trust_remote_code",
-    "allow_pickle", "calibration_windows",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +42,20 @@ class Prepared:
     identity: dict[str, Any]
 
 
-def own_identity(study: Study) -> dict[str, Any]:
-    """What can be said of a study's identity before anything is loaded.
-
-    A decision drops variants, so it is part of the identity. A time or a half-width only says how
-    far to go: a folder can be gone on with under another one.
-    """
-    decision = str(study.goal) if isinstance(study.goal, BestGoal) else None
-    return study.model_dump(mode="json", exclude=_NOT_IDENTITY) | {"stop_when": decision}
-
-
 def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> Prepared:
     """Load and check everything that can fail before the first measurement."""
-    texts = evaluation_text(study), calibration_text(study)
+    texts = evaluation_text(study.data), calibration_text(study.data)
     if loaded is None:
         loaded = load(study, tell)
-    if loaded.offloaded is not None and Method.GRADIENT in study.method:
+    if loaded.offloaded is not None and Method.GRADIENT in study.run.method:
         raise StudyError(
             f"method is gradient, but the blocks of {loaded.name} wait in host memory, and a "
             "backward pass needs them all on the device; use --method exact, or a device (--device "
             "cpu) or dtype that they fit"
         )
-    fitted = fit_length(study, loaded)
-    windows = evaluation_windows(study, texts[0], loaded.tokenizer, loaded.config.model_type)
-    calibration = calibration_windows(fitted, texts[1], loaded.tokenizer, windows)
+    data = fitted(study.data, loaded)
+    windows = evaluation_windows(data, texts[0], loaded.tokenizer, loaded.config.model_type)
+    calibration = calibration_windows(data, texts[1], loaded.tokenizer, windows)
     for used in (windows, calibration):
         loaded.require_known(used.ids, used.source)
     loaded = without_silent(study, loaded, windows.ids[0])
@@ -85,10 +65,10 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     # Without measured units nothing uses replicas.
     controls = [v for v in planned if v.variant.is_control and v.variant.direction != "replica"]
     units = [v for v in planned if not v.variant.is_control and not v.replica]
-    require_reachable(study.goal, planned)
+    require_reachable(study.question.stop_when, planned)
     for note in _protocol_notes(study, windows, calibration):
         tell(Progress("loading", note=note))
-    identity = own_identity(study) | {
+    identity = study.identity | {
         "model": loaded.fingerprint,
         "excluded": [f"{e.component}: {len(e.linears)}" for e in loaded.layout.excluded],
         "dtype": loaded.dtype_name,
@@ -104,8 +84,8 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         windows=windows,
         calibration=calibration,
         planned=planned,
-        variants=planned if Method.EXACT in study.method else controls,
-        estimated=units if Method.GRADIENT in study.method else [],
+        variants=planned if Method.EXACT in study.run.method else controls,
+        estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
     )
 
@@ -124,23 +104,22 @@ def require_room(
     Raises:
         StudyError: It cannot fit.
     """
-    memory = None if study.memory is None else parse_memory(study.memory)
     count, length = prepared.windows.ids.shape
-    forecast_sweep(prepared.loaded, variants, count, length, captured_bytes, memory)
+    forecast_sweep(prepared.loaded, variants, count, length, captured_bytes, study.run.memory)
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:
     tell(Progress("loading"))
     loaded = load_model(
-        study.model,
-        revision=study.revision,
-        device=study.device,
-        dtype=study.dtype,
-        trust_remote_code=study.trust_remote_code,
-        allow_pickle=study.allow_pickle,
-        allow_partial=study.allow_partial,
-        offload=study.offload,
-        exclude=study.exclude,
+        study.model.name,
+        revision=study.model.revision,
+        device=study.numerics.device,
+        dtype=study.numerics.dtype.value,
+        trust_remote_code=study.run.trust_remote_code,
+        allow_pickle=study.run.allow_pickle,
+        allow_partial=study.run.allow_partial,
+        offload=study.run.offload.value,
+        exclude=study.model.exclude,
     )
     layout = loaded.layout
     tell(
@@ -179,8 +158,8 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
     if not cells:
         return loaded
     never = {name for names in cells for name in names}
-    layout = find_layout(loaded.model, study.exclude, never)
-    if not study.allow_partial:
+    layout = find_layout(loaded.model, study.model.exclude, never)
+    if not study.run.allow_partial:
         require_coverage(layout)
     return replace(loaded, layout=layout)
 
@@ -199,7 +178,7 @@ def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
 
 def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
-    blocks = {get_format(name).block_size for name, _ in study.configurations}
+    blocks = {fmt.block_size for fmt, _ in study.question.configurations}
     # The reduction axis comes last in nn.Linear, first in Conv1D.
     widths = [
         module.weight.shape[0 if isinstance(module, Conv1D) else 1] for module in loaded.linears
@@ -207,17 +186,21 @@ def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     return dict(Counter(w for w in widths if any(w % block for block in blocks)))
 
 
-def fit_length(study: Study, loaded: LoadedModel) -> Study:
-    """The study, its calibration windows no longer than the model takes."""
+def fitted(data: Data, loaded: LoadedModel) -> Data:
+    """The same, its calibration windows no longer than the model takes.
+
+    Raises:
+        StudyError: The evaluated windows are longer.
+    """
     longest = loaded.max_seq_len
     if longest is None:
-        return study
-    if study.seq_len > longest:
+        return data
+    if data.seq_len > longest:
         raise StudyError(
-            f"seq_len is {study.seq_len}, but {loaded.name} takes at most {longest} tokens; "
+            f"seq_len is {data.seq_len}, but {loaded.name} takes at most {longest} tokens; "
             f"use --seq-len {longest} or less"
         )
-    return study.model_copy(update={"calibration_seq_len": min(study.calibration_seq_len, longest)})
+    return data.model_copy(update={"calibration_seq_len": min(data.calibration_seq_len, longest)})
 
 
 def _protocol_notes(study: Study, windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
@@ -227,7 +210,7 @@ def _protocol_notes(study: Study, windows: WindowSet, calibration: WindowSet) ->
         f"{len(windows)} windows of {windows.seq_len}{bos}"
     )
     reused = " - THE EVALUATED TEXT, there is no other" if calibration.evaluated else ""
-    how = " (auto)" if study.calibration_windows == "auto" else ""
+    how = " (auto)" if study.data.calibration_windows == "auto" else ""
     yield (
         f"calibration: {calibration.source}, "
         f"{len(calibration)} windows of {calibration.seq_len}{how}{reused}"

@@ -16,9 +16,8 @@ from fp4scope.conductor.calibrate import activation_records, inputs_note, observ
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import (
     Prepared,
-    fit_length,
+    fitted,
     load,
-    own_identity,
     prepare,
     require_room,
     without_silent,
@@ -39,7 +38,7 @@ from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
 from fp4scope.preflight import check
 from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import write_outputs
-from fp4scope.study import Method, Study, parse_memory
+from fp4scope.study import Method, Study, flatten
 from fp4scope.sweep import (
     Journal,
     PlannedVariant,
@@ -90,7 +89,7 @@ def diagnose(
         return run_study(study, output_dir=output_dir, progress=progress)
     if tokenizer is None:
         raise StudyError("a model in memory needs its tokenizer: diagnose(model, tokenizer=...)")
-    if given := {"device", "dtype", "revision"} & options.keys():
+    if given := {"device", "dtype", "revision"} & flatten(options).keys():
         raise StudyError(
             f"{min(given)} is the model's own when it is in memory; move or convert the model"
         )
@@ -99,7 +98,11 @@ def diagnose(
     study = Study.build(model=name, **options)
     with _as_it_was(model):
         loaded = adopt(
-            model, tokenizer, name=name, allow_partial=study.allow_partial, exclude=study.exclude
+            model,
+            tokenizer,
+            name=name,
+            allow_partial=study.run.allow_partial,
+            exclude=study.model.exclude,
         )
         return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
 
@@ -115,7 +118,7 @@ def run_study(
     tell = progress or (lambda event: None)
     check(study, output_dir, in_memory=loaded is not None)
     if loaded is None:
-        resolve_device(study.device)
+        resolve_device(study.numerics.device)
     if output_dir is not None:
         return _run_in(study, Path(output_dir), tell, loaded, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
@@ -152,11 +155,11 @@ def activation_statistics(
     """
     tell = progress or (lambda event: None)
     check(study)
-    resolve_device(study.device)
-    text = evaluation_text(study)
+    resolve_device(study.numerics.device)
+    text = evaluation_text(study.data)
     loaded = load(study, tell)
-    fit_length(study, loaded)
-    chosen = evaluation_windows(study, text, loaded.tokenizer, loaded.config.model_type)
+    data = fitted(study.data, loaded)
+    chosen = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
     chosen = replace(chosen, ids=chosen.ids[: min(windows, len(chosen))])
     loaded.require_known(chosen.ids, chosen.source)
     loaded = without_silent(study, loaded, chosen.ids[0])
@@ -175,7 +178,7 @@ def _run_in(
     study: Study, folder: Path, tell: Listener, loaded: LoadedModel | None, *, keep: bool
 ) -> Diagnosis:
     started = time.monotonic()
-    check_folder(folder, own_identity(study))
+    check_folder(folder, study.identity)
     prepared = prepare(study, tell, loaded)
     loaded, windows = prepared.loaded, prepared.windows
     journal = Journal(folder / "journal.jsonl", prepared.identity, started=started)
@@ -185,7 +188,7 @@ def _run_in(
             tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
         if keep:
             _write_study(study, folder)
-        goal = study.goal if Method.EXACT in study.method else None
+        goal = study.question.stop_when if Method.EXACT in study.run.method else None
         stopping = Stopping(goal, prepared.variants, journal, started=started)
         wanted = len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached
         check = _checked(prepared, journal, tell) if wanted else None
@@ -202,7 +205,7 @@ def _run_in(
                 | {"evaluated": prepared.calibration.evaluated}
             },
             protocol={
-                "activation_scale": study.activation_scale,
+                "activation_scale": study.numerics.activation_scale.word,
                 "identity": prepared.identity,
                 "sessions": sessions(journal, environment, tell),
                 "shapes": journal.shapes,
@@ -315,8 +318,8 @@ def _measure(
         prepared.variants,
         injector,
         journal,
-        seed=study.seed,
-        memory=None if study.memory is None else parse_memory(study.memory),
+        seed=study.numerics.seed,
+        memory=study.run.memory,
         stopping=stopping,
         check=check,
     )

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4scope.errors import DataError, nearest
+from fp4scope.errors import DataError
 from fp4scope.paths import read_bytes
 from fp4scope.preflight import check_text, hub_error
+from fp4scope.study import Dataset
 
-WIKITEXT2, PYDOC_TOPICS = "wikitext2", "pydoc-topics"
 _WIKITEXT = "Salesforce/wikitext"
-DATASETS = (WIKITEXT2, PYDOC_TOPICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +88,10 @@ def pydoc_topics() -> Text:
     return Text(name=f"pydoc topics of Python {version}", content=content)
 
 
-def dataset(name: str, split: str = "test") -> Text:
-    """A text by its name in `DATASETS`.
+def dataset(name: Dataset, split: str = "test") -> Text:
+    """A text by its name.
 
     Raises:
-        DataError: There is no such name.
+        DataError: It cannot be had.
     """
-    if name == WIKITEXT2:
-        return wikitext2(split)
-    if name == PYDOC_TOPICS:
-        return pydoc_topics()
-    raise DataError(f"unknown dataset {name!r}; {nearest(name, DATASETS)}")
+    return wikitext2(split) if name is Dataset.WIKITEXT2 else pydoc_topics()

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fp4scope.data.text import WIKITEXT2, Text, dataset, read_text
+from fp4scope.data.text import Text, dataset, read_text
 from fp4scope.errors import DataError
-from fp4scope.study import Study
+from fp4scope.study import Data, Dataset, Switch
 
 # Fewer calibration windows than this are worse than windows that are also evaluated.
 _FEWEST_CALIBRATION_WINDOWS = 8
@@ -59,47 +59,47 @@ def needs_bos(model_type: str) -> bool:
     return model_type.startswith("gemma")
 
 
-def evaluation_text(study: Study) -> Text:
-    """The text that a study evaluates.
+def evaluation_text(data: Data) -> Text:
+    """The text that is evaluated.
 
     Raises:
         DataError: It cannot be had.
     """
-    return read_text(study.text) if study.text else dataset(study.dataset or WIKITEXT2)
+    return read_text(data.text) if data.text else dataset(data.dataset or Dataset.WIKITEXT2)
 
 
-def calibration_text(study: Study) -> Text | None:
-    """The text that a study calibrates on: its own, or the train split of its dataset.
+def calibration_text(data: Data) -> Text | None:
+    """The text to calibrate on: its own, or the train split of the dataset.
 
     None where there is neither: then it is to come from the evaluated text.
 
     Raises:
         DataError: It cannot be had.
     """
-    if study.calibration_text:
-        return read_text(study.calibration_text)
-    if not study.text and study.dataset in (None, WIKITEXT2):
-        return dataset(WIKITEXT2, "train")
+    if data.calibration_text:
+        return read_text(data.calibration_text)
+    if not data.text and data.dataset in (None, Dataset.WIKITEXT2):
+        return dataset(Dataset.WIKITEXT2, "train")
     return None
 
 
-def evaluation_windows(study: Study, text: Text, tokenizer: Any, model_type: str) -> WindowSet:  # noqa: ANN401
-    """The windows that a study evaluates.
+def evaluation_windows(data: Data, text: Text, tokenizer: Any, model_type: str) -> WindowSet:  # noqa: ANN401
+    """The windows that are evaluated.
 
     Raises:
         DataError: The text is too short.
     """
-    bos = study.bos == "yes" or (study.bos == "auto" and needs_bos(model_type))
-    return _cut(text, _tokenize(text, tokenizer, bos), study.seq_len, study.windows, tokenizer, bos)
+    bos = needs_bos(model_type) if data.bos is Switch.AUTO else data.bos is Switch.YES
+    return _cut(text, _tokenize(text, tokenizer, bos), data.seq_len, data.windows, tokenizer, bos)
 
 
 def calibration_windows(
-    study: Study,
+    data: Data,
     text: Text | None,
     tokenizer: Any,  # noqa: ANN401
     evaluation: WindowSet,
 ) -> WindowSet:
-    """The windows that a study calibrates on, at most as many as it asks for.
+    """The windows to calibrate on, at most as many as are asked for.
 
     Without a `text` of their own they come from behind the evaluated windows; if too little is
     left there, from the evaluated text itself, which the result then says.
@@ -107,8 +107,8 @@ def calibration_windows(
     Raises:
         DataError: The text is too short.
     """
-    length, bos = study.calibration_seq_len, evaluation.bos
-    wanted, step = _wanted(study, evaluation), length - bos
+    length, bos = data.calibration_seq_len, evaluation.bos
+    wanted, step = _wanted(data, evaluation), length - bos
     if text is not None:
         tokens = _tokenize(text, tokenizer, bos)
         count = _most(wanted, len(tokens) // step)
@@ -125,11 +125,11 @@ def calibration_windows(
     return replace(evaluation, ids=windows, behind=behind, evaluated=reused)
 
 
-def _wanted(study: Study, evaluation: WindowSet) -> int:
+def _wanted(data: Data, evaluation: WindowSet) -> int:
     """As many windows as asked for; by default with about as many tokens as are evaluated."""
-    if study.calibration_windows != "auto":
-        return study.calibration_windows
-    same = -(-evaluation.ids.numel() // study.calibration_seq_len)
+    if data.calibration_windows != "auto":
+        return data.calibration_windows
+    same = -(-evaluation.ids.numel() // data.calibration_seq_len)
     return min(max(same, _FEWEST_CALIBRATION_WINDOWS), _MOST_CALIBRATION_WINDOWS)
 
 

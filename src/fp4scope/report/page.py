@@ -83,7 +83,7 @@ def page(diagnosis: Findings) -> str:
         environment=results.environment,
         study=_yaml(results.study),
         command=_command(results.environment),
-        replicas=results.study.get("replicas", 1),
+        replicas=results.study["numerics"]["replicas"],
         anytime=results.anytime,
         operands=[o for o in dict.fromkeys(diagnosis.baselines["operands"]) if o],
         only=sole_operands(diagnosis),

@@ -39,7 +39,7 @@ _CONDITIONS = (
         "model.prior_quantization",
         "a reference that was quantized before has part of the damage in it",
     ),
-    ("operands", "study.operands", "only what both have is compared"),
+    ("operands", "study.question.operands", "only what both have is compared"),
     (
         "NVFP4's activation scale",
         "protocol.activation_scale",
@@ -65,7 +65,7 @@ _CONDITIONS = (
         "environment.torch",
         "quantized activations magnify its rounding: that is rerun noise",
     ),
-    ("replicas", "study.replicas", "those with more have less rerun noise"),
+    ("replicas", "study.numerics.replicas", "those with more have less rerun noise"),
 )  # fmt: skip
 _HASH_SHOWN = 8
 

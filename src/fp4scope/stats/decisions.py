@@ -44,11 +44,11 @@ from enum import Enum
 
 import numpy as np
 
-from fp4scope.goals import BestGoal
 from fp4scope.stats.dependence import with_neighbours
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.sequences import critical
 from fp4scope.stats.windows import Floats
+from fp4scope.study import BestGoal
 
 
 class Fate(str, Enum):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fp4scope.errors import StudyError
-from fp4scope.goals import BestGoal, Goal, TimeGoal, WidthGoal
 from fp4scope.records import Observation, Variant
 from fp4scope.stats import (
     SIGNIFICANCE,
@@ -26,6 +25,7 @@ from fp4scope.stats import (
     family,
     standard_errors,
 )
+from fp4scope.study import BestGoal, Goal, TimeGoal, WidthGoal
 from fp4scope.sweep.journal import Journal
 from fp4scope.sweep.plan import PlannedVariant
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fp4scope.errors import Fp4ScopeError, StudyError
-from fp4scope.study import Study, read_options
+from fp4scope.study import PLACES, SECTIONS, Dtype, Study, Switch, read_options
 
 _DEEP = [[]]
 for _ in range(5000):
@@ -36,7 +36,7 @@ IN_FILES = [
     "!!python/object/apply:os.system [true]", "&a [*a]", '"\\0"', '"\\ud800"', ".nan", "1:30", "[",
     "!!timestamp x", "!!binary x", "? [a]", "0x10", "[" * 1500, "*a", "%x", "@", "\t", "- a", "|",
 ]  # fmt: skip
-FIELDS = [*Study.model_fields, "preset"]
+FIELDS = [*dict.fromkeys([*PLACES, *SECTIONS, "preset", "version"])]
 
 
 def _refused(error):
@@ -60,16 +60,15 @@ def test_an_odd_value_is_a_study_or_one_message(field, tmp_path):
         if (study := _study(**{field: value})) is not None:
             path.write_text(study.to_yaml(), encoding="utf-8")
             assert Study.build(**read_options(path)) == study, value
-            assert study.configurations
-            assert study.goal is None or str(study.goal)
+            assert study.question.configurations
 
 
 def test_odd_values_in_a_file(tmp_path):
     path, accepted = tmp_path / "study.yaml", 0
     for words in IN_FILES:
-        path.write_text(f"model: m\nodd: {words}\n", encoding="utf-8")
+        path.write_text(f"model: m\nrevision: {words}\n", encoding="utf-8")
         try:
-            value = read_options(path)["odd"]
+            value = read_options(path)["revision"]
         except StudyError as error:
             _refused(error)
             continue
@@ -88,11 +87,11 @@ def test_names_of_options_that_are_none():
     [
         ({"formats": ""}, "formats is empty; give one or more of mxfp4:floor, "),
         ({"formats": []}, "formats is empty; give one or more of mxfp4:floor, "),
-        ({"direction": " , "}, "direction is empty; give one or more of restore, isolate"),
-        ({"operands": ""}, "operands is empty; give one or more of weights+activations, weights"),
+        ({"direction": " , "}, "direction is empty; give one or more of keep, only"),
+        ({"operands": ""}, "operands is empty; give one or more of w4a4, w4a16, w16a4"),
         ({"method": ""}, "method is empty; give one or more of exact, gradient"),
-        ({"sweep": "cells:"}, "sweep: unknown direction '' in 'cells:'; choices: restore, isolate"),
-        ({"baselines": "nvfp4/"}, "baselines: unknown operands '' in 'nvfp4/'; choices: weights+"),
+        ({"sweep": "cells:"}, "sweep: unknown direction '' in 'cells:'; choices: keep, only"),
+        ({"baselines": "nvfp4/"}, "all_quantized: unknown operands '' in 'nvfp4/'; choices: w4a4"),
         ({"formats": [["a"]]}, "formats is [['a']]: give names with commas between them, or a"),
         ({"formats": {"nvfp4"}}, "formats is {'nvfp4'}: give names with commas between them, or a"),
         ({"preset": ["paper"]}, "unknown preset ['paper']; choices: paper"),
@@ -102,7 +101,10 @@ def test_names_of_options_that_are_none():
         ({"model": ""}, "model is '': give a name"),
         ({"device": "cuda 1"}, "device is 'cuda 1'; give auto, cpu, or one such as cuda or cuda:1"),
         ({"stop_when": "9" * 400 + "h"}, "give a time (90s, 10m, 2h)"),
-        ({"direction": "kep"}, "direction: unknown 'kep'; choices: restore, isolate"),
+        (
+            {"direction": "kep"},
+            "direction: unknown 'kep'; did you mean keep? (choices: keep, only)",
+        ),
     ],
 )
 def test_what_was_wrong_and_what_would_be_right(options, message):
@@ -119,15 +121,11 @@ def test_what_yaml_would_take_for_something_else(tmp_path):
         encoding="utf-8",
     )
     study = Study.build(**read_options(path))
-    assert (study.revision, study.bos, study.offload, study.windows) == (
-        "2024-01-01",
-        "yes",
-        "no",
-        4,
-    )
-    assert (study.text, study.dataset, study.allow_pickle) == (None, None, True)
+    assert (study.model.revision, study.data.windows) == ("2024-01-01", 4)
+    assert (study.data.bos, study.run.offload) == (Switch.YES, Switch.NO)
+    assert (study.data.text, study.data.dataset, study.run.allow_pickle) == (None, None, True)
     path.write_text("model: m\nrevision: 0123456\n")
-    assert Study.build(**read_options(path)).revision == "0123456"
+    assert Study.build(**read_options(path)).model.revision == "0123456"
     assert Study.build(model="m", bos=True, offload=False) == Study.build(
         model="m", bos="yes", offload="no"
     )
@@ -154,7 +152,7 @@ def test_torchs_own_device_and_dtype():
     import torch
 
     study = Study.build(model="m", device=torch.device("cuda", 1), dtype=torch.float16)
-    assert (study.device, study.dtype) == ("cuda:1", "float16")
+    assert (study.numerics.device, study.numerics.dtype) == ("cuda:1", Dtype.FLOAT16)
 
 
 def test_a_study_that_is_no_file(tmp_path):

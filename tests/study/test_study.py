@@ -3,61 +3,87 @@
 import pytest
 
 from fp4scope.errors import FormatError, StudyError
-from fp4scope.study import Direction, Level, Operands, Study, parse_memory, read_options
+from fp4scope.formats import get_format
+from fp4scope.study import (
+    ActivationScale,
+    Direction,
+    Dtype,
+    Level,
+    Operands,
+    Study,
+    Swept,
+    parse_memory,
+    read_options,
+)
+
+MXFP4, NVFP4 = get_format("mxfp4"), get_format("nvfp4")
 
 
 def test_defaults_are_the_published_protocol():
     study = Study.build(model="m")
-    assert (study.seq_len, study.windows, study.seed) == (2048, None, 0)
-    assert study.formats == ("mxfp4:floor", "nvfp4")
-    assert study.operands == (Operands.BOTH,)
-    assert study.sweep == (Level.COMPONENTS, Level.CELLS)
-    assert study.direction == (Direction.RESTORE, Direction.ISOLATE)
-    assert (study.calibration_windows, study.calibration_seq_len) == ("auto", 512)
+    data, question = study.data, study.question
+    assert (data.seq_len, data.windows, study.numerics.seed) == (2048, None, 0)
+    assert question.formats == (MXFP4, NVFP4)
+    assert question.operands == (Operands.BOTH,)
+    assert question.sweep == (Swept(Level.COMPONENTS), Swept(Level.CELLS))
+    assert question.direction == (Direction.RESTORE, Direction.ISOLATE)
+    assert (data.calibration_windows, data.calibration_seq_len) == ("auto", 512)
+    assert study.numerics.activation_scale is ActivationScale.CALIBRATED
 
 
 def test_lists_and_comma_separated_words_mean_the_same():
     one = Study.build(model="m", formats="mxfp4, nvfp4,mxfp4:floor", sweep="cells")
-    other = Study.build(model="m", formats=["mxfp4:floor", "nvfp4"], sweep=["cells"])
+    other = Study.build(model="m", formats=["mxfp4:floor", NVFP4], sweep=["layers"])
     assert one == other
-    assert one.formats == ("mxfp4:floor", "nvfp4")
+    assert one.question.formats == (MXFP4, NVFP4)
 
 
-@pytest.mark.parametrize("field", ["exclude", "cells", "patterns"])
+@pytest.mark.parametrize("field", ["exclude", "layers", "patterns"])
 def test_what_is_no_regular_expression_is_refused(field):
     with pytest.raises(StudyError, match=rf"{field}: 're:\(' is no regular expression"):
         Study.build(model="m", **{field: ["re:("]})
-    assert getattr(Study.build(model="m", **{field: ["re:.*a$"]}), field) == ("re:.*a$",)
+    assert Study.build(model="m", **{field: ["re:.*a$"]}).flat()[field] == ["re:.*a$"]
 
 
 def test_yaml_round_trip(tmp_path):
-    study = Study.build(model="m", text="t.txt", windows=3, patterns=["*.0.*"], operands="weights")
+    study = Study.build(
+        model="m", text="t.txt", windows=3, patterns=["*.0.*"], operands="weights", memory=1 << 30,
+        sweep="layers:only,blocks", all_quantized="mxfp4/w4a16", stop_when="1.5h", jitter=3,
+    )  # fmt: skip
     path = tmp_path / "study.yaml"
     path.write_text(study.to_yaml())
     assert Study.build(**read_options(path)) == study
 
 
-def test_baselines_are_more_configurations():
-    study = Study.build(model="m", formats="nvfp4", baselines="mxfp4,nvfp4/weights,nvfp4,mxfp4")
-    assert study.baselines == ("mxfp4:floor", "nvfp4/weights", "nvfp4")
-    assert study.swept == [("nvfp4", Operands.BOTH)]
+def test_all_quantized_adds_configurations():
+    study = Study.build(
+        model="m", formats="nvfp4", all_quantized="mxfp4,nvfp4/weights,nvfp4/w4a16,nvfp4,mxfp4"
+    )
+    assert [str(item) for item in study.question.all_quantized] == [
+        "mxfp4:floor", "nvfp4/w4a16", "nvfp4",
+    ]  # fmt: skip
     both, weights = Operands.BOTH, Operands.WEIGHTS
-    assert study.configurations == [("nvfp4", both), ("mxfp4:floor", both), ("nvfp4", weights)]
+    assert study.question.swept == [(NVFP4, both)]
+    assert study.question.configurations == [(NVFP4, both), (MXFP4, both), (NVFP4, weights)]
 
 
 def test_the_papers_study():
     study = Study.build(model="m", preset="paper")
     formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")
     operands = (Operands.BOTH, Operands.WEIGHTS)
-    assert set(study.configurations) == {(f, o) for f in formats for o in operands}
-    assert study.swept == [("mxfp4:floor", operands[0]), ("nvfp4", operands[0])]
-    assert (study.seq_len, study.windows, study.dtype) == (2048, None, "float16")
-    assert Study.build(model="m", preset="paper", dtype="bfloat16").dtype == "bfloat16"
+    found = {(fmt.name, own) for fmt, own in study.question.configurations}
+    assert found == {(f, o) for f in formats for o in operands}
+    assert study.question.swept == [(MXFP4, operands[0]), (NVFP4, operands[0])]
+    assert (study.data.seq_len, study.data.windows) == (2048, None)
+    assert study.numerics.dtype is Dtype.FLOAT16
+    bf16 = Study.build(model="m", preset="paper", dtype="bfloat16")
+    assert bf16 == study.but(dtype="bf16")
+    assert bf16.numerics.dtype is Dtype.BFLOAT16
 
 
 def test_a_study_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        Study.build(model="m").windows = 3
+        Study.build(model="m").data.windows = 3
 
 
 @pytest.mark.parametrize(
@@ -67,18 +93,21 @@ def test_a_study_cannot_be_changed():
         ({"windows": 0}, "windows is 0"),
         ({"windows": -4}, "windows is -4"),
         ({"windows": "many"}, "windows is 'many'"),
-        ({"sweep": "cell"}, "sweep: unknown 'cell'; did you mean cells"),
-        ({"direction": "restored"}, "did you mean restore"),
-        ({"operands": "w"}, "operands: unknown 'w'; choices: weights"),
+        ({"sweep": "cell"}, "sweep: unknown 'cell'; choices: projections, blocks, layers"),
+        ({"direction": "keeps"}, "direction: unknown 'keeps'; did you mean keep"),
+        ({"operands": "w"}, "operands: unknown 'w'; choices: w4a4, w4a16, w16a4"),
         ({"formats": ""}, "formats is"),
-        ({"baselines": "nvfp4/weight"}, "baselines: unknown operands 'weight' in 'nvfp4/weight'"),
+        (
+            {"baselines": "nvfp4/weight"},
+            "all_quantized: unknown operands 'weight' in 'nvfp4/weight'",
+        ),
         ({"preset": "papers"}, "unknown preset 'papers'; did you mean paper"),
         ({"text": "a", "dataset": "wikitext2"}, "give one of them"),
-        ({"dtype": "fp8"}, "dtype is 'fp8'"),
-        ({"version": 2}, "version is 2"),
-        ({"sweep": "cells:isolated"}, "unknown direction 'isolated' in 'cells:isolated'; did you "),
-        ({"sweep": "cells,:isolate"}, "sweep: unknown ''; choices: components, blocks, cells"),
-        ({"sweep": "cell:isolate"}, "sweep: unknown 'cell'; did you mean cells"),
+        ({"dtype": "fp8"}, "dtype: unknown 'fp8'; choices: auto, float32"),
+        ({"version": 3}, "version is 3; this fp4scope reads versions 1 and 2"),
+        ({"sweep": "cells:isolated"}, "unknown direction 'isolated' in 'cells:isolated'; choices"),
+        ({"sweep": "cells,:isolate"}, "sweep: unknown ''; choices: projections, blocks, layers"),
+        ({"sweep": "cell:isolate"}, "sweep: unknown 'cell'; choices: projections, blocks, layers"),
         ({"sweep": "cells:isolate:restore"}, "unknown direction 'isolate:restore' in 'cells:"),
         ({"calibration_windows": 0}, "calibration_windows is 0: input should be greater than"),
         ({"calibration_windows": "some"}, "calibration_windows is 'some': input should be a valid"),
@@ -110,14 +139,14 @@ def test_bad_options(options, message):
 )
 def test_sizes_of_memory(text, size):
     assert parse_memory(text) == size
-    assert Study.build(model="m", memory=text).memory == text
+    assert Study.build(model="m", memory=text).run.memory == size
 
 
 def test_a_number_of_bytes_need_not_be_quoted(tmp_path):
     (tmp_path / "study.yaml").write_text("model: m\nmemory: 8000000000\n")
     study = Study.build(**read_options(tmp_path / "study.yaml"))
     assert study == Study.build(model="m", memory=8 * 10**9)
-    assert parse_memory(study.memory) == 8 * 10**9
+    assert study.run.memory == 8 * 10**9
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-8GB", "8 GB of it", "8PB", "8iB", "1,5GB", "50%"])
@@ -145,28 +174,28 @@ BOTH = (Direction.RESTORE, Direction.ISOLATE)
 )
 def test_a_level_is_swept_in_its_own_direction_or_in_the_studys(sweep, direction, expected):
     study = Study.build(model="m", sweep=sweep, direction=direction)
-    found = {level.value: study.directions(level) for level in Level}
+    found = {level.value: study.question.directions(level) for level in Level}
     assert {level: directions for level, directions in found.items() if directions} == expected
-    assert study.directions(None) == study.direction  # patterns
+    assert study.question.directions(None) == study.question.direction  # patterns
     assert Study.build(**study.model_dump(mode="json")) == study
 
 
 def test_cells_are_patterns_as_words_or_a_list():
     study = Study.build(model="m", cells="down_proj, *.0.*,down_proj")
-    assert study.cells == ("down_proj", "*.0.*")
-    assert Study.build(model="m", cells=["down_proj", "*.0.*"]) == study
-    assert Study.build(model="m").cells == ()
+    assert study.question.layers == ("down_proj", "*.0.*")
+    assert Study.build(model="m", layers=["down_proj", "*.0.*"]) == study
+    assert Study.build(model="m").question.layers == ()
 
 
 def test_jitter_is_automatic_or_a_number():
-    assert Study.build(model="m").jitter == "auto"
-    assert Study.build(model="m", jitter="auto").jitter == "auto"
-    assert Study.build(model="m", jitter="3").jitter == 3
+    assert Study.build(model="m").numerics.jitter == "auto"
+    assert Study.build(model="m", jitter="auto").numerics.jitter == "auto"
+    assert Study.build(model="m", jitter="3").numerics.jitter == 3
 
 
 def test_replicas_and_jitter():
     study = Study.build(model="m", replicas="4", jitter=2)
-    assert (study.replicas, study.jitter) == (4, 2)
+    assert (study.numerics.replicas, study.numerics.jitter) == (4, 2)
 
 
 def test_an_unknown_format_is_a_format_error():

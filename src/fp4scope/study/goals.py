@@ -6,17 +6,19 @@ costs at most `within` less than the k-th most costly of all, with a chance of e
 `error` in each family; on the way what is decided is not measured any more.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from math import inf
 
 from fp4scope.errors import StudyError, nearest, shown
 
 EXAMPLES = "a time (90s, 10m, 2h), half-width=2mnat, or best=10,within=3mnat,error=5%"
 
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_NATS = {"mnat": 1e-3, "millinat": 1e-3, "nat": 1.0}
+# Decimals, so that a goal that was written is read back to the bit.
+_SECONDS = {"s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
+_NATS = {"mnat": Decimal("0.001"), "millinat": Decimal("0.001"), "nat": Decimal(1)}
 _WITHIN = 3e-3
 _ERROR = 0.05
 
@@ -28,7 +30,7 @@ class TimeGoal:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.seconds:g}s"
+        return f"{_plain(self.seconds)}s"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class WidthGoal:
     nats: float
 
     def __str__(self) -> str:
-        return f"half-width={1e3 * self.nats:g}mnat"
+        return f"half-width={_plain(self.nats, 1000)}mnat"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class BestGoal:
     error: float = _ERROR
 
     def __str__(self) -> str:
-        return f"best={self.k},within={1e3 * self.within:g}mnat,error={100 * self.error:g}%"
+        within, error = _plain(self.within, 1000), _plain(self.error, 100)
+        return f"best={self.k},within={within}mnat,error={error}%"
 
 
 Goal = TimeGoal | WidthGoal | BestGoal
@@ -122,26 +125,33 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], Goal]]] = {
 }
 
 
+def _plain(value: float, times: int = 1) -> str:
+    """A number without an exponent, and with every digit that it needs."""
+    return format((Decimal(repr(value)) * times).normalize(), "f")
+
+
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text.lower())
-    if match is None or not 0 < float(match[1]) < math.inf:
+    seconds = float(Decimal(match[1]) * _SECONDS[match[2]]) if match else 0.0
+    if not 0 < seconds < inf:
         raise StudyError(f"stop_when is {shown(text)}; give {EXAMPLES}")
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def _nats(name: str, text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(mnat|millinat|nat)s?", text)
-    if match is None or float(match[1]) == math.inf:
+    nats = float(Decimal(match[1]) * _NATS[match[2]]) if match else inf
+    if nats == inf:
         raise StudyError(
             f"stop_when: {name} is {shown(text)}; give nats or millinats per token, such as "
             f"{name}=3mnat or {name}=0.003nat"
         )
-    return round(float(match[1]) * _NATS[match[2]], 15)
+    return nats
 
 
 def _probability(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text)
-    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    value = float(Decimal(match[1]) / (100 if match[2] else 1)) if match else 0.0
     if not 0 < value < 0.5:
         raise StudyError(
             f"stop_when: error is {shown(text)}; give a chance above 0 and below 50%, such as "

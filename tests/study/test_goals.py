@@ -2,10 +2,9 @@
 
 import pytest
 
-from fp4scope.conductor.prepare import own_identity
 from fp4scope.errors import StudyError
-from fp4scope.goals import BestGoal, TimeGoal, WidthGoal, parse_goal
 from fp4scope.study import Study, read_options
+from fp4scope.study.goals import BestGoal, TimeGoal, WidthGoal, parse_goal
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_goals(text, goal):
         return
     assert parse_goal(text) == goal
     assert parse_goal(str(goal)) == goal
-    assert Study.build(model="m", stop_when=text).goal == goal
+    assert Study.build(model="m", stop_when=text).question.stop_when == goal
 
 
 @pytest.mark.parametrize(
@@ -69,16 +68,16 @@ def test_in_a_file(tmp_path):
     study = Study.build(model="m", stop_when="best=10,within=2mnat")
     (tmp_path / "study.yaml").write_text(study.to_yaml())
     assert Study.build(**read_options(tmp_path / "study.yaml")) == study
-    assert Study.build(model="m").goal is None
+    assert Study.build(model="m").question.stop_when is None
 
 
 def test_only_a_decision_belongs_to_the_identity():
     """However it is written; a time and a half-width do not change what is measured."""
-    plain = own_identity(Study.build(model="m"))
+    plain = Study.build(model="m").identity
     for text in ("10m", "half-width=2mnat"):
-        assert own_identity(Study.build(model="m", stop_when=text)) == plain
-    decision = own_identity(Study.build(model="m", stop_when="best=5, error=0.05"))
+        assert Study.build(model="m", stop_when=text).identity == plain
+    decision = Study.build(model="m", stop_when="best=5, error=0.05").identity
     assert decision != plain
     same = Study.build(model="m", stop_when="best=5,within=0.003nat")
-    assert own_identity(same) == decision
-    assert own_identity(Study.build(model="m", stop_when="best=6")) != decision
+    assert same.identity == decision
+    assert Study.build(model="m", stop_when="best=6").identity != decision

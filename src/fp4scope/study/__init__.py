@@ -1,0 +1,49 @@
+"""The study: what a user asks, in sections, parsed once. Pure Python."""
+
+from fp4scope.study.files import in_sections, read_options
+from fp4scope.study.goals import BestGoal, Goal, TimeGoal, WidthGoal
+from fp4scope.study.sections import Data, Model, Numerics, Question, Run
+from fp4scope.study.study import PLACES, PRESETS, SECTIONS, Study, flatten
+from fp4scope.study.values import Configuration, Swept, parse_memory
+from fp4scope.study.words import (
+    ActivationScale,
+    Choice,
+    Dataset,
+    Direction,
+    Dtype,
+    Level,
+    Method,
+    Operands,
+    Switch,
+)
+
+__all__ = [
+    "PLACES",
+    "PRESETS",
+    "SECTIONS",
+    "ActivationScale",
+    "BestGoal",
+    "Choice",
+    "Configuration",
+    "Data",
+    "Dataset",
+    "Direction",
+    "Dtype",
+    "Goal",
+    "Level",
+    "Method",
+    "Model",
+    "Numerics",
+    "Operands",
+    "Question",
+    "Run",
+    "Study",
+    "Swept",
+    "Switch",
+    "TimeGoal",
+    "WidthGoal",
+    "flatten",
+    "in_sections",
+    "parse_memory",
+    "read_options",
+]

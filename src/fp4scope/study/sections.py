@@ -1,0 +1,244 @@
+"""The sections of a study. Each field is described here once, for files, Python and commands.
+
+One rule places a field. What decides the numbers is in `model`, `data`, `question` or `numerics`,
+and so is part of a study's identity. What only decides how a run gets to them is in `run`: another
+run may go on in the same folder with other values.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fp4scope.formats import BlockFormat, get_format
+from fp4scope.study.values import (
+    Bytes,
+    Configurations,
+    Directions,
+    Formats,
+    GoalText,
+    Levels,
+    Methods,
+    Name,
+    Number,
+    Patterns,
+    SomeOperands,
+    Swept,
+)
+from fp4scope.study.words import (
+    ActivationScale,
+    Dataset,
+    Direction,
+    Dtype,
+    Level,
+    Method,
+    Operands,
+    Switch,
+)
+
+_MOST_REALISATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field is besides its type, default and description.
+
+    Attributes:
+        also: Other names that options may give it.
+        resolved: Whether what it means is known only with the model or the text loaded, as a path
+            is; then what it was found to mean is in the identity, and not what it says.
+        repeated: Whether a command takes it several times, a value each.
+    """
+
+    also: tuple[str, ...] = ()
+    resolved: bool = False
+    repeated: bool = False
+
+
+_RESOLVED = Option(resolved=True)
+
+
+class Section(BaseModel):
+    """Frozen, and refuses what it does not know. Its first docstring line heads its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def option(cls, field: str) -> Option:
+        """What a field says of itself."""
+        found = [m for m in cls.model_fields[field].metadata if isinstance(m, Option)]
+        return found[0] if found else Option()
+
+
+class Model(Section):
+    """Model: what is measured."""
+
+    name: Annotated[Name, _RESOLVED] = Field(description="hub id, local folder or GGUF file")
+    revision: Annotated[Name | None, _RESOLVED] = Field(
+        None, description="branch, tag or commit of a hub id"
+    )
+    exclude: Annotated[Patterns, Option(repeated=True)] = Field(
+        (),
+        description="linears to leave in full precision, beside the defaults: shell patterns or "
+        "re:REGEX; none: no defaults",
+        examples=["*.self_attn.*"],
+    )
+
+
+class Data(Section):
+    """Data: on what text."""
+
+    text: Annotated[Name | None, _RESOLVED] = Field(
+        None, description="evaluation text: a UTF-8 file, read as it is"
+    )
+    dataset: Annotated[Dataset | None, _RESOLVED] = Field(
+        None, description="evaluation text by name, without --text; wikitext2 if neither is given"
+    )
+    seq_len: Number = Field(2048, ge=2, description="tokens in a window")
+    windows: Annotated[
+        Annotated[Number, Field(ge=1)] | None, Option(also=("limit",), resolved=True)
+    ] = Field(None, description="the first N windows of the text; all, if not given")
+    bos: Switch = Field(
+        Switch.AUTO, description="BOS token before every window; auto: for models that need it"
+    )
+    calibration_text: Annotated[Name | None, _RESOLVED] = Field(
+        None, description="a UTF-8 file that is not evaluated"
+    )
+    calibration_windows: Annotated[
+        Annotated[Number, Field(ge=1)] | Literal["auto"], Option(resolved=True)
+    ] = Field(
+        "auto",
+        description="at most so many; auto: about as many tokens as are evaluated, in 8 to 256 "
+        "windows",
+    )
+    calibration_seq_len: Number = Field(512, ge=2, description="tokens in each of them")
+
+    @field_validator("dataset")
+    @classmethod
+    def _one_text(cls, value: Dataset | None, info: Any) -> Dataset | None:  # noqa: ANN401
+        if value is not None and info.data.get("text") is not None:
+            raise ValueError("text and dataset both name the evaluation text; give one of them")
+        return value
+
+
+class Question(Section):
+    """Question: which formats, which units."""
+
+    formats: Formats = Field(
+        (get_format("mxfp4:floor"), get_format("nvfp4")),
+        description="number formats; `fp4scope formats` lists them",
+    )
+    operands: SomeOperands = Field(
+        (Operands.BOTH,),
+        description="weights and activations (w4a4), only weights (w4a16), only activations "
+        "(w16a4); the bits are those of the format",
+    )
+    all_quantized: Annotated[Configurations, Option(also=("baselines",))] = Field(
+        (),
+        description="more formats, of which only the all-quantized model is measured",
+        examples=["mxfp4:even,nvfp4/w4a16"],
+    )
+    sweep: Levels = Field(
+        (Swept(Level.COMPONENTS), Swept(Level.CELLS)),
+        description="units to measure: projections (a kind of linear in all blocks), blocks, "
+        "layers (single linears); layers:only has a direction of its own",
+    )
+    direction: Directions = Field(
+        (Direction.RESTORE, Direction.ISOLATE),
+        description="quantize all but the unit (keep), or nothing but the unit (only)",
+    )
+    layers: Annotated[Patterns, Option(also=("cells",))] = Field(
+        (),
+        description="sweep only layers of these linears: shell patterns of names; all, if not "
+        "given",
+        examples=["down_proj,*.0.*"],
+    )
+    patterns: Annotated[Patterns, Option(also=("pattern",), repeated=True)] = Field(
+        (),
+        description="one more unit: all linears that a shell pattern matches",
+        examples=["*.0.mlp.*"],
+    )
+    stop_when: GoalText | None = Field(
+        None,
+        description="stop before a time is over, when intervals are narrow, or when the most "
+        "costly units are known",
+        examples=["10m", "half-width=2mnat", "best=10,within=3mnat,error=5%"],
+    )
+
+    @property
+    def swept(self) -> list[tuple[BlockFormat, Operands]]:
+        """Formats and operands in which units are measured."""
+        return [(fmt, operands) for fmt in self.formats for operands in self.operands]
+
+    @property
+    def configurations(self) -> list[tuple[BlockFormat, Operands]]:
+        """Formats and operands whose all-quantized model is measured: the swept ones first."""
+        found = self.swept
+        for item in self.all_quantized:
+            own = (item.operands,) if item.operands else self.operands
+            found += [(item.format, operands) for operands in own]
+        return list(dict.fromkeys(found))
+
+    def directions(self, level: Level | None) -> tuple[Direction, ...]:
+        """The directions in which a level is swept: its own, or the study's; None: patterns."""
+        if level is None:
+            return self.direction
+        found: list[Direction] = []
+        for item in self.sweep:
+            if item.level is level:
+                found += [item.direction] if item.direction else self.direction
+        return tuple(dict.fromkeys(found))
+
+
+class Numerics(Section):
+    """Numerics: in which arithmetic, and with which dice."""
+
+    dtype: Annotated[Dtype, _RESOLVED] = Field(
+        Dtype.AUTO,
+        description="what the full-precision model runs in; auto: the checkpoint's, on a CPU "
+        "float32",
+    )
+    device: Annotated[Name, Field(pattern=r"^[A-Za-z_]+(:\d+)?$"), _RESOLVED] = Field(
+        "auto", description="a torch device; auto: CUDA if there is one", examples=["cuda:1"]
+    )
+    activation_scale: ActivationScale = Field(
+        ActivationScale.CALIBRATED,
+        description="NVFP4's tensor scale of activations: from calibration text, or each window's "
+        "own",
+    )
+    replicas: Number = Field(
+        1,
+        ge=1,
+        le=_MOST_REALISATIONS,
+        description="realisations of everything, all but the first perturbed by one unit in the "
+        "last place at every block; their mean counts",
+    )
+    jitter: Annotated[Number, Field(ge=1, le=_MOST_REALISATIONS)] | Literal["auto"] = Field(
+        "auto",
+        description="perturbed realisations of the full-precision and all-quantized models, at "
+        "least; auto: one, and of models whose units are kept as many as cost 8% of a sweep, up "
+        "to 8",
+    )
+    seed: Number = Field(
+        0, ge=0, description="order in which windows are measured, and perturbations"
+    )
+
+
+class Run(Section):
+    """Run: how to get there; no number depends on it."""
+
+    method: Methods = Field(
+        (Method.EXACT,),
+        description="measure units (exact), estimate them to first order (gradient), or both",
+    )
+    memory: Bytes | None = Field(
+        None,
+        description="what a sweep may take beside the model; what is free, if not given",
+        examples=["8GB"],
+    )
+    offload: Switch = Field(
+        Switch.AUTO, description="keep blocks in host memory; auto: if the device cannot hold them"
+    )
+    allow_partial: bool = Field(False, description="go on when under 95% can be quantized")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
+    allow_pickle: bool = Field(False, description="load weights that are not safetensors")

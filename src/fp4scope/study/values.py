@@ -1,0 +1,212 @@
+"""Values that options give as text: parsed once, at the door, and written as text again."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from fp4scope.errors import StudyError, nearest, shown
+from fp4scope.formats import FORMATS, BlockFormat, get_format
+from fp4scope.study.goals import Goal, parse_goal
+from fp4scope.study.words import Choice, Direction, Level, Method, Operands
+
+_MOST_MEMORY = 2**63 - 1
+_MOST = 2**64 - 1
+"""The largest seed that torch takes, and more than there is of anything else."""
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True)
+class Written:
+    """For a field's annotation: how text becomes its value, and its value text."""
+
+    parse: Callable[[Any], Any]
+    write: Callable[[Any], str] = str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:  # noqa: ANN401
+        written = core_schema.plain_serializer_function_ser_schema(self.write)
+        return core_schema.no_info_plain_validator_function(self.parse, serialization=written)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A format and what is quantized in it; None: what the study says."""
+
+    format: BlockFormat
+    operands: Operands | None = None
+
+    def __str__(self) -> str:
+        return self.format.name + (f"/{self.operands.word}" if self.operands else "")
+
+    @classmethod
+    def parse(cls, item: Any) -> "Configuration":  # noqa: ANN401
+        """What `nvfp4/w4a16` and `nvfp4` say.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: Unknown operands.
+        """
+        if isinstance(item, cls):
+            return item
+        name, slash, own = str(item).partition("/")
+        if not slash:
+            return cls(get_format(name))
+        known = Operands.find(own)
+        if known is None:
+            hint = nearest(own, Operands.words())
+            raise StudyError(
+                f"all_quantized: unknown operands {shown(own)} in {shown(item)}; {hint}"
+            )
+        return cls(get_format(name), known)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A level that is swept, and in which direction; None: in those of the study."""
+
+    level: Level
+    direction: Direction | None = None
+
+    def __str__(self) -> str:
+        return self.level.word + (f":{self.direction.word}" if self.direction else "")
+
+    @classmethod
+    def parse(cls, item: Any) -> "Swept":  # noqa: ANN401
+        """What `layers:only` and `layers` say.
+
+        Raises:
+            StudyError: It is neither.
+        """
+        if isinstance(item, cls):
+            return item
+        name, colon, own = str(item).partition(":")
+        level, direction = Level.find(name), Direction.find(own)
+        if level is None:
+            raise StudyError(f"sweep: unknown {shown(name)}; {nearest(name, Level.words())}")
+        if colon and direction is None:
+            hint = nearest(own, Direction.words())
+            raise StudyError(f"sweep: unknown direction {shown(own)} in {shown(item)}; {hint}")
+        return cls(level, direction)
+
+
+def parse_memory(text: Any) -> int:  # noqa: ANN401
+    """`8GB`, `1.5 GiB` or a number of bytes, in bytes.
+
+    Raises:
+        StudyError: It is none of these.
+
+    Example:
+        >>> parse_memory("1.5GB"), parse_memory("2GiB")
+        (1500000000, 2147483648)
+    """
+    said = text if isinstance(text, str) else shown(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", said.lower())
+    if match is None or (match[3] and not match[2]):
+        raise StudyError(f"memory is {shown(said)}; give a size such as 8GB, 1.5GiB or 500MB")
+    size = Decimal(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
+    if size > _MOST_MEMORY:
+        raise StudyError(
+            f"memory is {shown(said)}, more than any machine has; give one such as 8GB"
+        )
+    return int(size)
+
+
+def written_memory(size: int) -> str:
+    """Bytes as `parse_memory` reads them, in the largest unit that they are whole in.
+
+    Example:
+        >>> written_memory(8 * 10**9), written_memory(1_500_000_001)
+        ('8GB', '1500000001')
+    """
+    for prefix, unit in reversed(_UNITS.items()):
+        if prefix and size and size % unit == 0:
+            return f"{size // unit}{prefix.upper()}B"
+    return str(size)
+
+
+def _format(value: Any) -> BlockFormat:  # noqa: ANN401
+    return value if isinstance(value, BlockFormat) else get_format(value)
+
+
+def _goal(value: Any) -> Goal:  # noqa: ANN401
+    if isinstance(value, Goal):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("give words")
+    return parse_goal(value)
+
+
+def _items(value: Any) -> Any:  # noqa: ANN401
+    """`a,b` and a list mean the same."""
+    if isinstance(value, str) and not isinstance(value, Choice):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    known = str, BlockFormat, Configuration, Swept
+    if isinstance(value, list | tuple) and all(isinstance(item, known) for item in value):
+        return tuple(value)
+    raise ValueError("give names with commas between them, or a list of names")
+
+
+def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is given twice is one."""
+    return tuple(dict.fromkeys(value))
+
+
+def _some_of(choices: Iterable[str]) -> AfterValidator:
+    listed = ", ".join(choices)
+
+    def check(value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise PydanticCustomError("none", "give one or more of {known}", {"known": listed})
+        return value
+
+    return AfterValidator(check)
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401
+    """A truth is not taken for 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+def _named(value: str) -> str:
+    if not value:
+        raise ValueError("give a name")
+    return value
+
+
+def _expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern.removeprefix("re:"))
+            except re.error as error:
+                said = {"pattern": shown(pattern), "error": str(error)}
+                message = "{pattern} is no regular expression: {error}"
+                raise PydanticCustomError("word", message, said) from None
+    return patterns
+
+
+Name = Annotated[
+    str, AfterValidator(_named)
+]  # pydantic's own length wants UTF-8, paths need not be
+Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
+Bytes = Annotated[int, Written(parse_memory, written_memory)]
+GoalText = Annotated[Goal, Written(_goal)]
+_Format = Annotated[BlockFormat, Written(_format, lambda fmt: fmt.name)]
+_Configuration = Annotated[Configuration, Written(Configuration.parse)]
+_Swept = Annotated[Swept, Written(Swept.parse)]
+_ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
+
+Patterns = Annotated[tuple[Name, ...], _ITEMS, _ONCE, AfterValidator(_expressions)]
+Formats = Annotated[tuple[_Format, ...], _ITEMS, _ONCE, _some_of(FORMATS)]
+Configurations = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE]
+Levels = Annotated[tuple[_Swept, ...], _ITEMS, _ONCE]
+SomeOperands = Annotated[tuple[Operands, ...], _ITEMS, _ONCE, _some_of(Operands.words())]
+Directions = Annotated[tuple[Direction, ...], _ITEMS, _ONCE, _some_of(Direction.words())]
+Methods = Annotated[tuple[Method, ...], _ITEMS, _ONCE, _some_of(Method.words())]

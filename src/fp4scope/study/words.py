@@ -1,0 +1,152 @@
+"""The closed sets of words that options choose from, each with its other spellings."""
+
+from enum import Enum
+from typing import Any
+
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from fp4scope.errors import nearest, shown
+
+
+class Choice(str, Enum):
+    """One of a closed set. A member is written as its word, and read under any spelling.
+
+    `Direction("restore")` and `Direction("keep")` are the same member.
+    """
+
+    word: str
+    spellings: tuple[str, ...]
+
+    def __new__(cls, word: str, *others: str) -> Any:  # noqa: ANN401
+        # Results and journals hold some words as version 0.1 spelt them: the last spelling.
+        value = others[-1] if others and cls.__name__ in _SPELT_AS_BEFORE else word
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.word = word
+        member.spellings = (word, *others)
+        return member
+
+    @classmethod
+    def words(cls) -> list[str]:
+        """What a user may write, other spellings left out."""
+        return [member.word for member in cls]
+
+    @classmethod
+    def find(cls, word: Any) -> Any:  # noqa: ANN401
+        """The member that a word means, if it means one."""
+        spelt = word.strip().lower() if isinstance(word, str) else None
+        return next((member for member in cls if spelt in member.spellings), None)
+
+    @classmethod
+    def read(cls, value: Any) -> Any:  # noqa: ANN401
+        """The member that a user's word means.
+
+        Raises:
+            PydanticCustomError: None; the message names the nearest.
+        """
+        if (found := value if isinstance(value, cls) else cls.find(value)) is None:
+            raise PydanticCustomError(
+                "word",
+                "unknown {value}; {hint}",
+                {"value": shown(value), "hint": nearest(value, cls.words())},
+            )
+        return found
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:  # noqa: ANN401
+        return cls.find(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:  # noqa: ANN401
+        written = core_schema.plain_serializer_function_ser_schema(lambda member: member.word)
+        return core_schema.no_info_plain_validator_function(cls.read, serialization=written)
+
+
+_SPELT_AS_BEFORE = ("Operands", "Direction", "Level")
+
+
+class Operands(Choice):
+    """What of a linear is quantized. The bits in the words are those of a 4-bit format."""
+
+    BOTH = "w4a4", "w6a6", "w8a8", "weights+activations"
+    WEIGHTS = "w4a16", "w6a16", "w8a16", "weights"
+    ACTIVATIONS = "w16a4", "w16a6", "w16a8", "activations"
+
+    @property
+    def weights(self) -> bool:
+        return self is not Operands.ACTIVATIONS
+
+    @property
+    def activations(self) -> bool:
+        return self is not Operands.WEIGHTS
+
+
+class Direction(Choice):
+    """How a unit's effect is asked for."""
+
+    RESTORE = "keep", "restore"
+    """Everything quantized but the unit: what keeping it in full precision saves."""
+    ISOLATE = "only", "isolate"
+    """Only the unit quantized: what quantizing it alone costs."""
+
+
+class Method(Choice):
+    """How a unit's effect is found."""
+
+    EXACT = "exact"
+    """Measured: the model runs with the unit quantized, or kept."""
+    GRADIENT = "gradient"
+    """Estimated to first order, from one forward and backward for all units."""
+
+
+class Level(Choice):
+    """The units that a sweep goes through."""
+
+    COMPONENTS = "projections", "components"
+    """One kind of linear in all blocks."""
+    BLOCKS = "blocks"
+    CELLS = "layers", "cells"
+    """One kind of linear in one block."""
+
+
+class Dataset(Choice):
+    """Evaluation texts by name."""
+
+    WIKITEXT2 = "wikitext2"
+    PYDOC_TOPICS = "pydoc-topics"
+
+
+class Dtype(Choice):
+    """What the full-precision model runs in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32", "fp32", "float"
+    BFLOAT16 = "bfloat16", "bf16"
+    FLOAT16 = "float16", "fp16", "half"
+
+    @classmethod
+    def read(cls, value: Any) -> Any:  # noqa: ANN401
+        """`torch.float16` is a word too."""
+        text = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else value
+        return super().read(text)
+
+
+class ActivationScale(Choice):
+    """Where NVFP4's tensor scale of activations comes from."""
+
+    CALIBRATED = "calibrated", "static"
+    DYNAMIC = "dynamic"
+
+
+class Switch(Choice):
+    """On, off, or whatever the model needs."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+    @classmethod
+    def read(cls, value: Any) -> Any:  # noqa: ANN401
+        """A truth is a word too."""
+        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        return super().read(text)
