@@ -23,12 +23,14 @@ import torch
 import transformers
 
 from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.design import design
 from fp4scope.inject import Injector
+from fp4scope.ledger import Log
 from fp4scope.models import load_model
-from fp4scope.records import jitter
+from fp4scope.recipes import Recipe
 from fp4scope.stats.intervals import paired
 from fp4scope.study import Study
-from fp4scope.sweep import Journal, Sweep, measure_naively, plan
+from fp4scope.sweep import Sweep, measure_naively
 from sweep import calibrated
 
 
@@ -57,33 +59,34 @@ def main() -> int:
     )
 
     injector = Injector(loaded.model, calibrated(loaded, ids[-4:]))
-    variants = plan(study, loaded.layout.sites)
+    runs = design(study, loaded.layout.sites).runs
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
-        Sweep(loaded, ids, variants, injector, journal).run()
-        journal.close()
-    swept = {
-        key: {w: nll for w, nll in zip(o.windows, o.nll, strict=True)}
-        for key, o in journal.observations.items()
-    }
-    chosen = [v for v in variants if not v.replica]
+        log = Log(Path(folder) / "journal.jsonl", {})
+        Sweep(loaded, ids, runs, injector, log).run()
+        log.close()
+    swept: dict[tuple[Recipe, int], dict[int, float]] = {}
+    for recipe in log.ledger:
+        rows = log.ledger[recipe]
+        for window, replica, nll in zip(
+            rows.indices, rows.replicas, rows.values["nll"], strict=True
+        ):
+            swept.setdefault((recipe, replica), {})[window] = nll or 0.0
+    chosen = [run for run in runs if not run.replica]
     inside = 0
     print(
         f"\n{'wavefront less one model run at a time':62}{'millinats a token':>27}{'largest':>10}"
     )
-    for planned, metrics in zip(
-        chosen, measure_naively(loaded, ids, chosen, injector), strict=True
-    ):
-        own = swept[planned.variant.key]
+    for run, metrics in zip(chosen, measure_naively(loaded, ids, chosen, injector), strict=True):
+        own = swept[run.recipe, 0]
         differences = np.array([(own[w] - m.nll) / m.tokens for w, m in enumerate(metrics)])
-        inside += _print(planned.variant.key, differences)
+        inside += _print(run.name, differences)
     print(f"{inside} of {len(chosen)} intervals contain 0")
     print(f"\n{'rerun noise':62}")
-    for planned in chosen:
-        if planned.variant.is_control:
-            own, again = (swept[v.key] for v in (planned.variant, jitter(planned.variant)))
+    for run in chosen:
+        if not run.recipe.edits:
+            own, again = (swept[run.recipe, replica] for replica in (0, 1))
             tokens = study.data.seq_len - 1
-            _print(planned.variant.key, np.array([again[w] - own[w] for w in own]) / tokens)
+            _print(run.name, np.array([again[w] - own[w] for w in own]) / tokens)
     return 0
 
 

@@ -21,12 +21,13 @@ import numpy as np
 from scipy import stats
 
 import fp4scope
-from fp4scope.records import Results
+from fp4scope.design import NOTHING, Family
+from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.stats import holm, standard_errors
 from fp4scope.stats.controls import held_out
 from fp4scope.stats.multiple import p_values
-from fp4scope.stats.pairing import Pairing, difference, family
-from fp4scope.stats.windows import by_window
+from fp4scope.stats.pairing import Pairing
+from fp4scope.study import Direction
 
 
 def main() -> None:
@@ -45,12 +46,25 @@ def main() -> None:
 
 
 def join(results: Results, other: Results) -> None:
-    """Give a study the replicas, and the perturbed references, of another."""
+    """Give the whole models of a study the further replicas that they have in another."""
     if results.data.get("sha256") != other.data.get("sha256"):
         raise SystemExit("the two runs have other windows")
-    for key, observation in other.observations.items():
-        if observation.variant.direction in ("replica", "jitter"):
-            results.observations[key] = observation
+    counted = results.ledger.counted
+    found = {subject: results.ledger[subject] for subject in results.ledger}
+    for subject in {NOTHING, *(c.own for c in results.contrasts if c.unit is None)}:
+        theirs = other.ledger.rows(subject)
+        if theirs is None or max(theirs.replicas) < counted:
+            continue
+        rows = Rows()
+        for source, further in ((found[subject], False), (theirs, True)):
+            places = zip(source.indices, source.replicas, source.tokens, strict=True)
+            for row, (window, replica, tokens) in enumerate(places):
+                values = {name: column[row] for name, column in source.values.items()}
+                known = {name: value for name, value in values.items() if value is not None}
+                if (replica >= counted) == further:
+                    rows.put(window, replica, tokens, known)
+        found[subject] = rows
+    results.ledger = Ledger(found, counted=counted)
 
 
 def recorded(results: Results, name: str) -> None:
@@ -58,32 +72,31 @@ def recorded(results: Results, name: str) -> None:
     print("| measure, family | SE, millinats | variance | s / sqrt(n) | told from zero |")
     print("| --- " * 5 + "|")
     for column in ("nll", "kl"):
-        before = restored(results, Pairing(results.observations, column), column)
-        after = restored(results, Pairing.of(results, column), column)
-        for (level, fmt, *_), one, other in zip(
-            before, before.values(), after.values(), strict=True
-        ):
+        before = restored(results, Pairing(results.ledger, column))
+        after = restored(results, Pairing.of(results, column))
+        for family, one, other in zip(before, before.values(), after.values(), strict=True):
             if np.array_equal(one, other):
                 continue  # no replicas that say anything of this measure
             se = [float(np.mean(standard_errors(x) ** 2)) for x in (one, other)]
             plain = other.var(axis=0).mean() / one.var(axis=0).mean()
             told = [count(x) for x in (one, other)]
             print(
-                f"| {column}, {level}, {fmt} | {1e3 * se[0] ** 0.5:.2f}, {1e3 * se[1] ** 0.5:.2f} "
+                f"| {column}, {family.level}, {family.setting.format} "
+                f"| {1e3 * se[0] ** 0.5:.2f}, {1e3 * se[1] ** 0.5:.2f} "
                 f"| {100 * (se[1] / se[0] - 1):+.1f}% | {100 * (plain - 1):+.1f}% "
                 f"| {told[0]}, {told[1]} of {one.shape[1]} |",
                 flush=True,
             )
 
 
-def restored(results: Results, pairing: Pairing, column: str) -> dict[tuple[str, ...], np.ndarray]:
+def restored(results: Results, pairing: Pairing) -> dict[Family, np.ndarray]:
     """What restored units cost, windows by units, of each family."""
-    found: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)
-    for observation in results.observations.values():
-        if observation.variant.direction == "restore":
-            sides = pairing.sides(observation, by_window(observation, column))
-            assert sides is not None
-            found[family(observation.variant)].append(difference(sides).values)
+    found: dict[Family, list[np.ndarray]] = defaultdict(list)
+    for contrast in results.contrasts:
+        if contrast.family.direction is Direction.RESTORE:
+            cost = pairing.difference(contrast)
+            assert cost is not None
+            found[contrast.family].append(cost.values)
     return {key: np.stack(values, axis=1) for key, values in found.items()}
 
 

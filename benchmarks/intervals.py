@@ -48,9 +48,10 @@ def main() -> None:
 
 def differences(folder: Path, draws: int, rng: np.random.Generator) -> None:
     families: dict[str, list[np.ndarray]] = defaultdict(list)
-    for variant, series in costs(fp4scope.load(folder).results).items():
-        name = f"{variant.level}, {variant.direction}, {variant.format}"
-        families["whole models" if variant.is_control else name].append(series.values)
+    for contrast, series in costs(fp4scope.load(folder).results).items():
+        labels = contrast.labels
+        name = f"{labels['level']}, {labels['direction']}, {labels['format']}"
+        families["whole models" if contrast.unit is None else name].append(series.values)
     sizes = (*SIZES, len(next(iter(families.values()))[0]))
     print(f"\n{folder}: coverage in %, in brackets with s / sqrt(n); rows below 93% at the end\n")
     print(f"| family | units | {' | '.join(map(str, sizes))} | below | worst |")

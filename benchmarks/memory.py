@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from fp4scope.design import design
 from fp4scope.inject import Injector
+from fp4scope.ledger import Log
 from fp4scope.models import adopt, load_model
 from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Journal, Sweep, plan
+from fp4scope.sweep import Sweep
 
 CONFIG = {
     "vocab_size": 151_936,
@@ -58,7 +60,7 @@ def main() -> int:
         cells=options.cells,
         direction=options.direction,
     )
-    variants = plan(study, loaded.layout.sites)
+    runs = design(study, loaded.layout.sites).runs
     ids = torch.randint(5, loaded.config.vocab_size, (1, options.seq_len))
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
 
@@ -66,16 +68,16 @@ def main() -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        journal = Journal(Path(folder) / "journal.jsonl", {})
-        sweep = Sweep(loaded, ids, variants, injector, journal, memory=allowed)
+        log = Log(Path(folder) / "journal.jsonl", {})
+        sweep = Sweep(loaded, ids, runs, injector, log, memory=allowed)
         sweep.run()
-        journal.close()
+        log.close()
         seconds = time.perf_counter() - begun
     taken = _status("VmHWM") - before
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; {loaded.name}, "
-        f"{loaded.dtype_name}, weights {weights / 1e9:.2f} GB; {len(variants)} variants, one "
+        f"{loaded.dtype_name}, weights {weights / 1e9:.2f} GB; {len(runs)} runs, one "
         f"window of {options.seq_len} tokens, {seconds:.0f} s\n{sweep.shape}\n"
         f"allowed {allowed / 1e9:.2f} GB, planned {sweep.memory_bytes / 1e9:.2f} GB, "
         f"taken {taken / 1e9:.2f} GB beside the model"

@@ -23,9 +23,10 @@ import torch
 import transformers
 
 from fp4scope.inject import Injector
+from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt
 from fp4scope.study import parse_memory
-from fp4scope.sweep import Journal, Shape, Sweep
+from fp4scope.sweep import Shape, Sweep
 from sweep import CONFIGS, cell_variants, random_text
 
 
@@ -109,8 +110,8 @@ def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) 
     variants = cell_variants(loaded, options.format, options.cells)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
-        sweep = Sweep(loaded, ids, variants, injector, journal, memory=memory)
+        log = Log(Path(folder) / "journal.jsonl", {})
+        sweep = Sweep(loaded, ids, variants, injector, log, memory=memory)
         before = _copies(loaded)
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
@@ -118,8 +119,8 @@ def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) 
         sweep.run()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
-        nll = {key: list(o.settled().nll) for key, o in journal.observations.items()}
-        journal.close()
+        nll = {recipe: log.ledger[recipe].values["nll"] for recipe in log.ledger}
+        log.close()
     rate = len(variants) * ids.numel() / seconds
     peak_gb = torch.cuda.max_memory_allocated() / 1e9
     return Run(sweep.shape, seconds, rate, peak_gb, _copies(loaded) - before, nll)

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fp4scope.records import Results
-from fp4scope.stats import Fate, Pairing, by_window, difference, family, search
+from fp4scope.ledger import Results, read_results
+from fp4scope.stats import Fate, Pairing, search
 from fp4scope.study import BestGoal, parse_goal
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         "| accepted at the end | dropped | saved of the horizon | by dropping alone | s a trial |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (level, fmt, _, direction), costs in recorded(Results.read(options.results)).items():
+    for (level, fmt, _, direction), costs in recorded(read_results(options.results)).items():
         wanted = (options.format or fmt, options.direction or direction, options.level)
         if (fmt, direction, level) == wanted:
             horizon = options.horizon or len(costs)
@@ -57,11 +57,11 @@ def main() -> None:
 
 def recorded(results: Results) -> dict[tuple[str, ...], np.ndarray]:
     """What each unit cost in each window, windows by units, by family."""
-    pairing, found = Pairing(results.observations), {}
-    for observation in results.observations.values():
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if not observation.variant.is_control and sides is not None:
-            found.setdefault(family(observation.variant), []).append(difference(sides).values)
+    pairing, found = Pairing(results.ledger), {}
+    for contrast in results.contrasts:
+        cost = pairing.difference(contrast)
+        if contrast.unit is not None and cost is not None:
+            found.setdefault(tuple(contrast.family.labels.values()), []).append(cost.values)
     return {name: np.stack(columns, axis=1) for name, columns in found.items()}
 
 

@@ -34,13 +34,16 @@ from typing import NamedTuple
 import torch
 import transformers
 
+from fp4scope.design import Run, design
 from fp4scope.formats import FORMATS, BlockFormat
 from fp4scope.inject import Injector
+from fp4scope.ledger import Log
 from fp4scope.metrics import ReferencePredictions, compare, reference_predictions
 from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.observe import observe_inputs
+from fp4scope.recipes import Recipe
 from fp4scope.study import Study
-from fp4scope.sweep import Journal, PlannedVariant, Shape, Sweep, measure_naively, plan
+from fp4scope.sweep import Shape, Sweep, measure_naively
 from fp4scope.sweep.wavefront import head_in_blocks
 
 CONFIGS = {
@@ -122,25 +125,31 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
     return torch.randint(5, loaded.config.vocab_size, (windows, seq_len), generator=generator)
 
 
-def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[PlannedVariant]:
+def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[Run]:
     """`restore` of these cells, without what is perturbed: a rival would not have that."""
     study = Study.build(model="-", formats=fmt, sweep="cells", cells=cells, direction="restore")
-    return [v for v in plan(study, loaded.layout.sites) if not v.replica]
+    return [run for run in design(study, loaded.layout.sites).runs if not run.replica]
+
+
+def _is_whole(recipe: Recipe) -> bool:
+    """Whether every site is quantized."""
+    return recipe.base is not None and not recipe.edits
 
 
 def _one_format(
     loaded: LoadedModel,
     ids: torch.Tensor,
     fmt: str,
-    variants: list[PlannedVariant],
+    variants: list[Run],
     amax: dict[str, float],
     rate: float,
     options: argparse.Namespace,
 ) -> bool:
     depth, windows = len(loaded.stack), len(ids)
     injector = Injector(loaded.model, amax)
-    cells = [v for v in variants if v.variant.level == "cells"]
-    first = [v for v in variants if v not in cells or v.variant.block == 0]
+    cells = [run for run in variants if run.recipe.edits]
+    block_0 = {site.name for site in loaded.layout.sites.blocks[0]}
+    first = [run for run in variants if run.recipe.edited <= block_0]
     compiled_s = _swept(loaded, ids, first, injector).seconds
     swept = _swept(loaded, ids, variants, injector)
 
@@ -188,24 +197,24 @@ class _Swept(NamedTuple):
 def _swept(
     loaded: LoadedModel,
     ids: torch.Tensor,
-    variants: Sequence[PlannedVariant],
+    variants: Sequence[Run],
     injector: Injector,
 ) -> _Swept:
     cuda = loaded.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, _counted(loaded) as blocks:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
+        log = Log(Path(folder) / "journal.jsonl", {})
         _wait(loaded.device)
         begun = time.perf_counter()
-        sweep = Sweep(loaded, ids, variants, injector, journal)
+        sweep = Sweep(loaded, ids, variants, injector, log)
         blocks.clear()
         sweep.run()
         _wait(loaded.device)
         seconds = time.perf_counter() - begun
-        baseline = next(v for v in variants if v.variant.direction == "baseline")
-        nll = sum(journal.observations[baseline.variant.key].nll) / (ids.numel() - len(ids))
-        journal.close()
+        whole = next(run.recipe for run in variants if _is_whole(run.recipe))
+        nll = sum(log.ledger[whole].values["nll"]) / (ids.numel() - len(ids))
+        log.close()
     peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
     return _Swept(seconds, nll, sum(blocks), sweep.shape, peak_gb)
 
@@ -214,13 +223,13 @@ def _naive(
     loaded: LoadedModel,
     ids: torch.Tensor,
     fmt: str,
-    variants: Sequence[PlannedVariant],
+    variants: Sequence[Run],
     injector: Injector,
 ) -> tuple[str, float, float]:
     begun = time.perf_counter()
     measured = measure_naively(loaded, ids, variants, injector)
     seconds = time.perf_counter() - begun
-    place = next(i for i, v in enumerate(variants) if v.variant.direction == "baseline")
+    place = next(i for i, run in enumerate(variants) if _is_whole(run.recipe))
     tokens = sum(w.tokens for w in measured[place])
     return "naive", seconds / len(variants), sum(w.nll for w in measured[place]) / tokens
 
@@ -229,11 +238,11 @@ def _eager(
     loaded: LoadedModel,
     ids: torch.Tensor,
     fmt: str,
-    variants: Sequence[PlannedVariant],
+    variants: Sequence[Run],
     injector: Injector,
 ) -> tuple[str, float, float]:
     @contextmanager
-    def applied(variant: PlannedVariant) -> Iterator[None]:
+    def applied(variant: Run) -> Iterator[None]:
         linears = [
             loaded.model.get_submodule(name)
             for name, _ in variant.recipe.in_block(loaded.layout.sites)
@@ -269,7 +278,7 @@ def _modelopt(
     loaded: LoadedModel,
     ids: torch.Tensor,
     fmt: str,
-    variants: Sequence[PlannedVariant],
+    variants: Sequence[Run],
     injector: Injector,
 ) -> tuple[str, float, float]:
     import modelopt
@@ -287,7 +296,7 @@ def _modelopt(
     enabled = sum(q.is_enabled for q in quantizers)
 
     @contextmanager
-    def applied(variant: PlannedVariant) -> Iterator[None]:
+    def applied(variant: Run) -> Iterator[None]:
         on = dict(variant.recipe.in_block(loaded.layout.sites))
         off = set(loaded.layout.linears) - set(on)
         chosen = [
@@ -315,37 +324,37 @@ _RIVALS = {"naive": _naive, "eager": _eager, "modelopt": _modelopt}
 def _one_by_one(
     model: torch.nn.Module,
     ids: torch.Tensor,
-    variants: Sequence[PlannedVariant],
-    applied: Callable[[PlannedVariant], AbstractContextManager[None]],
+    variants: Sequence[Run],
+    applied: Callable[[Run], AbstractContextManager[None]],
 ) -> tuple[float, float]:
     """Seconds a variant, and the baseline's NLL; settings are applied anew for every batch."""
     device = next(model.parameters()).device
     batches = ids.to(device).split(_BATCH)
-    needed = {v.against for v in variants}
-    compared: dict[str, list[ReferencePredictions]] = {}
+    needed = {run.against for run in variants}
+    compared: dict[Recipe, list[ReferencePredictions]] = {}
 
-    def evaluate(variant: PlannedVariant) -> float:
+    def evaluate(variant: Run) -> float:
         total = torch.zeros((), dtype=torch.float64, device=device)
         window = 0
         for batch in batches:
             with applied(variant):
                 logits = model(batch, use_cache=False).logits[:, :-1]
             for own, row in zip(logits, batch, strict=True):
-                if variant.variant in needed:
-                    compared.setdefault(variant.variant.key, []).append(reference_predictions(own))
-                against = compared[variant.against.key][window]
+                if variant.recipe in needed:
+                    compared.setdefault(variant.recipe, []).append(reference_predictions(own))
+                against = compared[variant.against][window]
                 total += compare(own[None], row[1:], against).nll.sum(dtype=torch.float64)
                 window += 1
         return total.item() / (ids.numel() - len(ids))
 
-    nll = {v.variant.key: evaluate(v) for v in variants if v.variant.level == "model"}
+    nll = {run.recipe: evaluate(run) for run in variants if not run.recipe.edits}
     begun = time.perf_counter()
-    others = [v for v in variants if v.variant.level == "cells"]
+    others = [run for run in variants if run.recipe.edits]
     for variant in others:
         evaluate(variant)
     seconds = (time.perf_counter() - begun) / len(others)
-    baseline = next(v for v in variants if v.variant.direction == "baseline")
-    return seconds, nll[baseline.variant.key]
+    whole = next(run.recipe for run in variants if _is_whole(run.recipe))
+    return seconds, nll[whole]
 
 
 def _operations(loaded: LoadedModel, ids: torch.Tensor, runs: float, variants: int) -> float:

@@ -20,7 +20,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from fp4scope.records import Observation, Results
+from asking import observed, take
+from fp4scope.ledger import Ledger, Results
 
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(92))]
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -150,33 +151,19 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def observe():
-    """`observe(variant, nll)`: an observation with this NLL per token in windows of ten tokens.
-
-    `kl`, per token too, is one value for all windows, or one for each.
-    """
-
-    def build(variant, nll, *, windows=None, replicas=0, kl=0.0):
-        observation = Observation(variant=variant)
-        kls = [kl] * len(nll) if isinstance(kl, float) else kl
-        for i, (value, moved) in enumerate(zip(nll, kls, strict=True)):
-            window = i if windows is None else windows[i]
-            replica = replicas if isinstance(replicas, int) else replicas[i]
-            observation.add(window, replica, tokens=10, nll=10 * value, kl=10 * moved, top1=7)
-        return observation
-
-    return build
+    """`observe(asked, nll)`: rows with this NLL per token in windows of ten tokens."""
+    return observed
 
 
 @pytest.fixture(scope="session")
 def results():
-    """`results(*observations)`: a study that measured these and says nothing of its conditions."""
+    """`results(*observed)`: a study that measured these and says nothing of its conditions."""
 
-    def build(*observations, **conditions):
+    def build(*found, **conditions):
         names = ("study", "model", "data", "protocol", "environment")
-        return Results(
-            **{name: {} for name in names} | conditions,
-            observations={o.variant.key: o for o in observations},
-        )
+        counted = conditions.get("study", {}).get("replicas", 1)
+        empty = Results(**{name: {} for name in names} | conditions, ledger=Ledger(counted=counted))
+        return take(empty, *found)
 
     return build
 

@@ -73,10 +73,10 @@ def test_every_unit_of_every_level_once_in_each_direction():
 def test_a_format_without_a_tensor_scale_is_one_recipe_whatever_its_amax():
     sites = model()
     recipes = [
-        asked(sites, formats="mxfp4,nvfp4", activation_scale=scale, sweep=()).recipes
+        asked(sites, formats="mxfp4,nvfp4", activation_scale=scale, sweep=()).contrasts
         for scale in ("calibrated", "dynamic")
     ]
-    mxfp4, nvfp4 = zip(*(found[1:] for found in recipes), strict=True)
+    mxfp4, nvfp4 = zip(*([c.own for c in found] for found in recipes), strict=True)
     assert mxfp4[0] == mxfp4[1]
     assert nvfp4[0] != nvfp4[1]
 

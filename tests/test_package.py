@@ -31,7 +31,7 @@ def test_the_three_lists_of_public_names_agree():
     [
         "import fp4scope",
         "import fp4scope.cli",
-        "import fp4scope.study, fp4scope.records, fp4scope.formats",
+        "import fp4scope.study, fp4scope.ledger, fp4scope.formats",
         "import fp4scope.stats",
         "import fp4scope; fp4scope.load; fp4scope.compare",
         "import fp4scope.report.figures, fp4scope.report.markdown, fp4scope.report.page",

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 import fp4scope
-from fp4scope.records import Table, baseline
 from fp4scope.report.numbers import interval, number
 from fp4scope.stats import MIN_WINDOWS, by_window, hypotheses, paired, significant, spearman
 from fp4scope.stats.depth import depth_table
 from fp4scope.stats.families import families
 from fp4scope.stats.tiers import separable
 from fp4scope.stats.windows import aligned
+from fp4scope.table import Table
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "reproduction.md"
@@ -87,11 +87,16 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
     runs |= {str(run.results.model["name"]): run for run in beside(found)}
     for name, run in runs.items():
         ppl = {(r["format"], r["operands"]): r["ppl"] for r in run.baselines}
+        wholes = {
+            (c.labels["format"], c.labels["operands"]): by_window(run.results.ledger, c.own, "nll")
+            for c in run.results.contrasts
+            if c.unit is None
+        }
         for mxfp4, operands in READINGS:
-            pair = [run.results.observation(baseline(fmt, operands)) for fmt in (mxfp4, "nvfp4")]
-            if pair[0] is None or pair[1] is None:
+            pair = [wholes.get((fmt, operands)) for fmt in (mxfp4, "nvfp4")]
+            series = [seen for seen in pair if seen is not None]
+            if len(series) < 2:
                 continue
-            series = [by_window(seen, "nll") for seen in pair if seen is not None]
             gap = paired(*aligned(series)[1].T)
             shown = [number(ppl[fmt, operands]) for fmt in (mxfp4, "nvfp4")]
             ends = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
@@ -269,9 +274,9 @@ def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
     (family,) = [
         f
         for f in families(found.results, "cells")
-        if (f.format, f.operands, f.direction) == (FORMATS[s["format"]], BOTH, "restore")
+        if tuple(f.labels.values()) == (FORMATS[s["format"]], BOTH, "restore")
     ]
-    columns = [i for i, unit in enumerate(family.units) if unit.unit == s["component"]]
+    columns = [i for i, unit in enumerate(family.units) if unit.name == s["component"]]
     costs, blocks = family.costs[:, columns], [family.units[i].block for i in columns]
     pairs = separable(costs) if len(costs) >= MIN_WINDOWS else []
     return [{blocks[i], blocks[j]} for i, j in pairs]

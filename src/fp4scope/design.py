@@ -12,7 +12,7 @@ with the full-precision one: the control variate of the units that are kept.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fp4scope.formats import BlockFormat
 from fp4scope.recipes import Recipe, Sites
@@ -60,6 +60,17 @@ class Family:
     setting: Setting
     direction: Direction | None
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """As tables name it."""
+        operands = {"weights": self.setting.weight, "activations": self.setting.input}
+        return {
+            "level": self.level,
+            "format": self.setting.format,
+            "operands": "+".join(name for name, treated in operands.items() if treated),
+            "direction": "" if self.direction is None else self.direction.value,
+        }
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -78,8 +89,54 @@ class Contrast:
     @property
     def own(self) -> Recipe:
         """The recipe that no other unit of the family has."""
-        shared = Recipe(self.family.setting), NOTHING
-        return next(r for r, _ in self.terms if self.unit is None or r not in shared)
+        sign = -1 if self.family.direction is Direction.RESTORE else 1
+        return next(recipe for recipe, of in self.terms if of == sign)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Its family's level, format, operands and direction, its unit's name and block."""
+        unit = self.unit
+        return self.family.labels | {
+            "unit": "" if unit is None else unit.name,
+            "block": None if unit is None else unit.block,
+        }
+
+    @property
+    def name(self) -> str:
+        """As messages call it; no other contrast of a study has it."""
+        found = self.labels
+        where = found["unit"] if found["block"] is None else f"{found['block']}.{found['unit']}"
+        parts = (found["format"], found["operands"], found["direction"], found["level"], where)
+        return "|".join(part for part in parts if part).rstrip(".")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe that is run, as it is or perturbed, and what its predictions are compared with.
+
+    Attributes:
+        recipe: What is done to the model.
+        replica: 0 is the model as it is; r > 0 is perturbed by one unit in the last place at the
+            entrance of every block, by its own dice.
+        against: The recipe with whose replica 0 KL and top-1 are taken.
+        name: Of the contrast that it is run for.
+    """
+
+    recipe: Recipe
+    replica: int = 0
+    against: Recipe = NOTHING
+    name: str = field(default="the full-precision model", compare=False)
+
+    @property
+    def measures(self) -> tuple[str, str, str]:
+        """What its NLL, KL and top-1 are in the ledger."""
+        again = self.recipe == self.against != NOTHING
+        return ("nll", "rerun_kl", "rerun_top1") if again else ("nll", "kl", "top1")
+
+    @property
+    def keys(self) -> list[tuple[Recipe, int, str]]:
+        """Where they stand in the ledger: recipe, replica and measure."""
+        return [(self.recipe, self.replica, measure) for measure in self.measures]
 
 
 @dataclass(frozen=True)
@@ -100,10 +157,27 @@ class Design:
     replicas: Mapping[Recipe, range] = field(default_factory=dict)
 
     @property
-    def recipes(self) -> tuple[Recipe, ...]:
-        """The different ones that have to be run, the full-precision model first."""
-        terms = (recipe for contrast in self.contrasts for recipe, _ in contrast.terms)
-        return tuple(dict.fromkeys((NOTHING, *terms)))
+    def runs(self) -> list[Run]:
+        """All that has to run: the full-precision model first, then contrast by contrast."""
+        return self._runs(everything=True)
+
+    @property
+    def controls_alone(self) -> list[Run]:
+        """The full-precision and all-quantized models, without replicas that only units use."""
+        return self._runs(everything=False)
+
+    def _runs(self, *, everything: bool) -> list[Run]:
+        found = [Run(NOTHING, number) for number in range(self.realisations)]
+        found += [Run(NOTHING, number) for number in self.controls]
+        for contrast in self.contrasts:
+            own, name = contrast.own, contrast.name
+            if contrast.unit is None or everything:
+                found += [Run(own, number, name=name) for number in range(self.realisations)]
+            if contrast.unit is None:
+                found += [Run(own, number, own, name) for number in self.controls]
+                more = self.replicas.get(own, ()) if everything else ()
+                found += [Run(own, number, name=name) for number in more]
+        return list(dict.fromkeys(found))
 
 
 def design(study: Study, sites: Sites) -> Design:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fp4scope.errors import OutputError, StudyError, nearest
-from fp4scope.records import Results
+from fp4scope.ledger import Results, read_results
 from fp4scope.report.findings import Findings
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.markdown import markdown
@@ -72,15 +72,15 @@ class Diagnosis(Findings):
         stopping = self.results.protocol.get("stopping") or self.results.data
         windows = stopping.get("windows")
         return (
-            f"Diagnosis({self.results.model.get('name')!r}: {len(self.results.observations)} "
-            f"variants on {windows} windows)"
+            f"Diagnosis({self.results.model.get('name')!r}: {len(self.results.ledger)} "
+            f"recipes on {windows} windows)"
         )
 
 
 class Comparison(JointFindings):
     """Several outputs side by side.
 
-    Args:
+    Attributes:
         runs: Results by the name that tables give them; the first is what others are compared with.
     """
 
@@ -107,7 +107,7 @@ def load(folder: str | Path) -> Diagnosis:
             else ""
         )
         raise OutputError(f"{folder} has no results.json{hint}")
-    return Diagnosis(Results.read(path), folder)
+    return Diagnosis(read_results(path), folder)
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

@@ -63,6 +63,11 @@ class Site:
     cols: int
 
     @property
+    def path(self) -> str:
+        """Its name inside its block."""
+        return self.name.partition(f".{self.block}.")[2] or self.name
+
+    @property
     def parameters(self) -> int:
         """Numbers in its weight."""
         return self.rows * self.cols
@@ -141,6 +146,13 @@ class Recipe:
         edits = [(frozenset(names), setting) for setting, names in by_setting.items()]
         object.__setattr__(self, "edits", tuple(sorted(edits, key=lambda edit: min(edit[0]))))
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.base, self.edits))
+
+    def __hash__(self) -> int:  # of many names, and asked for often
+        return self._hash
+
     def _is_news(self, names: Set[str], setting: Setting | None) -> bool:
         return bool(names) and setting != self.base
 
@@ -197,8 +209,12 @@ class Recipe:
         }
 
     @classmethod
-    def from_json(cls, data: object, sites: Sites) -> "Recipe":
+    def from_json(cls, data: object, sites: Sites | None = None) -> "Recipe":
         """A recipe as `to_json` gives it, or as a user writes it, with patterns for sites.
+
+        Args:
+            data: What JSON or YAML holds.
+            sites: Where patterns are looked up; without them every name is taken as it is.
 
         Raises:
             FormatError: An unknown format.
@@ -215,7 +231,7 @@ class Recipe:
         return cls(_read(data.get("base")), tuple(_edit(edit, sites) for edit in edits))
 
 
-def _edit(data: object, sites: Sites) -> Edit:
+def _edit(data: object, sites: Sites | None) -> Edit:
     if not isinstance(data, Mapping) or set(data) != {"sites", "setting"}:
         raise StudyError(f"edit {data!r} is not of the form `{{sites: [...], setting: ...}}`")
     patterns = data["sites"]
@@ -223,7 +239,9 @@ def _edit(data: object, sites: Sites) -> Edit:
         patterns = [patterns]
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise StudyError(f"sites is {patterns!r}; give names or patterns")
-    named = (frozenset([p]) if p in sites.by_name else sites.match(p) for p in patterns)
+    named = (
+        frozenset([p]) if sites is None or p in sites.by_name else sites.match(p) for p in patterns
+    )
     return frozenset().union(*named), _read(data["setting"])
 
 

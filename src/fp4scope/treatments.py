@@ -94,6 +94,12 @@ class Setting:
             )
 
     @property
+    def format(self) -> str:
+        """The name of its format; both where weight and input have different ones."""
+        operands = (self.weight, self.input)
+        return "/".join(dict.fromkeys(t.format.name for t in operands if t is not None))
+
+    @property
     def weight_bits(self) -> float:
         """Stored bits for each weight."""
         return FULL_PRECISION_BITS if self.weight is None else self.weight.bits

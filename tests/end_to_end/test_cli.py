@@ -230,7 +230,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(small, tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     journal = tmp_path / "out" / "journal.jsonl"
     deadline = time.monotonic() + 120
-    while not (journal.exists() and b'"chunk"' in journal.read_bytes()):
+    while not (journal.exists() and b'{"job"' in journal.read_bytes()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,37 +7,32 @@ import sys
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, Results, Variant, baseline, jitter
+from asking import BOTH, REFERENCE, asked, baseline, jitter
+from fp4scope.ledger import results_to_json
 
-BOTH = "weights+activations"
-BASE = baseline("nvfp4", BOTH)
+BASE = baseline("nvfp4")
 
 
 @pytest.fixture
-def outputs(observe, tmp_path):
+def outputs(observe, results, tmp_path):
     """Folders `main` and `change`: NVFP4 costs 200 millinats in one and 230 in the other."""
     text = np.random.default_rng(0).normal(3, 1, 16)
     for name, cost in (("main", 0.2), ("change", 0.23)):
         rng = np.random.default_rng(int(1e3 * cost))
         found = [observe(REFERENCE, text), observe(jitter(REFERENCE), text, replicas=1)]
-        for variant, replicas in ((BASE, 0), (jitter(BASE), 1)):
+        for whole, replicas in ((BASE, 0), (jitter(BASE), 1)):
             noisy = text + cost + 0.005 * rng.normal(size=16)
-            found.append(observe(variant, noisy, replicas=replicas))
+            found.append(observe(whole, noisy, replicas=replicas))
         for i, unit in enumerate(("q_proj", "up_proj", "down_proj")):
-            component = Variant(
-                format="nvfp4", operands=BOTH, direction="isolate", level="components", unit=unit
-            )
+            component = asked(format="nvfp4", direction="isolate", level="components", unit=unit)
             found.append(observe(component, text + 0.05 * i + 0.001 * rng.normal(size=16)))
-        results = Results(
-            study={},
+        study = results(
+            *found,
             model={"name": "m", "fingerprint": "f", "blocks": 2, "tokenizer_sha256": "t"},
             data={"windows": 16, "seq_len": 11, "sha256": "s", "source": "words"},
-            protocol={},
-            environment={},
-            observations={o.variant.key: o for o in found},
         )
         (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(results.to_json()))
+        (tmp_path / name / "results.json").write_text(json.dumps(results_to_json(study)))
     return "main", "change"
 
 

@@ -17,8 +17,8 @@ from transformers import (
 
 import fp4scope
 from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
+from fp4scope.ledger.schema import RESULTS_VERSION
 from fp4scope.models import load_model
-from fp4scope.records import RESULTS_VERSION
 from fp4scope.sweep import Sweep, memory
 from fp4scope.sweep.wavefront import Wavefront
 
@@ -101,11 +101,17 @@ def test_files(finished):
 def test_results_json_holds_the_windows_and_the_conditions(finished):
     data = json.loads((finished.folder / "results.json").read_text())
     assert data["version"] == RESULTS_VERSION
-    one = data["observations"][1]
-    assert data["places"][one["place"]]["windows"] == list(range(3))
-    replicas = {frozenset(place["replicas"]) for place in data["places"]}
-    assert replicas == {frozenset({0}), frozenset({1}), frozenset({1, 2, 3, 4})}  # and controls
-    assert len(one["nll"]) == len(one["kl"]) == 3
+    ledger = data["ledgers"]["text"]
+    assert ledger["counted"] == 1
+    replicas = {frozenset(place["replicas"]) for place in ledger["places"]}
+    assert {frozenset({0}), frozenset({0, 1}), frozenset({0, 1, 2, 3, 4})} == replicas
+    assert {frozenset(place["indices"]) for place in ledger["places"]} == {frozenset(range(3))}
+    for row in ledger["rows"]:
+        count = len(ledger["places"][row["place"]]["indices"])
+        assert {len(column) for column in row["values"].values()} == {count}
+        assert row["recipe"] in data["recipes"]
+    named = {recipe for contrast in data["contrasts"] for recipe, _ in contrast["terms"]}
+    assert named == set(data["recipes"])
     assert data["model"]["fingerprint"]
     assert data["data"]["sha256"]
     assert data["data"]["tokens_in_text"] == 2000
@@ -300,8 +306,9 @@ def test_chunks_and_order_do_not_change_a_number(model_folder, options, chunks):
     seen = []
     for seed in (0, 5):
         d = fp4scope.diagnose(model_folder, sweep="blocks", formats="mxfp4", seed=seed, **options)
-        observed = d.results.observations.values()
-        seen.append([o for o in observed if o.variant.direction not in ("jitter", "replica")])
+        ledger = d.results.ledger
+        keys = [(subject, 0, name) for subject in ledger for name in ("nll", "kl", "top1")]
+        seen.append(ledger.settled(keys))
     assert chunks[:3] != chunks[3:]
     assert seen[0] == seen[1]
 
@@ -340,7 +347,7 @@ def test_overflow_is_named_by_block_and_linear(model_folder, options):
 def test_a_reference_whose_nll_is_not_finite(model_folder, options):
     loaded = load_model(str(model_folder))
     loaded.model.lm_head.weight.data *= float("inf")
-    with pytest.raises(NonFiniteError, match="NLL of the reference"):
+    with pytest.raises(NonFiniteError, match="NLL of the full-precision model"):
         fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, **options)
 
 
@@ -364,13 +371,8 @@ def test_what_is_excluded_is_quantized_nowhere_and_listed(model_folder, options,
     report = (tmp_path / "out" / "report.md").read_text()
     assert "9 linears stay in full precision (gate_proj: 3, by *.mlp.*" in report
     whole = fp4scope.diagnose(model_folder, **few, patterns=["*.mlp.*"])
-    kept = [
-        o.nll
-        for o in whole.results.observations.values()
-        if (o.variant.level, o.variant.direction) == ("patterns", "restore")
-    ]
-    baseline = [o.nll for o in d.results.observations.values() if o.variant.direction == "baseline"]
-    assert baseline == kept
+    kept = whole.patterns.where(direction="restore")["nll"]
+    assert d.baselines.where(format="mxfp4:floor")["nll"] == kept
     with pytest.raises(StudyError, match="exclude"):
         fp4scope.diagnose(model_folder, **few, output_dir=tmp_path / "out")
 

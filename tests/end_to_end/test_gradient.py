@@ -117,8 +117,11 @@ def test_what_another_method_left_unfinished_is_kept_and_said(run, monkeypatch):
     notes = []
     exact = run("exact", progress=lambda event: notes.append(event.note or ""))
     assert any("1 of 3 windows with --method gradient are kept" in note for note in notes)
-    assert exact.results.estimates.windows == []
-    assert run("gradient").results.estimates.windows == [0, 1, 2]
+    assert not any("gradient" in exact.results.ledger[r].values for r in exact.results.ledger)
+    ledger = run("gradient").results.ledger
+    estimated = [ledger[r] for r in ledger if "gradient" in ledger[r].values]
+    assert estimated
+    assert all(set(rows.indices) == {0, 1, 2} for rows in estimated)
 
 
 def test_another_study_is_still_refused(run):
@@ -145,8 +148,9 @@ def test_on_the_command_line(fp4scope, small, tmp_path):
     written = {p.name for p in (tmp_path / "b" / "figures").iterdir()}
     assert "components-isolate.svg" in written
     data = json.loads((tmp_path / "b" / "results.json").read_text())
-    assert len(data["estimates"]["units"]) == 14
-    assert len(data["estimates"]["units"][0]["nats"]) == 4
+    rows = [row["values"] for row in data["ledgers"]["text"]["rows"]]
+    estimated = [values["gradient"] for values in rows if "gradient" in values]
+    assert list(map(len, estimated)) == [4] * 14
     code, _, err = fp4scope("run", *small, "--method", "gradients")
     assert code == 2
     assert "method: unknown 'gradients'; did you mean gradient" in err

@@ -24,7 +24,8 @@ import fp4scope
 from fp4scope.conductor import diagnose
 from fp4scope.models import BlockStack, LoadedModel
 from fp4scope.report import files
-from fp4scope.sweep import Journal, journal, memory
+from fp4scope.ledger import log
+from fp4scope.sweep import memory
 
 memory._CHUNK_TOKENS["cpu"] = 1  # a chunk for each window
 files.figures = lambda diagnosis: ()  # slow, and not what this is about
@@ -46,7 +47,7 @@ def kill_at(owner, name, call):
 
 
 def kill_in_a_line(call, kind, share, sync):
-    own, calls = journal._append, iter(range(call))
+    own, calls = log._append, iter(range(call))
 
     def append(file, line):
         if line.startswith(kind.encode()) and next(calls, None) is None:
@@ -56,7 +57,7 @@ def kill_in_a_line(call, kind, share, sync):
             die()
         own(file, line)
 
-    journal._append = append
+    log._append = append
 
 
 def arm(fault, call, *rest):
@@ -139,10 +140,10 @@ def test_the_same_study_twice_is_the_same_bytes(command, whole, tmp_path, monkey
     monkeypatch.setattr(memory, "_CHUNK_TOKENS", {"cpu": 1})
     fp4scope.diagnose(output_dir=tmp_path / "here", **command.study)
     assert read(tmp_path / "here") == whole
-    assert whole["journal.jsonl"].count(b'"chunk"') == 4
+    assert whole["journal.jsonl"].count(b'{"job"') == 4
 
 
-HEAD, INPUTS, CHUNK = '{"fp4scope_journal"', '{"note": "inputs"', '{"chunk"'
+HEAD, INPUTS, CHUNK = '{"fp4scope_journal"', '{"note": "inputs"', '{"job"'
 FAULTS = {
     "before the first byte of the journal": (["line", 0, HEAD, 0.0, True], 0),
     "inside the head of the journal": (["line", 0, HEAD, 0.5, True], 0),
@@ -169,9 +170,9 @@ def test_killed_and_resumed_equals_run_through(moment, command, whole, tmp_path)
     kept = left[: left.rfind(b"\n") + 1]
     assert whole["journal.jsonl"].startswith(kept)
     if windows is None:
-        assert 0 < kept.count(b'"chunk"') < 4
+        assert 0 < kept.count(b'{"job"') < 4
     else:
-        assert kept.count(b'"chunk"') == windows
+        assert kept.count(b'{"job"') == windows
     assert command(tmp_path) == 0
     assert read(tmp_path) == whole
 

@@ -18,7 +18,7 @@ def test_the_same_results_to_the_bit(memory, model_folder, options):
             offload=offload,
             memory=memory,
             progress=lambda event: notes.append(event.note),
-        ).results.observations
+        ).results.ledger
         for offload in ("no", "yes")
     )
     assert whole == waiting

@@ -8,7 +8,7 @@ import pytest
 
 import fp4scope
 from fp4scope.errors import OutputError
-from fp4scope.sweep.lines import decode, encode
+from fp4scope.ledger.lines import decode, encode
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_sums_that_no_predictions_have_are_damage(model_folder, study, tmp_path)
     fp4scope.diagnose(model_folder, output_dir=tmp_path, **study)
     lines = journal.read_bytes().splitlines()
     chunk = decode(lines[-1])
-    assert "chunk" in chunk
-    chunk["measured"][0]["rows"][0] = [31, 1e308, 0.0, 5]
+    assert "job" in chunk
+    chunk["rows"][0][2]["nll"][0] = 1e8
     journal.write_bytes(b"\n".join([*lines[:-1], encode(chunk)]))
-    with pytest.raises(OutputError, match=r"damaged \(reference: nll has 1e\+308 nats"):
+    with pytest.raises(OutputError, match=r"damaged in line \d+ \(nll has 1e\+08 nats"):
         fp4scope.diagnose(model_folder, output_dir=tmp_path, **study)
-    assert json.loads((tmp_path / "results.json").read_text())["version"] == 4
+    assert json.loads((tmp_path / "results.json").read_text())["version"] == 5

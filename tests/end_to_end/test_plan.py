@@ -73,8 +73,17 @@ def executed(study, tmp_path_factory):
 
 def test_variants_are_those_that_a_run_writes(planned, executed):
     diagnosis, _, _ = executed
-    observations = diagnosis.results.observations.values()
-    assert planned.variants == sum(len(set(o.replicas)) for o in observations)
+    ledger = diagnosis.results.ledger
+    runs = {
+        (subject, replica, name)
+        for subject in ledger
+        for name in ("kl", "rerun_kl")
+        for replica, kl in zip(
+            ledger[subject].replicas, ledger[subject].values.get(name, ()), strict=False
+        )
+        if kl is not None
+    }
+    assert planned.variants == len(runs)
     written = Counter(
         (row["format"], row["operands"], row["direction"], level)
         for level in LEVELS
@@ -95,7 +104,7 @@ def test_work_is_what_a_run_does(planned, executed):
 def test_passes_are_those_of_the_journal(planned, executed):
     diagnosis, _, _ = executed
     lines = map(json.loads, (diagnosis.folder / "journal.jsonl").read_text().splitlines())
-    chunks = [line["shape"] for line in lines if "chunk" in line]
+    chunks = [line["shape"] for line in lines if "job" in line]
     assert chunks == [planned.sweep.shape.to_json()] * len(chunks)
     assert planned.sweep.passes == sum(shape["groups"] for shape in chunks)
 

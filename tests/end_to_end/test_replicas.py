@@ -6,7 +6,8 @@ import math
 import pytest
 
 import fp4scope
-from fp4scope.records import REFERENCE, Results, baseline, jitter, replica
+from asking import REFERENCE, baseline
+from fp4scope.ledger import MEASURES, read_results
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 W4A4 = "weights+activations"
@@ -29,74 +30,77 @@ def finished(model_folder, text_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(finished):
-    return Results.read(finished.folder / "results.json")
+    return read_results(finished.folder / "results.json")
 
 
-def kl_per_token(observation):
-    return sum(observation.kl) / sum(observation.tokens)
+NOTHING = REFERENCE.recipe
+WHOLE = [baseline(fmt, W4A4).recipe for fmt in FORMATS]
+
+
+def column(results, recipe, measure):
+    """A measure by window and replica."""
+    rows = results.ledger[recipe]
+    columns = zip(rows.indices, rows.replicas, rows.values[measure], strict=True)
+    return {(window, replica): value for window, replica, value in columns if value is not None}
+
+
+def kl_per_token(results, recipe, measure, replicas):
+    tokens = results.ledger[recipe].tokens[0]
+    found = [kl for (_, r), kl in column(results, recipe, measure).items() if r in replicas]
+    return sum(found) / len(found) / tokens
 
 
 def test_every_unit_has_a_row_for_each_window_and_replica(results):
-    again = ("jitter", "replica")
-    observed = [o for o in results.observations.values() if o.variant.direction not in again]
-    assert len(observed) == 1 + 2 + 2 * 3
-    for o in observed:
-        pairs = list(zip(o.windows, o.replicas, strict=True))
-        assert pairs == [(w, r) for w in range(3) for r in range(2)]
-        assert o.tokens == [31] * 6
+    units = [contrast.own for contrast in results.contrasts if contrast.unit]
+    assert len(results.ledger) == 1 + 2 + len(units) == 1 + 2 + 2 * 3
+    for recipe in units:
+        for measure in ("nll", "kl", "top1"):
+            found = column(results, recipe, measure)
+            assert list(found) == [(w, r) for w in range(3) for r in range(2)]
+        assert results.ledger[recipe].tokens == [31] * 6
 
 
-def test_the_reference_and_each_baseline_have_a_control(results):
-    controls = [o for o in results.observations.values() if o.variant.direction == "jitter"]
-    expected = {jitter(REFERENCE), *(jitter(baseline(f, W4A4)) for f in FORMATS)}
-    assert {o.variant for o in controls} == expected
-    for o in controls:
-        pairs = list(zip(o.windows, o.replicas, strict=True))
-        assert pairs == [(w, r) for w in range(3) for r in (1, 2, 3)]
+def test_whole_models_have_controls_and_the_all_quantized_ones_replicas(results):
+    def replicas(recipe, measure):
+        return {replica for _, replica in column(results, recipe, measure)}
 
-
-def test_replicas_of_a_baseline_are_none_that_it_has_and_compared_with_the_reference(results):
-    for fmt in FORMATS:
-        again = results.observation(replica(baseline(fmt, W4A4)))
-        pairs = list(zip(again.windows, again.replicas, strict=True))
-        assert pairs == [(w, r) for w in range(3) for r in (2, 3, 4)]
-        control = results.observation(jitter(baseline(fmt, W4A4)))
-        for number in (2, 3):  # one realisation, with one NLL, compared with two others
-            assert _replica(again, number) == _replica(control, number)
-            assert again.kl[number - 2] != control.kl[number - 1]
+    assert replicas(NOTHING, "kl") == {0, 1, 2, 3}
+    assert "rerun_kl" not in results.ledger[NOTHING].values
+    for recipe in WHOLE:
+        # Compared with itself, and with the full-precision model, as often as it counts and more.
+        assert replicas(recipe, "rerun_kl") == {1, 2, 3}
+        assert replicas(recipe, "kl") == {0, 1, 2, 3, 4}
+        both = column(results, recipe, "kl"), column(results, recipe, "rerun_kl")
+        assert all(both[0][key] != kl for key, kl in both[1].items())
 
 
 def test_the_journal_holds_the_same(finished, results):
-    rows = {}
+    names, rows = {}, {}
     for line in (finished.folder / "journal.jsonl").read_text().splitlines()[1:]:
         record = json.loads(line)
-        for measured in record.get("measured", ()):
-            name = json.dumps(measured["variant"], sort_keys=True)
-            for window, (_, nll, kl, _) in zip(record["chunk"], measured["rows"], strict=True):
-                nll, kl = float(f"{nll:.9g}"), float(f"{kl:.6g}")
-                rows[name, measured["replica"], window] = nll, kl
+        names |= {name: json.dumps(r) for name, r in record.get("recipes", {}).items()}
+        for name, replica, values in record.get("rows", ()):
+            for measure, found in values.items():
+                for window, value in zip(record["job"], found, strict=True):
+                    settled = MEASURES[measure].settled(value)
+                    rows[names[name], replica, measure, window] = settled
     kept = {
-        (
-            json.dumps({k: v for k, v in vars(o.variant).items() if v not in ("", None)},
-                       sort_keys=True),
-            replica,
-            window,
-        ): (nll, kl)
-        for o in results.observations.values()
-        for window, replica, nll, kl in zip(o.windows, o.replicas, o.nll, o.kl, strict=True)
-    }  # fmt: skip
+        (json.dumps(recipe.to_json()), replica, measure, window): value
+        for recipe in results.ledger
+        for measure in results.ledger[recipe].values
+        for (window, replica), value in column(results, recipe, measure).items()
+    }
     assert rows == kept
 
 
-def test_rounding_alone_moves_the_reference_by_next_to_nothing(results):
-    control = results.observation(jitter(REFERENCE))
-    assert all(map(math.isfinite, control.kl + control.nll))
+def test_rounding_alone_moves_the_full_precision_model_by_next_to_nothing(results):
+    nll, kl = (column(results, NOTHING, measure) for measure in ("nll", "kl"))
+    assert all(map(math.isfinite, [*nll.values(), *kl.values()]))
     # FP32 rounds a KL of zero to a little more or less than it.
-    assert max(abs(kl) for kl in control.kl) / 31 < 1e-6
-    plain = dict(zip(*_replica(results.observation(REFERENCE), 0), strict=True))
-    for window, nll in zip(control.windows, control.nll, strict=True):
-        assert abs(nll - plain[window]) / 31 < 1e-5
-    assert any(nll != plain[w] for w, nll in zip(control.windows, control.nll, strict=True))
+    assert max(abs(value) for value in kl.values()) / 31 < 1e-6
+    moves = [abs(value - nll[window, 0]) / 31 for (window, r), value in nll.items() if r]
+    assert max(moves) < 1e-5
+    assert any(moves)
 
 
 def test_quantized_activations_magnify_rounding(model_folder, text_file):
@@ -111,24 +115,16 @@ def test_quantized_activations_magnify_rounding(model_folder, text_file):
         sweep="",
         dtype="bfloat16",
     ).results
-    floor = kl_per_token(results.observation(jitter(REFERENCE)))
+    floor = kl_per_token(results, NOTHING, "kl", [1])
     assert 0 < floor < 0.02
-    for fmt in FORMATS:
-        control = kl_per_token(results.observation(jitter(baseline(fmt, W4A4))))
+    for recipe in WHOLE:
+        control = kl_per_token(results, recipe, "rerun_kl", [1])
         assert control > 20 * floor
-        # And by less than from the reference: it is compared with itself.
-        assert control < 0.7 * kl_per_token(results.observation(baseline(fmt, W4A4)))
+        # And by less than from full precision: it is compared with itself.
+        assert control < 0.7 * kl_per_token(results, recipe, "kl", [0])
 
 
-def test_a_control_is_the_replica_that_it_repeats(results):
-    """Replica 1 of a baseline and of its control are one realisation, with one NLL."""
-    for variant in (REFERENCE, *(baseline(f, W4A4) for f in FORMATS)):
-        own = _replica(results.observation(variant), 1)
-        assert _replica(results.observation(jitter(variant)), 1) == own
-        assert _replica(results.observation(variant), 0) != own
-
-
-def _replica(observation, replica):
-    rows = zip(observation.windows, observation.replicas, observation.nll, strict=True)
-    chosen = [(w, nll) for w, r, nll in rows if r == replica]
-    return tuple(map(list, zip(*chosen, strict=True)))
+def test_a_replica_is_another_realisation(results):
+    for recipe in (NOTHING, *WHOLE):
+        nll = column(results, recipe, "nll")
+        assert any(nll[window, 0] != nll[window, 1] for window in range(3))

@@ -112,9 +112,9 @@ def test_what_is_decided_is_not_measured_any_more(decided):
 def test_the_journal_has_what_was_measured_chunk_by_chunk(decided):
     _, folder = decided
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    chunks = [line for line in lines if "chunk" in line]
-    assert [len(chunk["chunk"]) for chunk in chunks] == [8] * 5
-    counts = [len(chunk["measured"]) for chunk in chunks]
+    jobs = [line for line in lines if "job" in line]
+    assert [len(job["job"]) for job in jobs] == [8] * 5
+    counts = [len(job["rows"]) for job in jobs]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
 
@@ -148,7 +148,7 @@ def test_intervals_are_confidence_sequences_and_the_report_says_so(decided, diag
 def test_a_decision_that_was_interrupted_ends_the_same(decided, diagnose, tmp_path, chunks):
     diagnosis, folder = decided
     lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    ends = [i for i, line in enumerate(lines) if line.startswith(b'{"chunk"')]
+    ends = [i for i, line in enumerate(lines) if line.startswith(b'{"job"')]
     (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[: ends[chunks]]))
     resumed = diagnose(DECISION, output_dir=tmp_path)
     assert resumed.results.protocol["stopping"] == diagnosis.results.protocol["stopping"]

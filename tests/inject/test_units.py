@@ -1,16 +1,15 @@
-"""Which linears a variant of the plan quantizes: components, blocks, cells, patterns, experts."""
+"""Which linears a run of the design quantizes: components, blocks, cells, patterns, experts."""
 
 from fnmatch import fnmatchcase
 
 import pytest
 from torch import nn
 
+from fp4scope.design import NOTHING, design
 from fp4scope.errors import UnitError
 from fp4scope.formats import FORMATS
 from fp4scope.models import find_layout
-from fp4scope.records import REFERENCE
 from fp4scope.study import Study
-from fp4scope.sweep import plan
 from fp4scope.treatments import Setting, Treatment
 
 
@@ -19,48 +18,50 @@ def study(**options):
 
 
 def planned_for(study, layout):
-    """The plan without its controls and replicas, which repeat the reference and the baselines."""
-    return [v for v in plan(study, layout.sites) if not v.replica]
+    """What runs, without controls and replicas, which repeat it."""
+    return [run for run in design(study, layout.sites).runs if not run.replica]
 
 
-def settings_of(planned, layout):
-    return dict(planned.recipe.in_block(layout.sites))
+def settings_of(recipe, layout):
+    return dict(recipe.in_block(layout.sites))
 
 
 def test_units_name_the_linears_they_say(family, tiny_model):
     layout = find_layout(tiny_model(family))
     options = {"sweep": "components,blocks,cells", "direction": "isolate,restore"}
-    variants = planned_for(study(**options, patterns="*.1.*"), layout)
+    asked = study(**options, patterns="*.1.*")
+    contrasts = [c for c in design(asked, layout.sites).contrasts if c.unit is not None]
     units = len(layout.components) + layout.blocks + len(layout.cells) + 1
-    assert len(variants) == 2 + 2 * units
-    assert len({v.variant.key for v in variants}) == len(variants)
+    assert len(contrasts) == 2 * units
+    assert len({contrast.name for contrast in contrasts}) == len(contrasts)
+    assert len(planned_for(asked, layout)) == 2 + len({c.own for c in contrasts})
 
     everything = set(layout.linears)
     expected = {
-        "components": lambda v, name: name.endswith(f".{v.unit}"),
-        "blocks": lambda v, name: name.startswith(f"{layout.blocks_path}.{v.block}."),
-        "cells": lambda v, name: (
-            name.endswith(f".{v.unit}") and name.startswith(f"{layout.blocks_path}.{v.block}.")
+        "components": lambda u, name: name.endswith(f".{u.name}"),
+        "blocks": lambda u, name: name.startswith(f"{layout.blocks_path}.{u.block}."),
+        "cells": lambda u, name: (
+            name.endswith(f".{u.name}") and name.startswith(f"{layout.blocks_path}.{u.block}.")
         ),
-        "patterns": lambda v, name: fnmatchcase(name, v.unit),
+        "patterns": lambda u, name: fnmatchcase(name, u.name),
     }
-    for planned in variants[2:]:
-        variant = planned.variant
-        unit = {name for name in everything if expected[variant.level](variant, name)}
-        assert unit
-        chosen = unit if variant.direction == "isolate" else everything - unit
-        assert set(settings_of(planned, layout)) == chosen, variant.key
+    for contrast in contrasts:
+        unit = contrast.unit
+        names = {name for name in everything if expected[unit.level](unit, name)}
+        assert names
+        chosen = names if contrast.labels["direction"] == "isolate" else everything - names
+        assert set(settings_of(contrast.own, layout)) == chosen, contrast.name
 
 
 def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model):
     layout = find_layout(tiny_model(family))
     reference, baseline = planned_for(study(sweep=()), layout)
-    assert settings_of(reference, layout) == {}
-    assert set(settings_of(baseline, layout)) == set(layout.linears)
-    controls = [v for v in plan(study(sweep=()), layout.sites) if v.variant.direction == "jitter"]
-    assert [v.recipe for v in controls] == [reference.recipe, baseline.recipe]
-    assert [v.against for v in controls] == [reference.variant, baseline.variant]
-    assert [v.replica for v in controls] == [1, 1]
+    assert settings_of(reference.recipe, layout) == {}
+    assert set(settings_of(baseline.recipe, layout)) == set(layout.linears)
+    controls = [run for run in design(study(sweep=()), layout.sites).runs if run.replica]
+    assert [run.recipe for run in controls] == [reference.recipe, baseline.recipe]
+    assert [run.against for run in controls] == [reference.recipe, baseline.recipe]
+    assert [run.replica for run in controls] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_operands(operands, weights, activations, name, tiny_model):
     treated = Treatment(FORMATS[name])
     setting = Setting(treated if weights else None, treated if activations else None)
     for planned in planned_for(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
-        assert set(settings_of(planned, layout).values()) == {setting}
+        assert set(settings_of(planned.recipe, layout).values()) == {setting}
 
 
 def test_a_cell_holds_all_experts_of_its_block():
@@ -88,12 +89,10 @@ def test_a_cell_holds_all_experts_of_its_block():
     model = nn.Module()
     model.layers = nn.ModuleList(Moe() for _ in range(2))
     layout = find_layout(model)
-    variants = planned_for(study(sweep="cells"), layout)
-    by_key = {v.variant.key: set(settings_of(v, layout)) for v in variants}
-    assert by_key["mxfp4:floor|weights+activations|isolate|cells|1.up_proj"] == {
-        f"layers.1.experts.{i}.up_proj" for i in range(3)
-    }
-    assert len(by_key) == 2 + 4
+    units = {c.unit for c in design(study(sweep="cells"), layout.sites).contrasts if c.unit}
+    by_place = {(unit.name, unit.block): unit.sites for unit in units}
+    assert by_place["up_proj", 1] == {f"layers.1.experts.{i}.up_proj" for i in range(3)}
+    assert len(units) == 4
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
@@ -102,14 +101,14 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
 
 
 def replicas(layout, **options):
-    """The numbers of the replicas that each baseline has, by format and operands."""
+    """The numbers of the replicas that each all-quantized model has, by format and precision."""
+    asked = study(**options)
     found = {}
-    for planned in plan(study(**options), layout.sites):
-        if planned.variant.direction == "replica":
-            assert set(settings_of(planned, layout)) == set(layout.linears)
-            assert planned.against == REFERENCE
-            name = (planned.variant.format, planned.variant.operands)
-            found.setdefault(name, []).append(planned.replica)
+    for run in design(asked, layout.sites).runs:
+        if run.replica >= asked.numerics.replicas and run.recipe != NOTHING == run.against:
+            assert set(settings_of(run.recipe, layout)) == set(layout.linears)
+            (setting,) = run.recipe.settings
+            found.setdefault((setting.format, setting.precision), []).append(run.replica)
     return found
 
 
@@ -131,7 +130,7 @@ def replicas(layout, **options):
 )
 def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
     layout = find_layout(tiny_model("llama"))
-    assert replicas(layout, **options) == {("mxfp4:floor", "weights+activations"): expected}
+    assert replicas(layout, **options) == {("mxfp4:floor", "W4A4"): expected}
 
 
 @pytest.mark.parametrize(
@@ -151,4 +150,4 @@ def test_no_replicas_where_nothing_uses_them(options, tiny_model):
 def test_formats_of_which_only_the_baseline_is_measured_have_no_replicas(tiny_model):
     layout = find_layout(tiny_model("llama"))
     found = replicas(layout, direction="restore", sweep="cells", baselines="nvfp4")
-    assert list(found) == [("mxfp4:floor", "weights+activations")]
+    assert list(found) == [("mxfp4:floor", "W4A4")]

@@ -5,14 +5,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+from asking import REFERENCE, asked, baseline, jitter
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline, jitter
+from fp4scope.ledger import ActivationRecord
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 COMPONENTS = ("q_proj", "down_proj")
 BLOCKS = 6
 WINDOWS = 8
-BOTH = "weights+activations"
 MILLI = 1e-3
 
 CONDITIONS = {
@@ -38,9 +38,7 @@ CONDITIONS = {
 
 
 def unit(fmt, direction, level, name, block=None):
-    return Variant(
-        format=fmt, operands=BOTH, direction=direction, level=level, unit=name, block=block
-    )
+    return asked(format=fmt, direction=direction, level=level, unit=name, block=block)
 
 
 @pytest.fixture
@@ -60,10 +58,10 @@ def known(observe, results):
             found.append(observe(jitter(REFERENCE), text + 0.004 * MILLI * flips, replicas=1))
         for i, fmt in enumerate(FORMATS):
             base = text + 0.12 * (i + 1)
-            found.append(observe(baseline(fmt, BOTH), base, kl=0.25))
+            found.append(observe(baseline(fmt), base, kl=0.25))
             if noise:
                 shaken = base + 6 * (i + 1) * MILLI * flips
-                found.append(observe(jitter(baseline(fmt, BOTH)), shaken, replicas=1, kl=0.05))
+                found.append(observe(jitter(baseline(fmt)), shaken, replicas=1, kl=0.05))
             for direction in ("restore", "isolate"):
                 for component in COMPONENTS:
                     nothing = (fmt, component) == ("nvfp4", "q_proj")

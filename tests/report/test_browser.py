@@ -6,7 +6,6 @@ These need Chromium (or Chrome) with its driver, and selenium; without them they
 import itertools
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -19,10 +18,9 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
+from asking import BOTH, entries, rebuilt  # noqa: E402
 from fp4scope.diagnosis import Diagnosis  # noqa: E402
 from fp4scope.report.numbers import interval  # noqa: E402
-
-BOTH = "weights+activations"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # The least contrast of any text with what is behind it, and that text (WCAG 2.1, 1.4.3).
@@ -136,13 +134,9 @@ def test_the_policy_stops_what_is_not_the_pages_own(show):
 @pytest.mark.parametrize("operands", [{"weights"}, {BOTH}, {"weights", BOTH}])
 def test_the_costs_of_formats_say_what_is_quantized(operands, show, known):
     results = known().results
-    for key, observation in list(results.observations.items()):
-        variant = observation.variant
-        if variant.operands:
-            del results.observations[key]
-            for name in sorted(operands):
-                twin = replace(variant, operands=name)
-                results.observations[twin.key] = replace(observation, variant=twin)
+    reference, *found = entries(results)
+    found = (one.but(operands=name) for one in found for name in sorted(operands))
+    results = rebuilt(results, [reference, *found])
     chart = show(Diagnosis(results)).find_element(By.ID, "chart-baselines")
     labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
     title = chart.find_element(By.TAG_NAME, "h4").text
@@ -190,13 +184,14 @@ def test_controls_choose_what_is_shown(direction, show, known):
 
 def test_differences_of_kl_have_their_own_test_and_scale(show, known):
     results = known().results
-    for observation in results.observations.values():
-        v = observation.variant
-        if v.level == "cells":  # far from the reference in odd blocks alone, whatever the loss
-            far = 0.04237 * (v.block % 2)
-            kl = 0.25 - far if v.direction == "restore" else far
-            observation.kl = [10 * (kl + 0.001 * (-1) ** i) for i in range(len(observation.kl))]
-    diagnosis = Diagnosis(results)
+    found = entries(results)
+    for one in found:
+        a = one.asked
+        if a.level == "cells":  # far from the reference in odd blocks alone, whatever the loss
+            far = 0.04237 * (a.block % 2)
+            kl = 0.25 - far if a.direction == "restore" else far
+            one.kl = [10 * (kl + 0.001 * (-1) ** i) for i in range(len(one.kl))]
+    diagnosis = Diagnosis(rebuilt(results, found))
     browser = show(diagnosis)
     choose(browser, "metric", "kl")
     for row in diagnosis.cells.where(format="nvfp4", direction="restore"):
@@ -218,12 +213,12 @@ def test_differences_of_kl_have_their_own_test_and_scale(show, known):
 
 def test_it_opens_on_a_choice_that_has_cells(show, known):
     results = known().results
-    results.observations = {
-        k: o
-        for k, o in results.observations.items()
-        if o.variant.level != "cells" or o.variant.direction == "isolate"
-    }
-    browser = show(Diagnosis(results))
+    kept = (
+        one
+        for one in entries(results)
+        if one.asked.level != "cells" or one.asked.direction == "isolate"
+    )
+    browser = show(Diagnosis(rebuilt(results, kept)))
     direction = Select(browser.find_element(By.ID, "direction"))
     assert direction.first_selected_option.text == "isolate"
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
@@ -237,15 +232,14 @@ def test_it_opens_on_a_choice_that_has_cells(show, known):
 
 def test_choices_without_data_are_grey_and_left(show, known):
     results = known().results
-    for observation in list(results.observations.values()):
-        variant = observation.variant
-        if variant.direction in ("restore", "baseline"):  # by weights alone, under one format
-            if variant.direction == "restore":
-                del results.observations[variant.key]
-            if variant.format == "nvfp4":
-                twin = replace(variant, operands="weights")
-                results.observations[twin.key] = replace(observation, variant=twin)
-    browser = show(Diagnosis(results))
+    reference, *rest = entries(results)
+    found = [reference]
+    for one in rest:
+        kept = one.asked.direction == "restore"  # by weights alone, under one format
+        found += [] if kept else [one]
+        if one.asked.format == "nvfp4" and (kept or one.asked.is_whole):
+            found.append(one.but(operands="weights"))
+    browser = show(Diagnosis(rebuilt(results, found)))
 
     def enabled(name):
         options = browser.find_elements(By.CSS_SELECTOR, f"#{name} option")
@@ -376,10 +370,12 @@ def test_a_phone_scrolls_tables_and_not_the_page(show):
 def test_pages_with_less_in_them_load_too(show, known):
     for keep in ("components", "cells", "model"):
         diagnosis = known()
-        kept = diagnosis.results.observations
-        diagnosis.results.observations = {
-            k: o for k, o in kept.items() if o.variant.is_control or o.variant.level == keep
-        }
+        kept = (
+            one
+            for one in entries(diagnosis.results)
+            if one.asked.is_whole or one.asked.level == keep
+        )
+        diagnosis = Diagnosis(rebuilt(diagnosis.results, kept))
         if keep == "model":
             diagnosis.results.activations = []
         browser = show(diagnosis)

@@ -2,18 +2,18 @@
 
 import json
 import re
-from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 
 import fp4scope
+from asking import BOTH, entries, rebuilt
 from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import FormatError, OutputError, StudyError
-from fp4scope.records import Results
+from fp4scope.ledger import results_to_json
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
 
-BOTH = "weights+activations"
 MODEL = {"tokenizer_sha256": "t", "parameters": 1_000_000, "components": ["q_proj", "down_proj"]}
 
 
@@ -27,14 +27,14 @@ def run(known):
     same = known().results
 
     def build(shift=0.0, **conditions):
-        results = deepcopy(same)
+        found = entries(same)
+        for one in found:
+            if one.asked.is_whole and one.asked.format == "nvfp4":
+                one.nll = [value + 10 * shift for value in one.nll]
+        results = rebuilt(same, found)
         results.model = results.model | MODEL | conditions.pop("model", {})
         for name, value in conditions.items():
             setattr(results, name, getattr(results, name) | value)
-        for observation in results.observations.values():
-            variant = observation.variant
-            if variant.direction in ("baseline", "jitter") and variant.format == "nvfp4":
-                observation.nll = [value + 10 * shift for value in observation.nll]
         return results
 
     return build
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
     def build(name, results):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "results.json").write_text(json.dumps(results.to_json()))
+        (tmp_path / name / "results.json").write_text(json.dumps(results_to_json(results)))
         return tmp_path / name
 
     return build
@@ -211,8 +211,7 @@ def test_a_gate_that_can_check_nothing_does_not_pass(run, known):
     found = Comparison(dict(zip("ab", quiet, strict=True)))
     assert failures(parse_gate("beyond-noise"), found) == []  # paired windows show what noise does
     short = run()
-    for observation in short.observations.values():
-        observation.discard([0])
+    short = rebuilt(short, (one.without([0]) for one in entries(short)))
     with pytest.raises(StudyError, match="8 windows or more"):
         failures(parse_gate("beyond-noise"), Comparison({"a": run(), "b": short}))
     with pytest.raises(StudyError, match="has no interval"):
@@ -230,7 +229,7 @@ def test_folders_that_cannot_be_compared(run, folder, tmp_path):
     good = folder("good", run())
     (tmp_path / "empty").mkdir()
     old = folder("old", run())
-    (old / "results.json").write_text(json.dumps(run().to_json() | {"version": 1}))
+    (old / "results.json").write_text(json.dumps(results_to_json(run()) | {"version": 1}))
     for folders, kind, words in (
         ([], StudyError, "0 outputs to compare"),
         ([good], StudyError, "1 output to compare; give two"),
@@ -247,8 +246,8 @@ def test_folders_that_cannot_be_compared(run, folder, tmp_path):
 
 def test_results_that_say_nothing_of_their_conditions_are_compared_side_by_side(known):
     bare = [
-        Results(study={}, model={}, data={"windows": 8}, protocol={}, environment={},
-                observations=known().results.observations)
+        replace(known().results, study={}, model={}, data={"windows": 8}, protocol={},
+                environment={})
         for _ in range(2)
     ]  # fmt: skip
     found = Comparison(dict(zip("ab", bare, strict=True)))

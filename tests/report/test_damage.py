@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from asking import entries, estimated, rebuilt
 from fp4scope.diagnosis import compare, load
 from fp4scope.errors import OutputError
-from fp4scope.records import Estimates, Results
+from fp4scope.ledger import read_results, results_to_json
 from fp4scope.report import write_report
 from fp4scope.study import Study
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAN, HUGE, DEEP = "<nan>", "<huge>", "<deep>"
 VALUES = (None, [None], {}, "x", True, -1, 0.5, 1e300, NAN, HUGE, DEEP)
+ROWS, PLACE = ("ledgers", "text", "rows"), ("ledgers", "text", "places", 0)
 SPELT = {NAN: "NaN", HUGE: "1" + "0" * 5000, DEEP: "[" * 2000 + "]" * 2000}
 
 
@@ -31,12 +33,13 @@ def spelt(data):
 def whole(known):
     """A small study as its file holds it, every section full."""
     results = known().results
-    kept = {
-        key: observation
-        for key, observation in results.observations.items()
-        if observation.variant.format != "mxfp4:floor" and (observation.variant.block or 0) < 2
-    }
-    results.observations = kept
+    found = [
+        one
+        for one in entries(results)
+        if one.asked.format != "mxfp4:floor" and (one.asked.block or 0) < 2
+    ]
+    units = [one.asked for one in found if not one.asked.is_whole][:2]
+    results = rebuilt(results, [*found, *(estimated(unit, [0.1, 0.2]) for unit in units)])
     results.activations = [a for a in results.activations if a.block < 2]
     results.study = Study.build(model="m").model_dump(mode="json")
     results.model |= {"blocks": 2, "components": ["q_proj", "down_proj"], "parameters": 1000}
@@ -66,11 +69,7 @@ def whole(known):
         },
     }  # fmt: skip
     results.environment |= {"command": ["fp4scope", "run"], "started": "then", "processor": "one"}
-    units = [o.variant for o in kept.values() if not o.variant.is_control][:2]
-    results.estimates = Estimates(
-        windows=[0, 1], tokens=[10, 10], nats={unit: [1.0, 2.0] for unit in units}
-    )
-    return results.to_json()
+    return results_to_json(results)
 
 
 def places(node, path=()):
@@ -166,17 +165,17 @@ def test_what_is_no_results_file_is_said_to_be_none(text, words, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [
-        (("observations", 2, "nll", 1), NAN, r"observations\[2\]\.nll\[1\] is nan"),
-        (("observations", 2, "nll", 1), 1e9, r"observations\[2\]: nll has 1e\+09 nats for 10"),
-        (("observations", 2, "place"), 99, r"observations\[2\]: there is no place 99"),
-        (("observations", 2, "variant", "format"), "../x", r"observations\[2\]\.variant: '../x'"),
-        (("observations", 2, "variant", "direction"), "up", r"variant\.direction is 'up'"),
-        (("places", 0, "tokens", 0), 9, r"places\[0\]: a window has 9 tokens, and another 10"),
-        (("places", 0, "windows", 0), 1, r"places\[0\]: a window comes twice"),
-        (("places", 0, "windows", 0), 8, r"places\[0\]: there is no window 8 among 8"),
+        ((*ROWS, 2, "values", "nll", 1), NAN, r"text\.rows\[2\]\.values\.nll\[1\] is nan"),
+        ((*ROWS, 2, "values", "nll", 1), 1e9, r"rows of \{.*: nll has 1e\+09 nats for 10"),
+        ((*ROWS, 2, "place"), 99, "there is no place 99"),
+        (("contrasts", 1, "setting", "input"), "../x", r"unknown format '\.\./x'"),
+        (("contrasts", 1, "direction"), "up", r"contrasts\[1\]\.direction is 'up'"),
+        ((*PLACE, "tokens", 0), 9, r"rows of \{.*: a window has \d+ tokens, and another"),
+        ((*PLACE, "indices", 0), 1, r"rows of \{.*: a window comes twice"),
+        ((*PLACE, "indices", 0), 8, r"rows of \{.*: there is no window 8 among 8"),
         (("model", "coverage"), "most", r"model\.coverage is 'most'"),
         (("model", "covrage"), 1.0, r"model\.covrage is 1\.0"),
-        (("observations",), [], "observations: the reference is missing"),
+        (ROWS, [], "the full-precision model was not measured"),
     ],
 )
 def test_the_place_of_the_damage_is_named(whole, tmp_path, place, value, words):
@@ -208,4 +207,4 @@ def test_all_kept_results_are_read():
     found = sorted(DOCS.glob("results/**/results.json"))
     assert found
     for path in found:
-        assert Results.read(path).observations
+        assert len(read_results(path).ledger)

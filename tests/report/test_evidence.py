@@ -1,8 +1,8 @@
 """How the numbers behind a verdict are written."""
 
-from fp4scope.records import Table
 from fp4scope.report.evidence import columns
 from fp4scope.stats import Column, Form, Hypothesis, Verdict
+from fp4scope.table import Table
 
 
 def test_every_form_is_written_with_its_interval():

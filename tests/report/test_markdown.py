@@ -6,14 +6,12 @@ import re
 import numpy as np
 import pytest
 
+from asking import BOTH, REFERENCE, baseline, entries, entry, estimated, rebuilt
 from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.errors import StudyError
-from fp4scope.records import REFERENCE, baseline
 from fp4scope.report import write_outputs
 from fp4scope.report.figures import figure_names
 from fp4scope.report.sentences import LOWER_LOSS
-
-BOTH = "weights+activations"
 
 
 def tables(text):
@@ -76,27 +74,21 @@ def test_components_have_their_difference_and_tier(direction, known):
     assert set(tiers["mxfp4:floor"].values()) == {"a"}
 
 
-def settled(diagnosis):
-    """With the digits that a file keeps."""
-    results = diagnosis.results
-    results.observations = {key: o.settled() for key, o in results.observations.items()}
-    results.estimates = results.estimates.settled()
-    return diagnosis
-
-
 def test_every_csv_is_the_difference_of_the_observations(known, tmp_path):
-    diagnosis = settled(known())
-    observations = diagnosis.results.observations
+    diagnosis = known()
+    results = diagnosis.results
+    by_name = {tuple(one.asked.names.values()): one for one in entries(results)}
     write_outputs(diagnosis, tmp_path)
     for name, count in (("components", 2 * 2 * 2), ("cells", 2 * 2 * 2 * 6)):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == count
         for row in rows:
-            where = f"{row['block']}.{row['component']}" if name == "cells" else row["component"]
-            own = observations["|".join([row["format"], BOTH, row["direction"], name, where])]
+            block = int(row["block"]) if name == "cells" else None
+            family = name, row["format"], BOTH, row["direction"]
+            own = by_name[(*family, row["component"], block)]
             restored = row["direction"] == "restore"
-            other = observations[(baseline(row["format"], BOTH) if restored else REFERENCE).key]
+            other = entry(results, baseline(row["format"]) if restored else REFERENCE).plain
             cost = np.subtract(own.nll, other.nll) / 10 * (-1 if restored else 1)
             assert float(row["delta_nll"]) == pytest.approx(cost.mean(), abs=1e-12)
             stderr = cost.std(ddof=1) / 8**0.5
@@ -117,12 +109,13 @@ def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
 
 def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
     results = known().results
-    reference = np.array(results.observation(REFERENCE).nll)
-    for observation in results.observations.values():
-        v = observation.variant
-        if (v.level, v.direction, v.format) == ("cells", "isolate", "mxfp4:floor"):
-            observation.nll[:] = (2 * reference - np.array(observation.nll)).tolist()
-    text = Diagnosis(results).report()
+    found = entries(results)
+    reference = np.array(found[0].plain.nll)
+    for one in found:
+        a = one.asked
+        if (a.level, a.direction, a.format) == ("cells", "isolate", "mxfp4:floor"):
+            one.nll = 2 * reference - np.array(one.nll)
+    text = Diagnosis(rebuilt(results, found)).report()
     (line,) = [line for line in text.splitlines() if line.startswith("The loss falls")]
     assert line.startswith("The loss falls with any of these quantized (Holm at 5%): 5.")
     assert line.count("_proj \u2212") == 10
@@ -133,21 +126,19 @@ def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
 def test_all_cells_of_a_small_study_stand_there_without_a_count(known):
     results = known().results
     assert "The 10 largest of 12; every cell is in `cells.csv`." in Diagnosis(results).report()
-    for key, observation in list(results.observations.items()):
-        if observation.variant.level == "cells" and observation.variant.block > 2:
-            del results.observations[key]
-    text = Diagnosis(results).report()
+    kept = [one for one in entries(results) if (one.asked.block or 0) < 3]
+    text = Diagnosis(rebuilt(results, kept)).report()
     assert "largest of" not in text
     assert len(tables(text)[f"nvfp4, {BOTH}, restore"]) in (2, 6)
 
 
 @pytest.fixture
-def estimated(known):
-    """`estimated(measured=True)`: with estimates of twice what a unit costs, to first order."""
+def guessed(known):
+    """`guessed(measured=True)`: with estimates of twice what a unit costs, to first order."""
 
     def build(measured=True):
         diagnosis = known()
-        found = diagnosis.results
+        found = entries(diagnosis.results)
         rows = {
             **{("cells", r["format"], r["direction"], r["component"], r["block"]): r["delta_nll"]
                for r in diagnosis.cells},
@@ -155,24 +146,21 @@ def estimated(known):
                for r in diagnosis.components},
         }  # fmt: skip
         units = {
-            (v.level, v.format, v.direction, v.unit, v.block): v
-            for v in (o.variant for o in found.observations.values())
-            if not v.is_control
+            (a.level, a.format, a.direction, a.unit, a.block): a
+            for a in (one.asked for one in found)
+            if not a.is_whole
         }
-        for window in range(8):
-            nats = {v: 10 * 2 * rows[key] for key, v in units.items()}
-            found.estimates.add(window, tokens=10, nats=nats)
         if not measured:
-            kept = {k: o for k, o in found.observations.items() if o.variant.is_control}
-            found.observations = kept
-        return Diagnosis(found)
+            found = [one for one in found if one.asked.is_whole]
+        found += [estimated(unit, [2 * rows[key]] * 8) for key, unit in units.items()]
+        return Diagnosis(rebuilt(diagnosis.results, found))
 
     return build
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_estimates_are_marked_as_such(estimated, measured):
-    diagnosis = estimated(measured)
+def test_estimates_are_marked_as_such(guessed, measured):
+    diagnosis = guessed(measured)
     text = diagnosis.report()
     assert "Estimates are first order" in text
     assert text.count("ranking of 12 cells against the exact sweep's: rho 1.00 (") == 4 * measured
@@ -192,11 +180,11 @@ def test_without_estimates_the_report_says_nothing_of_them(known):
     assert "first order" not in known().report()
 
 
-def test_estimates_survive_the_file(estimated, tmp_path):
-    diagnosis = settled(estimated())
+def test_estimates_survive_the_file(guessed, tmp_path):
+    diagnosis = guessed()
     write_outputs(diagnosis, tmp_path)
     again = load(tmp_path)
-    assert again.results.estimates == diagnosis.results.estimates
+    assert again.results.ledger == diagnosis.results.ledger
     assert again.cells.rows == diagnosis.cells.rows
     assert again.agreement.rows == diagnosis.agreement.rows
     assert (tmp_path / "agreement.csv").exists()
@@ -206,8 +194,8 @@ def test_estimates_survive_the_file(estimated, tmp_path):
         assert float(row["gradient_nll"]) == pytest.approx(2 * float(row["delta_nll"]), abs=1e-7)
 
 
-def test_what_was_only_estimated_is_drawn_and_called_so(estimated, known):
-    diagnosis = estimated(measured=False)
+def test_what_was_only_estimated_is_drawn_and_called_so(guessed, known):
+    diagnosis = guessed(measured=False)
     names = figure_names(diagnosis)
     assert "heatmap-restore" in names
     assert not [name for name in names if name.startswith("percent")]
@@ -221,5 +209,5 @@ def test_what_was_only_estimated_is_drawn_and_called_so(estimated, known):
     assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(costs))
     with pytest.raises(StudyError, match="first-order estimate has none"):
         diagnosis.plot("percent")
-    measured = estimated(measured=True).plot("cells", direction="isolate")
+    measured = guessed(measured=True).plot("cells", direction="isolate")
     assert "estimate" not in measured.get_suptitle()

@@ -2,19 +2,19 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from asking import entries, rebuilt
 from fp4scope.cli.terminal import console
 from fp4scope.diagnosis import Comparison, Diagnosis, load
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.records import Table
 from fp4scope.report import files, write_outputs, write_report
 from fp4scope.report.figures import save
 from fp4scope.report.gates import failures, parse_gate
+from fp4scope.table import Table
 
 NAMES = (
     "m$\\frac$x", "a|b`<script>x</script>", "\x1b]0;title\x07\x1b[31m", "caf\udce9", "=1+1",
@@ -30,13 +30,10 @@ def renamed(known):
         results = known().results
         results.model |= {"name": name}
         results.study = {"numerics": {"replicas": 1}, "data": {"text": name}}
-        observations = {}
-        for observation in results.observations.values():
-            if observation.variant.unit == "q_proj":
-                observation.variant = replace(observation.variant, unit=name)
-            observations[observation.variant.key] = observation
-        results.observations = observations
-        return Diagnosis(results)
+        found = (
+            one.but(unit=name) if one.asked.unit == "q_proj" else one for one in entries(results)
+        )
+        return Diagnosis(rebuilt(results, found))
 
     return build
 
@@ -87,10 +84,13 @@ def test_names_are_no_formulas_in_a_spreadsheet():
 
 def test_a_name_leads_to_no_other_folder(known, tmp_path):
     results = known().results
-    for observation in results.observations.values():
-        if observation.variant.format == "nvfp4":
-            observation.variant = replace(observation.variant, format="nvfp4/../../../x")
-    results.observations = {o.variant.key: o for o in results.observations.values()}
+    results = rebuilt(
+        results,
+        (
+            one.but(format="nvfp4/../../../x") if one.asked.format == "nvfp4" else one
+            for one in entries(results)
+        ),
+    )
     (tmp_path / "out").mkdir()
     written = write_report(Diagnosis(results), tmp_path / "out", with_figures=True)
     folders = {path.parent for path in written}
@@ -123,9 +123,11 @@ def test_a_path_that_is_not_utf8_is_written_as_an_escape(renamed, tmp_path, monk
 
 def test_a_gate_judges_no_number_that_is_none(known):
     results = [known().results for _ in range(2)]
-    for observation in results[1].observations.values():
-        if observation.variant.direction == "baseline":
-            observation.nll = [float("nan")] * len(observation.nll)
+    found = entries(results[1])
+    for one in found:
+        if one.asked.is_whole and one.asked.format != "reference":
+            one.nll = [float("nan")] * len(one.nll)
+    results[1] = rebuilt(results[1], found)
     for one in results:
         one.model |= {"tokenizer_sha256": "t"}
     found = Comparison(dict(zip("ab", results, strict=True)))

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from asking import BOTH, REFERENCE, asked, baseline, entries, estimated, jitter, rebuilt
 from fp4scope.diagnosis import Diagnosis, load
-from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline, jitter
+from fp4scope.ledger import ActivationRecord
 from fp4scope.report import write_outputs, write_report
 from fp4scope.report.payload import COLUMNS
 from fp4scope.stats import hypotheses, significant
 
-BOTH = "weights+activations"
 LIMIT = 2_000_000
 
 
@@ -143,9 +143,11 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
 
 def test_costly_and_negative_cells_are_named(known):
     diagnosis = known()
-    observation = diagnosis.results.observations[f"nvfp4|{BOTH}|isolate|cells|5.q_proj"]
-    observation.nll = [nll - 0.05 for nll in observation.nll]  # ten tokens: five millinats less
-    _, *rows = Page(Diagnosis(diagnosis.results).html()).table("standout")
+    found = entries(diagnosis.results)
+    cell = asked(format="nvfp4", direction="isolate", level="cells", unit="q_proj", block=5)
+    (one,) = (one for one in found if one.asked == cell)
+    one.nll = [nll - 0.05 for nll in one.nll]  # ten tokens: five millinats less
+    _, *rows = Page(Diagnosis(rebuilt(diagnosis.results, found)).html()).table("standout")
     by_name = {row[0][0]: [text for text, _ in row[1:]] for row in rows}
     assert by_name["restore, mxfp4:floor"][0].startswith("10 of 12 cells; ")
     assert by_name["restore, mxfp4:floor"][1].startswith("5.")
@@ -155,23 +157,24 @@ def test_costly_and_negative_cells_are_named(known):
 
 def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
     results = known().results
-    reference = np.array(results.observation(REFERENCE).nll)
-    for observation in results.observations.values():
-        v = observation.variant
-        if (v.level, v.direction, v.format) == ("cells", "isolate", "nvfp4") and v.block > 1:
-            observation.nll[:] = (2 * reference - np.array(observation.nll)).tolist()
-    _, *rows = Page(Diagnosis(results).html()).table("standout")
+    found = entries(results)
+    reference = np.array(found[0].plain.nll)
+    for one in found:
+        a = one.asked
+        if (a.level, a.direction, a.format) == ("cells", "isolate", "nvfp4") and a.block > 1:
+            one.nll = 2 * reference - np.array(one.nll)
+    _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("standout")
     (row,) = [[text for text, _ in row[1:]] for row in rows if row[0][0] == "isolate, nvfp4"]
     assert re.findall(r"\d\.\w+_proj [+−]", row[1]) == ["1.down_proj +"]  # noqa: RUF001
     assert len(re.findall(r"\d\.down_proj −", row[2])) == 4  # noqa: RUF001
 
 
 def test_whole_models_stand_in_the_order_of_their_cost(known):
-    results = known().results
-    text = np.array(results.observations[REFERENCE.key].nll)
-    nvfp4 = results.observations[baseline("nvfp4", BOTH).key]
-    nvfp4.nll = (text + 0.1).tolist()  # ten tokens: ten millinats
-    _, *rows = Page(Diagnosis(results).html()).table("baselines")
+    results = known(noise=False).results
+    found = entries(results)
+    (nvfp4,) = (one for one in found if one.asked == baseline("nvfp4"))
+    nvfp4.nll = np.array(found[0].nll) + 0.1  # ten tokens: ten millinats
+    _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("baselines")
     assert [row[0][0] for row in rows] == ["reference", "nvfp4", "mxfp4:floor"]
 
 
@@ -193,10 +196,10 @@ def test_hostile_names_are_text(known):
     results.study |= {"model": {"name": HOSTILE}}
     results.data |= {"source": HOSTILE}
     results.environment |= {"command": ["fp4scope", "run", HOSTILE]}
-    for observation in results.observations.values():
-        if observation.variant.unit == "q_proj":
-            object.__setattr__(observation.variant, "unit", HOSTILE)
-    results.observations = {o.variant.key: o for o in results.observations.values()}
+    found = entries(results)
+    results = rebuilt(
+        results, (one.but(unit=HOSTILE) if one.asked.unit == "q_proj" else one for one in found)
+    )
     text = Diagnosis(results).html()
     page = Page(text)
     assert [tag for tag, _ in page.elements].count("script") == 2
@@ -236,17 +239,16 @@ def large(observe, results, blocks=48, windows=16):
     found = [observe(REFERENCE, text), observe(jitter(REFERENCE), text + 1e-6, replicas=1)]
     for fmt in ("mxfp4:floor", "nvfp4"):
         base = text + 0.4
-        found.append(observe(baseline(fmt, BOTH), base, kl=0.3))
-        found.append(observe(jitter(baseline(fmt, BOTH)), base + 0.001, replicas=1, kl=0.1))
+        found.append(observe(baseline(fmt), base, kl=0.3))
+        found.append(observe(jitter(baseline(fmt)), base + 0.001, replicas=1, kl=0.1))
         for direction in ("restore", "isolate"):
             for component in components:
                 for block in (None, *range(blocks)):
                     moved = rng.normal(0.004, 0.01, windows)
                     nll = base - moved if direction == "restore" else text + moved
-                    unit = Variant(
-                        format=fmt, operands=BOTH, direction=direction, unit=component,
-                        level="components" if block is None else "cells", block=block,
-                    )  # fmt: skip
+                    level = "components" if block is None else "cells"
+                    of = {"format": fmt, "direction": direction, "level": level}
+                    unit = asked(**of, unit=component, block=block)
                     found.append(observe(unit, nll, kl=0.1234567))
     return found, [
         ActivationRecord(
@@ -272,23 +274,22 @@ def test_48_blocks_stay_below_two_megabytes(known, observe, results):
 
 def without(diagnosis, keep):
     results = diagnosis.results
-    results.observations = {k: o for k, o in results.observations.items() if keep(o.variant)}
-    return Diagnosis(results)
+    return Diagnosis(rebuilt(results, (one for one in entries(results) if keep(one.asked))))
 
 
 def test_what_was_not_measured_is_said_with_the_command_for_it(known):
-    page = Page(without(known(noise=False), lambda v: v.level != "cells").html())
+    page = Page(without(known(noise=False), lambda a: a.level != "cells").html())
     assert "No cells were measured" in page.text
     assert "--sweep components,cells" in page.text
-    page = Page(without(known(), lambda v: v.level != "components").html())
+    page = Page(without(known(), lambda a: a.level != "components").html())
     assert "No components were measured" in page.text
-    page = Page(without(known(), lambda v: v.is_control).html())
+    page = Page(without(known(), lambda a: a.is_whole).html())
     assert "No cells were measured" in page.text
-    page = Page(without(known(), lambda v: v.direction != "isolate").html())
+    page = Page(without(known(), lambda a: a.direction != "isolate").html())
     for level in ("components", "cells"):
         assert f"Of {level} only restore was measured" in page.text
         assert f"--sweep {level} --direction isolate" in page.text
-    partly = without(known(), lambda v: v.level != "cells" or v.direction == "isolate")
+    partly = without(known(), lambda a: a.level != "cells" or a.direction == "isolate")
     text = Page(partly.html()).text
     assert "Of cells only isolate was measured" in text
     assert "Of components only" not in text
@@ -299,8 +300,7 @@ def test_what_was_not_measured_is_said_with_the_command_for_it(known):
 
 def test_few_windows_have_no_interval(known):
     results = known().results
-    for observation in results.observations.values():
-        observation.discard(range(3, 8))
+    results = rebuilt(results, (one.without(range(3, 8)) for one in entries(results)))
     results.data |= {"windows": 3}
     page = Page(Diagnosis(results).html())
     assert "3 windows are too few for an interval" in page.text
@@ -312,12 +312,12 @@ def test_few_windows_have_no_interval(known):
 @pytest.mark.parametrize("measured", [True, False])
 def test_estimates_are_marked(known, measured):
     results = known().results
-    units = [o.variant for o in results.observations.values() if not o.variant.is_control]
-    for window in range(8):
-        results.estimates.add(window, tokens=10, nats={v: 0.07 + i for i, v in enumerate(units)})
-    diagnosis = Diagnosis(results)
+    found = entries(results)
+    units = [one.asked for one in found if not one.asked.is_whole]
     if not measured:
-        diagnosis = without(diagnosis, lambda v: v.is_control)
+        found = [one for one in found if one.asked.is_whole]
+    found += [estimated(unit, [(0.07 + i) / 10] * 8) for i, unit in enumerate(units)]
+    diagnosis = Diagnosis(rebuilt(results, found))
     page = Page(diagnosis.html())
     assert "Parts of this page are estimates." in page.text
     family = page.payload["units"]["cells"][0]
@@ -341,23 +341,17 @@ def test_units_that_saw_fewer_windows(known):
             "available": 9, "families": [], "widest_nats": 0.001,
         }
     }  # fmt: skip
-    for observation in results.observations.values():
-        if observation.variant.block == 0:
-            observation.discard([0])
-    page = Page(Diagnosis(results).html())
+    found = (one.without([0]) if one.asked.block == 0 else one for one in entries(results))
+    page = Page(Diagnosis(rebuilt(results, found)).html())
     assert "95% confidence sequence" in page.text
     assert "Goal half-width=1mnat: reached after 8 of 9 windows" in page.text
 
 
 def test_several_operands(known):
     results = known().results
-    for observation in list(results.observations.values()):
-        variant = observation.variant
-        if variant.operands:
-            twin = {**vars(variant), "operands": "weights"}
-            copy = type(observation)(**{**vars(observation), "variant": Variant(**twin)})
-            results.observations[copy.variant.key] = copy
-    page = Page(Diagnosis(results).html())
+    found = entries(results)
+    found += [one.but(operands="weights") for one in found if one.asked.operands]
+    page = Page(Diagnosis(rebuilt(results, found)).html())
     assert len(page.payload["units"]["cells"]) == 8
     assert {f["operands"] for f in page.payload["units"]["cells"]} == {BOTH, "weights"}
     assert "Restore, weights: everything quantized" in page.text
@@ -371,10 +365,10 @@ def test_several_operands(known):
 
 def test_what_activations_add_stands_beside_it(known, observe):
     results = known().results
-    text = np.array(results.observations[REFERENCE.key].nll) / 10  # ten tokens a window
-    alone = observe(baseline("mxfp4:floor", "weights"), text + 0.05)
-    results.observations[alone.variant.key] = alone
-    _, row = Page(Diagnosis(results).html()).table("both")
+    found = entries(results)
+    text = np.array(found[0].plain.nll) / 10  # ten tokens a window
+    found.append(observe(baseline("mxfp4:floor", "weights"), text + 0.05))
+    _, row = Page(Diagnosis(rebuilt(results, found)).html()).table("both")
     assert [text for text, _ in row] == ["mxfp4:floor", "weights", "+70.00 [+70.00, +70.00]"]
     assert "Weights and activations" not in Page(known().html()).text
 
@@ -387,7 +381,6 @@ def test_formats_are_compared_with_the_cheapest(known):
 
 def test_a_run_and_a_report_write_the_same_page(known, tmp_path):
     write_outputs(known(), tmp_path)
-    write_outputs(load(tmp_path), tmp_path)  # a file has fewer digits than memory
     first = (tmp_path / "report.html").read_text()
     (tmp_path / "report.html").unlink()
     assert [path.name for path in write_report(load(tmp_path), tmp_path)] == ["report.html"]

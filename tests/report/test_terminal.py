@@ -3,16 +3,14 @@
 import io
 import re
 import shlex
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from asking import BOTH, entries, rebuilt
 from fp4scope.cli import progress, tables, terminal
 from fp4scope.cli.tables import baselines, component_tables
 from fp4scope.diagnosis import Diagnosis
-
-BOTH = "weights+activations"
 
 
 def printed(groups, width=80):
@@ -36,12 +34,13 @@ def test_one_choice_of_operands_is_one_table_that_fits(known):
 
 def test_a_table_for_each_choice_of_operands(known):
     results = known().results
-    for observation in list(results.observations.values()):
-        variant = observation.variant
-        if variant.direction == "baseline" and variant.format == "nvfp4":
-            twin = replace(variant, operands="weights")
-            results.observations[twin.key] = replace(observation, variant=twin)
-    lines = printed(baselines(Diagnosis(results)))
+    found = entries(results)
+    twins = [
+        one.but(operands="weights")
+        for one in found
+        if one.asked.is_whole and one.asked.format == "nvfp4"
+    ]
+    lines = printed(baselines(Diagnosis(rebuilt(results, [*found, *twins]))))
     titles = [f"What each format costs, {operands}" for operands in (BOTH, "weights")]
     assert [line for line in lines if line.startswith("What")] == titles
     second = lines[lines.index(titles[1]) + 2 :]
@@ -66,20 +65,15 @@ def shown(diagnosis, width, monkeypatch, terminal=True):
 def wide(known, tmp_path):
     """Four formats and long names: more than fits beside each other; in a folder of its own."""
     results = known().results
-    for observation in list(results.observations.values()):
-        variant = observation.variant
-        if variant.format == "nvfp4":
-            for name in ("nvfp4:4over6", "mxfp4:rceil"):
-                twin = replace(variant, format=name)
-                results.observations[twin.key] = replace(observation, variant=twin)
-    for observation in results.observations.values():
-        if observation.variant.unit == "q_proj":
-            name = replace(observation.variant, unit="language_model_query_projection")
-            object.__setattr__(observation, "variant", name)
-    results.observations = {o.variant.key: o for o in results.observations.values()}
+    found = entries(results)
+    for one in list(found):
+        if one.asked.format == "nvfp4":
+            found += [one.but(format=name) for name in ("nvfp4:4over6", "mxfp4:rceil")]
+    long = "language_model_query_projection"
+    found = (one.but(unit=long) if one.asked.unit == "q_proj" else one for one in found)
     for name in ("report.html", "cells.csv"):
         (tmp_path / name).touch()
-    return Diagnosis(results, tmp_path)
+    return Diagnosis(rebuilt(results, found), tmp_path)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

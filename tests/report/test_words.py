@@ -4,19 +4,17 @@
 
 import io
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from asking import BOTH, REFERENCE, baseline, entries, entry, rebuilt
 from fp4scope.cli.tables import unit_tables
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.records import REFERENCE, baseline
 from fp4scope.report.numbers import number
 from fp4scope.report.sentences import headlines, neighbour_line, next_step, sums
 
-BOTH = "weights+activations"
 FORMATS = ["mxfp4:floor", "nvfp4"]
 
 
@@ -57,10 +55,11 @@ def test_a_given_number_of_digits():
 def test_one_minus_sign_in_all_that_is_shown(known):
     """U+2212, in the terminal's tables, the page's, the Markdown and the notebook alike."""
     results = known().results
-    for observation in results.observations.values():
-        if observation.variant.unit == "q_proj":
-            observation.nll = [nll + 0.3 for nll in observation.nll]  # restoring it now harms
-    diagnosis = Diagnosis(results)
+    found = entries(results)
+    for one in found:
+        if one.asked.unit == "q_proj":
+            one.nll = [nll + 0.3 for nll in one.nll]  # restoring it now harms
+    diagnosis = Diagnosis(rebuilt(results, found))
     terminal = io.StringIO()
     console = Console(file=terminal, width=200)
     for table in unit_tables(diagnosis):
@@ -78,12 +77,14 @@ def baselines(observe, known):
 
     def build(costs):
         results = known().results
-        text = np.array(results.observations[REFERENCE.key].nll) / 10  # ten tokens a window
+        found = entries(results)
+        text = np.array(found[0].plain.nll) / 10  # ten tokens a window
         rounds = np.array([0.001, -0.001] * (len(text) // 2))
-        for (fmt, operands), cost in costs.items():
-            found = observe(baseline(fmt, operands), text + cost / 1000 + rounds)
-            results.observations[found.variant.key] = found
-        return Diagnosis(results)
+        found += [
+            observe(baseline(fmt, operands), text + cost / 1000 + rounds)
+            for (fmt, operands), cost in costs.items()
+        ]
+        return Diagnosis(rebuilt(results, found))
 
     return build
 
@@ -102,18 +103,20 @@ def test_only_what_was_swept_has_a_headline_and_a_cheaper_rule_is_named(baseline
 
 def test_operands_are_named_where_units_were_measured_under_several(baselines):
     results = baselines({("nvfp4", "weights"): 50}).results
-    for observation in list(results.observations.values()):
-        if (observation.variant.format, observation.variant.level) == ("nvfp4", "components"):
-            variant = replace(observation.variant, operands="weights")
-            results.observations[variant.key] = replace(observation, variant=variant)
-    lines = headlines(Diagnosis(results))
+    found = entries(results)
+    found += [
+        one.but(operands="weights")
+        for one in found
+        if (one.asked.format, one.asked.level) == ("nvfp4", "components")
+    ]
+    lines = headlines(Diagnosis(rebuilt(results, found)))
     for operands in (BOTH, "weights"):
         assert any(line.startswith(f"nvfp4 ({operands}) costs") for line in lines)
 
 
 def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results):
     text = np.array([2.0, 3.0] * 4)
-    rest = [observe(baseline(fmt, BOTH), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
+    rest = [observe(baseline(fmt), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
     lines = headlines(Diagnosis(results(observe(REFERENCE, text), *rest)))
     assert [line.split()[0] for line in lines] == ["nvfp4", "mxfp4:floor"]
 
@@ -134,7 +137,7 @@ def test_the_reader_learns_what_neighbours_that_share_a_cost_do(shared, observe,
     text, cost = rng.normal(3, 1, 400), rng.normal(size=400)
     if shared:
         cost = np.convolve(cost, np.ones(4), "same")
-    study = results(observe(REFERENCE, text), observe(baseline("nvfp4", BOTH), text + 0.1 * cost))
+    study = results(observe(REFERENCE, text), observe(baseline("nvfp4"), text + 0.1 * cost))
     line = neighbour_line(study)
     assert line.startswith("Neighbouring windows correlate at ")
     assert ("times as wide" in line) == shared
@@ -145,10 +148,11 @@ def noisy(known, millinats):
     """Every unit's NLL moved by much more than it costs, so that nothing is told from zero."""
     results = known().results
     rng = np.random.default_rng(1)
-    for observation in results.observations.values():
-        if not observation.variant.is_control:
-            observation.nll = [n + 0.01 * millinats * rng.normal() for n in observation.nll]
-    return Diagnosis(results)
+    found = entries(results)
+    for one in found:
+        if not one.asked.is_whole:
+            one.nll = [n + 0.01 * millinats * rng.normal() for n in one.nll]
+    return Diagnosis(rebuilt(results, found))
 
 
 def test_where_nothing_is_told_from_zero_nothing_is_singled_out(known):
@@ -169,11 +173,13 @@ def test_where_nothing_is_told_from_zero_nothing_is_singled_out(known):
 
 def test_units_that_change_nothing_at_all_are_known_exactly(known):
     results = known().results
-    for observation in results.observations.values():
-        v = observation.variant
-        if v.level == "components":
-            same = baseline(v.format, BOTH) if v.direction == "restore" else REFERENCE
-            observation.nll = list(results.observation(same).nll)
+    found = entries(results)
+    for one in found:
+        if one.asked.level == "components":
+            kept = one.asked.direction == "restore"
+            same = entry(results, baseline(one.asked.format) if kept else REFERENCE)
+            one.nll = same.plain.nll
+    results = rebuilt(results, found)
     lines = [line for line in headlines(Diagnosis(results)) if "singled out" in line]
     assert len(lines) == 2
     assert all(
@@ -184,8 +190,7 @@ def test_units_that_change_nothing_at_all_are_known_exactly(known):
 
 def test_too_few_windows_single_nothing_out(known):
     results = known().results
-    for observation in results.observations.values():
-        observation.discard(range(3, 8))
+    results = rebuilt(results, (one.without(range(3, 8)) for one in entries(results)))
     found = [line for line in headlines(Diagnosis(results)) if "singled out" in line]
     assert len(found) == 2
     assert all(line.endswith("3 windows are too few for intervals (8 or more).") for line in found)
@@ -209,7 +214,5 @@ def test_the_next_step(known, tmp_path):
     again = "fp4scope run --config /out/study.yaml"
     assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
     results = known().results
-    results.observations = {
-        k: o for k, o in results.observations.items() if o.variant.level != "cells"
-    }
+    results = rebuilt(results, (one for one in entries(results) if one.asked.level != "cells"))
     assert step(Diagnosis(results)) == f"{again} --sweep components,cells -o /out-cells"

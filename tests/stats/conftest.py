@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.records import Observation, Results, Variant
+from asking import REFERENCE, asked, baseline, jitter
 
 DATA = Path(__file__).parents[1] / "data" / "sensitivity.npz"
-TOKENS = 511
 
 
 @pytest.fixture(scope="session")
@@ -84,34 +83,25 @@ def families(recorded):
 
 
 @pytest.fixture(scope="session")
-def study(recorded):
+def study(recorded, observe, results):
     """The recorded study as `Results`; KL and top-1 were not kept."""
     windows, nll = recorded
-    observations = {}
-    for key, values in nll.items():
-        variant = _variant(key)
-        observation = Observation(variant=variant)
-        for window, value in zip(windows.tolist(), values.tolist(), strict=True):
-            replica = int(variant.direction == "jitter")
-            observation.add(window, replica, tokens=TOKENS, nll=value * TOKENS, kl=0.0, top1=0)
-        observations[variant.key] = observation
-    return Results(
-        study={}, model={}, data={}, protocol={}, environment={}, observations=observations
+    return results(
+        *(
+            observe(_asked(key), values, windows=windows.tolist(), replicas=int("|jitter|" in key))
+            for key, values in nll.items()
+        )
     )
 
 
-def _variant(key):
-    parts = key.split("|")
-    if parts[0] == "reference":
-        direction = "jitter" if len(parts) > 1 else "reference"
-        return Variant(format="reference", direction=direction)
-    fmt, operands, direction, level, *unit = parts
-    block, _, name = unit[0].rpartition(".") if unit else ("", "", "")
-    return Variant(
-        format=fmt,
-        operands=operands,
-        direction=direction,
-        level=level,
-        unit=name,
-        block=int(block) if block else None,
-    )
+def _asked(key):
+    fmt, *parts = key.split("|")
+    if fmt == "reference":
+        return REFERENCE
+    operands, direction, level, *unit = parts
+    if level == "model":
+        whole = baseline(fmt, operands)
+        return jitter(whole) if direction == "jitter" else whole
+    block, _, name = unit[0].rpartition(".")
+    of = {"format": fmt, "operands": operands, "direction": direction, "level": level}
+    return asked(**of, unit=name, block=int(block) if block else None)

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.records import REFERENCE, Variant, baseline
+from asking import REFERENCE, asked, baseline, estimated
 from fp4scope.stats import MIN_WINDOWS, agreement, agreement_table, spearman, unit_table
 from fp4scope.stats.agreement import ceilings
 from fp4scope.stats.dependence import drawn_means
-
-BOTH = "weights+activations"
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -111,9 +109,7 @@ def test_an_order_that_does_not_repeat_has_no_ceiling():
 
 
 def cell(block, direction="isolate", fmt="nvfp4"):
-    return Variant(
-        format=fmt, operands=BOTH, direction=direction, level="cells", unit="q_proj", block=block
-    )
+    return asked(format=fmt, direction=direction, level="cells", unit="q_proj", block=block)
 
 
 @pytest.fixture
@@ -123,18 +119,17 @@ def both(observe, results):
     def build(direction, windows=9, only=()):
         text = np.random.default_rng(0).normal(3, 1, windows)
         base = text + 30
-        found = [observe(REFERENCE, text), observe(baseline("nvfp4", BOTH), base)]
+        found = [observe(REFERENCE, text), observe(baseline("nvfp4"), base)]
         order = [4, 3, 2, 1, 0, *range(5, 20)]
-        study = results()
         for block in range(20):
             nll = text + block if direction == "isolate" else base - block
             if block not in only:
                 found.append(observe(cell(block, direction), nll))
-        study.observations = {o.variant.key: o for o in found}
-        for window in reversed(range(windows)):
-            nats = {cell(b, direction): 10.0 * order[b] for b in range(20)}
-            study.estimates.add(window, tokens=10, nats=nats)
-        return study
+        backwards = [*reversed(range(windows))]
+        for block in range(20):
+            nats = [order[block]] * windows
+            found.append(estimated(cell(block, direction), nats, windows=backwards))
+        return results(*found)
 
     return build
 

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.records import REFERENCE, Variant, baseline, jitter
+from asking import REFERENCE, asked, baseline, entry, jitter
 from fp4scope.stats import change_table
 from fp4scope.stats.changes import RESOLUTION
-from fp4scope.stats.contrasts import contrast
+from fp4scope.stats.contrasts import change
 from fp4scope.stats.windows import Series
 
-BOTH = "weights+activations"
-BASE = baseline("nvfp4", BOTH)
+BASE = baseline("nvfp4")
 WINDOWS = 24
 NOISE = 0.02  # nats of a window, from one realisation to the next
 CONDITIONS = {
@@ -19,12 +18,12 @@ CONDITIONS = {
     "data": {"windows": WINDOWS, "seq_len": 11, "sha256": "s", "text_sha256": "x"},
 }
 CELLS = [
-    Variant(format="nvfp4", operands=BOTH, direction=d, level="cells", unit="q_proj", block=b)
+    asked(format="nvfp4", direction=d, level="cells", unit="q_proj", block=b)
     for d in ("restore", "isolate")
     for b in range(20)
 ]
 COMPONENTS = [
-    Variant(format="nvfp4", operands=BOTH, direction=d, level="components", unit=f"{i}_proj")
+    asked(format="nvfp4", direction=d, level="components", unit=f"{i}_proj")
     for d in ("restore", "isolate")
     for i in range(4)
 ]
@@ -50,10 +49,10 @@ def realise(observe, results):
         if controls:
             found.append(observe(jitter(REFERENCE), text + 1e-7, windows=windows, replicas=1))
             found.append(observe(jitter(BASE), shaken(moved), windows=windows, replicas=1))
-        for variant, cost in zip([*CELLS, *COMPONENTS], depth, strict=True):
-            cost = cost + (shift or {}).get(variant, 0)
-            nll = moved - cost if variant.direction == "restore" else text + cost
-            found.append(observe(variant, shaken(nll), windows=windows))
+        for unit, cost in zip([*CELLS, *COMPONENTS], depth, strict=True):
+            cost = cost + (shift or {}).get(unit, 0)
+            nll = moved - cost if unit.direction == "restore" else text + cost
+            found.append(observe(unit, shaken(nll), windows=windows))
         return results(*found, **CONDITIONS | {"data": data or CONDITIONS["data"]})
 
     return build
@@ -73,16 +72,17 @@ def test_a_change_is_that_of_the_paired_costs(realise):
     rows = {
         (r["level"], r["direction"], r["unit"], r["block"]): r for r in change_table(one, other)
     }
-    for variant in (BASE, CELLS[3], CELLS[-1], COMPONENTS[0]):
+    for one_of in (BASE, CELLS[3], CELLS[-1], COMPONENTS[0]):
 
-        def cost(run, variant=variant):
-            own = run.observation(variant).nll
-            if variant.direction == "restore":
-                return np.subtract(run.observation(BASE).nll, own) / 10
-            return np.subtract(own, run.observation(REFERENCE).nll) / 10
+        def cost(run, unit=one_of):
+            own = entry(run, unit).nll
+            if unit.direction == "restore":
+                return np.subtract(entry(run, BASE).nll, own) / 10
+            return np.subtract(own, entry(run, REFERENCE).nll) / 10
 
-        level = "baselines" if variant == BASE else variant.level
-        row = rows[level, variant.direction, variant.unit, variant.block]
+        whole = one_of == BASE
+        place = ("baselines", "baseline") if whole else (one_of.level, one_of.direction)
+        row = rows[(*place, one_of.unit, one_of.block)]
         expected = scipy_stats.ttest_rel(cost(other), cost(one))
         low, high = expected.confidence_interval()
         assert row["change"] == pytest.approx((cost(other) - cost(one)).mean())
@@ -123,8 +123,8 @@ def test_planted_changes_are_found_and_others_are_not(realise):
         table = change_table(realise(rng), realise(rng, planted))
         beyond = {(r["level"], r["direction"], r["unit"], r["block"]): r["change"]
                   for r in table if r["beyond_noise"]}  # fmt: skip
-        for variant, shift in planted.items():
-            change = beyond.pop((variant.level, variant.direction, variant.unit, variant.block), 0)
+        for unit, shift in planted.items():
+            change = beyond.pop((unit.level, unit.direction, unit.unit, unit.block), 0)
             found += change * shift > 0
         false += bool(beyond)
     assert found >= 38
@@ -217,7 +217,7 @@ def test_other_text_is_not_paired_and_welchs(realise, newey_west):
     assert not row["paired"]
     assert (row["windows_before"], row["windows"]) == (WINDOWS, 30)
     x, y = (
-        np.subtract(run.observation(BASE).nll, run.observation(REFERENCE).nll) / 10
+        np.subtract(entry(run, BASE).plain.nll, entry(run, REFERENCE).plain.nll) / 10
         for run in (long, other)
     )
     deviations = [newey_west(side)[0] * len(side) ** 0.5 for side in (y, x)]
@@ -232,9 +232,9 @@ def test_other_text_is_not_paired_and_welchs(realise, newey_west):
 
 def test_unpaired_windows_of_a_run_with_a_goal_have_no_interval():
     x, y = (Series(np.arange(9), np.random.default_rng(s).normal(size=9)) for s in (1, 2))
-    found = contrast(x, y, pair=False, anytime=True)
+    found = change(x, y, pair=False, anytime=True)
     assert (found.low, found.high, found.p) == (None, None, None)
-    wide, narrow = (contrast(x, y, pair=True, anytime=a) for a in (True, False))
+    wide, narrow = (change(x, y, pair=True, anytime=a) for a in (True, False))
     assert wide.low < narrow.low < narrow.high < wide.high
     assert wide.p > narrow.p
 
@@ -242,7 +242,7 @@ def test_unpaired_windows_of_a_run_with_a_goal_have_no_interval():
 def test_two_formats_are_compared_where_each_run_has_one(observe, results):
     text = np.random.default_rng(0).normal(3, 1, WINDOWS)
     runs = [
-        results(observe(REFERENCE, text), observe(baseline(f, BOTH), text + cost), **CONDITIONS)
+        results(observe(REFERENCE, text), observe(baseline(f), text + cost), **CONDITIONS)
         for f, cost in (("mxfp4:floor", 0.5), ("nvfp4", 0.2))
     ]
     (row,) = change_table(*runs)

@@ -4,23 +4,26 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.records import REFERENCE, Variant, baseline, jitter, replica
+from asking import REFERENCE, asked, baseline, entries, jitter, rebuilt
 from fp4scope.stats import Pairing
-from fp4scope.stats.controls import Controls, baseline_luck, coefficient, held_out
+from fp4scope.stats.controls import Controls, coefficient, held_out, luck_of
 from fp4scope.stats.dependence import standard_errors
-from fp4scope.stats.pairing import costs, difference
-from fp4scope.stats.windows import by_window
+from fp4scope.stats.pairing import costs
+from fp4scope.study import Direction
 
-BOTH = "weights+activations"
-BASE = baseline("nvfp4", BOTH)
+BASE = baseline("nvfp4")
 BLOCKS = 4
 WINDOWS = 40
 
 
 def unit(level="cells", name="q_proj", block=None, direction="restore"):
-    return Variant(
-        format="nvfp4", operands=BOTH, direction=direction, level=level, unit=name, block=block
-    )
+    return asked(format="nvfp4", direction=direction, level=level, unit=name, block=block)
+
+
+def luck_in(run, column):
+    """The luck of the all-quantized model by window."""
+    found = luck_of(run.ledger, BASE.recipe, column)
+    return None if found is None else found.values
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def chaotic(observe, results):
         nll, kl = rng.normal(0, 0.1, (2, count * windows))
         found.append(observe(BASE, text + 0.5 + luck[0], kl=2 + luck[1]))
         shaken = np.tile(text, count) + 0.5 + nll
-        found.append(observe(replica(BASE), shaken, kl=2 + kl, windows=places, replicas=numbers))
+        found.append(observe(BASE, shaken, kl=2 + kl, windows=places, replicas=numbers))
         if level == "cells":
             for i in range(12):
                 nll, kl = again((i % BLOCKS) / BLOCKS, 0.01)
@@ -62,12 +65,12 @@ def chaotic(observe, results):
 
 def raw(run, column="nll"):
     """What each restored unit costs without controls."""
-    pairing, found = Pairing(run.observations, column), {}
-    for observation in run.observations.values():
-        if observation.variant.direction == "restore":
-            sides = pairing.sides(observation, by_window(observation, column))
-            found[observation.variant] = difference(sides).values
-    return found
+    pairing = Pairing(run.ledger, column)
+    return {
+        contrast: pairing.difference(contrast).values
+        for contrast in run.contrasts
+        if contrast.family.direction is Direction.RESTORE
+    }
 
 
 def test_each_window_has_the_slope_that_the_others_choose_shrunk_by_its_uncertainty():
@@ -107,14 +110,14 @@ def test_what_does_not_help_is_left_out():
 @pytest.mark.parametrize("column", ["nll", "kl"])
 def test_units_share_a_coefficient_that_falls_with_depth(column, chaotic):
     run = chaotic(windows=400)
-    controls = Controls(run.observations, column)
+    controls = Controls(run, column)
     windows = np.arange(400)
-    first = controls.shift(unit(name="u0", block=0), windows)
-    luck = baseline_luck(run.observations, unit(name="u0", block=0), column).values
+    first = controls.shift(unit(name="u0", block=0).contrast, windows)
+    luck = luck_in(run, column)
     # Of four replicas: what is not shared, over 1 + 1 / 4.
     assert np.median(first / luck) == pytest.approx(1 / 1.25, abs=0.1)
     for block in range(BLOCKS):
-        shift = controls.shift(unit(name=f"u{block}", block=block), windows)
+        shift = controls.shift(unit(name=f"u{block}", block=block).contrast, windows)
         assert shift == pytest.approx(first * (1 - block / BLOCKS))
 
 
@@ -122,23 +125,22 @@ def test_units_share_a_coefficient_that_falls_with_depth(column, chaotic):
 def test_what_is_taken_is_luck_times_what_the_other_windows_choose(column, level, chaotic):
     run = chaotic(level=level)
     units, pairing = raw(run, column), Pairing.of(run, column)
-    reach = np.array([1 - (v.block or 0) / BLOCKS for v in units])
-    luck = baseline_luck(run.observations, next(iter(units)), column).values
+    reach = np.array([1 - (c.unit.block or 0) / BLOCKS for c in units])
+    luck = luck_in(run, column)
     pooled = np.stack([*units.values()], axis=1) @ reach / (reach @ reach)
     chosen = held_out(pooled, luck)
-    for (variant, values), share in zip(units.items(), reach, strict=True):
-        observation = run.observation(variant)
-        found = difference(pairing.sides(observation, by_window(observation, column)))
+    for (contrast, values), share in zip(units.items(), reach, strict=True):
+        found = pairing.difference(contrast)
         assert found.values == pytest.approx(values - share * chosen * luck)
         if column == "nll":
-            assert costs(run)[variant].values == pytest.approx(found.values, abs=0)
+            assert costs(run)[contrast].values == pytest.approx(found.values, abs=0)
 
 
 def test_each_pattern_has_a_coefficient_of_its_own(chaotic):
     run = chaotic(level="patterns")
-    luck = baseline_luck(run.observations, unit("patterns"), "nll").values
-    for variant, values in raw(run).items():
-        found = raw(run)[variant] - costs(run)[variant].values
+    luck = luck_in(run, "nll")
+    for contrast, values in raw(run).items():
+        found = values - costs(run)[contrast].values
         assert found == pytest.approx(held_out(values, luck) * luck)
 
 
@@ -175,9 +177,8 @@ def test_of_old_results_the_jitter_is_the_replica_of_the_loss_and_kl_has_none(ob
     rng = np.random.default_rng(3)
     nll, shaken = rng.normal(3, 1, (2, 12))
     run = results(observe(BASE, nll, kl=0.3), observe(jitter(BASE), shaken, kl=0.1, replicas=1))
-    found = baseline_luck(run.observations, unit(), "nll")
-    assert found.values == pytest.approx(nll - shaken)
-    assert baseline_luck(run.observations, unit(), "kl") is None
+    assert luck_in(run, "nll") == pytest.approx(nll - shaken)
+    assert luck_in(run, "kl") is None
 
 
 def test_realisations_that_the_baseline_has_are_no_controls(observe, results):
@@ -187,10 +188,11 @@ def test_realisations_that_the_baseline_has_are_no_controls(observe, results):
     numbers = [0] * 12 + [1] * 12
     base = observe(BASE, own.ravel(), windows=places, replicas=numbers)
     same = observe(jitter(BASE), own[1], replicas=1)
-    assert baseline_luck(results(base, same).observations, unit(), "nll") is None
+    replicated = {"study": {"replicas": 2}}
+    assert luck_in(results(base, same, **replicated), "nll") is None
     more = observe(jitter(BASE), [*own[1], *again[0]], windows=places, replicas=[1] * 12 + [2] * 12)
-    found = baseline_luck(results(base, more).observations, unit(), "nll")
-    assert found.values == pytest.approx(own.mean(axis=0) - again[0])
+    found = luck_in(results(base, more, **replicated), "nll")
+    assert found == pytest.approx(own.mean(axis=0) - again[0])
 
 
 def test_what_a_perturbation_costs_any_model_is_not_luck(observe, results):
@@ -200,46 +202,49 @@ def test_what_a_perturbation_costs_any_model_is_not_luck(observe, results):
         observe(REFERENCE, nll - 0.5),
         observe(jitter(REFERENCE), nll - 0.5 + 0.002, kl=0.003, replicas=1),
         observe(BASE, nll, kl=0.3),
-        observe(replica(BASE), nll + 0.002, kl=0.303, replicas=1),
+        observe(BASE, nll + 0.002, kl=0.303, replicas=1),
     )
     for column in ("nll", "kl"):
-        found = baseline_luck(run.observations, unit(), column)
-        assert found.values == pytest.approx(np.zeros(12), abs=1e-12)
+        assert luck_in(run, column) == pytest.approx(np.zeros(12), abs=1e-12)
 
 
 def test_windows_that_were_measured_until_decided_are_compared_as_they_are(chaotic):
     stopped = chaotic(stopping={"anytime": True})
-    for variant, values in raw(stopped).items():
-        assert costs(stopped)[variant].values == pytest.approx(values, abs=0)
+    for contrast, values in raw(stopped).items():
+        assert costs(stopped)[contrast].values == pytest.approx(values, abs=0)
     timed = chaotic(stopping={"anytime": False})
     assert any(
-        not np.array_equal(costs(timed)[variant].values, values)
-        for variant, values in raw(timed).items()
+        not np.array_equal(costs(timed)[contrast].values, values)
+        for contrast, values in raw(timed).items()
     )
 
 
 def test_few_windows_choose_nothing(chaotic):
     run = chaotic(windows=7)
-    for variant, values in raw(run).items():
-        assert costs(run)[variant].values == pytest.approx(values, abs=0)
+    for contrast, values in raw(run).items():
+        assert costs(run)[contrast].values == pytest.approx(values, abs=0)
 
 
 def test_windows_without_a_replica_are_left_as_they_are(chaotic):
     run = chaotic()
-    again = run.observation(replica(BASE))
-    again.discard([3, 17])
+    found = entries(run)
+    for place, one in enumerate(found):
+        if one.asked.recipe == BASE.recipe:
+            found[place] = one.where(lambda window, replica: not replica or window not in (3, 17))
+    run = rebuilt(run, found)
     changed = costs(run)
-    for variant, values in raw(run).items():
-        moved = np.flatnonzero(changed[variant].values != values)
+    for contrast, values in raw(run).items():
+        moved = np.flatnonzero(changed[contrast].values != values)
         assert set(moved) == set(range(WINDOWS)) - {3, 17}
 
 
 def test_a_unit_with_more_windows_than_the_others_uses_what_those_choose(chaotic):
     run = chaotic()
-    for variant in raw(run):
-        if variant.unit != "u0":
-            run.observation(variant).discard([5])
     mine = unit(name="u0", block=0)
-    shift = Controls(run.observations, "nll").shift(mine, np.arange(WINDOWS))
-    luck = baseline_luck(run.observations, mine, "nll").values
+    found = (
+        one if one.asked.is_whole or one.asked == mine else one.without([5]) for one in entries(run)
+    )
+    run = rebuilt(run, found)
+    shift = Controls(run, "nll").shift(mine.contrast, np.arange(WINDOWS))
+    luck = luck_in(run, "nll")
     assert (shift / luck)[5] == pytest.approx(np.median(shift / luck), rel=0.02)

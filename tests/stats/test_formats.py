@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from fp4scope.records import REFERENCE, Variant, baseline
+from asking import REFERENCE, asked, baseline
 from fp4scope.stats import format_table, operand_table
 
 
@@ -42,11 +42,14 @@ def test_of_formats_that_cost_the_same_none_seems_dearer_than_the_cheapest(
     anytime, observe, results
 ):
     """In 95 of 100 studies, though the cheapest is chosen from the same data."""
-    rng, names = np.random.default_rng(1), ["mxfp8", "mxfp6", "mxint8", "nvfp4", "nvint4"]
+    rng = np.random.default_rng(1)
+    names = ["mxfp8:e4m3:floor", "mxfp6:e2m3:floor", "mxint8", "nvfp4", "nvint4"]
     studies, wrong, plain = 200, 0, 0
     for _ in range(studies):
         costs = rng.normal(0.3, 0.05, (len(names), 24))
-        found = [observe(baseline(n, "w"), 3 + cost) for n, cost in zip(names, costs, strict=True)]
+        found = [
+            observe(baseline(n, "weights"), 3 + cost) for n, cost in zip(names, costs, strict=True)
+        ]
         table = format_table(results(*found, protocol={"stopping": {"anytime": anytime}}))
         wrong += any(row["delta_nll_low"] > 0 for row in table)
         gaps = costs - costs[np.argmin(costs.mean(axis=1))]
@@ -62,7 +65,7 @@ def test_swept_formats_are_compared_with_each_other_too(observe, results):
         found.append(observe(baseline(fmt, "weights"), text + cost))
     names = {"operands": "weights", "direction": "isolate", "level": "components", "unit": "q_proj"}
     for fmt in ("mxfp4:floor", "nvfp4"):
-        found.append(observe(Variant(format=fmt, **names), text + 0.05))
+        found.append(observe(asked(format=fmt, **names), text + 0.05))
     assert [(r["format"], r["against"]) for r in format_table(results(*found))] == [
         ("mxfp4:floor", "nvfp4:4over6"), ("nvfp4", "nvfp4:4over6"), ("mxfp4:floor", "nvfp4"),
     ]  # fmt: skip
@@ -71,7 +74,7 @@ def test_swept_formats_are_compared_with_each_other_too(observe, results):
 def test_one_format_has_none_to_compare_with(observe, results):
     text = np.ones(9)
     assert not format_table(
-        results(observe(REFERENCE, text), observe(baseline("nvfp4", "w"), text))
+        results(observe(REFERENCE, text), observe(baseline("nvfp4", "weights"), text))
     )
 
 

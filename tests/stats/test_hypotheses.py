@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
+from asking import REFERENCE, asked, baseline, entries, rebuilt, sites_at
+from fp4scope.ledger import ActivationRecord
 from fp4scope.stats import Verdict, hypotheses
 from fp4scope.stats.depth import ALL, peak_p
 
-BOTH = "weights+activations"
 MILLI = 1e-3
 COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TAILS = dict(zip(COMPONENTS, (1.6, 1.7, 1.8, 6.0, 2.0, 3.0, 50.0), strict=True))
@@ -35,11 +35,11 @@ def study(observe, results):
             spread = rng.normal(0, noise, windows)
             shift = MILLI * (cost + spread - spread.mean() + noise * rng.normal() / windows**0.5)
             nll = text + 0.5 - shift if direction == "restore" else text + shift
-            names = {"format": fmt, "direction": direction, "operands": BOTH}
-            found.append(observe(Variant(level=level, unit=name, block=block, **names), nll))
+            names = {"format": fmt, "direction": direction}
+            found.append(observe(asked(level=level, unit=name, block=block, **names), nll))
 
         for fmt in dict.fromkeys(key[0] for key in (*costs, *cells)):
-            found.append(observe(baseline(fmt, BOTH), text + 0.5))
+            found.append(observe(baseline(fmt), text + 0.5))
         for (fmt, direction), by_name in costs.items():
             for name, cost in by_name.items():
                 add(fmt, direction, "components", name, None, cost)
@@ -127,9 +127,7 @@ def test_mechanism_needs_kinds_that_it_knows(study):
     assert found.verdict is Verdict.UNDECIDED
     assert not found.evidence
     assert "Left out, as neither MLP nor attention by name: a, b, c." in found.sentence
-    measured.model["projections"] = [
-        {"component": c, "path": f"mlp.{c}", "blocks": list(range(BLOCKS))} for c in named
-    ]
+    measured.sites = sites_at((c, b, f"mlp.{c}") for c in named for b in range(BLOCKS))
     found = held(measured)["mechanism"]
     assert found.evidence[0]["orders"] == 6
     assert "Left out" not in found.sentence
@@ -172,7 +170,7 @@ def test_a_reversal_counts_beyond_the_tolerance(study, gap, verdict):
     """Costs span 60 millinats: 3 are tolerated, however significant."""
     one, other = (BY_BOTH | {"up_proj": 70 - gap * up, "down_proj": 70 - gap * (1 - up)}
                   for up in (0, 1))  # fmt: skip
-    found = held(study({("a", "restore"): one, ("nvfp4", "restore"): other}, noise=0.1))
+    found = held(study({("mxfp4:floor", "restore"): one, ("nvfp4", "restore"): other}, noise=0.1))
     assert found["ordering"].verdict is verdict
     (row,) = found["ordering"].evidence
     assert (row["reversed"], row["counted"]) == (1, int(gap == 5))
@@ -181,7 +179,7 @@ def test_a_reversal_counts_beyond_the_tolerance(study, gap, verdict):
 
 def test_after_a_stop_pairs_are_told_apart_by_tests_that_allow_for_it(study):
     """Sixteen windows in which neighbours are eight standard errors apart at least."""
-    measured = study({(fmt, "restore"): BY_BOTH for fmt in ("a", "nvfp4")}, noise=5.0)
+    measured = study({(fmt, "restore"): BY_BOTH for fmt in ("mxfp4:floor", "nvfp4")}, noise=5.0)
     fixed = held(measured)["ordering"].evidence[0]["separated"]
     measured.protocol["stopping"] = {"anytime": True}
     assert held(measured)["ordering"].evidence[0]["separated"] < fixed
@@ -236,10 +234,8 @@ def test_curves_without_any_cost_do_not_stand_against_a_late_peak(study):
 
 def test_a_component_of_one_third_has_no_peak_over_depth(study):
     measured = study(cells={("nvfp4", "restore", "q_proj"): [1.0] * 8 + [40.0]})
-    measured.model["projections"] = [{"component": "q_proj", "path": "q_proj", "blocks": [7, 8]}]
-    measured.observations = {
-        key: o for key, o in measured.observations.items() if o.variant.block not in range(7)
-    }
+    kept = [one for one in entries(measured) if one.asked.block not in range(7)]
+    measured = rebuilt(measured, kept)
     found = held(measured)["localization"]
     assert found.verdict is Verdict.UNDECIDED
     assert {row["p_final"] for row in found.evidence} == {None}

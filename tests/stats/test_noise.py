@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, Variant, baseline, jitter, replica
+from asking import REFERENCE, asked, baseline, jitter
 from fp4scope.stats import baseline_table, noise_shares, rerun_noise
 
-BOTH = "weights+activations"
-BASE = baseline("nvfp4", BOTH)
+BASE = baseline("nvfp4")
 
 
 def test_by_hand(observe, results):
@@ -17,7 +16,7 @@ def test_by_hand(observe, results):
         observe(BASE, [3.0, 4.0]),
         observe(jitter(BASE), [3.2, 4.4], replicas=1, kl=0.05),
     )
-    noise = rerun_noise(study, BASE)
+    noise = rerun_noise(study, BASE.recipe)
     # Variances (0.2^2) / 2 and (0.4^2) / 2, on average 0.05; over two windows.
     assert noise.nll == pytest.approx(math.sqrt(0.05 / 2))
     assert noise.kl == pytest.approx(0.05)
@@ -28,8 +27,8 @@ def test_a_replica_of_the_baseline_is_a_control_already(observe, results):
     shaken = observe(jitter(BASE), nll, windows=windows, replicas=replicas)
     plain = observe(BASE, [3.0, 4.0])
     both = observe(BASE, [3.0, 4.0, *nll], windows=[0, 1, *windows], replicas=[0, 0, *replicas])
-    once = rerun_noise(results(plain, shaken), BASE)
-    replicated = rerun_noise(results(both, shaken), BASE)
+    once = rerun_noise(results(plain, shaken), BASE.recipe)
+    replicated = rerun_noise(results(both, shaken), BASE.recipe)
     assert once == replicated
     expected = (np.var([3.0, 3.2, 3.5], ddof=1) + np.var([4.0, 4.4, 4.1], ddof=1)) / 2
     assert once.nll == pytest.approx(math.sqrt(expected / 2))
@@ -37,22 +36,22 @@ def test_a_replica_of_the_baseline_is_a_control_already(observe, results):
 
 def test_nothing_without_a_control(observe, results):
     study = results(observe(REFERENCE, [3.0]), observe(BASE, [3.0]))
-    assert rerun_noise(study, BASE) is None
+    assert rerun_noise(study, BASE.recipe) is None
     assert list(noise_shares(study)) == []
     assert [row["jitter_nll"] for row in baseline_table(study)] == [None, None]
 
 
 def test_nothing_where_no_window_was_realised_twice(observe, results):
     study = results(observe(BASE, [3.0]), observe(jitter(BASE), [3.0], windows=[1], replicas=1))
-    assert rerun_noise(study, BASE) is None
+    assert rerun_noise(study, BASE.recipe) is None
 
 
 def test_realisations_of_one_number_are_one(observe, results):
     """A control and a replica of one number differ in what their KL is taken from alone."""
     shaken = observe(jitter(BASE), [3.2, 4.4], replicas=1)
     windows, replicas = [0, 1, 0, 1], [1, 1, 2, 2]
-    again = observe(replica(BASE), [3.2, 4.4, 3.5, 4.1], windows=windows, replicas=replicas)
-    noise = rerun_noise(results(observe(BASE, [3.0, 4.0]), shaken, again), BASE)
+    again = observe(BASE, [3.2, 4.4, 3.5, 4.1], windows=windows, replicas=replicas)
+    noise = rerun_noise(results(observe(BASE, [3.0, 4.0]), shaken, again), BASE.recipe)
     expected = (np.var([3.0, 3.2, 3.5], ddof=1) + np.var([4.0, 4.4, 4.1], ddof=1)) / 2
     assert noise.nll == pytest.approx(math.sqrt(expected / 2))
 
@@ -69,16 +68,14 @@ def test_the_share_of_noise_is_what_roundings_add(shared, count, observe, result
         observe(REFERENCE, text - 0.5 - rng.normal(0, 0.2, n)),
         observe(BASE, text + luck),
         observe(
-            replica(BASE),
+            BASE,
             again.ravel(),
             windows=[*range(n)] * count,
             replicas=np.repeat(np.arange(1, count + 1), n).tolist(),
         ),
     ]
     for i in range(units):
-        unit = Variant(
-            format="nvfp4", operands=BOTH, direction="restore", level="cells", unit="q", block=i
-        )
+        unit = asked(format="nvfp4", direction="restore", level="cells", unit="q", block=i)
         own = shared * luck + (1 - shared**2) ** 0.5 * rng.normal(0, 0.1, n)
         found.append(observe(unit, text + own - rng.normal(0.01, 0.1, n)))
     table = noise_shares(results(*found))

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, Variant, baseline
+from asking import REFERENCE, asked, baseline
 from fp4scope.stats import agreement, order_table, scale_table, spearman
 from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.orders import depth_weights, pair_orders
 from fp4scope.stats.scale import trend
 
-BOTH = "weights+activations"
 NAMES = ("down", "up", "gate", "v", "o", "k", "q")
 
 
@@ -21,15 +20,15 @@ def model(observe, results):
         shared = np.random.default_rng(0).normal(3, 1, windows)
         found = [observe(REFERENCE, shared)]
         total = shared + sum(costs) + noise * rng.normal(size=windows)
-        found.append(observe(baseline("nvfp4", BOTH), total))
+        found.append(observe(baseline("nvfp4"), total))
         for name, cost in zip(NAMES, costs, strict=True):
-            of = {"format": "nvfp4", "operands": BOTH, "direction": "isolate", "unit": name}
+            of = {"format": "nvfp4", "direction": "isolate", "unit": name}
             nll = shared + cost + noise * rng.normal(size=windows)
-            found.append(observe(Variant(**of, level="components"), nll))
+            found.append(observe(asked(**of, level="components"), nll))
             for block in range(blocks):
                 share = cost * ((block + 0.5) / blocks) ** 2
                 nll = shared + share + noise * rng.normal(size=windows)
-                found.append(observe(Variant(**of, level="cells", block=block), nll))
+                found.append(observe(asked(**of, level="cells", block=block), nll))
         return results(
             *found,
             model={"blocks": blocks, "tokenizer_sha256": "t", "parameters": parameters},

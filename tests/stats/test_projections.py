@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, ActivationRecord, Variant, baseline
+from asking import REFERENCE, asked, baseline, entries, rebuilt, sites_at
 from fp4scope.stats import order_table
 from fp4scope.stats.depth import ALL, depth_table
 from fp4scope.stats.projections import blocks_with, component_kind, kind_of
 
 MILLI = 1e-3
-OF = {"format": "nvfp4", "operands": "weights+activations", "direction": "isolate"}
+OF = {"format": "nvfp4", "direction": "isolate", "level": "cells"}
 
 
 def mixers(blocks):
@@ -28,14 +28,13 @@ def hybrid(observe, results):
     def build(costs=(), blocks=6, windows=16, only=None, seed=0):
         rng = np.random.default_rng(seed)
         text, costs = rng.normal(3, 1, windows), dict(costs)
-        whole = baseline(OF["format"], OF["operands"])
-        found = [observe(REFERENCE, text), observe(whole, text + 0.1)]
+        found = [observe(REFERENCE, text), observe(baseline(OF["format"]), text + 0.1)]
         for component, where in mixers(blocks).items():
             for block in where:
                 if only is None or (component, block) in only:
                     cost = costs.get((component, block), 1.0) + 0.01 * rng.normal(size=windows)
-                    variant = Variant(level="cells", unit=component, block=block, **OF)
-                    found.append(observe(variant, text + MILLI * cost))
+                    cell = asked(unit=component, block=block, **OF)
+                    found.append(observe(cell, text + MILLI * cost))
         return results(*found, model={"blocks": blocks})
 
     return build
@@ -61,28 +60,15 @@ def test_no_component_is_dropped_from_depth(hybrid):
 
 def test_a_dense_first_block_keeps_its_components(hybrid):
     results = hybrid({("up_proj", 0): 9.0})
-    results.observations = {
-        key: o for key, o in results.observations.items()
-        if o.variant.unit != "up_proj" or o.variant.block == 0
-    }  # fmt: skip
-    rows = by_component(results)
+    kept = [one for one in entries(results) if one.asked.unit != "up_proj" or one.asked.block == 0]
+    rows = by_component(rebuilt(results, kept))
     assert (rows["up_proj"]["blocks"], rows[ALL]["peak_block"]) == (1, 0)
 
 
-@pytest.mark.parametrize("how", ["projections", "activations"])
-def test_a_component_that_was_measured_in_part_has_no_curve(hybrid, how):
+def test_a_component_that_was_measured_in_part_has_no_curve(hybrid):
     only = {(c, b) for c, where in mixers(6).items() for b in where} - {("in_proj", 3)}
     results = hybrid({("in_proj", 1): 50.0}, only=only)
-    if how == "projections":
-        results.model["projections"] = [
-            {"component": c, "path": c, "blocks": list(where)} for c, where in mixers(6).items()
-        ]
-    else:
-        results.activations = [
-            ActivationRecord(component=c, block=b, max=1.0, p999=1.0, ratio=1.0, elements=1)
-            for c, where in mixers(6).items()
-            for b in where
-        ]
+    results.sites = sites_at((c, b, c) for c, where in mixers(6).items() for b in where)
     rows = by_component(results)
     assert set(rows) == {ALL, "up_proj", "q_proj"}
     assert rows[ALL]["components"] == 2
@@ -115,7 +101,7 @@ def test_models_of_other_depth_are_compared_where_both_have_a_component(hybrid):
 def test_results_say_where_components_are(hybrid):
     results = hybrid()
     assert blocks_with(results) == {c: frozenset(where) for c, where in mixers(6).items()}
-    results.model["projections"] = [{"component": "q_proj", "path": "a.q_proj", "blocks": [2]}]
+    results.sites = sites_at([("q_proj", 2, "a.q_proj")])
     assert blocks_with(results) == {"q_proj": frozenset({2})}
 
 
@@ -137,5 +123,5 @@ def test_kinds(name, kind):
 def test_the_whole_path_tells_the_kind_where_results_have_it(results):
     measured = results(model={"blocks": 1})
     assert kind_of(measured, "w1") is None
-    measured.model["projections"] = [{"component": "w1", "path": "mlp.experts.0.w1", "blocks": [0]}]
+    measured.sites = sites_at([("w1", 0, "mlp.experts.0.w1")])
     assert kind_of(measured, "w1") == "MLP"

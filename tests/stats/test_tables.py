@@ -1,12 +1,12 @@
 """Tables: which variant is compared with which, and the sign of every difference."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Variant, baseline
+from asking import REFERENCE, Observed, asked, baseline, entries, rebuilt
+from fp4scope.ledger import ActivationRecord, Rows, results_from_json, results_to_json
 from fp4scope.stats import (
     MIN_WINDOWS,
     activation_table,
@@ -18,21 +18,17 @@ from fp4scope.stats import (
     unit_table,
 )
 
-BOTH = "weights+activations"
-TOKENS = 10  # of `observe`
-
 
 def unit(direction, level="components", name="q_proj", block=None):
-    return Variant(
-        format="nvfp4", operands=BOTH, direction=direction, level=level, unit=name, block=block
-    )
+    block = 0 if block is None and level == "cells" else block
+    return asked(format="nvfp4", direction=direction, level=level, unit=name, block=block)
 
 
 @pytest.fixture
 def study(observe, results):
     return results(
         observe(REFERENCE, [2.0, 3.0, 4.0] * 3),
-        observe(baseline("nvfp4", BOTH), [2.5, 3.6, 4.4] * 3, kl=0.4),
+        observe(baseline("nvfp4"), [2.5, 3.6, 4.4] * 3, kl=0.4),
         observe(unit("restore"), [2.4, 3.5, 4.1] * 3),
         observe(unit("isolate"), [2.1, 3.0, 4.2] * 3),
         observe(unit("restore", "cells", "q_proj", 3), [2.6, 3.7, 4.5] * 3),
@@ -112,8 +108,8 @@ def costly(observe):
         base = rng.normal(3, 1, windows)
         for i in range(count):
             cost = rng.normal(1e-3 * (i + 1), 1e-4, windows)
-            variant = replace(unit(direction, level, f"u{i}"), format=fmt)
-            yield observe(variant, base - cost if direction == "restore" else base + cost)
+            one = unit(direction, level, f"u{i}").but(format=fmt)
+            yield observe(one, base - cost if direction == "restore" else base + cost)
 
     return build
 
@@ -122,8 +118,8 @@ def costly(observe):
 def controls(observe):
     def build(*formats, windows=12):
         base = np.random.default_rng(0).normal(3, 1, windows)
-        variants = [REFERENCE, *(baseline(f, BOTH) for f in formats)]
-        return [observe(variant, base) for variant in variants]
+        whole = [REFERENCE, *(baseline(f) for f in formats)]
+        return [observe(one, base) for one in whole]
 
     return build
 
@@ -160,7 +156,7 @@ def test_kl_is_tested_like_nll(direction, level, observe, results, newey_west):
     found = unit_table(
         results(
             observe(REFERENCE, loss),
-            observe(baseline("nvfp4", BOTH), loss, kl=base),
+            observe(baseline("nvfp4"), loss, kl=base),
             *(
                 observe(u, loss, kl=(base if direction == "restore" else 0) + sign * m)
                 for u, m in zip(units, moved, strict=True)
@@ -175,7 +171,7 @@ def test_kl_is_tested_like_nll(direction, level, observe, results, newey_west):
         assert row["delta_kl_low"] < row["delta_kl"] < row["delta_kl_high"]
     assert found["p_holm_kl"] == holm(found["p_kl"])
     assert found["p_holm"] == [1.0] * 3  # the loss says nothing
-    few = results(*(observe(u, loss[:7]) for u in (REFERENCE, baseline("nvfp4", BOTH), *units)))
+    few = results(*(observe(u, loss[:7]) for u in (REFERENCE, baseline("nvfp4"), *units)))
     for row in unit_table(few, level):
         assert [row[name] for name in ("p_kl", "p_holm_kl", "p_top_kl", "delta_kl_low")] == [
             None
@@ -219,11 +215,7 @@ def test_below_min_windows_there_is_a_standard_error_only(results, costly, contr
 
 def test_families_are_compared_over_the_windows_that_all_have(observe, results, costly, controls):
     units = list(costly("isolate"))
-    late = units[0]
-    short = observe(late.variant, [x / TOKENS for x in late.nll[3:]], windows=late.windows[3:])
-    trimmed = [
-        observe(u.variant, [x / TOKENS for x in u.nll[3:]], windows=u.windows[3:]) for u in units
-    ]
+    short, *trimmed = (unit.without(range(3)) for unit in (units[0], *units))
     ragged = unit_table(results(*controls("nvfp4"), short, *units[1:]), "components")
     even = unit_table(results(*controls("nvfp4"), *trimmed), "components")
     assert ragged["tier"] == even["tier"]
@@ -233,20 +225,20 @@ def test_families_are_compared_over_the_windows_that_all_have(observe, results, 
 
 
 def test_tables_do_not_depend_on_the_order_of_measuring(study, results):
-    from_file = Results.from_json(study.to_json())
+    from_file = results_from_json(results_to_json(study))
     for level in ("components", "cells"):
         assert list(unit_table(from_file, level)) == list(unit_table(study, level))
-    shuffled = results(*(reverse(o) for o in study.observations.values()))
+    shuffled = rebuilt(study, [turned(one) for one in entries(study)])
     for level in ("components", "cells"):
         assert list(unit_table(shuffled, level)) == list(unit_table(study, level))
 
 
-def reverse(observation):
-    found = Observation(variant=observation.variant)
-    columns = ("windows", "replicas", "tokens", "nll", "kl", "top1")
-    for name in columns:
-        setattr(found, name, getattr(observation, name)[::-1])
-    return found
+def turned(one):
+    rows = one.rows
+    values = {name: column[::-1] for name, column in rows.values.items()}
+    return Observed(
+        one.asked, Rows(rows.indices[::-1], rows.replicas[::-1], rows.tokens[::-1], values)
+    )
 
 
 def test_the_component_ratio_is_the_mean_of_the_ratios():

@@ -5,11 +5,13 @@ from itertools import count
 import pytest
 import torch
 
+from fp4scope.design import design
 from fp4scope.inject import Injector
+from fp4scope.ledger import Log
 from fp4scope.models import adopt, perturbation, perturbed
 from fp4scope.observe import observe_inputs
 from fp4scope.study import Study
-from fp4scope.sweep import Journal, Sweep, measure_naively, plan
+from fp4scope.sweep import Sweep, measure_naively
 
 SEED = 3
 PLENTY = 10**10
@@ -28,10 +30,21 @@ def adopted(tiny_model):
 
 @pytest.fixture(scope="session")
 def planned():
-    """`planned(loaded, **study)`: every variant of a study of this model."""
+    """`planned(loaded, **study)`: all that a study of this model runs."""
 
     def build(loaded, **options):
-        return plan(Study.build(model="x", **options), loaded.layout.sites)
+        return design(Study.build(model="x", **options), loaded.layout.sites).runs
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def units():
+    """`units(loaded, **study)`: the contrasts of its units."""
+
+    def build(loaded, **options):
+        asked = design(Study.build(model="x", **options), loaded.layout.sites).contrasts
+        return [contrast for contrast in asked if contrast.unit is not None]
 
     return build
 
@@ -54,39 +67,46 @@ def calibrated():
 
 @pytest.fixture
 def open_sweep(tmp_path):
-    """`open_sweep(loaded, ids, variants, injector, shape=None, memory=...)`: ready to run.
+    """`open_sweep(loaded, ids, runs, injector, shape=None, memory=...)`: ready to run.
 
     With `shape` its chunks and batches have that shape, as if the folder had been begun so.
     """
-    journals = []
+    logs = []
     numbers = count()
 
-    def build(loaded, ids, variants, injector, *, shape=None, memory=PLENTY, journal=None):
-        if journal is None:
-            journal = Journal(tmp_path / f"journal-{next(numbers)}.jsonl", {})
-            journals.append(journal)
+    def build(loaded, ids, runs, injector, *, shape=None, memory=PLENTY, log=None):
+        if log is None:
+            log = Log(tmp_path / f"journal-{next(numbers)}.jsonl", {})
+            logs.append(log)
         if shape is not None:
-            journal.shapes.append(shape.to_json())
-        sweep = Sweep(loaded, ids, variants, injector, journal, seed=SEED, memory=memory)
+            log.shapes.append(shape.to_json())
+        sweep = Sweep(loaded, ids, runs, injector, log, seed=SEED, memory=memory)
         assert shape is None or sweep.shape == shape
         return sweep
 
     yield build
-    for journal in journals:
-        journal.close()
+    for log in logs:
+        log.close()
 
 
 @pytest.fixture(scope="session")
 def numbers_of():
-    """`numbers_of(sweep)`: tokens, NLL, KL and top-1 by variant, replica and window."""
+    """`numbers_of(sweep)`: tokens, and a measure, by recipe, replica, measure and window."""
 
     def read(sweep):
+        ledger = sweep._log.ledger
         return {
-            (key, replica, window): numbers
-            for key, o in sweep._journal.observations.items()
-            for window, replica, *numbers in zip(
-                o.windows, o.replicas, o.tokens, o.nll, o.kl, o.top1, strict=True
+            (recipe, replica, name, window): (tokens, value)
+            for recipe in ledger
+            for name, column in ledger[recipe].values.items()
+            for window, replica, tokens, value in zip(
+                ledger[recipe].indices,
+                ledger[recipe].replicas,
+                ledger[recipe].tokens,
+                column,
+                strict=True,
             )
+            if value is not None
         }
 
     return read
@@ -94,18 +114,19 @@ def numbers_of():
 
 @pytest.fixture(scope="session")
 def naive_numbers():
-    """The same from the plain path: the model's own forward for each variant and window."""
+    """The same from the plain path: the model's own forward for each run and window."""
 
-    def measure(loaded, ids, variants, injector):
+    def measure(loaded, ids, runs, injector):
         def perturb(entering, replica, window, block):
             key = {"seed": SEED, "replica": replica, "window": window, "block": block}
             return perturbed(entering, perturbation(entering.shape, **key))
 
-        results = measure_naively(loaded, ids, variants, injector, perturb)
+        results = measure_naively(loaded, ids, runs, injector, perturb)
         return {
-            (v.variant.key, v.replica, window): [m.tokens, m.nll, m.kl, m.top1]
-            for v, metrics in zip(variants, results, strict=True)
+            (run.recipe, run.replica, name, window): (m.tokens, value)
+            for run, metrics in zip(runs, results, strict=True)
             for window, m in enumerate(metrics)
+            for name, value in zip(run.measures, (m.nll, m.kl, m.top1), strict=True)
         }
 
     return measure

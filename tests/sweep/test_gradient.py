@@ -1,6 +1,7 @@
 """First-order estimates: they are the derivative that they say they are, and leave no trace."""
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,14 +19,8 @@ OPERANDS = "weights+activations,weights,activations"
 STEP = 1e-4
 
 
-def units(variants, **wanted):
-    """Of a plan: its units, or those whose variants have these fields."""
-    chosen = [v for v in variants if not v.variant.is_control and not v.replica]
-    return [v for v in chosen if all(getattr(v.variant, k) == x for k, x in wanted.items())]
-
-
-def settings_of(planned, layout):
-    return dict(planned.recipe.in_block(layout.sites))
+def settings_of(recipe, layout):
+    return dict(recipe.in_block(layout.sites))
 
 
 def nll(loaded, ids):
@@ -91,68 +86,63 @@ def wide(adopted, calibrated, ids, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "gpt2"])
-def test_isolate_is_the_derivative_of_the_error(wide, planned, ids, family):
+def test_isolate_is_the_derivative_of_the_error(wide, units, ids, family):
     loaded, injector = wide(family)
-    variants = planned(
+    asked = units(
         loaded, formats=FORMATS, operands=OPERANDS, sweep="components,cells", direction="isolate"
     )
-    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
-    for planned_unit in units(variants, level="components"):
-        variant = planned_unit.variant
-        contrast = planned_unit.contrast
+    estimated = estimate_window(loaded, ids[0], asked, injector).nats
+    for contrast in (c for c in asked if c.family.level == "components"):
         names, setting = contrast.unit.sites, contrast.family.setting
         part = partial(partly, loaded, injector, names, setting)
         expected = slope(loaded, ids[0], 0, part)
-        assert estimated[variant] == pytest.approx(expected, rel=1e-4, abs=1e-7), variant.key
+        assert estimated[contrast] == pytest.approx(expected, rel=1e-4, abs=1e-7), contrast.name
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "gpt2"])
-def test_restore_is_the_derivative_at_the_baseline(wide, planned, ids, family):
+def test_restore_is_the_derivative_at_the_baseline(wide, units, ids, family):
     """Weights only, where the loss is smooth in what is left of an error."""
     loaded, injector = wide(family)
-    variants = planned(
+    asked = units(
         loaded, formats=FORMATS, operands="weights", sweep="components", direction="restore"
     )
-    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
-    for fmt in FORMATS.split(","):
-        for planned_unit in units(variants, format=fmt):
-            contrast = planned_unit.contrast
-            names, setting = contrast.unit.sites, contrast.family.setting
-            # Around the unit's own point: it in part, everything else in full.
-            with injector.applied(settings_of(planned_unit, loaded.layout)):
-                part = partial(partly, loaded, injector, names, setting)
-                expected = slope(loaded, ids[0], 1, part)
-            key = planned_unit.variant.key
-            assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-4), key
+    estimated = estimate_window(loaded, ids[0], asked, injector).nats
+    for contrast in asked:
+        names, setting = contrast.unit.sites, contrast.family.setting
+        # Around the unit's own point: it in part, everything else in full.
+        with injector.applied(settings_of(contrast.own, loaded.layout)):
+            part = partial(partly, loaded, injector, names, setting)
+            expected = slope(loaded, ids[0], 1, part)
+        assert estimated[contrast] == pytest.approx(expected, rel=1e-4), contrast.name
 
 
-def test_restore_with_activations_where_no_quantizer_follows(wide, planned, ids):
+def test_restore_with_activations_where_no_quantizer_follows(wide, units, ids):
     """The last block's last linear: the gradient there is the true one."""
     loaded, injector = wide("llama-biased")
-    variants = planned(
-        loaded, formats=FORMATS, operands=OPERANDS, sweep="cells", cells="*.1.mlp.down_proj"
+    chosen = units(
+        loaded,
+        formats=FORMATS,
+        operands=OPERANDS,
+        sweep="cells:restore",
+        cells="*.1.mlp.down_proj",
     )
-    chosen = units(variants, direction="restore")
     estimated = estimate_window(loaded, ids[0], chosen, injector).nats
     name = "model.layers.1.mlp.down_proj"
     assert len(chosen) == 6
-    for planned_unit in chosen:
+    for contrast in chosen:
         # `partly` sees the linear's own, unquantized input: nothing else touches it.
-        with injector.applied(settings_of(planned_unit, loaded.layout)):
-            part = partial(partly, loaded, injector, [name], planned_unit.contrast.family.setting)
+        with injector.applied(settings_of(contrast.own, loaded.layout)):
+            part = partial(partly, loaded, injector, [name], contrast.family.setting)
             expected = slope(loaded, ids[0], 1, part)
-        key = planned_unit.variant.key
-        assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-4), key
+        assert estimated[contrast] == pytest.approx(expected, rel=1e-4), contrast.name
 
 
-def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids):
+def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, units, ids):
     loaded, injector = wide("llama")
-    variants = planned(
-        loaded, formats="nvfp4", operands="weights", sweep="cells", direction="isolate"
-    )
-    estimated = estimate_window(loaded, ids[0], units(variants), injector).nats
-    for planned_unit in units(variants):
-        ((name, setting),) = settings_of(planned_unit, loaded.layout).items()
+    asked = units(loaded, formats="nvfp4", operands="weights", sweep="cells", direction="isolate")
+    estimated = estimate_window(loaded, ids[0], asked, injector).nats
+    for contrast in asked:
+        ((name, setting),) = settings_of(contrast.own, loaded.layout).items()
         module = loaded.model.get_submodule(name)
         weight = module.weight.detach().clone().requires_grad_()
         logits = torch.func.functional_call(
@@ -162,73 +152,72 @@ def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, planned, ids
         (gradient,) = torch.autograd.grad(loss, weight)
         image = injector.quantized_weight(name, setting.weight)
         expected = float((gradient * (image - module.weight)).sum())
-        assert estimated[planned_unit.variant] == pytest.approx(expected, rel=1e-9)
+        assert estimated[contrast] == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_points_are_the_reference_and_the_baselines(adopted, planned, calibrated, ids, family):
+def test_the_points_are_what_units_are_compared_with(
+    adopted, planned, units, calibrated, ids, family
+):
     """The forward that the gradient belongs to is what the exact sweep measures, bit for bit."""
     loaded = adopted(family)
     injector = calibrated(loaded, ids)
-    variants = planned(loaded, formats=FORMATS, operands=OPERANDS, sweep="cells")
-    controls = [v for v in variants if v.variant.is_control and not v.replica]
+    study = {"formats": FORMATS, "operands": OPERANDS}
+    controls = [run for run in planned(loaded, **study, sweep=()) if not run.replica]
     measured = measure_naively(loaded, ids[:1], controls, injector)
-    points = estimate_window(loaded, ids[0], units(variants), injector).nll
+    asked = units(loaded, **study, sweep="cells")
+    points = estimate_window(loaded, ids[0], asked, injector).nll
     assert len(points) == len(controls) == 7
     for control, (metrics,) in zip(controls, measured, strict=True):
         found = points[control.recipe.base]
-        assert found == pytest.approx(metrics.nll, rel=1e-6), control.variant.key
+        assert found == pytest.approx(metrics.nll, rel=1e-6), control.name
 
 
-def test_a_unit_is_the_sum_of_its_cells(adopted, planned, calibrated, ids):
+def test_a_unit_is_the_sum_of_its_cells(adopted, units, calibrated, ids):
     loaded = adopted("llama")
     pattern = "*.mlp.*"
-    variants = planned(
-        loaded, sweep="components,blocks,cells", patterns=[pattern], operands=OPERANDS
-    )
-    found = estimate_window(loaded, ids[0], units(variants), calibrated(loaded, ids)).nats
-    assert list(found) == [v.variant for v in units(variants)]
-    cells = {v: cost for v, cost in found.items() if v.level == "cells"}
+    asked = units(loaded, sweep="components,blocks,cells", patterns=[pattern], operands=OPERANDS)
+    found = estimate_window(loaded, ids[0], asked, calibrated(loaded, ids)).nats
+    assert list(found) == asked
 
-    def alike(one, other):
-        names = ("format", "operands", "direction")
-        return all(getattr(one, name) == getattr(other, name) for name in names)
-
-    for variant, cost in found.items():
-        same = {v: c for v, c in cells.items() if alike(v, variant)}
+    for contrast, cost in found.items():
+        unit, family = contrast.unit, contrast.family
+        same = {
+            c.unit: nats for c, nats in found.items() if c.family == replace(family, level="cells")
+        }
         parts = {
-            "components": [c for v, c in same.items() if v.unit == variant.unit],
-            "blocks": [c for v, c in same.items() if v.block == variant.block],
+            "components": [c for u, c in same.items() if u.name == unit.name],
+            "blocks": [c for u, c in same.items() if u.block == unit.block],
             "patterns": [
-                c for v, c in same.items() if v.unit in ("gate_proj", "up_proj", "down_proj")
+                c for u, c in same.items() if u.name in ("gate_proj", "up_proj", "down_proj")
             ],
             "cells": [cost],
-        }[variant.level]
-        count = {"components": 2, "blocks": 7, "patterns": 6, "cells": 1}[variant.level]
+        }[unit.level]
+        count = {"components": 2, "blocks": 7, "patterns": 6, "cells": 1}[unit.level]
         assert len(parts) == count
-        assert cost == pytest.approx(sum(parts), rel=1e-9, abs=1e-9), variant.key
+        assert cost == pytest.approx(sum(parts), rel=1e-9, abs=1e-9), contrast.name
 
 
-def test_only_the_linears_of_the_units_are_looked_at(adopted, planned, calibrated, ids):
+def test_only_the_linears_of_the_units_are_looked_at(adopted, units, calibrated, ids):
     """What is not asked for is not computed, and does not change what is."""
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
-    everything = units(planned(loaded, sweep="cells", operands=OPERANDS))
-    some = units(planned(loaded, sweep="cells", cells="down_proj", formats="nvfp4"))
+    everything = units(loaded, sweep="cells", operands=OPERANDS)
+    some = units(loaded, sweep="cells", cells="down_proj", formats="nvfp4")
     whole = estimate_window(loaded, ids[0], everything, injector).nats
     part = estimate_window(loaded, ids[0], some, injector).nats
     assert len(part) == 4 < len(whole)
-    assert part == {variant: whole[variant] for variant in part}
+    assert part == {contrast: whole[contrast] for contrast in part}
 
 
-def test_the_same_in_half_precision(adopted, planned, calibrated, ids):
+def test_the_same_in_half_precision(adopted, units, calibrated, ids):
     """Sums over many tokens: BF16 and FP16 agree with FP32 to a few of their roundings."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         loaded = adopted("llama", dtype)
         injector = calibrated(adopted("llama"), ids)
         injector = Injector(loaded.model, injector.calibrated)
-        variants = units(planned(loaded, sweep="cells", formats="nvfp4", direction="isolate"))
-        nats = estimate_window(loaded, ids[0], variants, injector).nats
+        asked = units(loaded, sweep="cells", formats="nvfp4", direction="isolate")
+        nats = estimate_window(loaded, ids[0], asked, injector).nats
         found[dtype] = torch.tensor([*nats.values()])
     exact = found.pop(torch.float32)
     for dtype, costs in found.items():
@@ -236,10 +225,10 @@ def test_the_same_in_half_precision(adopted, planned, calibrated, ids):
         assert torch.corrcoef(torch.stack([exact, costs]))[0, 1] > 0.98, dtype
 
 
-def test_the_model_is_untouched(adopted, planned, calibrated, ids, unchanged, family):
+def test_the_model_is_untouched(adopted, units, calibrated, ids, unchanged, family):
     loaded = adopted(family)
     injector = calibrated(loaded, ids)
-    chosen = units(planned(loaded, sweep="components"))
+    chosen = units(loaded, sweep="components")
     before = loaded.logits(ids[0])
     with unchanged(loaded.model), torch.inference_mode():
         first = estimate_window(loaded, ids[0], chosen, injector)
@@ -248,50 +237,50 @@ def test_the_model_is_untouched(adopted, planned, calibrated, ids, unchanged, fa
     assert estimate_window(loaded, ids[0], chosen, injector) == first
 
 
-def test_the_model_is_untouched_after_an_error(adopted, planned, calibrated, ids, unchanged):
+def test_the_model_is_untouched_after_an_error(adopted, units, calibrated, ids, unchanged):
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
-    chosen = units(planned(loaded, sweep="components", formats="nvfp4"))
+    chosen = units(loaded, sweep="components", formats="nvfp4")
     injector.calibrated["model.layers.0.mlp.down_proj"] = 0.0
     with unchanged(loaded.model), pytest.raises(NonFiniteError, match="calibrated amax"):
         estimate_window(loaded, ids[0], chosen, injector)
 
 
-def test_an_overflowing_gradient_is_named(adopted, planned, ids):
+def test_an_overflowing_gradient_is_named(adopted, units, ids):
     loaded = adopted("llama")
     loaded.model.lm_head.weight.data *= float("inf")
-    chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+    chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
     with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|weights.*overflowed"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
 
 
-def test_a_large_gradient_in_half_precision(adopted, planned, calibrated, ids):
+def test_a_large_gradient_in_half_precision(adopted, units, calibrated, ids):
     """Between the head and the final norm it is beyond FP16 under the largest loss scale."""
     found = []
     for factor in (1, 2**14):
         loaded = adopted("llama", torch.float16)
         loaded.model.lm_head.weight.data *= factor
         loaded.model.model.norm.weight.data /= factor
-        chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+        chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
         nats = estimate_window(loaded, ids[0], chosen, Injector(loaded.model)).nats
         found.append(torch.tensor([*nats.values()]))
     assert torch.corrcoef(torch.stack(found))[0, 1] > 0.99
 
 
-def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, planned, calibrated, ids):
+def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, units, calibrated, ids):
     """Such as an expert that no token chose."""
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
     loaded.model.model.layers[1].mlp.forward = torch.zeros_like
-    chosen = units(planned(loaded, sweep="cells", cells="down_proj,up_proj"))
+    chosen = units(loaded, sweep="cells", cells="down_proj,up_proj")
     found = estimate_window(loaded, ids[0], chosen, injector).nats
-    assert [v.block for v, cost in found.items() if cost == 0] == [1] * 8
+    assert [c.unit.block for c, cost in found.items() if cost == 0] == [1] * 8
     assert len(found) == 16
 
 
-def test_a_forward_without_gradients_is_refused(adopted, planned, ids):
+def test_a_forward_without_gradients_is_refused(adopted, units, ids):
     loaded = adopted("llama")
     loaded.model.forward = torch.no_grad()(loaded.model.forward)
-    chosen = units(planned(loaded, sweep="cells", formats="nvfp4", operands="weights"))
+    chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
     with pytest.raises(ModelError, match="no gradient comes"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))

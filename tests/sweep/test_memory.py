@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fp4scope.design import NOTHING
 from fp4scope.errors import StudyError
 from fp4scope.models import BlockStack
-from fp4scope.records import REFERENCE
 from fp4scope.sweep import memory as memory_module
 from fp4scope.sweep.memory import Memory, Shape, free_memory, is_out_of_memory, passes
 
@@ -95,7 +95,7 @@ def test_halving_ends_at_the_smallest(memory):
         shape = memory.smaller(shape)
     assert len(seen) == len(set(seen)) < 60
     assert (seen[-1].windows, seen[-1].block, seen[-1].head) == (1, 1, 1)
-    assert seen[-1].groups == len(memory._variants)
+    assert seen[-1].groups == len(memory._runs)
     first_group = next(s for s in seen if s.groups > 1)
     assert first_group.windows == 1
     memory._kind = "cuda"
@@ -109,22 +109,23 @@ def test_passes_keep_every_variant_once_and_carry_what_is_compared_with(groups, 
     assert groups < 1000 or len(parts) > 100
 
     def names(members):
-        return [(v.variant.key, v.replica) for v in members]
+        return [(run.recipe, run.replica, run.against) for run in members]
 
-    kept = [name for part in parts for name in names(part.variants[part.carried :])]
-    assert sorted(kept) == sorted(names(variants))
+    kept = [name for part in parts for name in names(part.runs[part.carried :])]
+    assert len(kept) == len(variants)
+    assert set(kept) == set(names(variants))
     assert parts[0].carried == 0
     for part in parts:
-        own = names(part.variants)
+        own = names(part.runs)
         assert len(own) == len(set(own))
-        assert (REFERENCE.key, 0) in own
-        for v in part.variants:
-            assert (v.against.key, 0) in own
+        assert (NOTHING, 0, NOTHING) in own
+        for run in part.runs:
+            assert (run.against, 0, NOTHING) in own
         assert len(part.tree.leaves) == len(own)
 
 
 def test_passes_are_of_about_the_same_number(loaded, variants):
-    sizes = [len(part.variants) - part.carried for part in passes(variants, 4, loaded)]
+    sizes = [len(part.runs) - part.carried for part in passes(variants, 4, loaded)]
     assert len(sizes) == 4
     assert max(sizes) - min(sizes) <= 8
 
@@ -159,7 +160,7 @@ def test_no_number_depends_on_the_shape(shape, small, expected, open_sweep, numb
     sweep = open_sweep(*small, shape=shape)
     sweep.run()
     assert numbers_of(sweep) == expected
-    assert sweep._journal.shapes == [shape.to_json()]
+    assert sweep._log.shapes == [shape.to_json()]
 
 
 def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
@@ -172,13 +173,13 @@ def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
 
     with pytest.raises(KeyboardInterrupt):
         first.run(stop)
-    assert len(first._journal.windows) == 3
-    again = open_sweep(*small, journal=first._journal)
+    assert len(first._log.windows) == 3
+    again = open_sweep(*small, log=first._log)
     assert again.shape == before
     assert again.notes == []
     again.run()
     assert numbers_of(again) == expected
-    assert again._journal.shapes == [before.to_json()]
+    assert again._log.shapes == [before.to_json()]
 
 
 def test_a_shape_that_no_longer_fits_is_flagged(small, open_sweep):
@@ -187,7 +188,7 @@ def test_a_shape_that_no_longer_fits_is_flagged(small, open_sweep):
     needed = Memory(loaded, variants, 24, 100_000).needed(large)
     first = open_sweep(*small, shape=large, memory=2 * needed)
     assert first.notes == []
-    again = open_sweep(*small, journal=first._journal, memory=needed // 2)
+    again = open_sweep(*small, log=first._log, memory=needed // 2)
     assert again.shape != large
     assert again.memory_bytes <= needed // 2
     assert len(again.notes) == 1
@@ -240,7 +241,7 @@ def test_out_of_memory_on_the_way_halves_the_chunk_and_goes_on(
     )
     assert [e.note for e in events if e.note] == sweep.notes
     assert sweep.shape.windows == max(1, 4 >> len(calls))
-    assert sweep._journal.shapes[-1] == sweep.shape.to_json()
+    assert sweep._log.shapes[-1] == sweep.shape.to_json()
     assert events[-1].windows == 4
 
 
@@ -254,7 +255,7 @@ def test_nothing_left_to_halve_is_an_error(small, open_sweep, monkeypatch, uncha
         ),
     ):
         sweep.run()
-    assert sweep._journal.windows == []
+    assert sweep._log.windows == []
 
 
 def test_another_error_is_not_taken_for_memory(small, open_sweep, monkeypatch):
@@ -276,11 +277,13 @@ import json, sys, tempfile
 from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from fp4scope.design import design
 from fp4scope.inject import Injector
 from fp4scope.kernels import fake_quantize
+from fp4scope.ledger import Log
 from fp4scope.models import adopt
 from fp4scope.study import Study
-from fp4scope.sweep import Journal, Sweep, memory, plan
+from fp4scope.sweep import Sweep, memory
 
 fake_quantize(torch.ones(16), "nvfp4")  # a compiler that is loaded for it is no part of a sweep
 memory._RESERVE = 1 << 27  # less than usual, which would be most of a model this small
@@ -293,7 +296,7 @@ config = LlamaConfig(
 loaded = adopt(LlamaForCausalLM(config), None, name="random")
 ids = torch.randint(0, 4096, (1, 256))
 study = Study.build(model="x", sweep="cells", formats="nvfp4", activation_scale="dynamic")
-variants = plan(study, loaded.layout.sites)
+runs = design(study, loaded.layout.sites).runs
 
 
 def resident(name):
@@ -303,17 +306,17 @@ def resident(name):
 
 def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
+        log = Log(Path(folder) / "journal.jsonl", {})
         injector = Injector(loaded.model)
-        sweep = Sweep(loaded, ids, variants, injector, journal, memory=budget)
+        sweep = Sweep(loaded, ids, runs, injector, log, memory=budget)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = resident("VmRSS")
         sweep.run()
-        journal.close()
+        log.close()
         return {
             "grew": resident("VmHWM") - before,
             "needed": sweep.memory_bytes,
-            "nll": [o.nll for o in journal.observations.values()],
+            "nll": [log.ledger[recipe].values["nll"] for recipe in log.ledger],
         }
 
 

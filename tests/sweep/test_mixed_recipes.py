@@ -4,12 +4,11 @@ import random
 
 import pytest
 
+from fp4scope.design import Run, design
 from fp4scope.inject import Injector
 from fp4scope.inject import injector as inject
 from fp4scope.recipes import Recipe, Site, Sites
-from fp4scope.records import REFERENCE, Variant
 from fp4scope.study import Study
-from fp4scope.sweep import PlannedVariant, plan
 from fp4scope.sweep.memory import Shape
 from fp4scope.sweep.tree import build_tree, last_uses, peak_image_numbers, settings_by_block
 from fp4scope.treatments import Setting
@@ -24,18 +23,17 @@ def mixed(adopted):
     """A model and twenty recipes, each with a format of its own for every linear."""
     loaded = adopted("llama")
     dice = random.Random(5)
-    variants = [PlannedVariant(REFERENCE, Recipe())]
-    for number in range(20):
+    runs = [Run(Recipe())]
+    for _ in range(20):
         edits = [(frozenset([name]), dice.choice(WEIGHTS)) for name in loaded.layout.linears]
-        variant = Variant(format="mixed", direction="isolate", level="patterns", unit=str(number))
-        variants.append(PlannedVariant(variant, Recipe(None, tuple(edits))))
-    return loaded, variants
+        runs.append(Run(Recipe(None, tuple(edits))))
+    return loaded, runs
 
 
 def test_every_weight_is_quantized_once_in_each_format(
     mixed, ids, open_sweep, numbers_of, naive_numbers, monkeypatch
 ):
-    loaded, variants = mixed
+    loaded, runs = mixed
     injector = Injector(loaded.model)
     quantized, held = [], []
     own = inject.qdq
@@ -50,20 +48,20 @@ def test_every_weight_is_quantized_once_in_each_format(
 
     monkeypatch.setattr(inject, "qdq", counted)
     shape = Shape(windows=2, groups=1, block=8, head=8)
-    sweep = open_sweep(loaded, ids, variants, injector, shape=shape)
+    sweep = open_sweep(loaded, ids, runs, injector, shape=shape)
     sweep.run()
-    different = {(name, s) for v in variants for name, s in v.recipe.in_block(loaded.layout.sites)}
+    different = {(name, s) for run in runs for name, s in run.recipe.in_block(loaded.layout.sites)}
     assert len(quantized) == len(different) > 50
-    tree = build_tree(variants, loaded.layout.sites)
+    tree = sweep._passes[0].tree
     assert max(held) == peak_image_numbers(tree, loaded.layout.sites)
     assert injector.held == set()
     monkeypatch.undo()
-    assert numbers_of(sweep) == naive_numbers(loaded, ids, variants, injector)
+    assert numbers_of(sweep) == naive_numbers(loaded, ids, runs, injector)
 
 
 def test_an_image_is_let_go_after_the_last_step_that_needs_it(mixed):
-    loaded, variants = mixed
-    for steps in build_tree(variants, loaded.layout.sites).steps:
+    loaded, runs = mixed
+    for steps in build_tree(runs, loaded.layout.sites).steps:
         gone = set()
         for step, done in zip(steps, last_uses(steps), strict=True):
             used = {(name, setting.weight) for name, setting in step.settings.items()}
@@ -86,18 +84,18 @@ def test_thousands_of_sites_are_looked_at_only_where_a_recipe_differs(monkeypatc
         48,
     )
     assert len(sites) == 18_432
-    variants = plan(Study.build(model="m", formats="nvfp4", sweep="cells", jitter=1), sites)
+    runs = design(Study.build(model="m", formats="nvfp4", sweep="cells", jitter=1), sites).runs
     # Two directions of each, two controls and their two originals, and a replica.
-    assert len(variants) == 2 * 18_432 + 5
-    # What a variant holds does not grow with the model: one edit of one site.
-    assert max(sum(len(names) for names, _ in v.recipe.edits) for v in variants) == 1
+    assert len(runs) == 2 * 18_432 + 5
+    # What a run holds does not grow with the model: one edit of one site.
+    assert max(sum(len(names) for names, _ in run.recipe.edits) for run in runs) == 1
     looked = []
     own = Recipe.in_block
     monkeypatch.setattr(
         Recipe, "in_block", lambda self, chosen: looked.append(len(chosen)) or own(self, chosen)
     )
-    some = variants[:: len(variants) // 100]
-    by_block, kinds = settings_by_block([v.recipe for v in some], sites)
+    some = runs[:: len(runs) // 100]
+    by_block, kinds = settings_by_block([run.recipe for run in some], sites)
     edited = sum(bool(recipe.edits) for recipe in kinds)
     bases = len({recipe.base for recipe in kinds})
     assert len(looked) == 48 * bases + edited

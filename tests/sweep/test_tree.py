@@ -6,8 +6,8 @@ import pytest
 
 from fp4scope.design import NOTHING
 from fp4scope.inject import Injector
-from fp4scope.records import REFERENCE, Variant
-from fp4scope.sweep import PlannedVariant, measure
+from fp4scope.recipes import Recipe
+from fp4scope.sweep import measure
 from fp4scope.sweep.memory import Shape
 from fp4scope.sweep.tree import build_tree
 from fp4scope.sweep.wavefront import Wavefront
@@ -24,10 +24,14 @@ def executions(planned, loaded, **study):
     """Of the tree of a study, less what its controls alone take."""
     options = {"formats": "mxfp4"} | study
     variants = planned(loaded, **options)
-    controls = [v for v in variants if v.variant.is_control]
+    controls = [run for run in variants if _is_whole(run.recipe)]
     own = build_tree(controls, loaded.layout.sites).executions
-    units = len({v.variant.key for v in variants if not v.variant.is_control})
+    units = len({run.recipe for run in variants if not _is_whole(run.recipe)})
     return build_tree(variants, loaded.layout.sites).executions - own, units
+
+
+def _is_whole(recipe):
+    return not recipe.edits
 
 
 def different_prefixes(variants, layout):
@@ -167,31 +171,23 @@ def _counting(forward, ran):
 def test_what_changes_nothing_is_the_reference_itself(loaded, ids, planned, open_sweep, numbers_of):
     """The control: all restored, or nothing isolated, ends in the reference's own node."""
     variants = planned(loaded, formats="mxfp4", sweep="blocks", patterns=["*"])
-    nothing = Variant(
-        format="mxfp4:floor",
-        operands="weights+activations",
-        direction="isolate",
-        level="patterns",
-        unit="nothing",
-    )
-    variants.append(PlannedVariant(nothing, NOTHING))
-    leaf = {
-        (v.variant.key, v.replica): leaf
-        for v, leaf in zip(variants, build_tree(variants, loaded.layout.sites).leaves, strict=True)
-    }
-    stem = "mxfp4:floor|weights+activations"
-    everything = f"{stem}|restore|patterns|*"
-    assert leaf[everything, 0] == leaf[nothing.key, 0] == leaf["reference", 0]
-    assert leaf[f"{stem}|isolate|patterns|*", 0] == leaf[f"{stem}|baseline|model", 0]
+    setting = variants[-1].recipe.settings.pop()
+    everything = frozenset(loaded.layout.linears)
+    kept, alone = Recipe(setting, ((everything, None),)), Recipe(None, ((everything, setting),))
+    assert {kept, alone} < {run.recipe for run in variants}
+    whole = Recipe(setting)
+    leaves = build_tree(variants, loaded.layout.sites).leaves
+    leaf = {(run.recipe, run.replica): leaf for run, leaf in zip(variants, leaves, strict=True)}
+    assert leaf[kept, 0] == leaf[NOTHING, 0]
+    assert leaf[alone, 0] == leaf[whole, 0]
 
     sweep = open_sweep(loaded, ids, variants, Injector(loaded.model))
     sweep.run()
     found = numbers_of(sweep)
     for window in range(len(ids)):
-        reference = found[REFERENCE.key, 0, window]
-        assert reference[2:] == [0.0, reference[0]]
-        assert found[everything, 0, window] == reference
-        assert found[nothing.key, 0, window] == reference
-        whole = found[f"{stem}|baseline|model", 0, window]
-        assert found[f"{stem}|isolate|patterns|*", 0, window] == whole
-        assert whole[2] > 0
+        for name in ("nll", "kl", "top1"):
+            assert found[kept, 0, name, window] == found[NOTHING, 0, name, window]
+            assert found[alone, 0, name, window] == found[whole, 0, name, window]
+        tokens, kl = found[NOTHING, 0, "kl", window]
+        assert (kl, found[NOTHING, 0, "top1", window]) == (0.0, (tokens, tokens))
+        assert found[whole, 0, "kl", window][1] > 0

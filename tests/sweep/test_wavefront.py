@@ -11,6 +11,7 @@ import random
 import pytest
 import torch
 
+from fp4scope.design import NOTHING, Run
 from fp4scope.inject import Injector
 from fp4scope.sweep.memory import TILE_ROWS, Shape
 from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
@@ -25,22 +26,25 @@ EVERYTHING = {
 }
 
 
-def sample(variants, seed):
-    """The W4A4 controls, and a variant of each operands, direction and level: any format and unit.
+def sample(asked, runs, seed):
+    """The W4A4 controls, and a run of each operands, direction and level: any format and unit.
 
     Every other one is a second realisation.
     """
     dice = random.Random(seed)
-    controls, kinds = [], {}
-    for planned in variants:
-        v = planned.variant
-        if not v.is_control:
-            kinds.setdefault((v.operands, v.direction, v.level), []).append(planned)
-        elif v.operands in ("", "weights+activations"):
-            controls.append(planned)
+    kinds = {}
+    for contrast in asked:
+        kind = tuple(contrast.labels[name] for name in ("operands", "direction", "level"))
+        kinds.setdefault(kind, []).append(contrast.own)
+    weights = {s.precision for run in runs for s in run.recipe.settings} - {"W4A4"}
+    controls = [
+        run
+        for run in runs
+        if not run.recipe.edits and not any(s.precision in weights for s in run.recipe.settings)
+    ]
     units = []
     for i, kind in enumerate(kinds.values()):
-        units.append(dice.choice([v for v in kind if v.replica == i % 2]))
+        units.append(Run(dice.choice(kind), i % 2))
     return controls + units
 
 
@@ -52,22 +56,33 @@ def assert_same(found, expected):
 
 def assert_close(found, expected, nats_per_token):
     assert found.keys() == expected.keys()
-    for key, (tokens, nll, kl, top1) in expected.items():
+    for key, (tokens, value) in expected.items():
         assert found[key][0] == tokens
-        assert abs(found[key][1] - nll) < nats_per_token * tokens, key
-        assert abs(found[key][2] - kl) < nats_per_token * tokens, key
-        assert abs(found[key][3] - top1) <= 1, key
+        allowed = 1 if key[2].endswith("top1") else nats_per_token * tokens
+        assert abs(found[key][1] - value) <= allowed, key
 
 
 def test_equal_to_the_bit(
-    family, adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers, unchanged
+    family,
+    adopted,
+    ids,
+    planned,
+    units,
+    calibrated,
+    open_sweep,
+    numbers_of,
+    naive_numbers,
+    unchanged,
 ):
     """Every family, with every kind of variant."""
     loaded = adopted(family)
     injector = calibrated(loaded, ids)
-    variants = sample(planned(loaded, patterns=["*.mlp.*"], **EVERYTHING), family)
-    assert {v.variant.format for v in variants} == {"reference", "mxfp4:floor", "nvfp4"}
-    assert len(variants) == 3 + 2 * (3 + 1) + 3 * 2 * 4  # each baseline has a replica
+    study = {"patterns": ["*.mlp.*"], **EVERYTHING}
+    variants = sample(units(loaded, **study), planned(loaded, **study), family)
+    formats = {s.format for run in variants for s in run.recipe.settings}
+    assert formats == {"mxfp4:floor", "nvfp4"}
+    # Two realisations and a control; each all-quantized model has a replica besides.
+    assert len(variants) == 2 + 2 * (3 + 1) + 3 * 2 * 4
     sweep = open_sweep(loaded, ids, variants, injector)
     assert sweep.check.difference == 0
     assert sweep.shape.windows == 2
@@ -75,7 +90,8 @@ def test_equal_to_the_bit(
     with unchanged(loaded.model):
         sweep.run()
     found = numbers_of(sweep)
-    assert len(found) == 2 * len(variants)
+    keys = {key for run in variants for key in run.keys}
+    assert len(found) == 2 * len(keys)
     assert_same(found, naive_numbers(loaded, ids, variants, injector))
 
 
@@ -193,8 +209,11 @@ def test_the_order_and_the_seed_decide_nothing_but_the_perturbation(
     plain = [key for key in found if not key[1]]
     assert plain
     assert all(found[key] == changed[key] for key in plain)
-    perturbed = [key for key in found if key[1]]
-    assert all(found[key] != changed[key] for key in perturbed if "nvfp4" in key[0])
+    perturbed = {(r, n, w) for r, n, _, w in found if n and r != NOTHING}
+    assert perturbed
+    for recipe, number, window in perturbed:
+        keys = [key for key in found if (key[0], key[1], key[3]) == (recipe, number, window)]
+        assert any(found[key] != changed[key] for key in keys)
 
 
 def test_a_damaged_wavefront_would_be_noticed(

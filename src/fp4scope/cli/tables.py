@@ -85,7 +85,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         "rounding alone does to a mean NLL, millinats.",
         style="dim",
     )
-    if results.estimates.windows:
+    if results.estimated:
         say(out, ESTIMATES_MEAN, style="dim")
     out.print()
     for line in (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis)):

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fp4scope.checks import first_problem
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.errors import Fp4ScopeError, ModelError, NonFiniteError, OutputError
+from fp4scope.ledger import ActivationRecord
+from fp4scope.ledger.checks import first_problem
+from fp4scope.ledger.schema import Inputs
 from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.observe import InputStatistics, observe_inputs
-from fp4scope.records import ActivationRecord
-from fp4scope.schema import Inputs
 from fp4scope.sweep import is_out_of_memory
 
 _TOKENS_AT_ONCE = {"cuda": 1 << 13}

@@ -1,21 +1,23 @@
-"""First-order estimates of a study's units, window by window and into the journal."""
+"""First-order estimates of a study's units, window by window and into the log."""
 
 from fp4scope.conductor.prepare import Prepared
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.inject import Injector
-from fp4scope.sweep import Journal, estimate_window
+from fp4scope.ledger import Found, Log
+from fp4scope.sweep import estimate_window
 
 
-def estimate(prepared: Prepared, injector: Injector, journal: Journal, tell: Listener) -> None:
-    """Estimate what the journal lacks.
+def estimate(prepared: Prepared, injector: Injector, log: Log, tell: Listener) -> None:
+    """Estimate what the log lacks.
 
     Raises:
         ModelError: No gradient comes through the model.
         NonFiniteError: An input or an estimate is not finite.
-        OutputError: The journal cannot be written.
+        OutputError: The log cannot be written.
     """
     ids = prepared.windows.ids
-    known = set(journal.estimates.windows)
+    keys = [(contrast.own, 0, "gradient") for contrast in prepared.estimated]
+    known = set(log.done(keys))
     left = [w for w in range(len(ids)) if w not in known]
     if left and known:
         note = f"{len(known)} of {len(ids)} windows were estimated before"
@@ -23,6 +25,7 @@ def estimate(prepared: Prepared, injector: Injector, journal: Journal, tell: Lis
     for done, window in enumerate(left, len(known)):
         tell(Progress("estimating", done, len(ids), f"{done} of {len(ids)} windows"))
         found = estimate_window(prepared.loaded, ids[window], prepared.estimated, injector)
-        journal.add_estimates(window, found.tokens, found.nats)
+        rows = [Found(c.own, 0, {"gradient": [nats]}) for c, nats in found.nats.items()]
+        log.add([window], [found.tokens], rows)
     if left:
         tell(Progress("estimating", len(ids), len(ids), f"{len(ids)} windows"))

@@ -6,7 +6,6 @@ spread over windows the half-width of the intervals.
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +16,17 @@ from fp4scope.conductor.calibrate import observe
 from fp4scope.conductor.prepare import Prepared, prepare, require_room
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
+from fp4scope.design import NOTHING, Contrast, Run
+from fp4scope.design import Family as Asked
 from fp4scope.inject import Injector
+from fp4scope.ledger import Ledger, Log
 from fp4scope.models import resolve_device
 from fp4scope.preflight import check
-from fp4scope.records import Observation, Results
-from fp4scope.stats import family as family_of
-from fp4scope.stats import half_width, unit_table
+from fp4scope.stats import Pairing, half_width, mean
 from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Forecast,
-    Journal,
-    PlannedVariant,
     SelfCheck,
     Sweep,
     estimate_window,
@@ -88,12 +86,12 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    require_room(study, prepared, prepared.variants, checked.captured_bytes)
+    require_room(study, prepared, prepared.runs, checked.captured_bytes)
     probe = _Probe(prepared, checked)
     probe.run(tell, study.run.memory)
     planned = forecast_sweep(
         loaded,
-        prepared.variants,
+        prepared.runs,
         len(windows),
         windows.seq_len,
         checked.captured_bytes,
@@ -107,7 +105,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         model=describe_model(loaded),
         windows=len(windows),
         tokens=windows.seq_len,
-        variants=len(prepared.variants),
+        variants=len(prepared.runs),
         sweep=planned,
         calibration_s=len(calibration)
         * loaded.layout.blocks
@@ -118,8 +116,8 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
-        families=tuple(probe.families(prepared.variants, len(windows), longer)),
-        probe=f"{len(probe.variants)} of {len(prepared.variants)} variants on "
+        families=tuple(probe.families(len(windows), longer)),
+        probe=f"{len(probe.runs)} of {len(prepared.runs)} variants on "
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
     )
 
@@ -132,10 +130,10 @@ class _Probe:
         self._loaded, self._prepared = loaded, prepared
         self.tokens = min(prepared.windows.seq_len, _TOKENS.get(loaded.device.type, 256))
         self.ids = prepared.windows.ids[:_WINDOWS, : self.tokens]
-        self.variants = list(_some(prepared.variants, _UNITS))
+        self.runs = _some(prepared, _UNITS)
         self.seconds_per_block = 0.0
         self.seconds_per_estimate: float | None = None
-        self._observed: dict[str, Observation] = {}
+        self._ledger = Ledger()
         # Masks grow with the square of the tokens.
         longer = prepared.windows.seq_len / self.tokens
         self._check = replace(check, captured_bytes=int(check.captured_bytes / longer**2))
@@ -147,8 +145,8 @@ class _Probe:
         amax = {name: statistics.max for name, statistics in observed.items()}
         injector = Injector(self._loaded.model, amax)
         # One unit of a kind has kernels compiled, which the time is not to hold.
-        self._measure(list(_some(self.variants, 1)), injector, tell, memory)
-        self._measure(self.variants, injector, tell, memory)
+        self._measure(_some(self._prepared, 1), injector, tell, memory)
+        self._measure(self.runs, injector, tell, memory)
         if self._prepared.estimated:
             begun = time.monotonic()
             estimate_window(self._loaded, self.ids[0], self._prepared.estimated, injector)
@@ -156,20 +154,20 @@ class _Probe:
 
     def _measure(
         self,
-        variants: Sequence[PlannedVariant],
+        runs: Sequence[Run],
         injector: Injector,
         tell: Listener,
         memory: int | None,
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
-            journal = Journal(Path(folder) / "journal.jsonl", {})
+            log = Log(Path(folder) / "journal.jsonl", {})
             try:
                 sweep = Sweep(
                     self._loaded,
                     self.ids,
-                    variants,
+                    runs,
                     injector,
-                    journal,
+                    log,
                     memory=memory,
                     check=self._check,
                 )
@@ -177,42 +175,41 @@ class _Probe:
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
                 seconds = time.monotonic() - begun
             finally:
-                journal.close()
+                log.close()
         self.seconds_per_block = seconds / (sweep.work * len(self.ids))
-        self._observed = journal.observations
+        self._ledger = log.ledger
 
-    def families(
-        self, variants: Sequence[PlannedVariant], windows: int, longer: float
-    ) -> Iterator[Family]:
-        """Of all the study's variants, widths scaled to so many windows, so much longer."""
-        results = Results(
-            study={}, model={}, data={}, protocol={}, environment={}, observations=self._observed
-        )
-        units = [v.variant for v in variants if not v.replica and not v.variant.is_control]
-        for family, count in Counter(map(family_of, units)).items():
-            level, fmt, operands, direction = family
-            rows = unit_table(results, level).where(
-                format=fmt, operands=operands, direction=direction
-            )
+    def families(self, windows: int, longer: float) -> Iterator[Family]:
+        """Of all that is measured, widths scaled to so many windows, so much longer."""
+        pairing = Pairing(self._ledger)
+        for family, members in _families(self._prepared).items():
+            if family.direction is None:
+                continue
+            found = [d for contrast in members if (d := pairing.difference(contrast)) is not None]
             # Of the difference in one window; longer ones average over more tokens.
             variances = [
-                row["windows"] * row["delta_nll_stderr"] ** 2 / longer
-                for row in rows
-                if row["delta_nll_stderr"] is not None
+                estimate.n * estimate.stderr**2 / longer
+                for estimate in (mean(series.values) for series in found)
+                if estimate.stderr is not None
             ]
             width = half_width(fmean(variances) ** 0.5, windows) if variances else None
-            yield Family(fmt, operands, direction, level, count, width)
+            yield Family(**family.labels, units=len(members), half_width=width)
 
 
-def _some(variants: Sequence[PlannedVariant], units: int) -> Iterator[PlannedVariant]:
-    """The controls, and so many units evenly out of every family; one realisation of each."""
-    groups: dict[tuple[str, str, str, str], list[PlannedVariant]] = {}
-    for planned in variants:
-        if not planned.replica:
-            groups.setdefault(family_of(planned.variant), []).append(planned)
-    for members in groups.values():
-        if members[0].variant.is_control:
-            yield from members
-        else:
-            step = max(1, -(-len(members) // units))
-            yield from members[step // 2 :: step]
+def _families(prepared: Prepared) -> dict[Asked, list[Contrast]]:
+    """The contrasts that are measured, by family."""
+    measured = {run.recipe for run in prepared.runs}
+    found: dict[Asked, list[Contrast]] = {}
+    for contrast in prepared.design.contrasts:
+        if contrast.own in measured:
+            found.setdefault(contrast.family, []).append(contrast)
+    return found
+
+
+def _some(prepared: Prepared, units: int) -> list[Run]:
+    """Whole models, and so many units evenly out of every family; one replica of each."""
+    chosen = {NOTHING}
+    for family, members in _families(prepared).items():
+        step = 1 if family.direction is None else max(1, -(-len(members) // units))
+        chosen |= {contrast.own for contrast in members[step // 2 :: step]}
+    return [run for run in prepared.runs if not run.replica and run.recipe in chosen]

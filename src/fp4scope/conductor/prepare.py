@@ -17,28 +17,29 @@ from fp4scope.data import (
     evaluation_text,
     evaluation_windows,
 )
+from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
 from fp4scope.observe import never_run
 from fp4scope.study import Data, Method, Study
-from fp4scope.sweep import PlannedVariant, forecast_sweep, plan, require_reachable
+from fp4scope.sweep import forecast_sweep, require_reachable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A study whose model is loaded and whose text is cut.
 
-    `variants` are to be measured, `estimated` are units whose cost is to be estimated, and
-    `planned` is everything that the study could measure.
+    `runs` are to be measured, `estimated` are contrasts that are to be estimated, and `design` is
+    everything that the study could measure.
     """
 
     loaded: LoadedModel
     windows: WindowSet
     calibration: WindowSet
-    planned: list[PlannedVariant]
-    variants: list[PlannedVariant]
-    estimated: list[PlannedVariant]
+    design: Design
+    runs: list[Run]
+    estimated: list[Contrast]
     identity: dict[str, Any]
 
 
@@ -61,11 +62,9 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     loaded = without_silent(study, loaded, windows.ids[0])
     for note in _model_notes(study, loaded):
         tell(Progress("loading", note=note))
-    planned = plan(study, loaded.layout.sites)
-    # Without measured units nothing uses replicas.
-    controls = [v for v in planned if v.variant.is_control and v.variant.direction != "replica"]
-    units = [v for v in planned if not v.variant.is_control and not v.replica]
-    require_reachable(study.question.stop_when, planned)
+    asked = design(study, loaded.layout.sites)
+    units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
+    require_reachable(study.question.stop_when, units)
     for note in _protocol_notes(study, windows, calibration):
         tell(Progress("loading", note=note))
     identity = study.identity | {
@@ -83,29 +82,29 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         loaded=loaded,
         windows=windows,
         calibration=calibration,
-        planned=planned,
-        variants=planned if Method.EXACT in study.run.method else controls,
+        design=asked,
+        runs=asked.runs if Method.EXACT in study.run.method else asked.controls_alone,
         estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
     )
 
 
 def require_room(
-    study: Study, prepared: Prepared, variants: Sequence[PlannedVariant], captured_bytes: int
+    study: Study, prepared: Prepared, runs: Sequence[Run], captured_bytes: int
 ) -> None:
     """Refuse, before the calibration, a sweep that no batch makes small enough.
 
     Args:
         study: Its memory.
         prepared: Its model and windows.
-        variants: What is to be measured.
+        runs: What is to be measured.
         captured_bytes: What the model hands its blocks, for one window.
 
     Raises:
         StudyError: It cannot fit.
     """
     count, length = prepared.windows.ids.shape
-    forecast_sweep(prepared.loaded, variants, count, length, captured_bytes, study.run.memory)
+    forecast_sweep(prepared.loaded, runs, count, length, captured_bytes, study.run.memory)
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:

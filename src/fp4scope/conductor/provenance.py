@@ -12,8 +12,8 @@ import fp4scope
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.kernels import NUMERICS_VERSION
+from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, config_value
-from fp4scope.sweep import Journal
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -82,14 +82,14 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def sessions(journal: Journal, environment: dict[str, Any], tell: Listener) -> list[dict[str, Any]]:
-    """The different environments that have written to this journal, this one the last.
+def sessions(log: Log, environment: dict[str, Any], tell: Listener) -> list[dict[str, Any]]:
+    """The different environments that have written to this log, this one the last.
 
     Quantized activations magnify rounding, so variants measured under different libraries or on
     different processors are not quite comparable: this is said, and kept in the results.
     """
     now = {name: environment[name] for name in ("torch", "transformers", "processor", "threads")}
-    known = list(journal.notes.get("sessions", []))
+    known = list(log.notes.get("sessions", []))
     if now not in known:
         if known:
             tell(
@@ -100,5 +100,5 @@ def sessions(journal: Journal, environment: dict[str, Any], tell: Listener) -> l
                 )
             )
         known.append(now)
-        journal.note("sessions", known)
+        log.note("sessions", known)
     return known

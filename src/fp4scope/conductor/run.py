@@ -2,16 +2,15 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fp4scope.checks import require_sums
 from fp4scope.conductor.calibrate import activation_records, inputs_note, observe, require_inputs
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import (
@@ -30,25 +29,18 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.design import Run
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.errors import OutputError, StudyError
+from fp4scope.errors import StudyError
 from fp4scope.files import replace_file, text_bytes
 from fp4scope.inject import Injector
+from fp4scope.ledger import ActivationRecord, Key, Log, Results, check_folder
 from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
 from fp4scope.preflight import check
-from fp4scope.records import ActivationRecord, Estimates, Results
 from fp4scope.report import write_outputs
-from fp4scope.study import Method, Study, flatten
-from fp4scope.sweep import (
-    Journal,
-    PlannedVariant,
-    SelfCheck,
-    Stopping,
-    Sweep,
-    check_folder,
-    self_check,
-)
+from fp4scope.study import Method, Study, TimeGoal, flatten
 from fp4scope.sweep import Progress as SweepProgress
+from fp4scope.sweep import SelfCheck, Stopping, Sweep, self_check
 
 
 def diagnose(
@@ -181,53 +173,38 @@ def _run_in(
     check_folder(folder, study.identity)
     prepared = prepare(study, tell, loaded)
     loaded, windows = prepared.loaded, prepared.windows
-    journal = Journal(folder / "journal.jsonl", prepared.identity, started=started)
+    log = Log(
+        folder / "journal.jsonl",
+        prepared.identity,
+        counted=study.numerics.replicas,
+        started=started,
+    )
     try:
-        _require_possible(journal)
-        if journal.dropped:
+        if log.dropped:
             tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
         if keep:
             _write_study(study, folder)
         goal = study.question.stop_when if Method.EXACT in study.run.method else None
-        stopping = Stopping(goal, prepared.variants, journal, started=started)
-        wanted = len(_done(journal, stopping.remaining)) < len(windows) and not stopping.reached
-        check = _checked(prepared, journal, tell) if wanted else None
+        stopping = Stopping(goal, prepared.runs, prepared.design.contrasts, started=started)
+        if not isinstance(goal, TimeGoal):
+            stopping.look(log)
+        wanted = len(_done(log, stopping.remaining)) < len(windows) and not stopping.reached
+        check = _checked(prepared, log, tell) if wanted else None
         if check is not None:
             require_room(study, prepared, stopping.remaining, check.captured_bytes)
-        inputs = calibrated(prepared, journal, tell)
+        inputs = calibrated(prepared, log, tell)
         environment = environment_of(loaded)
-        results = Results(
-            study=study.model_dump(mode="json"),
-            model=describe_model(loaded),
-            data=describe_windows(windows)
-            | {
-                "calibration": describe_windows(prepared.calibration)
-                | {"evaluated": prepared.calibration.evaluated}
-            },
-            protocol={
-                "activation_scale": study.numerics.activation_scale.word,
-                "identity": prepared.identity,
-                "sessions": sessions(journal, environment, tell),
-                "shapes": journal.shapes,
-            },
-            environment=environment,
-            observations=journal.observations,
-            activations=[ActivationRecord(**cell) for cell in inputs["cells"]],
-        )
+        sessions(log, environment, tell)
+        found = _Findings(study, prepared, log, stopping, environment, inputs)
         injector = Injector(loaded.model, inputs["amax"])
         if prepared.estimated:
-            estimate(prepared, injector, journal, tell)
-        results.protocol["stopping"] = stopping.to_json(len(windows))
+            estimate(prepared, injector, log, tell)
         if check is not None:
-            _measure(study, prepared, injector, journal, stopping, check, results, tell)
-        results.protocol["stopping"] = stopping.to_json(len(windows))
-        journal.require_in_place()
-        results.environment["wall_s"] = journal.wall_s
+            _measure(study, prepared, injector, log, stopping, check, found, tell)
+        log.require_in_place()
+        results = found.results(_complete(prepared, log, stopping.reached, tell))
     finally:
-        journal.close()
-    results.protocol["self_check"] = journal.notes.get("self_check")
-    results.protocol["notes"] = journal.notes.get("notes", [])
-    _complete(prepared, journal, results, stopping.reached, tell)
+        log.close()
     diagnosis = Diagnosis(results, folder if keep else None)
     if keep:
         tell(Progress("writing"))
@@ -235,63 +212,85 @@ def _run_in(
     return diagnosis
 
 
-def _checked(prepared: Prepared, journal: Journal, tell: Listener) -> SelfCheck:
+@dataclass(frozen=True)
+class _Findings:
+    """All that results are made of."""
+
+    study: Study
+    prepared: Prepared
+    log: Log
+    stopping: Stopping
+    environment: dict[str, Any]
+    inputs: dict[str, Any]
+
+    def results(self, wanted: Iterable[Key]) -> Results:
+        """Results as the log is now.
+
+        Args:
+            wanted: Which rows of it they have.
+        """
+        prepared, notes = self.prepared, self.log.notes
+        calibration = describe_windows(prepared.calibration)
+        return Results(
+            study=self.study.model_dump(mode="json"),
+            model=describe_model(prepared.loaded),
+            data=describe_windows(prepared.windows)
+            | {"calibration": calibration | {"evaluated": prepared.calibration.evaluated}},
+            protocol={
+                "activation_scale": self.study.numerics.activation_scale.word,
+                "identity": prepared.identity,
+                "sessions": notes["sessions"],
+                "shapes": self.log.shapes,
+                "stopping": self.stopping.to_json(self.log, len(prepared.windows)),
+                "self_check": notes.get("self_check"),
+                "notes": notes.get("notes", []),
+            },
+            environment=self.environment | {"wall_s": self.log.wall_s},
+            sites=prepared.loaded.layout.sites,
+            contrasts=prepared.design.contrasts,
+            ledger=self.log.ledger.settled(wanted),
+            activations=[ActivationRecord(**cell) for cell in self.inputs["cells"]],
+        )
+
+
+def _checked(prepared: Prepared, log: Log, tell: Listener) -> SelfCheck:
     """The self-check, before anything that takes long."""
     tell(Progress("loading", note=None, detail="comparing the blocks with the model's own forward"))
     check = self_check(prepared.loaded, prepared.windows.ids)
     # Of a model that overflows it is no number: the measurement names where that begins.
-    if "self_check" not in journal.notes and isfinite(check.difference):
-        journal.note("self_check", asdict(check))
+    if "self_check" not in log.notes and isfinite(check.difference):
+        log.note("self_check", asdict(check))
     return check
 
 
-def calibrated(prepared: Prepared, journal: Journal, tell: Listener) -> dict[str, Any]:
-    """Amax and statistics of every linear's input, from the journal or a pass of the model.
+def calibrated(prepared: Prepared, log: Log, tell: Listener) -> dict[str, Any]:
+    """Amax and statistics of every linear's input, from the log or a pass of the model.
 
     Raises:
-        OutputError: What the journal has is not of this model's linears.
+        OutputError: What the log has is not of this model's linears.
     """
-    if "inputs" in journal.notes:
-        require_inputs(journal.notes["inputs"], prepared.loaded, journal.path)
+    if "inputs" in log.notes:
+        require_inputs(log.notes["inputs"], prepared.loaded, log.path)
     else:
         observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
-        journal.note("inputs", inputs_note(prepared.loaded, observed))
-    return journal.notes["inputs"]
+        log.note("inputs", inputs_note(prepared.loaded, observed))
+    return log.notes["inputs"]
 
 
-def _require_possible(journal: Journal) -> None:
-    """Refuse a journal with sums that no predictions have."""
-    for observation in journal.observations.values():
-        sums = observation.nll, observation.kl, observation.top1, observation.tokens
-        try:
-            require_sums(*sums)
-        except ValueError as error:
-            raise OutputError(
-                f"{journal.path} is damaged ({observation.variant.key}: {error}); move it away to "
-                "start again"
-            ) from None
+def _done(log: Log, runs: Sequence[Run]) -> list[int]:
+    return log.done(key for run in runs for key in run.keys)
 
 
-def _done(journal: Journal, variants: Sequence[PlannedVariant]) -> list[int]:
-    return journal.done(v.realisation for v in variants)
+def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> list[Key]:
+    """The rows that go into the results: of every window, or of all that the goal wants.
 
-
-def _complete(
-    prepared: Prepared, journal: Journal, results: Results, stopped: bool, tell: Listener
-) -> None:
-    """What has every window, or all that its goal wants, goes into the results.
-
-    It does not matter which run it comes from. What another method has left unfinished stays in the
-    journal.
+    It does not matter which session they come from. What another method has left unfinished stays
+    in the log.
     """
-    total = len(prepared.windows)
-    measured = total if stopped else len(_done(journal, prepared.planned))
-    variants = prepared.planned if measured == total else prepared.variants
-    results.observations = {
-        v.variant.key: journal.observations[v.variant.key].settled() for v in variants
-    }
-    estimated = len(journal.estimates.windows)
-    results.estimates = journal.estimates.settled() if estimated == total else Estimates()
+    total, design = len(prepared.windows), prepared.design
+    estimates = [(contrast.own, 0, "gradient") for contrast in design.contrasts if contrast.unit]
+    measured = total if stopped else len(_done(log, design.runs))
+    estimated = len(log.done(estimates)) if estimates else 0
     for method, windows in (("exact", measured), ("gradient", estimated)):
         if 0 < windows < total:
             note = (
@@ -299,25 +298,28 @@ def _complete(
                 "results; the same command with it goes on"
             )
             tell(Progress("loading", note=note))
+    runs = design.runs if measured == total else prepared.runs
+    wanted = [key for run in runs for key in run.keys]
+    return wanted + estimates if estimated == total else wanted
 
 
 def _measure(
     study: Study,
     prepared: Prepared,
     injector: Injector,
-    journal: Journal,
+    log: Log,
     stopping: Stopping,
     check: SelfCheck,
-    results: Results,
+    found: _Findings,
     tell: Listener,
 ) -> None:
     loaded, windows = prepared.loaded, prepared.windows
     sweep = Sweep(
         loaded,
         windows.ids,
-        prepared.variants,
+        prepared.runs,
         injector,
-        journal,
+        log,
         seed=study.numerics.seed,
         memory=study.run.memory,
         stopping=stopping,
@@ -325,16 +327,17 @@ def _measure(
     )
     for note in sweep.notes:
         tell(Progress("loading", note=note))
-    if before := _done(journal, prepared.variants):
+    if before := _done(log, prepared.runs):
         note = f"{len(before)} of {len(windows)} windows were measured before"
         tell(Progress("measuring", note=note))
 
+    keys = [key for run in prepared.runs for key in run.keys]
     so_far: dict[int, Diagnosis] = {}  # tables are derived once a chunk, not at every step
 
     def measured(event: SweepProgress) -> None:
         if event.windows and event.windows not in so_far:
             so_far.clear()
-            so_far[event.windows] = Diagnosis(results)
+            so_far[event.windows] = Diagnosis(found.results(keys))
         detail = f"{event.windows} of {len(windows)} windows"
         diagnosis = so_far.get(event.windows)
         tell(Progress("measuring", event.done, event.total, detail, event.note, diagnosis))
@@ -343,7 +346,7 @@ def _measure(
         sweep.run(measured)
     finally:
         if sweep.notes:
-            journal.note("notes", [*journal.notes.get("notes", []), *sweep.notes])
+            log.note("notes", [*log.notes.get("notes", []), *sweep.notes])
 
 
 def _write_study(study: Study, folder: Path) -> None:

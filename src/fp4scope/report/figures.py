@@ -21,11 +21,11 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
-from fp4scope.records import Table
 from fp4scope.report.findings import Findings
 from fp4scope.report.selection import costliest
 from fp4scope.report.steps import step_above, step_below
 from fp4scope.stats import SIGNIFICANCE, only_estimated
+from fp4scope.table import Table
 
 # Okabe and Ito's colour-blind-safe palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 
 from fp4scope.errors import OutputError
 from fp4scope.files import reason, replace_file, text_bytes
-from fp4scope.records import Table
+from fp4scope.ledger import results_to_json
 from fp4scope.report.figures import figures, save
 from fp4scope.report.findings import Findings
 from fp4scope.report.markdown import markdown
 from fp4scope.report.page import page
 from fp4scope.stats import CONFIDENCE
+from fp4scope.table import Table
 
 TABLES = (
     "baselines", "components", "blocks", "cells", "patterns", "agreement", "activations",
@@ -43,7 +44,7 @@ def write_outputs(diagnosis: Findings, folder: Path) -> list[Path]:
     """
     tables: dict[str, Table] = {name: getattr(diagnosis, name) for name in TABLES}
     summary = {name: _finite(table.rows) for name, table in tables.items() if table.rows}
-    results = diagnosis.results.to_json({"confidence": CONFIDENCE, **summary})
+    results = results_to_json(diagnosis.results, {"confidence": CONFIDENCE, **summary})
     numbers = [_write(folder / "results.json", _json(results))]
     for name, table in tables.items():
         if table.rows:

@@ -3,7 +3,8 @@
 from functools import cached_property
 
 from fp4scope import stats
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
+from fp4scope.table import Table
 
 
 class Findings:

@@ -5,8 +5,9 @@ from functools import cached_property
 from itertools import combinations
 
 from fp4scope import stats
-from fp4scope.records import REFERENCE, Results, Table
+from fp4scope.ledger import Results
 from fp4scope.report.selection import groups
+from fp4scope.table import Table
 
 _RUN_COLUMNS = (
     "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",
@@ -35,7 +36,7 @@ class JointFindings:
             about |= {key: results.model.get(key) for key in ("parameters", "blocks", "dtype")}
             about["seq_len"] = results.data.get("seq_len")
             for row in table:
-                if row["format"] == REFERENCE.format:
+                if row["format"] == "reference":
                     about["reference_ppl"] = row["ppl"]
                 else:
                     rows.append(row | about)

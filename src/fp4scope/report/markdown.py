@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fp4scope.checks import require_reported
+from fp4scope.ledger import require_reported
 from fp4scope.names import markdown as escaped
 from fp4scope.report.figures import figure_names
 from fp4scope.report.findings import Findings
@@ -61,7 +61,7 @@ def markdown(diagnosis: Findings) -> str:
         headlines=headlines(diagnosis),
         agreements=agreements(diagnosis),
         estimate=ESTIMATE,
-        estimates_mean=ESTIMATES_MEAN if diagnosis.results.estimates.windows else "",
+        estimates_mean=ESTIMATES_MEAN if diagnosis.results.estimated else "",
         model=results.model,
         data=results.data,
         protocol=results.protocol,

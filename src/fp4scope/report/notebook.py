@@ -3,11 +3,11 @@
 from html import escape
 
 from fp4scope.names import visible
-from fp4scope.records import Table
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, number, percent
 from fp4scope.report.selection import by_cost
 from fp4scope.report.sentences import headlines
+from fp4scope.table import Table
 
 
 def summary(diagnosis: Findings) -> str:

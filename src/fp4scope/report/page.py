@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from fp4scope.checks import require_reported
+from fp4scope.ledger import require_reported
 from fp4scope.names import visible
-from fp4scope.records import Table
 from fp4scope.report.evidence import columns
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import number, percent, spread
@@ -49,6 +48,7 @@ from fp4scope.stats import (
     hypotheses,
     significant,
 )
+from fp4scope.table import Table
 
 NAMED = 5
 """Cells that are named in a list of the most costly."""
@@ -106,7 +106,7 @@ def page(diagnosis: Findings) -> str:
         },
         agreements=agreements(diagnosis),
         estimate=ESTIMATE,
-        estimates_mean=ESTIMATES_MEAN if results.estimates.windows else "",
+        estimates_mean=ESTIMATES_MEAN if results.estimated else "",
         activations=diagnosis.component_activations,
         hypotheses=held,
         evidence=[columns(hypothesis) for hypothesis in held],

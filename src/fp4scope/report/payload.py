@@ -9,10 +9,10 @@ interval is that of the paired difference, put around the value.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fp4scope.records import Table
 from fp4scope.report.findings import Findings
 from fp4scope.report.selection import is_measured
 from fp4scope.stats import kind_of, only_estimated
+from fp4scope.table import Table
 
 METRICS = ("nats", "percent", "kl", "ppl")
 COLUMNS = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from fp4scope.records import Results
+from fp4scope.ledger import Results
 from fp4scope.report.steps import step_below
 from fp4scope.stats import windows_for
 

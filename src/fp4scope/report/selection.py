@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fp4scope.records import Table
 from fp4scope.report.findings import Findings
 from fp4scope.stats import cost, significant
+from fp4scope.table import Table
 
 CELLS_SHOWN = 10
 """Of a family, where all would be too many."""

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, number, percent
 from fp4scope.report.resolution import resolution
 from fp4scope.report.selection import groups, is_measured, lowering, sole_operands, swept
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
+from fp4scope.table import Table
 
 _WIDENED = 1.1
 """From here on a reader is told by how much intervals are wider because neighbours are alike."""

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fp4scope.ledger import Results
 from fp4scope.names import markdown as escaped
-from fp4scope.records import Results, Table
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.numbers import interval, number, percent, spread
 from fp4scope.report.selection import CELLS_SHOWN
 from fp4scope.report.sentences import MEANING
 from fp4scope.report.stopping import windows_measured
 from fp4scope.stats import SIGNIFICANCE
+from fp4scope.table import Table
 
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {

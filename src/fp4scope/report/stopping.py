@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fp4scope.records import REFERENCE, Results
+from fp4scope.design import NOTHING
+from fp4scope.ledger import Results
 
 T_INTERVALS = "95% t intervals"
 SEQUENCES = "95% confidence sequences, which hold whenever one stops,"
@@ -24,8 +25,8 @@ def windows_measured(results: Results) -> int:
     stopping = results.protocol.get("stopping")
     if stopping:
         return stopping["windows"]
-    reference = results.observation(REFERENCE)
-    return results.data.get("windows", len(set(reference.windows)) if reference else 0)
+    rows = results.ledger.rows(NOTHING)
+    return results.data.get("windows", len(set(rows.indices)) if rows else 0)
 
 
 def stopping_lines(results: Results) -> list[str]:

@@ -25,7 +25,7 @@ from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import neighbour_correlation
 from fp4scope.stats.noise import noise_shares, rerun_noise
 from fp4scope.stats.orders import order_table
-from fp4scope.stats.pairing import Pairing, difference, family
+from fp4scope.stats.pairing import Pairing, difference
 from fp4scope.stats.projections import blocks_with, component_kind, kind_of
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
@@ -70,7 +70,6 @@ __all__ = [
     "critical",
     "difference",
     "differing_conditions",
-    "family",
     "format_table",
     "half_width",
     "holm",

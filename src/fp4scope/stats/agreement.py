@@ -44,12 +44,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fp4scope.records import Results, Table, Variant
+from fp4scope.design import Family
+from fp4scope.ledger import Results
 from fp4scope.stats.dependence import drawn_means, halves
 from fp4scope.stats.intervals import CONFIDENCE, MIN_WINDOWS
-from fp4scope.stats.pairing import Pairing, difference, family
+from fp4scope.stats.pairing import costs
 from fp4scope.stats.ranks import TOP_K
 from fp4scope.stats.windows import Floats, Series, aligned, by_window
+from fp4scope.table import Table
 
 FEWEST_UNITS = 3
 """Two are always ranked perfectly, one way or the other."""
@@ -171,14 +173,13 @@ def ceilings(exact: Floats) -> tuple[float, float] | None:
 def agreement_table(results: Results) -> Table:
     """A row for each family that was both measured and estimated."""
     rows = []
-    for name, members in _families(results):
-        level, fmt, operands, direction = name
+    for family, members in _families(results):
+        level = family.level
         exact, estimated = (aligned(side)[1] for side in zip(*members, strict=True))
         found = agreement(exact, estimated)
         if found is None:
             continue
-        row = {"format": fmt, "direction": direction, "operands": operands, "level": level}
-        row |= {"units": len(members), "windows": len(exact)}
+        row = family.labels | {"units": len(members), "windows": len(exact)}
         row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
         row["rho_apart"] = found.apart
         most = ceilings(exact)
@@ -191,32 +192,20 @@ def agreement_table(results: Results) -> Table:
     return Table(AGREEMENT_COLUMNS, rows)
 
 
-def _families(results: Results) -> Iterator[tuple[tuple[str, ...], list[tuple[Series, Series]]]]:
+def _families(results: Results) -> Iterator[tuple[Family, list[tuple[Series, Series]]]]:
     """By family, each unit's exact and estimated cost over the windows of both."""
-    pairing = Pairing.of(results)
-    found: dict[tuple[str, ...], list[tuple[Series, Series]]] = defaultdict(list)
-    for variant in results.estimates.nats:
-        observation = results.observation(variant)
-        if observation is None or not observation.windows:
+    found: dict[Family, list[tuple[Series, Series]]] = defaultdict(list)
+    for contrast, exact in costs(results).items():
+        estimated = by_window(results.ledger, contrast.own, "gradient")
+        if contrast.unit is None or estimated is None:
             continue
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if sides is not None:
-            both = difference(sides), estimated_series(results, variant)
-            windows, values = aligned(both)
-            if len(windows):
-                one, other = (Series(windows, column) for column in values.T)
-                found[family(variant)].append((one, other))
-    for name, members in found.items():
+        windows, values = aligned([exact, estimated])
+        if len(windows):
+            one, other = (Series(windows, column) for column in values.T)
+            found[contrast.family].append((one, other))
+    for family, members in found.items():
         if len(members) >= FEWEST_UNITS:
-            yield name, members
-
-
-def estimated_series(results: Results, variant: Variant) -> Series:
-    """A unit's estimated cost in nats per token, window by window."""
-    estimates = results.estimates
-    order = np.argsort(estimates.windows)
-    values = np.asarray(estimates.nats[variant], np.float64) / np.asarray(estimates.tokens)
-    return Series(np.asarray(estimates.windows, np.int64)[order], values[order])
+            yield family, members
 
 
 def _top(costs: Floats, k: int) -> set[int]:

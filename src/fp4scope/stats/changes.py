@@ -12,14 +12,15 @@ Early blocks have much, late ones little.
 """
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
-from fp4scope.records import Results, Table, Variant
+from fp4scope.design import Contrast
+from fp4scope.ledger import Results
 from fp4scope.stats.comparable import matched_formats, same_tokens
-from fp4scope.stats.contrasts import Contrast, contrast
+from fp4scope.stats.contrasts import Change, change
 from fp4scope.stats.multiple import holm, significant
 from fp4scope.stats.pairing import costs
+from fp4scope.table import Table
 
 RESOLUTION = 1e-5
 """Nats per token; two machines agree on nothing finer. Sums in FP32 move a mean NLL by 1e-6."""
@@ -39,17 +40,16 @@ def change_table(before: Results, after: Results) -> Table:
     pair = same_tokens(before, after)
     anytime = before.anytime or after.anytime
     formats = {theirs: mine for mine, theirs in matched_formats(before, after).items()}
-    earlier = costs(before)
+    earlier = {_place(c, c.labels["format"]): series for c, series in costs(before).items()}
     rows: list[dict[str, Any]] = []
-    for variant, series in costs(after).items():
-        if variant.format not in formats:
+    for contrast, series in costs(after).items():
+        old = formats.get(contrast.labels["format"])
+        there = None if old is None else earlier.get(_place(contrast, old))
+        if old is None or there is None:
             continue
-        old = _of_format(variant, formats[variant.format])
-        if old not in earlier:
-            continue
-        found = contrast(earlier[old], series, pair=pair, anytime=anytime)
+        found = change(there, series, pair=pair, anytime=anytime)
         if found is not None:
-            rows.append(_names(variant, old) | _values(found))
+            rows.append(_names(contrast, old) | _values(found))
     _adjust(rows)
     return Table(CHANGE_COLUMNS, rows)
 
@@ -66,19 +66,17 @@ def _adjust(rows: list[dict[str, Any]]) -> None:
             row["beyond_noise"] = None if row["p_holm"] is None else told
 
 
-def _names(variant: Variant, old: Variant) -> dict[str, Any]:
-    return {
-        "level": "baselines" if variant.is_control else variant.level,
-        "format": variant.format,
-        "format_before": old.format,
-        "operands": variant.operands,
-        "direction": variant.direction,
-        "unit": variant.unit,
-        "block": variant.block,
-    }
+def _place(contrast: Contrast, fmt: str) -> tuple[Any, ...]:
+    """What is the same thing in two runs, in the one's own format."""
+    return tuple((contrast.labels | {"format": fmt}).values())
 
 
-def _values(found: Contrast) -> dict[str, Any]:
+def _names(contrast: Contrast, old: str) -> dict[str, Any]:
+    labels = contrast.labels | {"format_before": old}
+    return labels if contrast.unit else labels | {"level": "baselines", "direction": "baseline"}
+
+
+def _values(found: Change) -> dict[str, Any]:
     return {
         "before": found.before,
         "after": found.after,
@@ -91,7 +89,3 @@ def _values(found: Contrast) -> dict[str, Any]:
         "windows": found.windows[1],
         "windows_before": found.windows[0],
     }
-
-
-def _of_format(variant: Variant, fmt: str) -> Variant:
-    return variant if variant.format == fmt else replace(variant, format=fmt)

@@ -9,7 +9,8 @@ none of the three.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fp4scope.records import Results
+from fp4scope.ledger import Results
+from fp4scope.stats.windows import by_window
 
 _SHAPE = ("architecture", "blocks", "components", "parameters")
 _TEXT = ("text_sha256", "tokens_in_text", "bos")
@@ -129,8 +130,14 @@ def differing_conditions(runs: Mapping[str, Results]) -> list[str]:
 
 
 def _formats(results: Results) -> list[str]:
-    variants = (o.variant for o in results.observations.values() if o.windows)
-    return list(dict.fromkeys(v.format for v in variants if v.direction == "baseline"))
+    """Those that were measured on the whole model."""
+    return list(
+        dict.fromkeys(
+            contrast.family.setting.format
+            for contrast in results.contrasts
+            if not contrast.unit and by_window(results.ledger, contrast.own, "nll")
+        )
+    )
 
 
 def _same_tokenizer(one: Results, other: Results) -> bool:

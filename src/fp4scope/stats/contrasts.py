@@ -20,7 +20,7 @@ from fp4scope.stats.windows import Floats, Series, aligned
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Change:
     """Nats per token, `after` less `before`.
 
     Without `low`, `high` and `p` below `MIN_WINDOWS` windows, and where unpaired windows were
@@ -38,9 +38,7 @@ class Contrast:
     windows: tuple[int, int]
 
 
-def contrast(
-    before: Series, after: Series, *, pair: bool, anytime: bool = False
-) -> Contrast | None:
+def change(before: Series, after: Series, *, pair: bool, anytime: bool = False) -> Change | None:
     """The change from `before` to `after`; None where paired windows share none.
 
     Args:
@@ -60,7 +58,7 @@ def contrast(
         p = p_value(found, anytime=anytime)
     else:
         found, p = _welch(x, y, anytime)
-    return Contrast(
+    return Change(
         before=float(x.mean()),
         after=float(y.mean()),
         change=found.mean,

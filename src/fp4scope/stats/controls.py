@@ -1,4 +1,4 @@
-"""The luck of a baseline, taken out of what its restored units save.
+"""The luck of the all-quantized model, taken out of what keeping a unit saves.
 
 Under quantized activations one ulp decides roundings, these decide others, and a baseline's NLL in
 a window is one draw of many. A restored unit is compared with that draw, so all units of a family
@@ -32,14 +32,16 @@ Source: control variates, Owen 2013, Monte Carlo theory, methods and examples, s
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, Observation, Variant, baseline, jitter, replica
+from fp4scope.design import NOTHING, Contrast
+from fp4scope.ledger import Ledger, Results
+from fp4scope.recipes import Recipe
 from fp4scope.stats.windows import Floats, Integers, Series, aligned, by_window
+from fp4scope.study import Direction
 
 FEWEST = 8
 """Windows from which on a coefficient is chosen."""
@@ -47,52 +49,53 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is taken from the baseline of a unit in the first block, window by window."""
+    """What is taken from the all-quantized model beside a unit in the first block, by window."""
 
     shift: Series
     blocks: int
 
 
 class Controls:
-    """What to take from the baseline of each restored unit; what is not needed is not looked at.
+    """What to take from what each kept unit is compared with; what is not needed is not looked at.
 
     Args:
-        observations: By key of their variants.
-        column: `nll` or `kl`; others have no controls.
+        results: What was asked and found.
+        measure: `nll` or `kl`; others have no controls.
     """
 
-    def __init__(self, observations: Mapping[str, Observation], column: str) -> None:
-        self._observations = observations
-        self._column = column
-        self._members: dict[Any, list[Variant]] = defaultdict(list)
-        for observation in observations.values():
-            if observation.variant.direction == "restore" and observation.windows:
-                self._members[_pool(observation.variant)].append(observation.variant)
+    def __init__(self, results: Results, measure: str) -> None:
+        self._ledger, self._measure = results.ledger, measure
+        self._members: dict[Any, list[Contrast]] = defaultdict(list)
+        for contrast in results.contrasts:
+            if contrast.family.direction is Direction.RESTORE:
+                self._members[_pool(contrast)].append(contrast)
         self._fits: dict[Any, _Fit | None] = {}
 
-    def shift(self, variant: Variant, windows: Integers) -> Floats:
-        """What to take from a restored unit's baseline in each window; zero if nothing is known."""
-        pool = _pool(variant)
+    def shift(self, contrast: Contrast, windows: Integers) -> Floats:
+        """What to take in each window; zero if nothing is known."""
+        pool = _pool(contrast)
         if pool not in self._fits:
             self._fits[pool] = self._fit(self._members[pool])
         fit = self._fits[pool]
         found = np.zeros(len(windows))
         if fit is not None:
             _, mine, theirs = np.intersect1d(windows, fit.shift.windows, return_indices=True)
-            found[mine] = fit.shift.values[theirs] * _reach(variant, fit.blocks)
+            found[mine] = fit.shift.values[theirs] * _reach(contrast, fit.blocks)
         return found
 
-    def _fit(self, members: list[Variant]) -> _Fit | None:
-        luck = baseline_luck(self._observations, members[0], self._column)
-        if luck is None:
+    def _fit(self, members: list[Contrast]) -> _Fit | None:
+        whole = Recipe(members[0].family.setting)
+        luck = luck_of(self._ledger, whole, self._measure)
+        own = by_window(self._ledger, whole, self._measure)
+        if luck is None or own is None:
             return None
-        whole = self._observations[baseline(members[0].format, members[0].operands).key]
-        units = [by_window(self._observations[v.key], self._column) for v in members]
-        windows, values = aligned([luck, by_window(whole, self._column), *units])
+        found = [(c, by_window(self._ledger, c.own, self._measure)) for c in members]
+        units = {contrast: series for contrast, series in found if series is not None}
+        windows, values = aligned([luck, own, *units.values()])
         if len(windows) < FEWEST:
             return None
-        blocks = 1 + max(v.block or 0 for v in members)
-        reach = np.array([_reach(v, blocks) for v in members])
+        blocks = 1 + max(_block(c) for c in units)
+        reach = np.array([_reach(c, blocks) for c in units])
         pooled = (values[:, 1:2] - values[:, 2:]) @ reach / (reach @ reach)
         # Windows that not all units have seen take no part, so all the others may choose for them.
         chosen = np.full(len(luck.windows), coefficient(pooled, values[:, 0]))
@@ -100,42 +103,26 @@ class Controls:
         return _Fit(Series(luck.windows, chosen * luck.values), blocks)
 
 
-def baseline_luck(
-    observations: Mapping[str, Observation], unit: Variant, column: str
-) -> Series | None:
-    """What the baseline of `unit` gave less its replicas' mean, by window; None without replicas.
+def luck_of(ledger: Ledger, whole: Recipe, measure: str) -> Series | None:
+    """What a recipe gave less the mean of its further replicas, by window; None without any.
 
-    Less the same of the reference, where that was perturbed too.
+    Less the same of the full-precision model, where that was perturbed too.
     """
-    whole = baseline(unit.format, unit.operands)
-    # A control's KL is from the baseline itself, a replica's from the reference.
-    again = (replica(whole), jitter(whole)) if column == "nll" else (replica(whole),)
-    found = [luck for v in again if (luck := _less_others(observations, whole, v, column))]
-    if not found:
-        return None
-    smooth = _less_others(observations, REFERENCE, jitter(REFERENCE), column)
-    if smooth is None:
-        return found[0]
-    windows, values = aligned([found[0], smooth])
+    found = _less_others(ledger, whole, measure)
+    smooth = _less_others(ledger, NOTHING, measure)
+    if found is None or smooth is None:
+        return found
+    windows, values = aligned([found, smooth])
     return Series(windows, values[:, 0] - values[:, 1])
 
 
-def _less_others(
-    observations: Mapping[str, Observation], own: Variant, others: Variant, column: str
-) -> Series | None:
-    """`own` less the mean of those realisations of `others` that are not in it, by window."""
-    one, other = observations.get(own.key), observations.get(others.key)
-    if one is None or other is None:
+def _less_others(ledger: Ledger, subject: Recipe, measure: str) -> Series | None:
+    """The replicas that count less the mean of those that do not, by window."""
+    own = by_window(ledger, subject, measure)
+    others = by_window(ledger, subject, measure, extra=True)
+    if own is None or others is None:
         return None
-    rest = Observation(variant=others)
-    mine = set(one.replicas)
-    rows = zip(other.windows, other.replicas, other.tokens, other.nll, other.kl, strict=True)
-    for window, number, tokens, nll, kl in rows:
-        if number not in mine:
-            rest.add(window, number, tokens=tokens, nll=nll, kl=kl, top1=0)
-    if not rest.windows or not one.windows:
-        return None
-    windows, values = aligned([by_window(one, column), by_window(rest, column)])
+    windows, values = aligned([own, others])
     return Series(windows, values[:, 0] - values[:, 1])
 
 
@@ -175,12 +162,17 @@ def _shrunk(xx: Floats, xy: Floats, yy: Floats, n: int) -> Floats:
     return np.clip(np.nan_to_num(shrunk), 0.0, 1.0)
 
 
-def _pool(variant: Variant) -> tuple[Any, ...]:
+def _pool(contrast: Contrast) -> tuple[Any, ...]:
     """Units with one coefficient; where a pattern begins is not known, so it has its own."""
-    alone = variant.unit if variant.level == "patterns" else ""
-    return variant.level, variant.format, variant.operands, alone
+    unit, level = contrast.unit, contrast.family.level
+    alone = unit.name if unit is not None and level == "patterns" else ""
+    return contrast.family, alone
 
 
-def _reach(variant: Variant, blocks: int) -> float:
+def _block(contrast: Contrast) -> int:
+    return 0 if contrast.unit is None else contrast.unit.block or 0
+
+
+def _reach(contrast: Contrast, blocks: int) -> float:
     """The share of blocks from the unit on."""
-    return 1 - (variant.block or 0) / blocks
+    return 1 - _block(contrast) / blocks

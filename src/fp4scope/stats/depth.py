@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
 from fp4scope.stats.dependence import drawn_means, standard_errors
-from fp4scope.stats.families import Family, families
+from fp4scope.stats.families import Members, families
 from fp4scope.stats.intervals import MIN_WINDOWS, mean
 from fp4scope.stats.multiple import SIGNIFICANCE, holm, one_sided_p_values, p_value
 from fp4scope.stats.projections import blocks_with
 from fp4scope.stats.ranks import DRAWS
 from fp4scope.stats.windows import Floats, Integers
+from fp4scope.table import Table
 
 THIRDS = ("early", "middle", "final")
 DEPTH_COLUMNS = (
@@ -55,7 +56,7 @@ def depth_table(results: Results) -> Table:
 
 
 def _curves(
-    family: Family, existing: Mapping[str, frozenset[int]], depth: int, *, anytime: bool
+    family: Members, existing: Mapping[str, frozenset[int]], depth: int, *, anytime: bool
 ) -> Iterator[dict[str, Any]]:
     """A row for the sum of each block's cells, and one for each component over depth."""
     costs = family.costs
@@ -107,13 +108,13 @@ def peak_p(costs: Floats, inside: NDArray[np.bool_], *, anytime: bool = False) -
 
 
 def _places(
-    family: Family, existing: Mapping[str, frozenset[int]]
+    family: Members, existing: Mapping[str, frozenset[int]]
 ) -> dict[str, list[tuple[int, int]]]:
     """Column and block of every cell, by component; only components measured wherever they are."""
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, unit in enumerate(family.units):
         if unit.block is not None:
-            found[unit.unit].append((i, unit.block))
+            found[unit.name].append((i, unit.block))
     return {
         component: places
         for component, places in found.items()

@@ -1,23 +1,22 @@
-"""Families: units of one level, format, operands and direction, with what each costs by window."""
+"""Families: contrasts that are compared together, with what each costs by window."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fp4scope.records import Results, Variant
+from fp4scope.design import Contrast, Family, Unit
+from fp4scope.ledger import Results
 from fp4scope.stats.pairing import costs
 from fp4scope.stats.windows import Floats, Series, aligned
 
 
 @dataclass(frozen=True)
-class Family:
-    """What units of one level cost in one format and direction, windows by units."""
+class Members:
+    """What the units of one family cost, windows by units."""
 
-    format: str
-    operands: str
-    direction: str
-    units: tuple[Variant, ...]
+    family: Family
+    units: tuple[Unit, ...]
     series: tuple[Series, ...]
 
     @property
@@ -26,21 +25,24 @@ class Family:
 
     @property
     def labels(self) -> dict[str, Any]:
-        return {"format": self.format, "operands": self.operands, "direction": self.direction}
+        found = self.family.labels
+        return {name: found[name] for name in ("format", "operands", "direction")}
 
     @property
     def costs(self) -> Floats:
         return aligned(self.series)[1]
 
 
-def families(results: Results, level: str) -> list[Family]:
-    """Every format, operands and direction in which units of a level were measured."""
-    found: dict[tuple[str, str, str], list[tuple[Variant, Series]]] = defaultdict(list)
-    for variant, series in costs(results).items():
-        if variant.level == level:
-            key = (variant.format, variant.operands, variant.direction)
-            found[key].append((variant, series))
-    return [Family(*key, *zip(*members, strict=True)) for key, members in found.items()]
+def families(results: Results, level: str) -> list[Members]:
+    """Every family of a level of which something was measured."""
+    found: dict[Family, list[tuple[Contrast, Series]]] = defaultdict(list)
+    for contrast, series in costs(results).items():
+        if contrast.family.level == level:
+            found[contrast.family].append((contrast, series))
+    return [
+        Members(family, tuple(c.unit for c, _ in of if c.unit), tuple(s for _, s in of))
+        for family, of in found.items()
+    ]
 
 
 def named(row: Mapping[str, Any]) -> str:

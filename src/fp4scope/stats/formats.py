@@ -14,9 +14,11 @@ from itertools import permutations
 from math import comb
 from typing import Any
 
-from fp4scope.records import Results, Table, Variant
+from fp4scope.design import Contrast
+from fp4scope.ledger import Results
 from fp4scope.stats.intervals import paired, simultaneous
 from fp4scope.stats.windows import Series, aligned, by_window
+from fp4scope.table import Table
 
 COMPARISON_COLUMNS = (
     "operands", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
@@ -35,13 +37,14 @@ def format_table(results: Results) -> Table:
     format less `against`: what it costs more, with an interval that holds for all pairs together.
     """
     swept = {
-        observation.variant.format
-        for observation in results.observations.values()
-        if observation.windows and not observation.variant.is_control
+        contrast.family.setting.format
+        for contrast in results.contrasts
+        if contrast.unit is not None and by_window(results.ledger, contrast.own, "nll")
     }
     by_operands: dict[str, dict[str, Series]] = {}
-    for variant, series in _baselines(results):
-        by_operands.setdefault(variant.operands, {})[variant.format] = series
+    for contrast, series in _wholes(results):
+        labels = contrast.labels
+        by_operands.setdefault(labels["operands"], {})[labels["format"]] = series
     rows: list[dict[str, Any]] = []
     for operands, by_format in by_operands.items():
         among = comb(len(by_format), 2)
@@ -58,8 +61,9 @@ def operand_table(results: Results) -> Table:
     `delta_nll`, in nats per token, is the cost under `operands` less that under `against`.
     """
     by_format: dict[str, dict[str, Series]] = {}
-    for variant, series in _baselines(results):
-        by_format.setdefault(variant.format, {})[variant.operands] = series
+    for contrast, series in _wholes(results):
+        labels = contrast.labels
+        by_format.setdefault(labels["format"], {})[labels["operands"]] = series
     rows: list[dict[str, Any]] = []
     for name, by_operands in by_format.items():
         for operands, against in permutations(by_operands, 2):
@@ -69,10 +73,12 @@ def operand_table(results: Results) -> Table:
     return Table(OPERAND_COLUMNS, rows)
 
 
-def _baselines(results: Results) -> Iterator[tuple[Variant, Series]]:
-    for observation in results.observations.values():
-        if observation.variant.direction == "baseline" and observation.windows:
-            yield observation.variant, by_window(observation, "nll")
+def _wholes(results: Results) -> Iterator[tuple[Contrast, Series]]:
+    """Every all-quantized model's own NLL."""
+    for contrast in results.contrasts:
+        series = by_window(results.ledger, contrast.own, "nll")
+        if contrast.unit is None and series is not None:
+            yield contrast, series
 
 
 def _compared(

@@ -9,7 +9,8 @@ from statistics import median
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, Results, Variant
+from fp4scope.design import NOTHING, Contrast
+from fp4scope.ledger import Results
 from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.pairing import costs
 from fp4scope.stats.windows import Series, by_window
@@ -36,21 +37,18 @@ class NeighbourCorrelation:
 
 def neighbour_correlation(results: Results) -> NeighbourCorrelation | None:
     """How alike neighbouring windows are; None below eight pairs of neighbours."""
-    reference = results.observation(REFERENCE)
-    if reference is None or not reference.windows:
-        return None
-    series = by_window(reference, "nll")
-    nll = _lag1(series)
-    if nll is None:
+    series = by_window(results.ledger, NOTHING, "nll")
+    nll = None if series is None else _lag1(series)
+    if series is None or nll is None:
         return None
     differences = costs(results)
     found = {v: r for v, d in differences.items() if (r := _lag1(d)) is not None}
-    units = [r for variant, r in found.items() if not variant.is_control]
-    large = [variant for variant in found if _is_large(variant)]
+    units = [r for contrast, r in found.items() if contrast.unit is not None]
+    large = [contrast for contrast in found if _is_large(contrast)]
     return NeighbourCorrelation(
         nll=nll,
         difference=median(units) if units else None,
-        large=median(found[variant] for variant in large) if large else None,
+        large=median(found[contrast] for contrast in large) if large else None,
         widened=median(_widened(differences[v]) for v in large) if large else 1.0,
         pairs=len(_neighbours(series)),
     )
@@ -61,8 +59,8 @@ def _widened(series: Series) -> float:
     return float(standard_errors(series.values) / plain)
 
 
-def _is_large(variant: Variant) -> bool:
-    return variant.is_control or variant.level == "components"
+def _is_large(contrast: Contrast) -> bool:
+    return contrast.family.level in ("model", "components")
 
 
 def _neighbours(series: Series) -> np.ndarray:

@@ -10,14 +10,17 @@ that spread it is already contained in every paired interval.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from fp4scope.records import Observation, Results, Table, Variant, jitter, replica
-from fp4scope.stats.controls import FEWEST, baseline_luck
-from fp4scope.stats.pairing import Pairing, difference, family
-from fp4scope.stats.windows import Floats, aligned, by_window
+from fp4scope.design import NOTHING, Contrast, Family
+from fp4scope.ledger import Results
+from fp4scope.recipes import Recipe
+from fp4scope.stats.controls import FEWEST, luck_of
+from fp4scope.stats.pairing import Pairing
+from fp4scope.stats.windows import Floats, aligned
+from fp4scope.study import Direction
+from fp4scope.table import Table
 
 SHARE_COLUMNS = ("level", "format", "operands", "direction", "units", "share", "windows")
 
@@ -34,66 +37,68 @@ class RerunNoise:
     kl: float
 
 
-def rerun_noise(results: Results, control: Variant) -> RerunNoise | None:
-    """The noise of the reference or of a baseline; None if it was not measured.
+def rerun_noise(results: Results, recipe: Recipe) -> RerunNoise | None:
+    """The noise of a recipe whose replicas were compared with itself; None without any.
 
-    The variance between a window's realisations (replica 0, its jitter controls and its replicas:
-    those of one number are one realisation) is averaged over the windows, then divided by how many
-    windows the mean NLL is over.
+    The variance between a window's realisations is averaged over the windows, then divided by how
+    many windows the mean NLL is over.
     """
-    plain, shaken = results.observation(control), results.observation(jitter(control))
-    if plain is None or shaken is None:
+    rows = results.ledger.rows(recipe)
+    columns = {} if rows is None else rows.values
+    kl = columns.get("kl" if recipe == NOTHING else "rerun_kl")
+    if rows is None or kl is None or "nll" not in columns:
         return None
-    again = results.observation(replica(control))
-    realisations: dict[int, dict[int, float]] = {}
-    for observation in (plain, shaken, again):
-        for window, number, nll in () if observation is None else _per_token(observation):
-            if number == 0 or observation is not plain:
-                realisations.setdefault(window, {})[number] = nll
-    variances = [np.var([*r.values()], ddof=1) for r in realisations.values() if len(r) > 1]
-    if not variances:
+    realisations: dict[int, list[float]] = {}
+    moved: dict[int, list[float]] = {}
+    values = zip(rows.indices, rows.replicas, rows.tokens, columns["nll"], kl, strict=True)
+    for window, replica, tokens, nll, own_kl in sorted(values, key=lambda row: row[:2]):
+        if nll is not None:
+            realisations.setdefault(window, []).append(nll / tokens)
+        if replica and own_kl is not None:
+            moved.setdefault(window, []).append(own_kl / tokens)
+    variances = [np.var(found, ddof=1) for found in realisations.values() if len(found) > 1]
+    if not variances or not moved:
         return None
-    windows = len(set(plain.windows))
-    kl = by_window(shaken, "kl").values
-    return RerunNoise(float(np.sqrt(np.mean(variances) / windows)), float(kl.mean()))
+    kls = [np.add.reduce(found) / len(found) for found in moved.values()]
+    spread = np.sqrt(np.mean(variances) / len(realisations))
+    return RerunNoise(float(spread), float(np.mean(kls)))
 
 
 def noise_shares(results: Results) -> Table:
-    """How much of the variance over windows is rerun noise, for baselines and restored families.
+    """How much of the variance over windows is rerun noise, for whole models and kept families.
 
-    A baseline's replicas share nothing with a unit but what they measure. So the covariance
-    of a unit's cost with the baseline's luck (`controls`) is the variance that the baseline's own
-    roundings add to the cost. The unit's own roundings add as much again, while a baseline's
-    cost has the reference on its other side, which adds next to nothing. `share` is the sum of
-    that over the units, of the sum of their variances, between 0 and 1. There is no row for
-    isolated units, whose own roundings are not realised again.
+    Replicas of the all-quantized model share nothing with a unit but what they measure. So the
+    covariance of a unit's cost with that model's luck (`controls`) is the variance that its own
+    roundings add to the cost. The unit's own roundings add as much again, while an all-quantized
+    model's cost has full precision on its other side, which adds next to nothing. `share` is the
+    sum of that over the units, of the sum of their variances, between 0 and 1. There is no row for
+    units that are quantized alone, whose own roundings are not realised again.
     """
-    pairing, rows = Pairing(results.observations), []
-    for members in _families(results):
-        first = members[0].variant
-        luck = baseline_luck(results.observations, first, "nll")
-        sides = [pairing.sides(o, by_window(o, "nll")) for o in members]
-        costs = [difference(both) for both in sides if both is not None]
+    pairing, rows = Pairing(results.ledger), []
+    for family, members in _families(results):
+        luck = luck_of(results.ledger, Recipe(family.setting), "nll")
+        costs = [d for contrast in members if (d := pairing.difference(contrast)) is not None]
         if luck is None or not costs:
             continue
         windows, values = aligned([luck, *costs])
         if len(windows) < FEWEST:
             continue
-        own = 1 if first.is_control else 2
-        row = {"level": "baselines" if first.is_control else first.level, "units": len(costs)}
-        row |= {"format": first.format, "operands": first.operands, "direction": first.direction}
-        row |= {"share": _share(values[:, 1:], values[:, 0], own), "windows": len(windows)}
+        own = 1 if family.direction is None else 2
+        row = family.labels | {"units": len(costs), "windows": len(windows)}
+        row |= {"share": _share(values[:, 1:], values[:, 0], own)}
+        if family.direction is None:
+            row |= {"level": "baselines", "direction": "baseline"}
         rows.append(row)
     return Table(SHARE_COLUMNS, rows)
 
 
-def _families(results: Results) -> Iterator[list[Observation]]:
-    """Baselines one by one, then restored units by family."""
-    found: dict[tuple[Any, ...], list[Observation]] = {}
-    for observation in results.observations.values():
-        if observation.windows and observation.variant.direction in ("baseline", "restore"):
-            found.setdefault(family(observation.variant), []).append(observation)
-    yield from sorted(found.values(), key=lambda members: not members[0].variant.is_control)
+def _families(results: Results) -> Iterator[tuple[Family, list[Contrast]]]:
+    """Whole models one by one, then kept units by family."""
+    found: dict[Family, list[Contrast]] = {}
+    for contrast in results.contrasts:
+        if contrast.family.direction is not Direction.ISOLATE:
+            found.setdefault(contrast.family, []).append(contrast)
+    yield from sorted(found.items(), key=lambda item: item[0].direction is not None)
 
 
 def _share(costs: Floats, luck: Floats, sides: int) -> float | None:
@@ -103,14 +108,3 @@ def _share(costs: Floats, luck: Floats, sides: int) -> float | None:
         return None
     shared = (centred * (luck - luck.mean())[:, None]).sum()
     return float(np.clip(sides * shared / total, 0.0, 1.0))
-
-
-def _per_token(observation: Observation) -> list[tuple[int, int, float]]:
-    rows = zip(
-        observation.windows,
-        observation.replicas,
-        observation.nll,
-        observation.tokens,
-        strict=True,
-    )
-    return [(window, replica, nll / tokens) for window, replica, nll, tokens in rows]

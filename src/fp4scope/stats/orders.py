@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
 from fp4scope.stats.agreement import FEWEST_UNITS, agreement, rho_apart
 from fp4scope.stats.comparable import matched_formats, same_tokens
 from fp4scope.stats.intervals import MIN_WINDOWS
@@ -45,6 +45,7 @@ from fp4scope.stats.pairing import costs
 from fp4scope.stats.projections import blocks_with
 from fp4scope.stats.tiers import pair_tests
 from fp4scope.stats.windows import Floats, Series, aligned
+from fp4scope.table import Table
 
 PARTS = 10
 ORDER_COLUMNS = (
@@ -78,11 +79,12 @@ def order_table(one: Results, other: Results) -> Table:
 def _families(results: Results) -> dict[tuple[str, str, str], dict[str, _Places]]:
     """By format, operands and direction, then by level."""
     found: dict[tuple[str, str, str], dict[str, _Places]] = {}
-    for variant, series in costs(results).items():
-        if variant.is_control:
-            continue
-        family = found.setdefault((variant.format, variant.operands, variant.direction), {})
-        family.setdefault(variant.level, {})[variant.unit, variant.block] = series
+    for contrast, series in costs(results).items():
+        unit, labels = contrast.unit, contrast.labels
+        if unit is not None:
+            name = labels["format"], labels["operands"], labels["direction"]
+            levels = found.setdefault(name, {})
+            levels.setdefault(unit.level, {})[unit.name, unit.block] = series
     return found
 
 

@@ -1,79 +1,77 @@
-"""Which variant is compared with which: the two sides of every difference, window by window.
+"""What contrasts come to, window by window: the two sides of every difference.
 
-A baseline and an isolated unit are compared with the reference, a restored unit with the baseline:
-in results with what the baseline's replicas say of its luck taken out (`controls`).
+In results the all-quantized model that a kept unit is compared with has what its replicas say of
+its luck taken out (`controls`).
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from fp4scope.records import REFERENCE, Observation, Results, Variant, baseline
+from fp4scope.design import Contrast
+from fp4scope.ledger import Ledger, Results
+from fp4scope.recipes import Recipe
 from fp4scope.stats.controls import Controls
 from fp4scope.stats.windows import Series, aligned, by_window
+from fp4scope.study import Direction
 
 
 class Pairing:
-    """Finds the two sides of a difference: what is more quantized, and what is less.
+    """Finds the two sides of a contrast: what is more quantized, and what is less.
 
     Args:
-        observations: By key of their variants; among them the reference and the baselines.
-        column: What is compared: `nll`, `kl` or `top1`.
-        controls: What is taken from a restored unit's baseline; nothing.
+        ledger: What was found.
+        measure: What is compared: `nll`, `kl` or `top1`.
+        controls: What is taken from the all-quantized model beside a kept unit; nothing.
     """
 
     def __init__(
-        self,
-        observations: Mapping[str, Observation],
-        column: str = "nll",
-        controls: Controls | None = None,
+        self, ledger: Ledger, measure: str = "nll", controls: Controls | None = None
     ) -> None:
-        self._observations = observations
-        self._column = column
+        self._ledger = ledger
+        self._measure = measure
         self._shifts = controls
-        self._controls: dict[Variant, Series | None] = {}
+        self._known: dict[Recipe, Series | None] = {}
 
     @classmethod
-    def of(cls, results: Results, column: str = "nll") -> "Pairing":
+    def of(cls, results: Results, measure: str = "nll") -> "Pairing":
         """As results are reported: with controls, unless windows were measured until decided.
 
         A confidence sequence holds for values that windows measured later do not change.
         """
-        controls = None if results.anytime else Controls(results.observations, column)
-        return cls(results.observations, column, controls)
+        controls = None if results.anytime else Controls(results, measure)
+        return cls(results.ledger, measure, controls)
 
-    def sides(self, observation: Observation, own: Series) -> tuple[Series, Series] | None:
+    def sides(self, contrast: Contrast) -> tuple[Series, Series] | None:
         """The values of the more and of the less quantized, over the windows of both.
 
-        Args:
-            observation: A baseline, or a unit restored or isolated.
-            own: Its own values by window.
-
         Returns:
-            None where there is nothing to compare with.
+            None where a side was not measured, or they share no window.
         """
-        variant = observation.variant
-        restored = variant.direction == "restore"
-        other = self._control(baseline(variant.format, variant.operands) if restored else REFERENCE)
-        if other is None:
+        more, less = (self._series(recipe) for recipe in _terms(contrast))
+        if more is None or less is None:
             return None
-        windows, values = aligned([own, other])
+        windows, values = aligned([more, less])
         if not len(windows):
             return None
-        own, control = (Series(windows, column) for column in values.T)
-        if not restored:
-            return own, control
-        if self._shifts is not None:
-            shift = self._shifts.shift(variant, windows)
-            control = Series(windows, control.values - shift)
-        return control, own
+        more, less = (Series(windows, column) for column in values.T)
+        if self._shifts is not None and contrast.family.direction is Direction.RESTORE:
+            shift = self._shifts.shift(contrast, windows)
+            more = Series(windows, more.values - shift)
+        return more, less
 
-    def _control(self, variant: Variant) -> Series | None:
-        if variant not in self._controls:
-            found = self._observations.get(variant.key)
-            self._controls[variant] = (
-                by_window(found, self._column) if found and found.windows else None
-            )
-        return self._controls[variant]
+    def difference(self, contrast: Contrast) -> Series | None:
+        """What quantizing costs in each window; None where that is not known."""
+        sides = self.sides(contrast)
+        return None if sides is None else difference(sides)
+
+    def _series(self, recipe: Recipe) -> Series | None:
+        if recipe not in self._known:
+            self._known[recipe] = by_window(self._ledger, recipe, self._measure)
+        return self._known[recipe]
+
+
+def _terms(contrast: Contrast) -> tuple[Recipe, Recipe]:
+    """The recipe that enters with plus, and the one with minus."""
+    (more,) = (recipe for recipe, sign in contrast.terms if sign > 0)
+    (less,) = (recipe for recipe, sign in contrast.terms if sign < 0)
+    return more, less
 
 
 def difference(sides: tuple[Series, Series]) -> Series:
@@ -82,20 +80,8 @@ def difference(sides: tuple[Series, Series]) -> Series:
     return Series(more.windows, more.values - less.values)
 
 
-def costs(results: Results) -> dict[Variant, Series]:
-    """What every measured baseline and unit costs, window by window, in the order measured."""
+def costs(results: Results) -> dict[Contrast, Series]:
+    """What every measured contrast costs, window by window, in the order of the study."""
     pairing = Pairing.of(results)
-    found = {}
-    for observation in results.observations.values():
-        variant = observation.variant
-        if not observation.windows or variant.direction in ("reference", "jitter", "replica"):
-            continue
-        sides = pairing.sides(observation, by_window(observation, "nll"))
-        if sides is not None:
-            found[variant] = difference(sides)
-    return found
-
-
-def family(variant: Variant) -> tuple[Any, ...]:
-    """What units have in common that are compared with each other."""
-    return variant.level, variant.format, variant.operands, variant.direction
+    found = ((contrast, pairing.difference(contrast)) for contrast in results.contrasts)
+    return {contrast: series for contrast, series in found if series is not None}

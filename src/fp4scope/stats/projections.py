@@ -1,13 +1,12 @@
 """Where a model has each component, and whether that is in an MLP or in attention.
 
 A component need not exist in every block: hybrids alternate mixers, and some mixture-of-experts
-models begin with dense blocks. Results say which blocks have it. Those of version 0.1 do not; there
-it is where an input was recorded or a cell was measured.
+models begin with dense blocks. The sites of the results say which blocks have it.
 """
 
 from collections import defaultdict
 
-from fp4scope.records import Results
+from fp4scope.ledger import Results
 
 _ATTENTION_WORDS = {"attn", "attention"}
 _MLP_WORDS = {"mlp", "ffn", "ff", "feedforward", "moe", "expert", "experts"}
@@ -24,29 +23,16 @@ _MLP = {
 
 def blocks_with(results: Results) -> dict[str, frozenset[int]]:
     """The blocks that have each component."""
-    said = results.model.get("projections") or []
     found: dict[str, set[int]] = defaultdict(set)
-    for projection in said:
-        found[projection["component"]] |= set(projection["blocks"])
-    if not said:
-        for record in results.activations:
-            found[record.component].add(record.block)
-        for observation in results.observations.values():
-            variant = observation.variant
-            if variant.level == "cells" and variant.block is not None:
-                found[variant.unit].add(variant.block)
+    for site in results.sites:
+        found[site.component].add(site.block)
     return {component: frozenset(blocks) for component, blocks in found.items()}
 
 
-def component_kinds(results: Results) -> dict[str, str | None]:
-    """The kind of each component whose path inside a block the results have."""
-    said = results.model.get("projections") or []
-    return {p["component"]: component_kind(p["path"]) for p in said}
-
-
 def kind_of(results: Results, component: str) -> str | None:
-    """A component's kind, from its path inside a block, or from its name where that is all."""
-    return component_kinds(results).get(component, component_kind(component))
+    """A component's kind, from its path inside a block."""
+    site = next((site for site in results.sites if site.component == component), None)
+    return component_kind(component if site is None else site.path)
 
 
 def component_kind(path: str) -> str | None:

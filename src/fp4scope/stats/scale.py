@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fp4scope.records import Results, Table, Variant
+from fp4scope.ledger import Results
 from fp4scope.stats.comparable import same_tokens, same_unit
-from fp4scope.stats.contrasts import contrast
+from fp4scope.stats.contrasts import change as change_between
 from fp4scope.stats.multiple import holm, significant
 from fp4scope.stats.pairing import costs
 from fp4scope.stats.windows import Series
+from fp4scope.table import Table
 
 FEWEST_SIZES = 3
 """Two sizes make one step, which is not a trend."""
@@ -39,22 +40,22 @@ def scale_table(runs: Mapping[str, Results]) -> Table:
     `trend` is the same in all rows of a baseline; None with fewer than `FEWEST_SIZES` sizes.
     """
     sized = _by_size(runs)
-    found = {name: _baselines(results) for name, results in sized.items()}
+    found = {name: _wholes(results) for name, results in sized.items()}
     rows: list[dict[str, Any]] = []
-    for variant in dict.fromkeys(v for of in found.values() for v in of):
-        having = [name for name, of in found.items() if variant in of]
+    for fmt, operands in dict.fromkeys(key for of in found.values() for key in of):
+        having = [name for name, of in found.items() if (fmt, operands) in of]
         steps = []
         for smaller, larger in pairwise(having):
             one, other = sized[smaller], sized[larger]
-            change = contrast(
-                found[smaller][variant],
-                found[larger][variant],
+            change = change_between(
+                found[smaller][fmt, operands],
+                found[larger][fmt, operands],
                 pair=same_tokens(one, other),
                 anytime=one.anytime or other.anytime,
             )
             if change is None:
                 continue
-            row = {"format": variant.format, "operands": variant.operands}
+            row = {"format": fmt, "operands": operands}
             row |= {"smaller": smaller, "larger": larger}
             row |= {"parameters": one.model["parameters"]}
             row |= {"parameters_larger": other.model["parameters"]}
@@ -95,5 +96,7 @@ def _by_size(runs: Mapping[str, Results]) -> dict[str, Results]:
     return dict(found[size] for size in sorted(found))
 
 
-def _baselines(results: Results) -> dict[Variant, Series]:
-    return {v: s for v, s in costs(results).items() if v.is_control}
+def _wholes(results: Results) -> dict[tuple[str, str], Series]:
+    """What quantizing everything costs, by format and operands."""
+    found = ((contrast, series) for contrast, series in costs(results).items() if not contrast.unit)
+    return {(c.labels["format"], c.labels["operands"]): series for c, series in found}

@@ -25,15 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from fp4scope.records import REFERENCE, ActivationRecord, Observation, Results, Table, Variant
-from fp4scope.stats.agreement import estimated_series
+from fp4scope.design import NOTHING, Contrast, Family
+from fp4scope.ledger import ActivationRecord, Results
+from fp4scope.recipes import Recipe
 from fp4scope.stats.intervals import Estimate, mean, paired, perplexity_difference
 from fp4scope.stats.multiple import holm, p_value
 from fp4scope.stats.noise import rerun_noise
-from fp4scope.stats.pairing import Pairing, difference, family
+from fp4scope.stats.pairing import Pairing, difference
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.tiers import tiers
 from fp4scope.stats.windows import Series, aligned, by_window
+from fp4scope.table import Table
 
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
@@ -61,25 +63,22 @@ COMPONENT_ACTIVATION_COLUMNS = ("component", "max", "p999", "ratio", "ratio_max"
 
 
 def baseline_table(results: Results) -> Table:
-    """The reference and every baseline: what each costs, and how much rounding alone moves it.
+    """The full-precision and every all-quantized model: what each costs, and how noisy it is.
 
     Those of the same operands stand together.
     """
-    pairing = Pairing.of(results)
     rows: list[dict[str, Any]] = []
-    for observation in results.observations.values():
-        variant = observation.variant
-        if variant.direction not in ("reference", "baseline") or not observation.windows:
+    if (plain := _measures(results, NOTHING)) is not None:
+        rows.append({"format": "reference", "operands": ""} | plain | _noise(results, NOTHING))
+    pairing = Pairing.of(results)
+    for contrast in results.contrasts:
+        measures = _measures(results, contrast.own)
+        if contrast.unit is not None or measures is None:
             continue
-        nll = by_window(observation, "nll")
-        row = {"format": variant.format, "operands": variant.operands}
-        row |= _measures(observation, nll)
-        sides = pairing.sides(observation, nll)
-        if variant != REFERENCE and sides is not None:
+        row = {name: contrast.labels[name] for name in ("format", "operands")} | measures
+        if (sides := pairing.sides(contrast)) is not None:
             row |= _difference(sides, results.anytime)
-        if (noise := rerun_noise(results, variant)) is not None:
-            row |= {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
-        rows.append(row)
+        rows.append(row | _noise(results, contrast.own))
     order = list(dict.fromkeys(row["operands"] for row in rows))
     return Table(BASELINE_COLUMNS, sorted(rows, key=lambda row: order.index(row["operands"])))
 
@@ -89,30 +88,27 @@ def unit_table(results: Results, level: str) -> Table:
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
-    pairings = {measure: Pairing.of(results, measure) for measure in ("nll", "kl")}
+    nll, kl = (Pairing.of(results, measure) for measure in ("nll", "kl"))
     rows: list[dict[str, Any]] = []
-    families: dict[Any, list[_Member]] = defaultdict(list)
-    for observation in results.observations.values():
-        variant = observation.variant
-        if variant.level != level or not observation.windows:
+    only: list[dict[str, Any]] = []
+    families: dict[Family, list[_Member]] = defaultdict(list)
+    for contrast in results.contrasts:
+        if contrast.family.level != level:
             continue
-        own = {measure: by_window(observation, measure) for measure in pairings}
-        row = _names(variant) | _measures(observation, own["nll"]) | _estimate(results, variant)
-        rows.append(row)
-        nll, kl = (pairing.sides(observation, own[name]) for name, pairing in pairings.items())
-        if nll is not None and kl is not None:
-            row |= _difference(nll, results.anytime) | _kl_difference(kl, results.anytime)
-            member = _Member(row, difference(nll), difference(kl))
-            families[family(variant)].append(member)
+        row = _names(contrast) | _estimate(results, contrast)
+        measures = _measures(results, contrast.own)
+        if measures is None:
+            only += [row] if "windows" in row else []
+            continue
+        rows.append(row | measures)
+        sides, kls = nll.sides(contrast), kl.sides(contrast)
+        if sides is not None and kls is not None:
+            rows[-1] |= _difference(sides, results.anytime) | _kl_difference(kls, results.anytime)
+            member = _Member(rows[-1], difference(sides), difference(kls))
+            families[contrast.family].append(member)
     for members in families.values():
         _compare(level, members, anytime=results.anytime)
-    for variant in results.estimates.nats:
-        observation = results.observation(variant)
-        if variant.level == level and (observation is None or not observation.windows):
-            of = {"windows": len(results.estimates.windows)}
-            of["tokens"] = sum(results.estimates.tokens)
-            rows.append(_names(variant) | of | _estimate(results, variant))
-    return Table(UNIT_COLUMNS[level], rows)
+    return Table(UNIT_COLUMNS[level], [*rows, *only])
 
 
 @dataclass(frozen=True)
@@ -187,37 +183,56 @@ def only_estimated(row: Mapping[str, Any]) -> bool:
     return row["delta_nll"] is None and row["gradient_nll"] is not None
 
 
-def _names(variant: Variant) -> dict[str, Any]:
-    return {
-        "format": variant.format,
-        "direction": variant.direction,
-        "operands": variant.operands,
-        "block": variant.block,
-        _UNIT_NAME.get(variant.level, "unit"): variant.unit,
-    }
+def _names(contrast: Contrast) -> dict[str, Any]:
+    labels = contrast.labels
+    return labels | {_UNIT_NAME.get(labels["level"], "unit"): labels["unit"]}
 
 
-def _estimate(results: Results, variant: Variant) -> dict[str, Any]:
-    if not results.estimates.nats.get(variant):
+def _estimate(results: Results, contrast: Contrast) -> dict[str, Any]:
+    """The first-order estimate of a contrast, and where it was taken."""
+    series = by_window(results.ledger, contrast.own, "gradient")
+    if series is None:
         return {}
-    found = mean(estimated_series(results, variant).values)
-    return dict(zip(_ESTIMATE, _interval(found), strict=True))
+    found = dict(zip(_ESTIMATE, _interval(mean(series.values)), strict=True))
+    return found | _extent(results, contrast.own, "gradient")
 
 
-def _measures(observation: Observation, by_nll: Series) -> dict[str, Any]:
-    tokens = sum(observation.tokens)
-    nll = mean(by_nll.values)
-    kl = mean(by_window(observation, "kl").values)
+def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:
+    noise = rerun_noise(results, recipe)
+    return {} if noise is None else {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
+
+
+def _measures(results: Results, recipe: Recipe) -> dict[str, Any] | None:
+    found = {m: by_window(results.ledger, recipe, m) for m in ("nll", "kl", "top1")}
+    if found["nll"] is None or found["kl"] is None:
+        return None
+    nll, kl = mean(found["nll"].values), mean(found["kl"].values)
     return {
         "ppl": float(np.exp(nll.mean)),
         "nll": nll.mean,
         "nll_stderr": nll.stderr,
         "kl": kl.mean,
         "kl_stderr": kl.stderr,
-        "top1": sum(observation.top1) / tokens,
-        "windows": nll.n,
-        "tokens": tokens // len(set(observation.replicas)),
-    }
+        "top1": _share(results, recipe),
+    } | _extent(results, recipe, "nll")
+
+
+def _share(results: Results, recipe: Recipe) -> float:
+    """Of all targets, those with the full-precision model's most likely token."""
+    rows, agree, targets = results.ledger[recipe], 0.0, 0
+    columns = zip(rows.replicas, rows.tokens, rows.values["top1"], strict=True)
+    for replica, tokens, top1 in columns:
+        if replica < results.ledger.counted and top1 is not None:
+            agree, targets = agree + top1, targets + tokens
+    return agree / targets
+
+
+def _extent(results: Results, recipe: Recipe, measure: str) -> dict[str, int]:
+    """How many windows a measure has, and their targets."""
+    rows = results.ledger[recipe]
+    columns = zip(rows.indices, rows.tokens, rows.values[measure], strict=True)
+    windows = {window: tokens for window, tokens, value in columns if value is not None}
+    return {"windows": len(windows), "tokens": sum(windows.values())}
 
 
 def _difference(sides: tuple[Series, Series], anytime: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Per-window values of observations, averaged over replicas and lined up window by window."""
+"""Values of a subject by window: means over its replicas, lined up window by window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from fp4scope.records import Observation
+from fp4scope.ledger import Ledger
+from fp4scope.recipes import Recipe
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -21,11 +22,37 @@ class Series:
     values: Floats
 
 
-def by_window(observation: Observation, column: str) -> Series:
-    """`nll`, `kl` or `top1` per token, the mean over the replicas of each window."""
-    order, windows, first, counts = _layout(tuple(observation.windows), tuple(observation.replicas))
-    tokens = np.asarray(observation.tokens, np.float64)
-    values = np.asarray(getattr(observation, column), np.float64) / tokens
+def by_window(
+    ledger: Ledger, subject: Recipe, measure: str, *, extra: bool = False
+) -> Series | None:
+    """A measure per token, the mean over the replicas of each window.
+
+    Args:
+        ledger: What was found.
+        subject: A recipe.
+        measure: One of `MEASURES`.
+        extra: The replicas that are not counted, in place of those that are.
+
+    Returns:
+        None where nothing was measured.
+    """
+    rows = ledger.rows(subject)
+    column = None if rows is None else rows.values.get(measure)
+    if rows is None or column is None:
+        return None
+    indices, replicas, tokens = rows.indices, rows.replicas, rows.tokens
+    if extra or None in column or max(replicas, default=0) >= ledger.counted:
+        chosen = [
+            row
+            for row, (replica, value) in enumerate(zip(replicas, column, strict=True))
+            if value is not None and (replica >= ledger.counted) == extra
+        ]
+        indices, replicas = [indices[r] for r in chosen], [replicas[r] for r in chosen]
+        tokens, column = [tokens[r] for r in chosen], [column[r] for r in chosen]
+    if not indices:
+        return None
+    order, windows, first, counts = _layout(tuple(indices), tuple(replicas))
+    values = np.asarray(column, np.float64) / np.asarray(tokens, np.float64)
     return Series(windows, np.add.reduceat(values[order], first) / counts)
 
 

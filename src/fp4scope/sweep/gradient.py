@@ -43,8 +43,6 @@ from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.inject import Injector
 from fp4scope.models import LoadedModel, nonfinite_cause
-from fp4scope.records import Variant
-from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.treatments import Setting, Treatment
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
@@ -60,14 +58,14 @@ class WindowEstimates:
     """
 
     tokens: int
-    nats: dict[Variant, float]
+    nats: dict[Contrast, float]
     nll: dict[Setting | None, float]
 
 
 def estimate_window(
     loaded: LoadedModel,
     ids: Int[Tensor, " tokens"],
-    units: Sequence[PlannedVariant],
+    contrasts: Sequence[Contrast],
     injector: Injector,
 ) -> WindowEstimates:
     """First-order estimates of these units on one window.
@@ -75,7 +73,7 @@ def estimate_window(
     Args:
         loaded: The model. Afterwards it is as it was.
         ids: The window.
-        units: Restored or isolated units, replica 0.
+        contrasts: What keeping or quantizing a unit alone does.
         injector: Of the same model.
 
     Raises:
@@ -83,30 +81,27 @@ def estimate_window(
         NonFiniteError: NaN or Inf in a quantized input, or an estimate that is not finite.
     """
     place = {name: i for i, name in enumerate(loaded.layout.linears)}
-    asked: dict[Setting | None, list[tuple[Variant, Contrast]]] = {}
-    for planned in units:
-        contrast = planned.contrast
-        assert contrast is not None
-        asked.setdefault(contrast.own.base, []).append((planned.variant, contrast))
-    nats: dict[Variant, float] = {}
+    asked: dict[Setting | None, list[Contrast]] = {}
+    for contrast in contrasts:
+        asked.setdefault(contrast.own.base, []).append(contrast)
+    nats: dict[Contrast, float] = {}
     nll: dict[Setting | None, float] = {}
     for point, members in asked.items():
-        wanted = _wanted((contrast for _, contrast in members), place)
+        wanted = _wanted(members, place)
         for scale in _LOSS_SCALES.get(loaded.dtype, (1.0,)):
             nll[point], costs = _one_point(loaded, ids, point, wanted, injector, scale)
             if all(isfinite(cost) for cost in costs.values()):
                 break
-        for variant, contrast in members:
+        for contrast in members:
             setting = contrast.family.setting
             cost = sum(costs[name, setting] for name in _linears(contrast, place))
             if not isfinite(cost):
                 raise NonFiniteError(
-                    f"the estimate of {variant.key} is {cost} in {loaded.dtype}: a "
+                    f"the estimate of {contrast.name} is {cost} in {loaded.dtype}: a "
                     f"gradient overflowed; {nonfinite_cause(loaded.model)}"
                 )
-            nats[variant] = cost
-    ordered = {v.variant: nats[v.variant] for v in units}
-    return WindowEstimates(tokens=len(ids) - 1, nats=ordered, nll=nll)
+            nats[contrast] = cost
+    return WindowEstimates(tokens=len(ids) - 1, nats={c: nats[c] for c in contrasts}, nll=nll)
 
 
 def _linears(contrast: Contrast, place: Mapping[str, int]) -> list[str]:

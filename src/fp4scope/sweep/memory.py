@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from fp4scope.design import NOTHING, Run
 from fp4scope.errors import StudyError
 from fp4scope.kernels import backend
 from fp4scope.models import LoadedModel, config_size, config_value
-from fp4scope.records import REFERENCE
-from fp4scope.sweep.plan import PlannedVariant
+from fp4scope.recipes import Recipe, Sites
 from fp4scope.sweep.tree import Tree, build_tree, peak_image_numbers
 from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches
 
@@ -62,12 +62,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pass:
-    """Variants that go over the weights together. Those in `carried` are only compared with.
+    """Runs that go over the weights together. The first `carried` are only compared with.
 
     `image_numbers` is how many numbers its quantized weights have at the peak.
     """
 
-    variants: tuple[PlannedVariant, ...]
+    runs: tuple[Run, ...]
     carried: int
     tree: Tree
     image_numbers: int
@@ -95,55 +95,59 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def passes(variants: Sequence[PlannedVariant], groups: int, loaded: LoadedModel) -> list[Pass]:
-    """Variants cut into groups of about the same number, neighbours together.
+def passes(runs: Sequence[Run], groups: int, loaded: LoadedModel) -> list[Pass]:
+    """Runs cut into groups of about the same number, neighbours together.
 
-    Cells of one block are neighbours, so that what they share is computed in few groups. Every
-    group has the reference and whatever else its variants are compared with.
+    Units of one block are neighbours, so that what they share is computed in few groups. Every
+    group has the full-precision model and whatever else its runs are compared with.
     """
-    ordered = sorted(variants, key=lambda v: (v.variant.format, v.variant.operands, _place(v)))
-    needed = {v.against for v in variants}
-    fixed = [v for v in variants if not v.replica and v.variant in needed]
-    others = [v for v in ordered if v not in fixed]
+    sites = loaded.layout.sites
+    ordered = sorted(runs, key=lambda run: _place(run.recipe, sites))
+    needed = {run.against for run in runs}
+    fixed = [run for run in runs if not run.replica and run.recipe in needed]
+    held = set(fixed)
+    others = [run for run in ordered if run not in held]
     size = -(-len(others) // groups)
     found: list[Pass] = []
     for start in range(0, max(1, len(others)), max(1, size)):
         chosen = others[start : start + size]
-        wanted = {REFERENCE} | {v.against for v in chosen}
-        carried = [v for v in fixed if v.variant in wanted] if found else fixed
+        wanted = {NOTHING} | {run.against for run in chosen}
+        carried = [run for run in fixed if run.recipe in wanted] if found else fixed
         members = (*carried, *chosen)
-        tree = build_tree(members, loaded.layout.sites)
-        images = peak_image_numbers(tree, loaded.layout.sites)
+        tree = build_tree(members, sites)
+        images = peak_image_numbers(tree, sites)
         found.append(Pass(members, len(carried) if found else 0, tree, images))
     return found
 
 
-def _place(planned: PlannedVariant) -> tuple[str, int]:
-    variant = planned.variant
-    return variant.direction, -1 if variant.block is None else variant.block
+def _place(recipe: Recipe, sites: Sites) -> tuple[Any, ...]:
+    """Its settings, its base, and the first block where it is not its base's."""
+    settings = sorted((s.format, s.precision) for s in recipe.settings)
+    first = min((sites.by_name[name].block for name in recipe.edited), default=-1)
+    return settings, recipe.base is not None, first
 
 
 class Memory:
-    """What a sweep of some variants takes, by shape. Sizes in bytes, beside the model itself."""
+    """What a sweep of some runs takes, by shape. Sizes in bytes, beside the model itself."""
 
     def __init__(
         self,
         loaded: LoadedModel,
-        variants: Sequence[PlannedVariant],
+        runs: Sequence[Run],
         seq_len: int,
         captured_bytes: int,
     ) -> None:
         self._loaded = loaded
-        self._variants = variants
+        self._runs = runs
         self._seq_len = seq_len
         self._captured = captured_bytes
         self._by_groups: dict[int, list[Pass]] = {}
         self._kind = loaded.device.type if loaded.device.type in _BLOCK_TOKENS else "cpu"
 
     def passes(self, groups: int) -> list[Pass]:
-        """The variants in so many groups; made once for each number of them."""
+        """The runs in so many groups; made once for each number of them."""
         if groups not in self._by_groups:
-            self._by_groups[groups] = passes(self._variants, groups, self._loaded)
+            self._by_groups[groups] = passes(self._runs, groups, self._loaded)
         return self._by_groups[groups]
 
     def needed(self, shape: Shape) -> int:
@@ -180,7 +184,7 @@ class Memory:
         head = logits * (size if fused else size + 4) + shape.head * logits * size
         if unfused:
             head += 3 * 4 * shape.head * logits
-        kept = len(self._variants) * tokens * 9  # NLL, KL and top-1 of every row
+        kept = len(self._runs) * tokens * 9  # NLL, KL and top-1 of every row
         return images + max(block, head + kept)
 
     def shape(self, windows: int, budget: int) -> Shape:
@@ -210,7 +214,7 @@ class Memory:
         while self.needed(shape) > budget and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
         cuda = self._kind == "cuda"
-        most = _MOST_GROUPS_BEFORE_SPILL if cuda else len(self._variants)
+        most = _MOST_GROUPS_BEFORE_SPILL if cuda else len(self._runs)
         while self.needed(shape) > budget and shape.groups < most:
             shape = replace(shape, groups=min(2 * shape.groups, most))
         if self.needed(shape) > budget and cuda:
@@ -218,7 +222,7 @@ class Memory:
         return shape
 
     def fewer_groups(self, shape: Shape, budget: int) -> Shape:
-        """The same with as few passes over the weights as fit, for when variants were dropped."""
+        """The same with as few passes over the weights as fit, for when some were dropped."""
         while shape.groups > 1:
             candidate = replace(shape, groups=-(-shape.groups // 2))
             if self.needed(candidate) > budget:
@@ -230,8 +234,8 @@ class Memory:
         """About half as much at once; None where nothing is left to halve."""
         if shape.windows > 1:
             return replace(shape, windows=shape.windows // 2)
-        if shape.groups < len(self._variants):
-            return replace(shape, groups=min(2 * shape.groups, len(self._variants)))
+        if shape.groups < len(self._runs):
+            return replace(shape, groups=min(2 * shape.groups, len(self._runs)))
         if shape.block > 1 or shape.head > 1:
             return replace(shape, block=max(1, shape.block // 2), head=max(1, shape.head // 2))
         if shape.rows > TILE_ROWS["cpu"]:
@@ -245,7 +249,7 @@ class Memory:
         rows = TILE_ROWS[self._kind]
         logits = min(self._seq_len, rows) * self._loaded.vocab_size * self._loaded.dtype.itemsize
         head = max(1, _HEAD_BYTES[self._kind] // logits)
-        chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._variants) * self._seq_len))
+        chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._runs) * self._seq_len))
         together = max(1, min(windows, block, chunk))
         return Shape(windows=together, groups=1, block=block, head=head, rows=rows)
 

@@ -13,10 +13,10 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fp4scope.design import Run
 from fp4scope.inject import Injector
 from fp4scope.metrics import WindowMetrics, compare, reference_predictions
 from fp4scope.models import LoadedModel
-from fp4scope.sweep.plan import PlannedVariant
 
 Perturb = Callable[[Tensor, int, int, int], Tensor]
 """What enters a block (tokens, hidden), replica, window and block to its perturbation."""
@@ -25,35 +25,34 @@ Perturb = Callable[[Tensor, int, int, int], Tensor]
 def measure_naively(
     loaded: LoadedModel,
     ids: Int[Tensor, "windows tokens"],
-    variants: Sequence[PlannedVariant],
+    runs: Sequence[Run],
     injector: Injector,
     perturb: Perturb | None = None,
 ) -> list[list[WindowMetrics]]:
-    """Metrics of every variant on every window, one forward each.
+    """Metrics of every run on every window, one forward each.
 
     Args:
         loaded: The model.
         ids: Token ids.
-        variants: What to measure; what a variant is compared with may be among them or not.
+        runs: What to measure; what one is compared with may be among them or not.
         injector: Of the same model.
         perturb: What a replica does to the entrance of a block; only needed if there are any.
     """
     sites = loaded.layout.sites
-    recipes = {v.variant.key: v.recipe for v in variants if not v.replica}
-    measured: list[list[WindowMetrics]] = [[] for _ in variants]
+    measured: list[list[WindowMetrics]] = [[] for _ in runs]
     for w, row in enumerate(ids):
         targets = row[1:].to(loaded.device)
         compared = {}
-        for against in dict.fromkeys(v.against.key for v in variants):
-            with injector.applied(dict(recipes[against].in_block(sites))):
+        for against in dict.fromkeys(run.against for run in runs):
+            with injector.applied(dict(against.in_block(sites))):
                 compared[against] = reference_predictions(loaded.logits(row)[:-1])
-        for planned, results in zip(variants, measured, strict=True):
-            against = compared[planned.against.key]
-            if planned.variant == planned.against and not planned.replica:
+        for run, results in zip(runs, measured, strict=True):
+            against = compared[run.against]
+            if run.recipe == run.against and not run.replica:
                 logits = against.logits
             else:
-                moved = _moved(loaded, planned.replica, w, perturb)
-                with injector.applied(dict(planned.recipe.in_block(sites))), moved:
+                moved = _moved(loaded, run.replica, w, perturb)
+                with injector.applied(dict(run.recipe.in_block(sites))), moved:
                     logits = loaded.logits(row)[:-1]
             results += compare(logits[None], targets, against).windows()
     return measured

@@ -6,20 +6,19 @@ from math import inf, isfinite
 from jaxtyping import Int
 from torch import Tensor
 
-from fp4scope.checks import MOST_NATS
+from fp4scope.design import Run
 from fp4scope.errors import NonFiniteError
 from fp4scope.inject import Injector
+from fp4scope.ledger import MOST_NATS
 from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel, nonfinite_cause
 from fp4scope.observe import observe_inputs
-from fp4scope.records import REFERENCE
-from fp4scope.sweep.plan import PlannedVariant
 
 
 def require_finite(
     loaded: LoadedModel,
     injector: Injector,
-    planned: PlannedVariant,
+    run: Run,
     metrics: WindowMetrics,
     ids: Int[Tensor, "windows tokens"],
     window: int,
@@ -39,7 +38,7 @@ def require_finite(
             loaded.logits(ids[window], last=1)
             yield
 
-        with injector.applied(dict(planned.recipe.in_block(loaded.layout.sites))):
+        with injector.applied(dict(run.recipe.in_block(loaded.layout.sites))):
             seen = observe_inputs(loaded.model, loaded.layout.linears, once())
         broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
         cell = loaded.layout.cell_of[broken[0]] if broken else None
@@ -56,7 +55,6 @@ def require_finite(
             if masked
             else f"{where}; {nonfinite_cause(loaded.model)}"
         )
-        who = "the reference" if planned.variant == REFERENCE else planned.variant.key
         raise NonFiniteError(
-            f"the {name} of {who} is {value} on window {window} in {loaded.dtype}: {why}"
+            f"the {name} of {run.name} is {value} on window {window} in {loaded.dtype}: {why}"
         )

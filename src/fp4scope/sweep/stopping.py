@@ -1,103 +1,103 @@
 """When a sweep has measured enough, and what of it is still to be measured.
 
-Consulted after every chunk. What it says depends on the journal's chunks and their order and on
-nothing else, except for a time goal, so a sweep that was interrupted comes to the same decisions
-by reading its journal again. The reference, the baselines and their jitter controls are measured to
-the end, as are units of levels about which nothing is to be decided.
+What it says depends on the jobs of the log and their order and on nothing else, except for a time
+goal, so a sweep that was interrupted comes to the same decisions by reading its log again. The
+full-precision and all-quantized models are measured to the end, as are units of levels about which
+nothing is to be decided.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fp4scope.design import Contrast, Family, Run
 from fp4scope.errors import StudyError
-from fp4scope.records import Observation, Variant
+from fp4scope.ledger import Ledger, Log
 from fp4scope.stats import (
     SIGNIFICANCE,
     BestSearch,
     Fate,
     Pairing,
-    by_window,
     critical,
-    difference,
-    family,
     standard_errors,
 )
 from fp4scope.study import BestGoal, Goal, TimeGoal, WidthGoal
-from fp4scope.sweep.journal import Journal
-from fp4scope.sweep.plan import PlannedVariant
 
 MOST_WINDOWS = 8
-"""In a chunk, where there is a goal: so often it is looked whether it is reached."""
+"""In a job, where there is a goal: so often it is looked whether it is reached."""
 _DECIDED_FIRST = ("cells", "patterns", "blocks", "components")
 
 
 class Stopping:
-    """Looks at what a journal has after every chunk.
+    """What the jobs of a log, one after the other, say of a goal.
 
     Args:
         goal: When to stop; None measures everything.
-        variants: All variants of the study.
-        journal: Chunks that it has already are looked at one after the other.
+        runs: All that the study runs.
+        contrasts: What they are run for.
         started: When the run began, by `time.monotonic`; now.
 
     Raises:
-        StudyError: The goal cannot be reached by any study of these variants.
+        StudyError: The goal cannot be reached by any study of these contrasts.
     """
 
     def __init__(
         self,
         goal: Goal | None,
-        variants: Sequence[PlannedVariant],
-        journal: Journal,
+        runs: Sequence[Run],
+        contrasts: Sequence[Contrast] = (),
         *,
         started: float | None = None,
     ) -> None:
         self.goal = goal
         self.reached = False
-        self._variants = list(variants)
-        self._journal = journal
+        self._runs = list(runs)
+        self._contrasts = contrasts
+        self._units = [contrast for contrast in contrasts if contrast.unit is not None]
+        self._keys = frozenset((unit.own, 0, "nll") for unit in self._units)
+        self._jobs = 0
         self._last_look = time.monotonic()
         self._started = self._last_look if started is None else started
-        self._searches = _searches(goal, variants)
+        self._searches = _searches(goal, self._units)
         self._widest: float | None = None
-        if not isinstance(goal, TimeGoal):
-            for end in range(1, len(journal.chunks_of_units) + 1):
-                self._look(end)
 
     @property
-    def remaining(self) -> list[PlannedVariant]:
-        """The variants that the next chunk has to measure."""
+    def remaining(self) -> list[Run]:
+        """What the next job has to run."""
         settled = {
-            unit.key
+            unit
             for units, search in self._searches
             for unit, fate in zip(units, search.fates, strict=True)
             if fate is not Fate.UNDECIDED
         }
-        return [v for v in self._variants if v.variant.key not in settled]
-
-    def look(self) -> None:
-        """Take in the chunk that the journal has just got."""
-        self._look(len(self._journal.chunks_of_units))
+        open = {r for c in self._contrasts if c not in settled for r, _ in c.terms}
+        dropped = {contrast.own for contrast in settled} - open
+        return [run for run in self._runs if run.recipe not in dropped]
 
     def begin(self) -> None:
-        """The first chunk begins now."""
+        """The first job begins now."""
         self._last_look = time.monotonic()
 
-    def _look(self, chunks: int) -> None:
-        if self.reached or self.goal is None:
-            return
+    def look(self, log: Log) -> None:
+        """Take in the jobs that the log has got since the last look."""
         if isinstance(self.goal, TimeGoal):
             now = time.monotonic()
             took, self._last_look = now - self._last_look, now
-            self.reached = now + took - self._started > self.goal.seconds
+            self.reached = self.reached or now + took - self._started > self.goal.seconds
             return
-        windows = [w for chunk in self._journal.chunks_of_units[:chunks] for w in chunk]
-        costs = _Costs(self._journal.observations, windows)
+        jobs = [job for job in log.jobs if not self._keys.isdisjoint(job.keys)]
+        for end in range(self._jobs + 1, len(jobs) + 1):
+            windows = [window for job in jobs[:end] for window in job.windows]
+            self._look(_Costs(log.ledger, windows))
+        self._jobs = len(jobs)
+
+    def _look(self, costs: "_Costs") -> None:
+        if self.reached or self.goal is None:
+            return
         if isinstance(self.goal, WidthGoal):
-            self._widest = costs.widest(_units(self._variants))
+            self._widest = costs.widest(self._units)
             self.reached = self._widest <= self.goal.nats
             return
         for units, search in self._searches:
@@ -105,10 +105,11 @@ class Stopping:
                 search.look(costs.of([units[i] for i in search.active]))
         self.reached = all(search.decided for _, search in self._searches)
 
-    def to_json(self, available: int) -> dict[str, Any] | None:
+    def to_json(self, log: Log, available: int) -> dict[str, Any] | None:
         """What was decided when, for the results.
 
         Args:
+            log: Of the study.
             available: How many windows the study has.
         """
         if self.goal is None:
@@ -117,84 +118,76 @@ class Stopping:
             "goal": str(self.goal),
             "reached": self.reached,
             "anytime": not isinstance(self.goal, TimeGoal),
-            "windows": len(self._journal.windows),
+            "windows": len(log.windows),
             "available": available,
             "widest_nats": None if self._widest in (None, np.inf) else self._widest,
             "families": [self._family(units, search) for units, search in self._searches],
         }
 
-    def _family(self, units: Sequence[Variant], search: BestSearch) -> dict[str, Any]:
-        first = units[0]
-        return {
-            "level": first.level,
-            "format": first.format,
-            "operands": first.operands,
-            "direction": first.direction,
+    def _family(self, units: Sequence[Contrast], search: BestSearch) -> dict[str, Any]:
+        found = zip(units, search.fates, search.windows, strict=True)
+        return units[0].family.labels | {
             "k": search.goal.k,
             "within_nats": search.goal.within,
             "error": search.goal.error,
             "decided": search.decided,
             "windows": max(search.windows),
             "units": [
-                {"unit": unit.unit, "block": unit.block, "fate": fate.value, "windows": windows}
-                for unit, fate, windows in zip(units, search.fates, search.windows, strict=True)
+                {"fate": fate.value, "windows": windows}
+                | {name: unit.labels[name] for name in ("unit", "block")}
+                for unit, fate, windows in found
             ],
         }
 
 
-def require_reachable(goal: Goal | None, variants: Sequence[PlannedVariant]) -> None:
+def require_reachable(goal: Goal | None, contrasts: Sequence[Contrast]) -> None:
     """Refuse a goal about units that the study does not have.
 
     Raises:
         StudyError: There are no units, or not more than are to be found.
     """
-    _searches(goal, variants)
+    _searches(goal, [contrast for contrast in contrasts if contrast.unit is not None])
 
 
 def _searches(
-    goal: Goal | None, variants: Sequence[PlannedVariant]
-) -> list[tuple[list[Variant], BestSearch]]:
+    goal: Goal | None, units: Sequence[Contrast]
+) -> list[tuple[list[Contrast], BestSearch]]:
     """A search for every family of the level to decide about: cells if there are any."""
     if goal is None or isinstance(goal, TimeGoal):
         return []
-    units = _units(variants)
     if not units:
         raise StudyError(
             f"stop_when is {str(goal)!r}, but the study has no units; name some with --sweep"
         )
     if not isinstance(goal, BestGoal):
         return []
-    level = next(name for name in _DECIDED_FIRST if any(u.level == name for u in units))
-    families: dict[Any, list[Variant]] = {}
+    level = next(name for name in _DECIDED_FIRST if any(u.family.level == name for u in units))
+    families: dict[Family, list[Contrast]] = {}
     for unit in units:
-        if unit.level == level:
-            families.setdefault(family(unit), []).append(unit)
-    for members in families.values():
+        if unit.family.level == level:
+            families.setdefault(unit.family, []).append(unit)
+    for family, members in families.items():
         if goal.k >= len(members):
+            labels = family.labels
             raise StudyError(
                 f"stop_when asks for the best {goal.k}, but there are only {len(members)} {level} "
-                f"({members[0].direction}, {members[0].format}); give a smaller number"
+                f"({labels['direction']}, {labels['format']}); give a smaller number"
             )
     return [(members, BestSearch(len(members), goal)) for members in families.values()]
-
-
-def _units(variants: Iterable[PlannedVariant]) -> list[Variant]:
-    return [v.variant for v in variants if not v.replica and not v.variant.is_control]
 
 
 class _Costs:
     """What units cost on some windows, by window, in the order of the text."""
 
-    def __init__(self, observations: dict[str, Observation], windows: Sequence[int]) -> None:
+    def __init__(self, ledger: Ledger, windows: Sequence[int]) -> None:
         self._windows = np.asarray(windows)
-        self._observations = observations
-        self._pairing = Pairing(observations)
+        self._pairing = Pairing(ledger)
 
-    def of(self, units: Sequence[Variant]) -> np.ndarray:
+    def of(self, units: Sequence[Contrast]) -> np.ndarray:
         """Windows by units; all have seen all of these windows."""
         return np.stack([self._by_window(unit) for unit in units], axis=1)
 
-    def widest(self, units: Sequence[Variant]) -> float:
+    def widest(self, units: Sequence[Contrast]) -> float:
         """The largest half-width of the units' 95% confidence sequences, nats per token."""
         costs = self.of(units)
         n = len(costs)
@@ -203,9 +196,7 @@ class _Costs:
         largest = float(standard_errors(costs).max())
         return critical(n, SIGNIFICANCE) * largest if largest else 0.0
 
-    def _by_window(self, unit: Variant) -> np.ndarray:
-        observation = self._observations[unit.key]
-        sides = self._pairing.sides(observation, by_window(observation, "nll"))
-        assert sides is not None, f"{unit.key} has nothing to be compared with"
-        series = difference(sides)
+    def _by_window(self, unit: Contrast) -> np.ndarray:
+        series = self._pairing.difference(unit)
+        assert series is not None, f"{unit.name} has nothing to be compared with"
         return series.values[np.isin(series.windows, self._windows)]

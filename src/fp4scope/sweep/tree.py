@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fp4scope.design import Run
 from fp4scope.recipes import Recipe, Sites
-from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.treatments import Setting, Treatment
 
 Settings = tuple[tuple[str, Setting], ...]
@@ -70,21 +70,21 @@ class Tree:
         return peak
 
 
-def build_tree(variants: Sequence[PlannedVariant], sites: Sites) -> Tree:
-    """The prefix tree of these variants."""
-    by_block, kinds_of = settings_by_block(dict.fromkeys(v.recipe for v in variants), sites)
-    kinds = [kinds_of[v.recipe] for v in variants]
-    roots = {replica: i for i, replica in enumerate(sorted({v.replica for v in variants}))}
-    at = [roots[v.replica] for v in variants]
+def build_tree(runs: Sequence[Run], sites: Sites) -> Tree:
+    """The prefix tree of these runs."""
+    by_block, kinds_of = settings_by_block(dict.fromkeys(run.recipe for run in runs), sites)
+    kinds = [kinds_of[run.recipe] for run in runs]
+    roots = {replica: i for i, replica in enumerate(sorted({run.replica for run in runs}))}
+    at = [roots[run.replica] for run in runs]
     replica_of = list(roots)
     steps: list[tuple[Step, ...]] = []
     for block, settings in enumerate(by_block):
         edges: dict[int, dict[int, int]] = {}
-        for i, planned in enumerate(variants):
+        for i, run in enumerate(runs):
             children = edges.setdefault(kinds[i][block], {})
             if at[i] not in children:
                 children[at[i]] = len(replica_of)
-                replica_of.append(planned.replica)
+                replica_of.append(run.replica)
             at[i] = children[at[i]]
         # Nodes in the order in which they were made: neighbours stay neighbours.
         steps.append(

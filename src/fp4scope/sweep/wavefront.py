@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fp4scope.design import Run
 from fp4scope.inject import Injector
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
-from fp4scope.sweep.plan import PlannedVariant
 from fp4scope.sweep.tree import Tree, last_uses
 
 _T = TypeVar("_T")
@@ -48,27 +48,27 @@ class Compared(NamedTuple):
     against: int
 
 
-def comparisons(variants: Sequence[PlannedVariant], tree: Tree) -> list[Compared]:
-    """What the head does for each variant; variants with the same settings share it."""
-    leaves = list(zip(variants, tree.leaves, strict=True))
-    origin = {v.variant.key: leaf for v, leaf in leaves if v.replica == 0}
-    return [Compared(leaf, origin[v.against.key]) for v, leaf in leaves]
+def comparisons(runs: Sequence[Run], tree: Tree) -> list[Compared]:
+    """What the head does for each run; runs with the same settings share it."""
+    leaves = list(zip(runs, tree.leaves, strict=True))
+    origin = {run.recipe: leaf for run, leaf in leaves if run.replica == 0}
+    return [Compared(leaf, origin[run.against]) for run, leaf in leaves]
 
 
-def head_runs(variants: Sequence[PlannedVariant], tree: Tree) -> int:
+def head_runs(runs: Sequence[Run], tree: Tree) -> int:
     """How many states' logits are made, with those that others are compared with."""
-    pairs = set(comparisons(variants, tree))
+    pairs = set(comparisons(runs, tree))
     return len(pairs | {Compared(pair.against, pair.against) for pair in pairs})
 
 
 class Wavefront:
-    """Measures variants together, chunk by chunk.
+    """Measures runs together, chunk by chunk.
 
     Args:
         loaded: The model.
         injector: Of the same model.
-        variants: What to measure, with the realisation 0 of whatever they are compared with.
-        tree: Of these variants.
+        runs: What to measure, with the replica 0 of whatever they are compared with.
+        tree: Of these runs.
         batches: How much runs together.
         seed: Of the perturbations.
     """
@@ -77,7 +77,7 @@ class Wavefront:
         self,
         loaded: LoadedModel,
         injector: Injector,
-        variants: Sequence[PlannedVariant],
+        runs: Sequence[Run],
         tree: Tree,
         batches: Batches,
         seed: int,
@@ -90,7 +90,7 @@ class Wavefront:
         self._seed = seed
         self._head_in_blocks = head_in_blocks(loaded)
         self._store = torch.device("cpu") if batches.spill else loaded.device
-        self._wanted = comparisons(variants, tree)
+        self._wanted = comparisons(runs, tree)
         # In the head, those that are compared with the same one follow it.
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
         self._order = {pair: place for place, pair in enumerate(pairs)}
@@ -102,7 +102,7 @@ class Wavefront:
         windows: Sequence[int],
         advance: Callable[[float], None] = lambda share: None,
     ) -> list[list[WindowMetrics]]:
-        """Metrics of every variant on every window.
+        """Metrics of every run on every window.
 
         Args:
             ids: Token ids of the chunk.

@@ -6,7 +6,7 @@ errs in at most 5% of studies; whatever lies between is not decided. All of it s
 on text like this. First-order estimates decide nothing here.
 """
 
-from fp4scope.records import Results
+from fp4scope.ledger import Results
 from fp4scope.stats.hypotheses.localization import localization
 from fp4scope.stats.hypotheses.mechanism import mechanism
 from fp4scope.stats.hypotheses.ordering import ordering

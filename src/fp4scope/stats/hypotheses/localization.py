@@ -11,11 +11,12 @@ particularly under MXFP4 has none.
 
 from typing import Any
 
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
 from fp4scope.stats.depth import ALL, DEPTH_COLUMNS, depth_table
 from fp4scope.stats.families import families, named
 from fp4scope.stats.hypotheses.verdicts import Column, Form, Hypothesis, Verdict
 from fp4scope.stats.multiple import SIGNIFICANCE, holm
+from fp4scope.table import Table
 
 _SHOWN = (
     Column("format, direction", "", Form.FAMILY),
@@ -122,7 +123,7 @@ def _early_shares(sums: list[dict[str, Any]]) -> str:
 
 def _left_out(results: Results, depth: Table) -> str:
     """Components with cells of which some were not measured."""
-    units = [unit.unit for family in families(results, "cells") for unit in family.units]
+    units = [unit.name for family in families(results, "cells") for unit in family.units]
     missing = [u for u in dict.fromkeys(units) if u not in depth["component"]]
     if not missing or not len(depth):
         return ""

@@ -21,16 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from fp4scope.records import Results, Table, Variant
+from fp4scope.design import Unit
+from fp4scope.ledger import Results
 from fp4scope.stats.agreement import DRAWS, FEWEST_UNITS, interval_of_draws
 from fp4scope.stats.dependence import drawn_means
-from fp4scope.stats.families import Family, families
+from fp4scope.stats.families import Members, families
 from fp4scope.stats.hypotheses.verdicts import Column, Form, Hypothesis, Verdict, span
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE
 from fp4scope.stats.permutations import permutation_test, rank_fit
 from fp4scope.stats.projections import kind_of
 from fp4scope.stats.windows import Floats, Integers, Series, aligned
+from fp4scope.table import Table
 
 _COLUMNS = (
     "format", "operands", "direction", "level", "units", "rho_tail", "rho_tail_low",
@@ -86,31 +88,31 @@ def mechanism(results: Results) -> Hypothesis:
     )
 
 
-def _tails(results: Results) -> Callable[[Variant], float | None]:
+def _tails(results: Results) -> Callable[[Unit], float | None]:
     """Max / P99.9 of what enters a cell, or of a component the mean over its blocks."""
     by_cell = {(a.component, a.block): a.ratio for a in results.activations if a.ratio}
     by_component: dict[str, list[float]] = defaultdict(list)
     for (component, _), ratio in by_cell.items():
         by_component[component].append(ratio)
 
-    def tail(variant: Variant) -> float | None:
-        if variant.block is not None:
-            return by_cell.get((variant.unit, variant.block))
-        found = by_component.get(variant.unit)
+    def tail(unit: Unit) -> float | None:
+        if unit.block is not None:
+            return by_cell.get((unit.name, unit.block))
+        found = by_component.get(unit.name)
         return fmean(found) if found else None
 
     return tail
 
 
 def _row(
-    results: Results, family: Family, level: str, tail: Callable[[Variant], float | None]
+    results: Results, family: Members, level: str, tail: Callable[[Unit], float | None]
 ) -> dict[str, Any] | None:
     """How the costs of a family go with tails and kinds; None where that cannot be said."""
     known: list[tuple[Series, float, str, str | None]] = []
     for unit, series in zip(family.units, family.series, strict=True):
-        ratio, kind = tail(unit), kind_of(results, unit.unit)
+        ratio, kind = tail(unit), kind_of(results, unit.name)
         if ratio is not None and (kind is not None or level == "cells"):
-            known.append((series, ratio, unit.unit, kind))
+            known.append((series, ratio, unit.name, kind))
     if len(known) < FEWEST_UNITS:
         return None
     series, ratios, names, kinds = zip(*known, strict=True)
@@ -179,7 +181,7 @@ def _verdict(
 
 def _left_out(results: Results) -> str:
     """The components that are neither MLP nor attention, as far as their names say."""
-    units = [unit.unit for family in families(results, "components") for unit in family.units]
+    units = [unit.name for family in families(results, "components") for unit in family.units]
     unknown = [u for u in dict.fromkeys(units) if kind_of(results, u) is None]
     if not unknown:
         return ""

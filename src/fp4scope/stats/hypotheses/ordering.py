@@ -12,21 +12,22 @@ all pairs are told apart in both formats. P-values are those of the study, so th
 study that stopped when it looked good too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from fp4scope.records import Results, Table
+from fp4scope.ledger import Results
 from fp4scope.stats.agreement import FEWEST_UNITS, agreement
-from fp4scope.stats.families import Family, families
+from fp4scope.stats.families import Members, families
 from fp4scope.stats.hypotheses.verdicts import Column, Form, Hypothesis, Verdict, span
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.multiple import SIGNIFICANCE, holm
 from fp4scope.stats.tiers import pair_tests
 from fp4scope.stats.windows import Floats, aligned
+from fp4scope.table import Table
 
 TOLERANCE = 0.05
 """Of the span of costs, up to which a reversal does not count."""
@@ -91,9 +92,9 @@ def ordering(results: Results) -> Hypothesis:
     found = [
         (judged, *compared)
         for one, other in combinations(families(results, "components"), 2)
-        if one.operands == other.operands
+        if one.labels["operands"] == other.labels["operands"]
         and (compared := _compared(one, other, anytime=results.anytime))
-        for judged in [one.direction == other.direction and one.format != other.format]
+        for judged in [_judged(one.labels, other.labels)]
     ]
     together = iter(holm([float(p) for judged, _, pairs in found if judged for p in pairs.p]))
     rows, swaps = [], []
@@ -114,9 +115,16 @@ def ordering(results: Results) -> Hypothesis:
     )
 
 
-def _compared(one: Family, other: Family, *, anytime: bool) -> tuple[dict[str, Any], _Pairs] | None:
+def _judged(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Two formats in one direction are; keep and only measure two things."""
+    return one["direction"] == other["direction"] and one["format"] != other["format"]
+
+
+def _compared(
+    one: Members, other: Members, *, anytime: bool
+) -> tuple[dict[str, Any], _Pairs] | None:
     """Two families over the components of both; None for too few of them, or of windows."""
-    places = [{unit.unit: i for i, unit in enumerate(side.units)} for side in (one, other)]
+    places = [{unit.name: i for i, unit in enumerate(side.units)} for side in (one, other)]
     names = [name for name in places[0] if name in places[1]]
     if len(names) < FEWEST_UNITS:
         return None
@@ -128,7 +136,7 @@ def _compared(one: Family, other: Family, *, anytime: bool) -> tuple[dict[str, A
     if found is None:
         return None
     (gaps, p), (others, q) = (pair_tests(side, anytime=anytime) for side in (first, second))
-    row = {"first": one.name, "second": other.name, "operands": one.operands}
+    row = {"first": one.name, "second": other.name, "operands": one.labels["operands"]}
     row |= {"units": len(names), "windows": len(both), "pairs": len(p)}
     row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
     spans = [float(np.ptp(side.mean(axis=0))) for side in (first, second)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fp4scope.records import Table
+from fp4scope.table import Table
 
 
 class Verdict(str, Enum):

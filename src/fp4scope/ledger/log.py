@@ -1,15 +1,16 @@
-"""What was measured, kept as it is measured: one line of JSON for each chunk of windows.
+"""The log of a study: what was measured, kept as it is measured, one line of JSON for each job.
 
-The first line says which study this is; named notes hold what the variants depend on, such as
-the calibration. A chunk's line has its windows, the shape of its batches, and what every
-variant gave. First-order estimates have lines of their own, a window each, behind one that names
-their units. A window may come twice, at first with the reference and baselines alone, for a study
-that only estimates, later with every variant: what is measured together counts together, so the
-later line replaces the earlier one. A rerun of the same study reads the lines and goes on behind
-the last; another study is refused with what differs. A last line that was cut off by a crash or a
-full disk is dropped; a line before it that is damaged, or says what no sweep can, is an error.
+The first line says which study this is; named notes hold what recipes depend on, such as the
+calibration; a recipe is written out before the first job that ran it. A job's line has its windows,
+the shape of its batches, the session that ran it, and what every recipe gave. A window may come
+twice, at first with the full-precision and all-quantized models alone, for a study that only
+estimates, later with every recipe: then the later line counts, so that what is compared was
+measured together. Reading a line twice changes nothing. A rerun of the same study reads the lines
+and goes on behind the last; another study is refused with what differs. A last line that was cut
+off by a crash or a full disk is dropped; a line before it that is damaged, or says what no sweep
+can, is an error.
 
-Beside it the lock says who writes, and how long all sessions took together: the journal of a study
+Beside it the lock says who writes, and how long all sessions took together: the log of a study
 is the same bytes however often it was interrupted.
 """
 
@@ -23,35 +24,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fp4scope.checks import WindowTokens, require_units
 from fp4scope.errors import OutputError, StudyError
 from fp4scope.files import open_kept, reason
-from fp4scope.metrics import WindowMetrics
+from fp4scope.ledger.checks import WindowTokens, require_sums
+from fp4scope.ledger.claim import Claim
+from fp4scope.ledger.lines import LOG_VERSION, decode, encode, version_of
+from fp4scope.ledger.rows import Key, Ledger
 from fp4scope.paths import read_bytes
-from fp4scope.records import Estimates, Observation, Variant
-from fp4scope.sweep.claim import Claim
-from fp4scope.sweep.lines import JOURNAL_VERSION, WITHOUT_CHECKSUMS, decode, encode, version_of
+from fp4scope.recipes import Recipe
 
 _AGAIN = ("sessions", "notes")
 """Notes of which a later one replaces the earlier; others come once."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one realisation of a variant gave on each window of a chunk."""
+class Found:
+    """What one realisation of a recipe gave: by measure, its sums on each window of a job."""
 
-    variant: Variant
+    recipe: Recipe
     replica: int
-    metrics: tuple[WindowMetrics, ...]
+    values: Mapping[str, Sequence[float | int]]
 
 
-class Journal:
-    """The observations of one study, in memory and in a file.
+@dataclass(frozen=True)
+class Job:
+    """Windows that were measured together, and what was measured on them."""
+
+    windows: tuple[int, ...]
+    keys: frozenset[Key]
+
+
+class Log:
+    """The rows of one study, in memory and in a file.
 
     Args:
         path: The file. It is made if it is not there.
         identity: What makes two studies the same: flat, JSON-able. Its `windows` and `seq_len` say
             which windows there can be, and how many targets each has.
+        counted: How many replicas are the value of a recipe.
         started: When this session began, by `time.monotonic`; now.
 
     Raises:
@@ -60,20 +70,24 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, identity: Mapping[str, Any], *, started: float | None = None
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        counted: int = 1,
+        started: float | None = None,
     ) -> None:
         self.path = path
-        self.observations: dict[str, Observation] = {}
+        self.ledger = Ledger(counted=counted)
         self.notes: dict[str, Any] = {}
-        self.estimates = Estimates()
-        self.chunks: list[list[int]] = []
-        """The windows of each chunk, as they were measured; `done` says with which variants."""
+        self.jobs: list[Job] = []
         self.shapes: list[dict[str, Any]] = []
-        """The different shapes of the chunks, as they came."""
-        self._together: dict[int, frozenset[tuple[str, int]]] = {}
-        self._with_units: set[int] = set()
-        self._units: list[Variant] = []
+        """The different shapes of the jobs' batches, as they came."""
+        self._recipes: dict[str, Recipe] = {}
+        self._ids: dict[Recipe, str] = {}
+        self._keys: dict[frozenset[Key], frozenset[Key]] = {}
         identity = json.loads(json.dumps(identity))
+        self._calibration = identity.get("calibration") or ""
         with ExitStack() as opened:
             try:
                 self._claim = Claim(path.with_suffix(".lock"), started)
@@ -93,18 +107,14 @@ class Journal:
             self._file.truncate(self._size)
             self._file.seek(self._size)
             if not lines:
-                self._write({"fp4scope_journal": JOURNAL_VERSION, "study": identity})
+                self._write({"fp4scope_journal": LOG_VERSION, "study": identity})
             self._close = opened.pop_all().close
 
     @property
     def windows(self) -> list[int]:
-        """Windows that were measured, in that order; `done` says with which variants."""
-        return [window for chunk in self.chunks for window in chunk]
-
-    @property
-    def chunks_of_units(self) -> list[list[int]]:
-        """Chunks on which more was measured than the reference and baselines."""
-        return [chunk for chunk in self.chunks if chunk[0] in self._with_units]
+        """Windows on which something was measured, not only estimated, in that order."""
+        measured = (job for job in self.jobs if any(name == "nll" for _, _, name in job.keys))
+        return list(dict.fromkeys(window for job in measured for window in job.windows))
 
     @property
     def wall_s(self) -> float:
@@ -131,58 +141,53 @@ class Journal:
             )
 
     def add(
-        self, windows: Sequence[int], measured: Sequence[Measured], shape: Mapping[str, Any]
+        self,
+        windows: Sequence[int],
+        tokens: Sequence[int],
+        found: Sequence[Found],
+        shape: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep what every variant gave on a chunk; on disk when this returns.
+        """Keep what a job gave; on disk when this returns.
 
         Args:
-            windows: The chunk.
-            measured: Every variant, its metrics in the order of the windows.
+            windows: Of the job.
+            tokens: Targets of each.
+            found: Every realisation that ran.
             shape: How much ran together; rounding may depend on it.
 
         Raises:
             OutputError: It could not be written. What was kept before stays good.
         """
-        rows = [
-            {
-                "variant": _variant_fields(m.variant),
-                "replica": m.replica,
-                "rows": [[x.tokens, x.nll, x.kl, x.top1] for x in m.metrics],
-            }
-            for m in measured
-        ]
-        record = {"chunk": list(windows), "shape": dict(shape), "measured": rows}
+        fresh = [one.recipe for one in found if one.recipe not in self._ids]
+        if fresh:
+            named = {recipe.id(self._calibration): recipe.to_json() for recipe in fresh}
+            self._write({"recipes": named})
+            self._remember_recipes(named)
+        record = {
+            "job": list(windows),
+            "tokens": list(tokens),
+            "session": max(0, len(self.notes.get("sessions", [])) - 1),
+            "shape": None if shape is None else dict(shape),
+            "rows": [
+                [self._ids[one.recipe], one.replica, {k: list(v) for k, v in one.values.items()}]
+                for one in found
+            ],
+        }
         self._write(record)
         self._remember(record)
 
-    def add_estimates(self, window: int, tokens: int, nats: Mapping[Variant, float]) -> None:
-        """Keep a window's first-order estimates; on disk when this returns.
+    def done(self, wanted: Iterable[Key]) -> list[int]:
+        """Windows on which all of this was measured together."""
+        wanted = frozenset(wanted)
+        complete = (job for job in self.jobs if wanted <= job.keys)
+        return list(dict.fromkeys(window for job in complete for window in job.windows))
 
-        Args:
-            window: Which one.
-            tokens: Its targets.
-            nats: What quantizing each unit costs, summed over the targets.
-
-        Raises:
-            OutputError: It could not be written.
-        """
-        if self._units != list(nats):
-            self._write({"units": [_variant_fields(variant) for variant in nats]})
-            self._units = list(nats)
-        self._write({"estimated": window, "tokens": tokens, "nats": list(nats.values())})
-        self.estimates.add(window, tokens=tokens, nats=nats)
-
-    def done(self, realisations: Iterable[tuple[Variant, int]]) -> list[int]:
-        """Windows on which all these variants and replicas were measured together."""
-        wanted = {(variant.key, replica) for variant, replica in realisations}
-        return [window for window in self.windows if wanted <= self._together[window]]
-
-    def last_shape(self, realisations: Iterable[tuple[Variant, int]]) -> dict[str, Any] | None:
-        """The shape of the last chunk, unless that was one of fewer variants."""
+    def last_shape(self, wanted: Iterable[Key]) -> dict[str, Any] | None:
+        """The shape of the last job, unless that measured less."""
         if not self.shapes:
             return None
-        wanted = {(variant.key, replica) for variant, replica in realisations}
-        fits = not self.windows or wanted <= self._together[self.windows[-1]]
+        measured = [job for job in self.jobs if any(name == "nll" for _, _, name in job.keys)]
+        fits = not measured or frozenset(wanted) <= measured[-1].keys
         return self.shapes[-1] if fits else None
 
     def note(self, name: str, data: Any) -> None:  # noqa: ANN401
@@ -199,56 +204,52 @@ class Journal:
             raise ValueError(f"there is a note {name!r} already")
         self.notes[name] = data
 
-    def _remember_units(self, record: Mapping[str, Any]) -> None:
-        require_units(record["units"])
-        self._units = [Variant(**fields) for fields in record["units"]]
+    def _remember_recipes(self, recipes: Mapping[str, Any]) -> None:
+        for name, fields in recipes.items():
+            recipe = Recipe.from_json(fields)
+            if recipe.id(self._calibration) != name:
+                raise ValueError(f"{name} is the name of another recipe")
+            self._recipes[name] = recipe
+            self._ids[recipe] = name
 
     def _require_possible(self, record: Mapping[str, Any]) -> None:
-        """Refuse a chunk that no sweep of this study can have measured.
+        """Refuse a job that no sweep of this study can have run.
 
         Raises:
             ValueError: It is one.
         """
-        windows, measured = record["chunk"], record["measured"]
+        windows, tokens = record["job"], record["tokens"]
         if len(set(windows)) < len(windows):
             raise ValueError("a window comes twice")
-        if len({(Variant(**m["variant"]).key, m["replica"]) for m in measured}) < len(measured):
-            raise ValueError("a variant comes twice")
-        for one in measured:
-            if len(one["rows"]) != len(windows):
-                raise ValueError("a variant does not have a row for each window")
-            self._windows.require(windows, [row[0] for row in one["rows"]])
-            if any(top1 > tokens for tokens, _, _, top1 in one["rows"]):
-                raise ValueError("more targets agree than there are")
+        if len(tokens) != len(windows):
+            raise ValueError("not every window has its tokens")
+        self._windows.require(windows, tokens)
+        if len({(name, replica) for name, replica, _ in record["rows"]}) < len(record["rows"]):
+            raise ValueError("a recipe comes twice")
+        for name, _, values in record["rows"]:
+            if name not in self._recipes:
+                raise ValueError(f"there is no recipe {name}")
+            if any(len(c) != len(windows) or None in c for c in values.values()):
+                raise ValueError("a measure does not have a value for each window")
+            require_sums(values, tokens)
 
     def _remember(self, record: Mapping[str, Any]) -> None:
-        if record["shape"] not in self.shapes[-1:]:
+        if record["shape"] not in (None, *self.shapes[-1:]):
             self.shapes.append(record["shape"])
-        if before := self._together.keys() & record["chunk"]:
-            left = [[w for w in chunk if w not in before] for chunk in self.chunks]
-            self.chunks = [chunk for chunk in left if chunk]
-            for observation in self.observations.values():
-                observation.discard(list(before))
-        for measured in record["measured"]:
-            variant = Variant(**measured["variant"])
-            observation = self.observations.setdefault(variant.key, Observation(variant=variant))
-            for window, row in zip(record["chunk"], measured["rows"], strict=True):
-                tokens, nll, kl, top1 = row
-                replica = measured["replica"]
-                observation.add(window, replica, tokens=tokens, nll=nll, kl=kl, top1=top1)
-        self.chunks.append(record["chunk"])
-        variants = [Variant(**m["variant"]) for m in record["measured"]]
-        together = frozenset(
-            (v.key, m["replica"]) for v, m in zip(variants, record["measured"], strict=True)
-        )
-        self._together |= dict.fromkeys(record["chunk"], together)
-        if not all(variant.is_control for variant in variants):
-            self._with_units.update(record["chunk"])
-
-    def _remember_estimates(self, record: Mapping[str, Any]) -> None:
-        self._windows.require([record["estimated"]], [record["tokens"]])
-        nats = dict(zip(self._units, record["nats"], strict=True))
-        self.estimates.add(record["estimated"], tokens=record["tokens"], nats=nats)
+        keys: list[Key] = []
+        for name, replica, values in record["rows"]:
+            recipe = self._recipes[name]
+            rows = self.ledger.open(recipe)
+            keys += [(recipe, replica, measure) for measure in values]
+            places = zip(record["job"], record["tokens"], strict=True)
+            for place, (window, tokens) in enumerate(places):
+                at = {measure: column[place] for measure, column in values.items()}
+                rows.put(window, replica, tokens, at)
+        # Most jobs have the same keys, which are many.
+        shared = frozenset(keys)
+        job = Job(tuple(record["job"]), self._keys.setdefault(shared, shared))
+        if job not in self.jobs:
+            self.jobs.append(job)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         try:
@@ -283,11 +284,9 @@ class Journal:
     def _take(self, record: Mapping[str, Any]) -> None:
         if "note" in record:
             self._remember_note(record["note"], record["data"])
-        elif "units" in record:
-            self._remember_units(record)
-        elif "estimated" in record:
-            self._remember_estimates(record)
-        elif "chunk" in record:
+        elif "recipes" in record:
+            self._remember_recipes(record["recipes"])
+        elif "job" in record:
             self._require_possible(record)
             self._remember(record)
         else:
@@ -301,14 +300,14 @@ def _head(path: Path, line: bytes) -> dict[str, Any]:
         OutputError: It is damaged, or of another version.
     """
     version = version_of(line)
-    if version == WITHOUT_CHECKSUMS:
+    if version is not None and version < LOG_VERSION:
         raise OutputError(
-            f"{path} was begun by fp4scope 0.1, whose journals have no checksums; finish it with "
-            "that version, move it away to start again, or choose another folder with -o"
+            f"{path} was begun by an earlier fp4scope, whose journals have another form; finish it "
+            "with that version, move it away to start again, or choose another folder with -o"
         )
     try:
-        if version not in (None, JOURNAL_VERSION):
-            raise ValueError(f"version {version}, not {JOURNAL_VERSION}")
+        if version not in (None, LOG_VERSION):
+            raise ValueError(f"version {version}, not {LOG_VERSION}")
         record = decode(line)
         if "study" not in record:
             raise ValueError("no head of a journal")
@@ -355,10 +354,6 @@ def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
     known = _head(path, line)
     shared = {name: known[name] for name in known_so_far if name in known}
     _refuse_other_study(folder, shared, {name: known_so_far[name] for name in shared})
-
-
-def _variant_fields(variant: Variant) -> dict[str, Any]:
-    return {name: value for name, value in vars(variant).items() if value not in ("", None)}
 
 
 def _refuse_other_study(folder: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -13,24 +13,22 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from fp4scope.checks import first_problem
-from fp4scope.schema import (
+from fp4scope.ledger.checks import first_problem
+from fp4scope.ledger.schema import (
     Count,
     Name,
     Options,
     Positive,
+    Replica,
     SelfCheckFields,
     Session,
     ShapeFields,
     Text,
-    VariantFields,
+    Values,
 )
 
-JOURNAL_VERSION = 4
-WITHOUT_CHECKSUMS = 3
-"""The version before."""
+LOG_VERSION = 5
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 _CHECKED = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}', re.DOTALL)
 
@@ -48,37 +46,26 @@ class Note(TypedDict):
 
 
 @_STRICT
-class Units(TypedDict):
-    units: Annotated[list[VariantFields], Field(min_length=1)]
+class Recipes(TypedDict):
+    recipes: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
 
 
 @_STRICT
-class Estimated(TypedDict):
-    estimated: Count
-    tokens: Positive
-    nats: list[Finite]
+class JobLine(TypedDict):
+    """A job: its windows, their targets, and what each recipe and replica gave there."""
 
-
-@_STRICT
-class MeasuredRows(TypedDict):
-    variant: VariantFields
-    replica: Count
-    rows: list[tuple[Positive, Finite, Finite, Count]]
-
-
-@_STRICT
-class Chunk(TypedDict):
-    chunk: Annotated[list[Count], Field(min_length=1)]
-    shape: ShapeFields
-    measured: Annotated[list[MeasuredRows], Field(min_length=1)]
+    job: Annotated[list[Count], Field(min_length=1)]
+    tokens: list[Positive]
+    session: Count
+    shape: ShapeFields | None
+    rows: Annotated[list[tuple[Name, Replica, Values]], Field(min_length=1)]
 
 
 _KINDS: dict[bytes, TypeAdapter[Any]] = {
     b'{"fp4scope_journal"': TypeAdapter(Head),
     b'{"note"': TypeAdapter(Note),
-    b'{"units"': TypeAdapter(Units),
-    b'{"estimated"': TypeAdapter(Estimated),
-    b'{"chunk"': TypeAdapter(Chunk),
+    b'{"recipes"': TypeAdapter(Recipes),
+    b'{"job"': TypeAdapter(JobLine),
 }
 """By how a line begins."""
 _NOTES: dict[str, TypeAdapter[Any]] = {

@@ -17,15 +17,15 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from fp4scope.formats.spec import FORMATS
 from fp4scope.study import in_sections
 
-RESULTS_VERSION = 4
+RESULTS_VERSION = 5
 
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
+Replica = Annotated[int, Field(ge=0, le=10_000)]
 Block = Annotated[int, Field(ge=0, lt=100_000)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 Magnitude = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e100)]
@@ -36,75 +36,87 @@ StudySections = dict[Text, Scalar | list[Scalar] | Options]
 
 _STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 
-# A variant, where it is measured, and what it gave.
+# What was asked, and what was found.
 
-_WHAT = {  # which direction goes with which levels, and what then names the unit
-    "reference": ("model",),
-    "baseline": ("model",),
-    "jitter": ("model",),
-    "replica": ("model",),
-    "restore": ("components", "blocks", "cells", "patterns"),
-    "isolate": ("components", "blocks", "cells", "patterns"),
-}
+SiteRow = tuple[Name, Block, Name, Count, Count]
+"""Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept."""
 
 
 @_STRICT
-class VariantRow(TypedDict, total=False):
-    format: str
-    operands: Literal["", "weights+activations", "weights", "activations"]
-    direction: Literal["reference", "baseline", "jitter", "replica", "restore", "isolate"]
-    level: Literal["model", "components", "blocks", "cells", "patterns"]
-    unit: Text
+class TreatmentFields(TypedDict):
+    format: Name
+    amax: Literal["calibrated", "window"]
+
+
+@_STRICT
+class SettingFields(TypedDict, total=False):
+    weight: Name | TreatmentFields
+    input: Name | TreatmentFields
+
+
+@_STRICT
+class EditFields(TypedDict):
+    sites: Annotated[list[Count], Field(min_length=1)]
+    setting: SettingFields | None
+
+
+@_STRICT
+class RecipeFields(TypedDict):
+    """As `Recipe.to_json`, with places in `sites` for names."""
+
+    base: SettingFields | None
+    edits: list[EditFields]
+
+
+@_STRICT
+class UnitFields(TypedDict):
+    name: Text
     block: Block | None
+    sites: Annotated[list[Count], Field(min_length=1)]
 
 
-def _real(variant: VariantRow) -> VariantRow:
-    """Only what a study can measure."""
-    direction, level = variant.get("direction"), variant.get("level", "model")
-    if direction is None or level not in _WHAT[direction]:
-        raise ValueError(f"no variant has direction {direction!r} and level {level!r}")
-    name, operands = variant.get("format"), variant.get("operands", "")
-    plain = name == "reference" and not operands and direction in ("reference", "jitter")
-    if not plain and (name not in FORMATS or not operands or direction == "reference"):
-        raise ValueError(f"{name!r} with operands {operands!r} is no {direction}")
-    named, placed = bool(variant.get("unit")), variant.get("block") is not None
-    if named != (level in ("components", "cells", "patterns")) or placed != (
-        level in ("blocks", "cells")
-    ):
-        raise ValueError(f"its unit or its block is not that of level {level!r}")
-    return variant
-
-
-VariantFields = Annotated[VariantRow, AfterValidator(_real)]
+@_STRICT
+class ContrastFields(TypedDict):
+    level: Literal["model", "components", "blocks", "cells", "patterns"]
+    setting: SettingFields
+    direction: Literal["restore", "isolate"] | None
+    unit: UnitFields | None
+    terms: Annotated[list[tuple[Name, Literal[1, -1]]], Field(min_length=2)]
 
 
 @_STRICT
 class Place(TypedDict):
-    windows: list[Count]
-    replicas: list[Annotated[int, Field(ge=0, le=10_000)]]
+    """Samples and replicas, row by row: most subjects have the same."""
+
+    indices: list[Count]
+    replicas: list[Replica]
     tokens: list[Positive]
 
 
 @_STRICT
-class Sums(TypedDict):
-    variant: VariantFields
+class Values(TypedDict, total=False):
+    """The columns of `MEASURES`; empty where a row lacks one."""
+
+    nll: list[Number | None]
+    kl: list[Number | None]
+    top1: list[Count | None]
+    rerun_kl: list[Number | None]
+    rerun_top1: list[Count | None]
+    gradient: list[Number | None]
+
+
+@_STRICT
+class RowFields(TypedDict):
+    recipe: Name
     place: Count
-    nll: list[Number]
-    kl: list[Number]
-    top1: list[Count]
+    values: Values
 
 
 @_STRICT
-class Unit(TypedDict):
-    variant: VariantFields
-    nats: list[Number]
-
-
-@_STRICT
-class EstimateFields(TypedDict):
-    windows: list[Count]
-    tokens: list[Positive]
-    units: list[Unit]
+class LedgerFields(TypedDict):
+    counted: Positive
+    places: list[Place]
+    rows: list[RowFields]
 
 
 @_STRICT
@@ -305,20 +317,27 @@ def _study(sections: StudySections) -> StudySections:
 
 
 @_STRICT
-class ResultsFields(TypedDict):
-    """A results file; `summary` is derived from the rest and never read."""
+class Conditions(TypedDict):
+    """What every version has; `summary` is derived from the rest and never read."""
 
-    version: Literal[4]
     study: Annotated[StudySections, BeforeValidator(in_sections), AfterValidator(_study)]
     model: ModelSection
     data: DataSection
     protocol: ProtocolSection
     environment: EnvironmentSection
     summary: Any
+
+
+@_STRICT
+class ResultsFields(Conditions):
+    """A results file."""
+
+    version: Literal[5]
+    sites: list[SiteRow]
+    recipes: dict[Name, RecipeFields]
+    contrasts: list[ContrastFields]
+    ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
     activations: list[ActivationFields]
-    places: list[Place]
-    observations: list[Sums]
-    estimates: EstimateFields
 
 
 REPORTED = (

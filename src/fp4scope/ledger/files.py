@@ -1,0 +1,247 @@
+"""Results as JSON, version 5. Sites, recipes and rows stand once; everything else points there."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fp4scope.design import Contrast, Family, Unit
+from fp4scope.errors import OutputError, shown
+from fp4scope.ledger import legacy
+from fp4scope.ledger.checks import first_problem, require_consistent
+from fp4scope.ledger.results import ActivationRecord, Results
+from fp4scope.ledger.rows import Ledger, Rows
+from fp4scope.ledger.schema import (
+    RESULTS_VERSION,
+    ContrastFields,
+    LedgerFields,
+    RecipeFields,
+    ResultsFields,
+    Values,
+)
+from fp4scope.paths import named, read_bytes
+from fp4scope.recipes import Recipe, Site, Sites
+from fp4scope.study import Direction
+from fp4scope.treatments import Setting
+
+_EVALUATED = "text"
+_FILE = TypeAdapter(ResultsFields)
+_VERSION = f"version {RESULTS_VERSION}, and version {legacy.VERSION} of 0.1"
+
+
+def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """As JSON; `summary` is written for readers, and never read."""
+    calibration = (results.data.get("calibration") or {}).get("sha256") or ""
+    writer = _Writer(results.sites, calibration)
+    contrasts = [writer.contrast(contrast) for contrast in results.contrasts]
+    ledger = writer.ledger(results.ledger)
+    return {
+        "version": RESULTS_VERSION,
+        "study": results.study,
+        "model": results.model,
+        "data": results.data,
+        "protocol": results.protocol,
+        "environment": results.environment,
+        "summary": dict(summary or {}),
+        "activations": [asdict(a) for a in results.activations],
+        "sites": [[s.name, s.block, s.component, s.rows, s.cols] for s in results.sites],
+        "recipes": writer.recipes,
+        "contrasts": contrasts,
+        "ledgers": {_EVALUATED: ledger},
+    }
+
+
+def read_results(path: Path) -> Results:
+    """What a results file holds; also one of version 4, which 0.1 wrote.
+
+    Raises:
+        OutputError: It cannot be read, is of another version, or damaged: the message names the
+            place.
+    """
+    return results_from_json(read_bytes(path, "results", OutputError), named(path))
+
+
+def results_from_json(data: bytes | Mapping[str, Any], source: str = "results") -> Results:
+    """What a file's bytes hold, or the same decoded.
+
+    Args:
+        data: The file.
+        source: What messages call it.
+
+    Raises:
+        OutputError: It is no results file, of another version, or damaged.
+    """
+    try:
+        results = _parsed(data, source)
+        require_consistent(results)
+    except ValidationError as error:
+        raise _damaged(source, first_problem(error.errors(include_url=False))) from None
+    except RecursionError:
+        raise _damaged(source, "it is nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(source, str(error)) from None
+    return results
+
+
+def _parsed(data: bytes | Mapping[str, Any], source: str) -> Results:
+    try:
+        return _results(_validated(_FILE, data))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        versions = [problem for problem in problems if problem["loc"] == ("version",)]
+        if not versions or problems[0]["type"] == "json_invalid":
+            raise
+        version = None if versions[0]["type"] == "missing" else versions[0]["input"]
+    if version == legacy.VERSION:
+        return legacy.results(_validated(legacy.FILE, data))
+    raise OutputError(
+        f"{source} has version {shown(version)}; this fp4scope reads {_VERSION}: use the fp4scope "
+        "that wrote it"
+    )
+
+
+def _validated(adapter: Any, data: bytes | Mapping[str, Any]) -> Any:  # noqa: ANN401
+    # Decoded JSON has lists for tuples, which only the strict reading of JSON itself takes.
+    return adapter.validate_json(data if isinstance(data, bytes) else json.dumps(data))
+
+
+def _damaged(source: str, problem: str) -> OutputError:
+    return OutputError(
+        f"{source} is not a results file of fp4scope, or it is damaged: {problem}; take it from "
+        "a backup, or repeat the run in its folder, which writes it again from the journal"
+    )
+
+
+class _Writer:
+    """Numbers sites and recipes, so that they stand once."""
+
+    def __init__(self, sites: Sites, calibration: str) -> None:
+        self._places = {site.name: place for place, site in enumerate(sites)}
+        self._calibration = calibration
+        self._ids: dict[Recipe, str] = {}
+        self.recipes: dict[str, Any] = {}
+
+    def contrast(self, contrast: Contrast) -> dict[str, Any]:
+        unit, family = contrast.unit, contrast.family
+        return {
+            "level": family.level,
+            "setting": family.setting.to_json(),
+            "direction": None if family.direction is None else family.direction.value,
+            "unit": unit and self._unit(unit),
+            "terms": [[self._id(recipe), sign] for recipe, sign in contrast.terms],
+        }
+
+    def _unit(self, unit: Unit) -> dict[str, Any]:
+        return {"name": unit.name, "block": unit.block, "sites": self._at(unit.sites)}
+
+    def ledger(self, ledger: Ledger) -> dict[str, Any]:
+        places: dict[Any, int] = {}
+        rows = []
+        for subject in ledger:
+            found = ledger[subject]
+            where = tuple(found.indices), tuple(found.replicas), tuple(found.tokens)
+            place = places.setdefault(where, len(places))
+            rows.append({"recipe": self._id(subject), "place": place, "values": found.values})
+        names = "indices", "replicas", "tokens"
+        listed = [dict(zip(names, map(list, where), strict=True)) for where in places]
+        return {"counted": ledger.counted, "places": listed, "rows": rows}
+
+    def _id(self, recipe: Recipe) -> str:
+        if recipe not in self._ids:
+            self._ids[recipe] = recipe.id(self._calibration)
+            fields = recipe.to_json()
+            for edit in fields["edits"]:
+                edit["sites"] = self._at(edit["sites"])
+            self.recipes[self._ids[recipe]] = fields
+        return self._ids[recipe]
+
+    def _at(self, names: Iterable[str]) -> list[int]:
+        return sorted(self._places[name] for name in names)
+
+
+def _results(data: ResultsFields) -> Results:
+    sites = _sites(data)
+    recipes = {name: _recipe(fields, sites) for name, fields in data["recipes"].items()}
+    if len(set(recipes.values())) < len(recipes):
+        raise ValueError("recipes: one comes twice")
+    return Results(
+        study=data["study"],
+        model=dict(data["model"]),
+        data=dict(data["data"]),
+        protocol=dict(data["protocol"]),
+        environment=dict(data["environment"]),
+        sites=sites,
+        contrasts=[_contrast(fields, recipes, sites) for fields in data["contrasts"]],
+        ledger=_ledger(data["ledgers"][_EVALUATED], recipes),
+        activations=[ActivationRecord(**a) for a in data["activations"]],
+    )
+
+
+def _sites(data: ResultsFields) -> Sites:
+    sites = [
+        Site(name=name, block=block, component=component, rows=rows, cols=cols)
+        for name, block, component, rows, cols in data["sites"]
+    ]
+    if len({site.name for site in sites}) < len(sites):
+        raise ValueError("sites: a name comes twice")
+    most = max((site.block for site in sites), default=-1) + 1
+    return Sites(sites, max(most, data["model"].get("blocks", 0)))
+
+
+def _recipe(fields: RecipeFields, sites: Sites) -> Recipe:
+    edits = [(_names(edit["sites"], sites), _setting(edit["setting"])) for edit in fields["edits"]]
+    return Recipe(_setting(fields["base"]), tuple(edits))
+
+
+def _contrast(fields: ContrastFields, recipes: Mapping[str, Recipe], sites: Sites) -> Contrast:
+    setting = _setting(fields["setting"])
+    assert setting is not None
+    unit, level, direction = fields["unit"], fields["level"], fields["direction"]
+    if (unit is None) != (level == "model") or (unit is None) != (direction is None):
+        raise ValueError(f"contrasts: level {level!r} with unit {unit} and direction {direction}")
+    signs = [sign for _, sign in fields["terms"]]
+    if sorted(signs) != [-1, 1]:
+        raise ValueError(f"contrasts: one has terms with signs {signs}, not with 1 and -1")
+    return Contrast(
+        tuple((_known(recipes, name), sign) for name, sign in fields["terms"]),
+        unit and Unit(level, unit["name"], unit["block"], _names(unit["sites"], sites)),
+        Family(level, setting, None if direction is None else Direction(direction)),
+    )
+
+
+def _ledger(fields: LedgerFields, recipes: Mapping[str, Recipe]) -> Ledger:
+    found: dict[Recipe, Rows] = {}
+    for row in fields["rows"]:
+        subject = _known(recipes, row["recipe"])
+        if subject in found:
+            raise ValueError(f"ledgers: {row['recipe']} has rows twice")
+        if row["place"] >= len(fields["places"]):
+            raise ValueError(f"ledgers: there is no place {row['place']}")
+        place = fields["places"][row["place"]]
+        found[subject] = Rows(
+            place["indices"], place["replicas"], place["tokens"], _columns(row["values"])
+        )
+    return Ledger(found, counted=fields["counted"])
+
+
+def _columns(values: Values) -> dict[str, list[float | int | None]]:
+    return dict(values)  # type: ignore[arg-type]
+
+
+def _known(recipes: Mapping[str, Recipe], name: str) -> Recipe:
+    if name not in recipes:
+        raise ValueError(f"there is no recipe {shown(name)}")
+    return recipes[name]
+
+
+def _names(places: list[int], sites: Sites) -> frozenset[str]:
+    if max(places) >= len(sites):
+        raise ValueError(f"there is no site {max(places)} among {len(sites)}")
+    return frozenset(sites[place].name for place in places)
+
+
+def _setting(fields: Any) -> Setting | None:  # noqa: ANN401
+    return None if fields is None else Setting.from_json(fields)

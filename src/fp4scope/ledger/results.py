@@ -1,0 +1,56 @@
+"""Everything a study found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fp4scope.design import Contrast
+from fp4scope.ledger.rows import Ledger
+from fp4scope.recipes import Sites
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationRecord:
+    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|.
+
+    `ratio` is max / p999, None where p999 is zero.
+    """
+
+    block: int
+    component: str
+    max: float
+    p999: float
+    ratio: float | None
+    elements: int
+    nonfinite: int = 0
+
+
+@dataclass(kw_only=True)
+class Results:
+    """Everything a study measured, and under what conditions.
+
+    Attributes:
+        sites: What could be quantized.
+        contrasts: What was asked, in the order of the study.
+        ledger: What was found on the evaluated text.
+    """
+
+    study: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    protocol: dict[str, Any]
+    environment: dict[str, Any]
+    sites: Sites = field(default_factory=lambda: Sites((), 0))
+    contrasts: Sequence[Contrast] = ()
+    ledger: Ledger = field(default_factory=Ledger)
+    activations: list[ActivationRecord] = field(default_factory=list)
+
+    @property
+    def anytime(self) -> bool:
+        """Whether how many windows a contrast has depended on what was measured."""
+        return bool((self.protocol.get("stopping") or {}).get("anytime"))
+
+    @property
+    def estimated(self) -> bool:
+        """Whether there are first-order estimates."""
+        return any("gradient" in self.ledger[subject].values for subject in self.ledger)

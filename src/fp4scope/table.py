@@ -1,0 +1,80 @@
+"""A table: rows with named columns."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from fp4scope.names import cell, visible
+
+_SHOWN = 60
+"""Rows of a table that a notebook shows."""
+
+
+class Table(Sequence[dict[str, Any]]):
+    """Rows with named columns: a list of dicts that knows CSV, and pandas if you ask."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        self.columns = tuple(columns)
+        self.rows: list[dict[str, Any]] = [{c: row.get(c) for c in self.columns} for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+        if isinstance(index, str):
+            return [row[index] for row in self.rows]
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def where(self, **values: Any) -> "Table":  # noqa: ANN401
+        """The rows in which every named column has the given value."""
+        rows = [r for r in self.rows if all(r[c] == v for c, v in values.items())]
+        return Table(self.columns, rows)
+
+    def to_csv(self) -> str:
+        """One line a row; an empty field where there is no value. No name is a formula."""
+        file = StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_cell(row[c]) for c in self.columns] for row in self.rows)
+        return file.getvalue()
+
+    def write_csv(self, path: Path) -> None:
+        """Write `to_csv` to a file."""
+        path.write_text(self.to_csv(), encoding="utf-8", newline="")
+
+    def to_pandas(self) -> Any:  # noqa: ANN401
+        """The table as a `pandas.DataFrame` (needs the `pandas` extra)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them."""
+        shown = [[escape(_brief(row[c])) for c in self.columns] for row in self.rows[:_SHOWN]]
+        head = "".join(f"<th>{escape(c)}</th>" for c in self.columns)
+        body = "".join(f"<tr>{''.join(f'<td>{v}</td>' for v in row)}</tr>" for row in shown)
+        more = f"<p>{_SHOWN} of {len(self)} rows</p>" if len(self) > _SHOWN else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+    def __repr__(self) -> str:
+        return f"Table({len(self)} rows: {', '.join(self.columns)})"
+
+
+def _brief(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        return cell(value)
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else value
