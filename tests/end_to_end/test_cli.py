@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fp4scope.cli import demo
+from fp4scope.study import PLACES, SECTIONS, Study
 
 
 def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):
@@ -118,6 +120,83 @@ def test_demo_without_its_wheel_says_the_one_command(fp4scope, monkeypatch):
     assert "--from-hub" in err
 
 
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_every_option_stands_in_the_panel_of_its_section(command, width, fp4scope, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = fp4scope(command, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= width
+    panels = {text.partition("\n")[0]: _solid(text) for text in out.split("\n\n")}
+    defaults = Study.build(model="-").flat()
+    for name, (section, field) in PLACES.items():
+        kind = SECTIONS[section]
+        said, option = kind.model_fields[field], kind.option(field)
+        panel = panels["Arguments:" if name == "model" else f"{kind.title()}:"]
+        assert panel.count(_solid(said.description)[1:]) == 1, name
+        for spelling in (name, *option.also) if name != "model" else ():
+            assert f"--{spelling.replace('_', '-')}" in panel, name
+        for example in said.examples or ():
+            assert example in panel, name
+        shown = defaults[name]
+        if isinstance(shown, str | int) and name != "model" and said.annotation is not bool:
+            assert f"[default:{shown}]" in panel, name
+
+
+def _solid(text):
+    """Without white space, since lines break at hyphens too."""
+    return "".join(text.split())
+
+
+def test_a_short_help_ends_with_its_sentence(fp4scope, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = fp4scope()
+    assert code == 0
+    assert "..." not in out.partition("Commands:")[2]
+    assert out == fp4scope("--help")[1]
+
+
+@pytest.fixture
+def asked(monkeypatch, fp4scope):
+    """`asked(*arguments)`: the study that a run with them would measure, and its folder."""
+    seen = []
+    monkeypatch.setattr("fp4scope.preflight.check", lambda *args, **options: None)
+
+    def stop(study, *, output_dir, progress):
+        seen.append((study, output_dir))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fp4scope.conductor.run_study", stop)
+
+    def run(*arguments):
+        code, _, err = fp4scope("run", "m", *arguments)
+        assert code == 0, err
+        return seen[-1]
+
+    return run
+
+
+def test_other_spellings_of_options(asked):
+    plain, _ = asked(
+        "--windows", 3, "--seq-len", 16, "--layers", "down_proj", "--all-quantized", "nvfp4",
+        "--pattern", "*.0.*", "--pattern", "re:a{1,2}", "--dtype", "float16", "--allow-pickle",
+    )  # fmt: skip
+    other, folder = asked(
+        "--limit", 3, "--seq_len=16", "--cells", "down_proj", "--baselines", "nvfp4",
+        "--patterns", "*.0.*", "--patterns", "re:a{1,2}", "--dtype", "fp16", "--allow_pickle",
+        "--output-path", "there",
+    )  # fmt: skip
+    assert plain == other
+    assert plain.question.patterns == ("*.0.*", "re:a{1,2}")
+    assert folder == Path("there")
+    assert asked("-o", "x")[1] == asked("--out", "x")[1] == Path("x")
+    assert asked("--output_path=x")[1] == Path("x")
+
+
+def test_options_that_are_not_given_are_the_defaults(asked):
+    assert asked()[0] == Study.build(model="m")
+
+
 def _bad(folder, text, tmp_path):
     """Arguments that cannot be run, and what the message must hold."""
     (tmp_path / "short.txt").write_text("w1 w2 w3")
@@ -154,12 +233,12 @@ def _bad(folder, text, tmp_path):
         "no config": (["run", "--config", "no.yaml"], ["cannot read the study no.yaml"]),
         "dtype": (["run", *model, "--dtype", "int8"], ["dtype: unknown 'int8'", "float32"]),
         "device": (["run", *model, "--device", "warp"], ["device 'warp'", "try cpu"]),
-        "windows 0": (["run", *model, "--windows", 0], ["windows is 0", "greater than or equal"]),
+        "windows 0": (["run", *model, "--windows", 0], ["windows is '0'", "greater than or equal"]),
         "too many windows": (
             ["run", *model, "--windows", 999],
             ["62 windows of", "--windows 62"],
         ),
-        "seq_len 1": (["run", *model, "--seq-len", 1], ["seq_len is 1"]),
+        "seq_len 1": (["run", *model, "--seq-len", 1], ["seq_len is '1'"]),
         "too long": (["run", *model, "--seq-len", 999], ["seq_len is 999", "at most 128"]),
         "short text": (
             ["run", folder, "--text", tmp_path / "short.txt", "--seq-len", 32],
@@ -173,7 +252,10 @@ def _bad(folder, text, tmp_path):
             ["'wikitxt2'", "did you mean wikitext2? (choices: wikitext2, pydoc-topics)"],
         ),
         "a file as folder": (["run", *model, "-o", tmp_path / "file"], ["cannot write to"]),
-        "stats of no window": (["stats", *model[:3], "--windows", 0], ["'--windows'", "1"]),
+        "stats of no window": (
+            ["stats", *model[:3], "--windows", 0],
+            ["windows is '0'", "greater than or equal to 1"],
+        ),
         "a typo before any text": (["run", "./nope"], ["./nope does not exist"]),
         "unknown option": (["run", *model, "--window", 4], ["No such option", "--window"]),
     }

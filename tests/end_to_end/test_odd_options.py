@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
-import typer
 
 from fp4scope.cli.app import app
 from fp4scope.study import Study
@@ -14,11 +14,11 @@ WORDS = [
     "", ",", "\udce9", "~nosuchuser/m", "x" * 5000, "9" * 5000, "18446744073709551616", "cells:",
     "[", "nvfp4/", "hpu", "/dev/zero", "/", "/nowhere/at/all", "-1", "1.5",
 ]  # fmt: skip
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = app.commands
 OPTIONS = [
     pytest.param(name, option, id=f"{name} {option.opts[-1]}")
     for name in ("run", "stats", "compare", "report", "demo")  # plan has the options of run
-    for option in COMMANDS[name].params
+    for option in COMMANDS[name].get_params(click.Context(COMMANDS[name]))
     if option.name != "help" and (name != "stats" or option.name in ("out", "windows", "model"))
 ]
 
@@ -46,7 +46,7 @@ def test_any_word_is_accepted_or_refused_in_one_message(
     if os.geteuid() == 0:  # root may make folders where they don't belong
         monkeypatch.setattr("fp4scope.preflight.writable_folder", lambda path: path)
     needed = [model_folder] if command in ("run", "stats") else []
-    flag = option.is_flag if isinstance(option, typer.core.TyperOption) else None
+    flag = option.is_flag if isinstance(option, click.Option) else None
     for word in [None] if flag else WORDS:
         if flag is None:
             arguments = [command, "--", word]
@@ -71,7 +71,7 @@ EARLY = {
     "config": (["--config", "no.yaml"], "cannot read the study no.yaml"),
     "device": (["--device", "cuda 1"], "device is 'cuda 1'"),
     "dtype": (["--dtype", "fp8"], "dtype: unknown 'fp8'"),
-    "seed": (["--seed", str(2**64)], "seed is 18446744073709551616"),
+    "seed": (["--seed", str(2**64)], "seed is '18446744073709551616'"),
     "memory": (["--memory", "9" * 400], "more than any machine has"),
     "formats": (["--formats", ""], "formats is empty; give one or more of mxfp4:floor"),
 }

@@ -13,14 +13,14 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INTRODUCTION = (
     "fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.\n"
     "Two formats (MXFP4 and NVFP4, weights and activations); each of its seven kinds of projection "
-    "kept out of FP4 (restore) or put into FP4 alone (isolate); and each down_proj alone, block by "
+    "kept out of FP4 (keep) or put into FP4 alone (only); and each down_proj alone, block by "
     "block. Under five minutes on two cores the first time; Ctrl-C stops, and the same command "
     "goes on.\n"
 )
 
 
 def demo_study(from_hub: bool) -> Study:
-    """Both formats, components in both directions, some cells, 8 windows: minutes on two cores.
+    """Both formats, projections in both directions, some layers, 8 windows: minutes on two cores.
 
     Raises:
         ModelError: The wheel is not installed.
@@ -31,8 +31,8 @@ def demo_study(from_hub: bool) -> Study:
         seq_len=80,
         windows=8,
         formats="mxfp4:floor,nvfp4",
-        sweep="components,cells:isolate",
-        cells="down_proj",
+        sweep="projections,layers:only",
+        layers="down_proj",
         calibration_windows=16,
         calibration_seq_len=80,
     )

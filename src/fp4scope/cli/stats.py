@@ -10,13 +10,13 @@ from fp4scope.paths import named, refusing
 from fp4scope.study import Study
 
 
-def print_statistics(study: Study, windows: int, out: Path | None) -> None:
+def print_statistics(study: Study, out: Path | None) -> None:
     """Measure and print; non-finite inputs are counted and named instead of being refused."""
     with Screen() as screen:
         screen.note("loading torch and the model ...")
         from fp4scope.conductor import activation_statistics
 
-        diagnosis = activation_statistics(study, windows, progress=screen)
+        diagnosis = activation_statistics(study, progress=screen)
     screen = console()
     show(screen, activations(diagnosis))
     for record in [r for r in diagnosis.results.activations if r.nonfinite][:5]:

@@ -3,12 +3,12 @@
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fp4scope
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.kernels import NUMERICS_VERSION
@@ -68,7 +68,7 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
 
     cuda = loaded.device.type == "cuda"
     return {
-        "fp4scope": fp4scope.__version__,
+        "fp4scope": version("fp4scope"),
         "numerics": NUMERICS_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -131,14 +131,11 @@ def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def activation_statistics(
-    study: Study, windows: int, *, progress: Listener | None = None
-) -> Diagnosis:
+def activation_statistics(study: Study, *, progress: Listener | None = None) -> Diagnosis:
     """Only the activations: what enters each linear on the first windows of the study's text.
 
     Args:
-        study: Its model and text; `windows` of it are ignored.
-        windows: How many windows at most.
+        study: Its model and text; a text may have fewer windows than it asks for.
         progress: Called as the work goes on.
 
     Returns:
@@ -150,9 +147,9 @@ def activation_statistics(
     resolve_device(study.numerics.device)
     text = evaluation_text(study.data)
     loaded = load(study, tell)
-    data = fitted(study.data, loaded)
-    chosen = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
-    chosen = replace(chosen, ids=chosen.ids[: min(windows, len(chosen))])
+    whole = fitted(study.data, loaded).model_copy(update={"windows": None})
+    chosen = evaluation_windows(whole, text, loaded.tokenizer, loaded.config.model_type)
+    chosen = replace(chosen, ids=chosen.ids[: study.data.windows])
     loaded.require_known(chosen.ids, chosen.source)
     loaded = without_silent(study, loaded, chosen.ids[0])
     results = Results(

@@ -48,20 +48,29 @@ class Option:
         resolved: Whether what it means is known only with the model or the text loaded, as a path
             is; then what it was found to mean is in the identity, and not what it says.
         repeated: Whether a command takes it several times, a value each.
+        value: What its value is called in the help of a command; without it, by its type.
+        absent: What its default means, where that is not given.
     """
 
     also: tuple[str, ...] = ()
     resolved: bool = False
     repeated: bool = False
+    value: str = ""
+    absent: str = ""
 
 
-_RESOLVED = Option(resolved=True)
+_FILE = Option(resolved=True, value="FILE")
 
 
 class Section(BaseModel):
-    """Frozen, and refuses what it does not know. Its first docstring line heads its options."""
+    """Frozen, and refuses what it does not know. Its docstring heads its options in help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def title(cls) -> str:
+        """What heads its options."""
+        return (cls.__doc__ or "").partition("\n")[0].rstrip(".:")
 
     @classmethod
     def option(cls, field: str) -> Option:
@@ -73,14 +82,16 @@ class Section(BaseModel):
 class Model(Section):
     """Model: what is measured."""
 
-    name: Annotated[Name, _RESOLVED] = Field(description="hub id, local folder or GGUF file")
-    revision: Annotated[Name | None, _RESOLVED] = Field(
+    name: Annotated[Name, Option(resolved=True, value="MODEL")] = Field(
+        description="hub id, local folder or GGUF file"
+    )
+    revision: Annotated[Name | None, Option(resolved=True, value="NAME")] = Field(
         None, description="branch, tag or commit of a hub id"
     )
-    exclude: Annotated[Patterns, Option(repeated=True)] = Field(
+    exclude: Annotated[Patterns, Option(repeated=True, value="PATTERN")] = Field(
         (),
-        description="linears to leave in full precision, beside the defaults: shell patterns or "
-        "re:REGEX; none: no defaults",
+        description="linears to leave in full precision beside routers and the like: shell "
+        "patterns of names, or re:REGEX; repeatable; none: not even those",
         examples=["*.self_attn.*"],
     )
 
@@ -88,30 +99,30 @@ class Model(Section):
 class Data(Section):
     """Data: on what text."""
 
-    text: Annotated[Name | None, _RESOLVED] = Field(
+    text: Annotated[Name | None, _FILE] = Field(
         None, description="evaluation text: a UTF-8 file, read as it is"
     )
-    dataset: Annotated[Dataset | None, _RESOLVED] = Field(
-        None, description="evaluation text by name, without --text; wikitext2 if neither is given"
+    dataset: Annotated[Dataset | None, Option(resolved=True, absent="wikitext2")] = Field(
+        None, description="evaluation text by name, where there is no file"
     )
     seq_len: Number = Field(2048, ge=2, description="tokens in a window")
     windows: Annotated[
-        Annotated[Number, Field(ge=1)] | None, Option(also=("limit",), resolved=True)
-    ] = Field(None, description="the first N windows of the text; all, if not given")
+        Annotated[Number, Field(ge=1)] | None, Option(also=("limit",), resolved=True, absent="all")
+    ] = Field(None, description="how many windows of the text, from its beginning")
     bos: Switch = Field(
         Switch.AUTO, description="BOS token before every window; auto: for models that need it"
     )
-    calibration_text: Annotated[Name | None, _RESOLVED] = Field(
-        None, description="a UTF-8 file that is not evaluated"
+    calibration_text: Annotated[Name | None, _FILE] = Field(
+        None, description="text to calibrate on: a UTF-8 file that is not evaluated"
     )
     calibration_windows: Annotated[
         Annotated[Number, Field(ge=1)] | Literal["auto"], Option(resolved=True)
     ] = Field(
         "auto",
-        description="at most so many; auto: about as many tokens as are evaluated, in 8 to 256 "
-        "windows",
+        description="at most so many calibration windows; auto: about as many tokens as are "
+        "evaluated, in 8 to 256 windows",
     )
-    calibration_seq_len: Number = Field(512, ge=2, description="tokens in each of them")
+    calibration_seq_len: Number = Field(512, ge=2, description="tokens in a calibration window")
 
     @field_validator("dataset")
     @classmethod
@@ -122,43 +133,44 @@ class Data(Section):
 
 
 class Question(Section):
-    """Question: which formats, which units."""
+    """Question: which formats, and which units."""
 
-    formats: Formats = Field(
+    formats: Annotated[Formats, Option(value="FORMATS")] = Field(
         (get_format("mxfp4:floor"), get_format("nvfp4")),
-        description="number formats; `fp4scope formats` lists them",
+        description="number formats, as `fp4scope formats` lists them",
     )
     operands: SomeOperands = Field(
         (Operands.BOTH,),
         description="weights and activations (w4a4), only weights (w4a16), only activations "
         "(w16a4); the bits are those of the format",
     )
-    all_quantized: Annotated[Configurations, Option(also=("baselines",))] = Field(
+    all_quantized: Annotated[Configurations, Option(also=("baselines",), value="FORMATS")] = Field(
         (),
         description="more formats, of which only the all-quantized model is measured",
         examples=["mxfp4:even,nvfp4/w4a16"],
     )
-    sweep: Levels = Field(
+    sweep: Annotated[Levels, Option(value=",".join(Level.words()))] = Field(
         (Swept(Level.COMPONENTS), Swept(Level.CELLS)),
-        description="units to measure: projections (a kind of linear in all blocks), blocks, "
-        "layers (single linears); layers:only has a direction of its own",
+        description="units to switch: projections (one kind of linear in all blocks), blocks, "
+        "layers (one linear in one block); a direction of its own is written layers:only",
     )
     direction: Directions = Field(
         (Direction.RESTORE, Direction.ISOLATE),
         description="quantize all but the unit (keep), or nothing but the unit (only)",
     )
-    layers: Annotated[Patterns, Option(also=("cells",))] = Field(
+    layers: Annotated[Patterns, Option(also=("cells",), value="PATTERNS", absent="all")] = Field(
         (),
-        description="sweep only layers of these linears: shell patterns of names; all, if not "
-        "given",
+        description="sweep only layers that match, patterns as for --exclude",
         examples=["down_proj,*.0.*"],
     )
-    patterns: Annotated[Patterns, Option(also=("pattern",), repeated=True)] = Field(
-        (),
-        description="one more unit: all linears that a shell pattern matches",
-        examples=["*.0.mlp.*"],
+    patterns: Annotated[Patterns, Option(also=("pattern",), repeated=True, value="PATTERN")] = (
+        Field(
+            (),
+            description="one more unit: all linears that match a pattern; repeatable",
+            examples=["*.0.mlp.*"],
+        )
     )
-    stop_when: GoalText | None = Field(
+    stop_when: Annotated[GoalText | None, Option(value="GOAL")] = Field(
         None,
         description="stop before a time is over, when intervals are narrow, or when the most "
         "costly units are known",
@@ -193,14 +205,14 @@ class Question(Section):
 class Numerics(Section):
     """Numerics: in which arithmetic, and with which dice."""
 
-    dtype: Annotated[Dtype, _RESOLVED] = Field(
+    dtype: Annotated[Dtype, Option(resolved=True)] = Field(
         Dtype.AUTO,
-        description="what the full-precision model runs in; auto: the checkpoint's, on a CPU "
-        "float32",
+        description="what the full-precision model runs in; auto: the checkpoint's 16 bits, on a "
+        "CPU float32; also fp32, bf16, fp16",
     )
-    device: Annotated[Name, Field(pattern=r"^[A-Za-z_]+(:\d+)?$"), _RESOLVED] = Field(
-        "auto", description="a torch device; auto: CUDA if there is one", examples=["cuda:1"]
-    )
+    device: Annotated[
+        Name, Field(pattern=r"^[A-Za-z_]+(:\d+)?$"), Option(resolved=True, value="DEVICE")
+    ] = Field("auto", description="a torch device; auto: CUDA if there is one", examples=["cuda:1"])
     activation_scale: ActivationScale = Field(
         ActivationScale.CALIBRATED,
         description="NVFP4's tensor scale of activations: from calibration text, or each window's "
@@ -210,18 +222,15 @@ class Numerics(Section):
         1,
         ge=1,
         le=_MOST_REALISATIONS,
-        description="realisations of everything, all but the first perturbed by one unit in the "
-        "last place at every block; their mean counts",
+        description="realisations of every measurement, averaged; all but the first are "
+        "perturbed by one unit in the last place at every block",
     )
     jitter: Annotated[Number, Field(ge=1, le=_MOST_REALISATIONS)] | Literal["auto"] = Field(
         "auto",
-        description="perturbed realisations of the full-precision and all-quantized models, at "
-        "least; auto: one, and of models whose units are kept as many as cost 8% of a sweep, up "
-        "to 8",
+        description="perturbed realisations of the full-precision and all-quantized models, "
+        "which tell the noise; auto: 1, or up to 8 where they cost 8% of a sweep and sharpen keep",
     )
-    seed: Number = Field(
-        0, ge=0, description="order in which windows are measured, and perturbations"
-    )
+    seed: Number = Field(0, ge=0, description="seed of the order of windows and of perturbations")
 
 
 class Run(Section):
@@ -231,14 +240,16 @@ class Run(Section):
         (Method.EXACT,),
         description="measure units (exact), estimate them to first order (gradient), or both",
     )
-    memory: Bytes | None = Field(
+    memory: Annotated[Bytes | None, Option(value="SIZE", absent="what is free")] = Field(
         None,
-        description="what a sweep may take beside the model; what is free, if not given",
+        description="what a sweep may take beside the model",
         examples=["8GB"],
     )
     offload: Switch = Field(
         Switch.AUTO, description="keep blocks in host memory; auto: if the device cannot hold them"
     )
-    allow_partial: bool = Field(False, description="go on when under 95% can be quantized")
+    allow_partial: bool = Field(
+        False, description="go on when under 95% of the blocks' parameters can be quantized"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")
-    allow_pickle: bool = Field(False, description="load weights that are not safetensors")
+    allow_pickle: bool = Field(False, description="load pickled weights")

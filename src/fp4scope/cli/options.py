@@ -1,0 +1,164 @@
+"""Options of commands, generated from the fields of a study: names, help, defaults and panels.
+
+They are generated when a command first needs them: the list of commands answers without pydantic.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+_COLUMN = 30
+"""Characters for names of options; help of those that are longer begins in the next line."""
+
+
+class Argument(click.Argument):
+    """An argument with a line of help."""
+
+    panel = "Arguments"
+
+    def __init__(self, *declared: Any, help: str, **more: Any) -> None:  # noqa: ANN401
+        super().__init__(*declared, **more)
+        self._help = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.human_readable_name, self._help
+
+
+class Option(click.Option):
+    """An option in a panel of its command's help."""
+
+    def __init__(self, *declared: Any, panel: str = "Options", **more: Any) -> None:  # noqa: ANN401
+        super().__init__(*declared, **more)
+        self.panel = panel
+
+
+class Command(click.Command):
+    """A command whose help has a panel for each kind of option.
+
+    Args:
+        function: Its name and its docstring are the command's.
+        parameters: Makes its arguments and options.
+    """
+
+    def __init__(
+        self, function: Callable[..., None], parameters: Callable[[], Iterable[click.Parameter]]
+    ) -> None:
+        super().__init__(function.__name__, callback=function, help=function.__doc__)
+        self._parameters = parameters
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Made once."""
+        self.params = self.params or list(self._parameters())
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The panels in the order of their first options."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                panels.setdefault(getattr(parameter, "panel", "Options"), []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=_COLUMN)
+
+
+def command(
+    parameters: Callable[[], Iterable[click.Parameter]],
+) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function."""
+    return lambda function: Command(function, parameters)
+
+
+def model_argument(*, required: bool) -> Argument:
+    """The model; where it is not required, --config may name one."""
+    from fp4scope.study import SECTIONS
+
+    field = SECTIONS["model"].model_fields["name"]
+    return Argument(["model"], required=required, help=_sentence(field.description or ""))
+
+
+def out_option(help: str) -> Option:
+    """Where a command writes."""
+    return Option(["-o", "--out", "--output-path", "out"], type=Path, metavar="PATH", help=help)
+
+
+def whole_study() -> Iterator[Option]:
+    """A study from a file, under a name, and option by option."""
+    from fp4scope.study import PRESETS
+
+    given = "options given here win"
+    yield Option(["--config"], metavar="FILE", type=Path, help=f"A study.yaml; {given}")
+    said = f"paper: the study of arXiv 2603.08747; {given}"
+    yield Option(["--preset"], metavar="|".join(PRESETS), help=said)
+    yield from study_options()
+
+
+def study_options(*names: str, **defaults: Any) -> Iterator[Option]:  # noqa: ANN401
+    """Options for fields of a study, in the panels of their sections.
+
+    Args:
+        names: The fields by flat name; all of them where none is given.
+        defaults: Defaults of the command's own, which its help shows.
+    """
+    from fp4scope.study import PLACES, Study
+
+    known = Study.build(model="-").flat() | defaults
+    for name, (section, field) in PLACES.items():
+        if name != "model" and (not names or name in names):
+            yield _option(name, section, field, known[name])
+
+
+def _option(name: str, section: str, field: str, default: Any) -> Option:  # noqa: ANN401
+    from fp4scope.study import SECTIONS
+
+    kind = SECTIONS[section]
+    said, own = kind.model_fields[field], kind.option(field)
+    help = _sentence(said.description or "")
+    if said.examples:
+        help += f", e.g. {' or '.join(said.examples)}"
+    if shown := _shown(default) or own.absent:
+        help += f"  [default: {shown}]"
+    spelt = [f"--{word.replace('_', '-')}" for word in (name, *own.also)]
+    flag: dict[str, Any] = {"is_flag": True} if said.annotation is bool else {"type": str}
+    return Option(
+        [*spelt, name],
+        panel=kind.title(),
+        help=help,
+        default=None,
+        metavar=own.value or _metavar(said.annotation),
+        multiple=own.repeated,
+        **flag,
+    )
+
+
+def _metavar(annotation: Any) -> str:  # noqa: ANN401
+    """What may stand for a value of this type: words of closed sets, N for numbers."""
+    words = list(_words(annotation))
+    return ("," if get_origin(annotation) is tuple else "|").join(words)
+
+
+def _words(annotation: Any) -> Iterator[str]:  # noqa: ANN401
+    from fp4scope.study import Choice
+
+    if isinstance(annotation, type) and issubclass(annotation, Choice):
+        yield from annotation.words()
+    elif annotation is int:
+        yield "N"
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _words(part)
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    """A default as a user would write it; nothing for what is off, empty or not given."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None or isinstance(value, bool) else str(value)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
