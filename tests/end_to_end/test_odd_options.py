@@ -19,7 +19,8 @@ OPTIONS = [
     pytest.param(name, option, id=f"{name} {option.opts[-1]}")
     for name in ("run", "stats", "compare", "report", "demo")  # plan has the options of run
     for option in COMMANDS[name].get_params(click.Context(COMMANDS[name]))
-    if option.name != "help" and (name != "stats" or option.name in ("out", "windows", "model"))
+    if "--help" not in option.opts
+    and (name != "stats" or option.name in ("out", "windows", "model"))
 ]
 
 
