@@ -8,12 +8,11 @@
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from fp4scope.design import NOTHING, Contrast, Unit, of_unit, whole
+from fp4scope.design import NOTHING, Contrast, Unit, of_unit, setting_of, whole
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction, Operands
-from fp4scope.treatments import Setting, Treatment
 
 BOTH = "weights+activations"
 TOKENS = 10
@@ -117,7 +116,7 @@ def jitter(one):
 
 def asked(*, format, operands=BOTH, direction=None, level="model", unit="", block=None):
     """A contrast as a table names it; of a format that there is not, one called so."""
-    setting = _setting(format, operands)
+    setting = setting_of(_format(format), Operands(operands))
     if level == "model":
         contrast = whole(setting)
     else:
@@ -125,14 +124,6 @@ def asked(*, format, operands=BOTH, direction=None, level="model", unit="", bloc
         sites = frozenset([names.get(level, f"blocks.0.all_{unit}")])
         contrast = of_unit(Unit(level, unit, block, sites), setting, Direction(direction))
     return Asked(contrast.own, contrast, names=contrast.labels)
-
-
-def _setting(name, operands):
-    fmt, quantized = _format(name), Operands(operands)
-    return Setting(
-        weight=Treatment(fmt) if quantized.weights else None,
-        input=Treatment(fmt) if quantized.activations else None,
-    )
 
 
 @cache
@@ -146,25 +137,24 @@ def observed(what, nll, *, windows=None, replicas=0, kl=0.0):
 
     `kl`, per token too, is one value for all windows, or one for each.
     """
-    rows = Rows()
     own = what.again and what.recipe != NOTHING
     names = ("nll", "rerun_kl", "rerun_top1") if own else ("nll", "kl", "top1")
     kls = [kl] * len(nll) if isinstance(kl, float) else kl
-    for i, (value, moved) in enumerate(zip(nll, kls, strict=True)):
-        window = i if windows is None else windows[i]
-        replica = replicas if isinstance(replicas, int) else replicas[i]
-        sums = float(TOKENS * value), float(TOKENS * moved), 7
-        rows.put(window, replica, TOKENS, dict(zip(names, sums, strict=True)))
-    return Observed(what, rows)
+    columns = [float(TOKENS * x) for x in nll], [float(TOKENS * x) for x in kls], [7] * len(nll)
+    return _rows(what, dict(zip(names, columns, strict=True)), windows, replicas)
 
 
 def estimated(what, nats, *, windows=None):
     """This first-order estimate per token in windows of ten tokens."""
-    rows = Rows()
-    for i, value in enumerate(nats):
-        window = i if windows is None else windows[i]
-        rows.put(window, 0, TOKENS, {"gradient": float(TOKENS * value)})
-    return Observed(what, rows)
+    return _rows(what, {"gradient": [float(TOKENS * x) for x in nats]}, windows, 0)
+
+
+def _rows(what, values, windows, replicas):
+    count = len(next(iter(values.values())))
+    assert {len(column) for column in values.values()} == {count}
+    indices = [*range(count)] if windows is None else [*windows]
+    replicas = [replicas] * count if isinstance(replicas, int) else [*replicas]
+    return Observed(what, Rows(indices, replicas, [TOKENS] * count, values))
 
 
 def take(results: Results, *found: Observed) -> Results:
@@ -174,6 +164,11 @@ def take(results: Results, *found: Observed) -> Results:
         if one.asked.contrast is not None and not one.asked.again:
             contrasts[one.asked.contrast] = None
         rows, into = one.rows, results.ledger.open(one.asked.recipe)
+        if not into.indices:
+            own = _copy(rows)
+            into.indices, into.replicas = own.indices, own.replicas
+            into.tokens, into.values = own.tokens, own.values
+            continue
         for row, where in enumerate(zip(rows.indices, rows.replicas, rows.tokens, strict=True)):
             known = {name: column[row] for name, column in rows.values.items()}
             into.put(*where, {name: value for name, value in known.items() if value is not None})

@@ -161,7 +161,7 @@ def results():
 
     def build(*found, **conditions):
         names = ("study", "model", "data", "protocol", "environment")
-        counted = conditions.get("study", {}).get("replicas", 1)
+        counted = conditions.get("study", {}).get("numerics", {}).get("replicas", 1)
         empty = Results(**{name: {} for name in names} | conditions, ledger=Ledger(counted=counted))
         return take(empty, *found)
 

@@ -188,7 +188,7 @@ def test_realisations_that_the_baseline_has_are_no_controls(observe, results):
     numbers = [0] * 12 + [1] * 12
     base = observe(BASE, own.ravel(), windows=places, replicas=numbers)
     same = observe(jitter(BASE), own[1], replicas=1)
-    replicated = {"study": {"replicas": 2}}
+    replicated = {"study": {"numerics": {"replicas": 2}}}
     assert luck_in(results(base, same, **replicated), "nll") is None
     more = observe(jitter(BASE), [*own[1], *again[0]], windows=places, replicas=[1] * 12 + [2] * 12)
     found = luck_in(results(base, more, **replicated), "nll")
