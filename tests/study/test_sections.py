@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fp4scope.errors import StudyError
@@ -148,6 +148,7 @@ _GOALS = st.one_of(
 _PATTERNS = st.lists(_WORDS.filter(lambda word: not word.startswith("re:")), max_size=3)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     model=_WORDS,
     options=st.fixed_dictionaries(
