@@ -2,9 +2,9 @@
 
 from fp4scope.study.files import in_sections, read_options
 from fp4scope.study.goals import BestGoal, Goal, TimeGoal, WidthGoal
-from fp4scope.study.sections import Data, Model, Numerics, Question, Run
+from fp4scope.study.sections import Data
 from fp4scope.study.study import PLACES, PRESETS, SECTIONS, Study, flatten
-from fp4scope.study.values import Configuration, Swept, parse_memory
+from fp4scope.study.values import Swept, parse_memory
 from fp4scope.study.words import (
     ActivationScale,
     Choice,
@@ -24,7 +24,6 @@ __all__ = [
     "ActivationScale",
     "BestGoal",
     "Choice",
-    "Configuration",
     "Data",
     "Dataset",
     "Direction",
@@ -32,11 +31,7 @@ __all__ = [
     "Goal",
     "Level",
     "Method",
-    "Model",
-    "Numerics",
     "Operands",
-    "Question",
-    "Run",
     "Study",
     "Swept",
     "Switch",

@@ -34,7 +34,7 @@ class Choice(str, Enum):
     @classmethod
     def find(cls, word: Any) -> Any:  # noqa: ANN401
         """The member that a word means, if it means one."""
-        spelt = word.strip().lower() if isinstance(word, str) else None
+        spelt = str(word).strip().lower() if isinstance(word, str | bool) else None
         return next((member for member in cls if spelt in member.spellings), None)
 
     @classmethod
@@ -120,15 +120,9 @@ class Dtype(Choice):
     """What the full-precision model runs in."""
 
     AUTO = "auto"
-    FLOAT32 = "float32", "fp32", "float"
-    BFLOAT16 = "bfloat16", "bf16"
-    FLOAT16 = "float16", "fp16", "half"
-
-    @classmethod
-    def read(cls, value: Any) -> Any:  # noqa: ANN401
-        """`torch.float16` is a word too."""
-        text = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else value
-        return super().read(text)
+    FLOAT32 = "float32", "fp32", "float", "torch.float32"
+    BFLOAT16 = "bfloat16", "bf16", "torch.bfloat16"
+    FLOAT16 = "float16", "fp16", "half", "torch.float16"
 
 
 class ActivationScale(Choice):
@@ -142,11 +136,5 @@ class Switch(Choice):
     """On, off, or whatever the model needs."""
 
     AUTO = "auto"
-    YES = "yes"
-    NO = "no"
-
-    @classmethod
-    def read(cls, value: Any) -> Any:  # noqa: ANN401
-        """A truth is a word too."""
-        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-        return super().read(text)
+    YES = "yes", "true"
+    NO = "no", "false"
