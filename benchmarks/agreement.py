@@ -24,9 +24,9 @@ import transformers
 
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.design import design
-from fp4scope.inject import Injector
 from fp4scope.ledger import Log
 from fp4scope.models import load_model
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.stats.intervals import paired
 from fp4scope.study import Study

@@ -18,9 +18,9 @@ import torch
 import transformers
 
 from fp4scope.design import design
-from fp4scope.inject import Injector
 from fp4scope.ledger import Log
 from fp4scope.models import adopt, load_model
+from fp4scope.operands import Injector
 from fp4scope.study import Study, parse_memory
 from fp4scope.sweep import Sweep
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from fp4scope.inject import Injector
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt
+from fp4scope.operands import Injector
 from fp4scope.study import parse_memory
 from fp4scope.sweep import Shape, Sweep
 from sweep import CONFIGS, cell_variants, random_text

@@ -27,11 +27,11 @@ import torch
 import transformers
 
 from fp4scope.formats import FORMATS, BlockFormat
-from fp4scope.inject import Injector
 from fp4scope.kernels import BACKENDS, qdq, using
 from fp4scope.kernels.dispatch import tensor_scales
 from fp4scope.kernels.eager import quantize_blocks
 from fp4scope.models import adopt
+from fp4scope.operands import Injector
 from fp4scope.treatments import Setting, Treatment
 
 Function = Callable[[], torch.Tensor]

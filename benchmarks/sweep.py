@@ -36,11 +36,10 @@ import transformers
 
 from fp4scope.design import Run, design
 from fp4scope.formats import FORMATS, BlockFormat
-from fp4scope.inject import Injector
 from fp4scope.ledger import Log
 from fp4scope.metrics import ReferencePredictions, compare, reference_predictions
 from fp4scope.models import LoadedModel, adopt, load_model
-from fp4scope.observe import observe_inputs
+from fp4scope.operands import Injector, observe_inputs
 from fp4scope.recipes import Recipe
 from fp4scope.study import Study
 from fp4scope.sweep import Shape, Sweep, measure_naively
@@ -360,7 +359,7 @@ def _one_by_one(
 def _operations(loaded: LoadedModel, ids: torch.Tensor, runs: float, variants: int) -> float:
     """Of matrix products: so many whole bodies, a head for each variant."""
     config, tokens = loaded.config, ids.numel()
-    linears = sum(weight.numel() for weight in loaded.weights)
+    linears = sum(site.parameters for site in loaded.layout.sites)
     heads = config.num_attention_heads * getattr(
         config, "head_dim", config.hidden_size // config.num_attention_heads
     )

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError
-from fp4scope.models import Cell, Excluded, adopt, find_layout, is_linear, require_coverage
+from fp4scope.models import Cell, Excluded, adopt, find_layout, require_coverage
 from fp4scope.models.exclude import DEFAULTS
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,7 +38,11 @@ def test_nothing_but_linears_inside_blocks_is_listed(family, tiny_model):
     model = tiny_model(family)
     layout = find_layout(model)
     blocks = model.get_submodule(layout.blocks_path)
-    inside = {f"{layout.blocks_path}.{n}" for n, m in blocks.named_modules() if is_linear(m)}
+    inside = {
+        f"{layout.blocks_path}.{n}"
+        for n, m in blocks.named_modules()
+        if isinstance(m, nn.Linear | Conv1D)
+    }
     assert set(layout.linears) == inside
     assert len(layout.linears) == len(inside)
     head = model.get_output_embeddings()

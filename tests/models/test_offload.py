@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fp4scope.errors import NonFiniteError
-from fp4scope.inject import Injector
 from fp4scope.models import adopt
+from fp4scope.operands import Injector
 from fp4scope.treatments import Setting
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from fp4scope.design import design
-from fp4scope.inject import Injector
 from fp4scope.ledger import Log
 from fp4scope.models import adopt, perturbation, perturbed
-from fp4scope.observe import observe_inputs
+from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
 from fp4scope.sweep import Sweep, measure_naively
 

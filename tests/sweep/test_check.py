@@ -16,8 +16,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.inject import Injector
 from fp4scope.models import adopt
+from fp4scope.operands import Injector
 from fp4scope.sweep import measure
 from fp4scope.sweep.check import self_check
 from fp4scope.sweep.memory import Shape

@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fp4scope import kernels
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.inject import Injector
-from fp4scope.inject import injector as inject
+from fp4scope.operands import Injector
+from fp4scope.operands import apply as inject
 from fp4scope.sweep import estimate_window, measure_naively
 
 FORMATS = "mxfp4:floor,nvfp4"
@@ -34,11 +34,11 @@ def partly(loaded, injector, names, setting, share):
     """These linears with `share` of the error that their quantization adds to their outputs."""
 
     def hook(name, module, args, output):
-        x, weight = args[0], module.weight
+        x = args[0]
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         image = injector.quantized_weight(name, setting.weight) if setting.weight else weight
         rounded = injector.quantized_input(name, setting.input, x) if setting.input else x
-        turn = (lambda w: w) if isinstance(module, Conv1D) else (lambda w: w.T)
-        return output + share * (rounded @ turn(image) - x @ turn(weight))
+        return output + share * (rounded @ image.T - x @ weight.T)
 
     with ExitStack() as stack:
         for name in names:

@@ -278,7 +278,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from fp4scope.design import design
-from fp4scope.inject import Injector
+from fp4scope.operands import Injector
 from fp4scope.kernels import fake_quantize
 from fp4scope.ledger import Log
 from fp4scope.models import adopt

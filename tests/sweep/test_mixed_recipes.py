@@ -5,8 +5,8 @@ import random
 import pytest
 
 from fp4scope.design import Run, design
-from fp4scope.inject import Injector
-from fp4scope.inject import injector as inject
+from fp4scope.operands import Injector
+from fp4scope.operands import apply as inject
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Study
 from fp4scope.sweep.memory import Shape

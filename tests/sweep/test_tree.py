@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from fp4scope.design import NOTHING
-from fp4scope.inject import Injector
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.sweep import measure
 from fp4scope.sweep.memory import Shape

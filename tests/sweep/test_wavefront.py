@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fp4scope.design import NOTHING, Run
-from fp4scope.inject import Injector
+from fp4scope.operands import Injector
 from fp4scope.sweep.memory import TILE_ROWS, Shape
 from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
 

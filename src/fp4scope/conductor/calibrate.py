@@ -12,8 +12,8 @@ from fp4scope.errors import Fp4ScopeError, ModelError, NonFiniteError, OutputErr
 from fp4scope.ledger import ActivationRecord
 from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import Inputs
-from fp4scope.models import LoadedModel, nonfinite_cause
-from fp4scope.observe import InputStatistics, observe_inputs
+from fp4scope.models import LoadedModel
+from fp4scope.operands import InputStatistics, nonfinite_cause, observe_inputs
 from fp4scope.sweep import is_out_of_memory
 
 _TOKENS_AT_ONCE = {"cuda": 1 << 13}

@@ -2,8 +2,8 @@
 
 from fp4scope.conductor.prepare import Prepared
 from fp4scope.conductor.progress import Listener, Progress
-from fp4scope.inject import Injector
 from fp4scope.ledger import Found, Log
+from fp4scope.operands import Injector
 from fp4scope.sweep import estimate_window
 
 

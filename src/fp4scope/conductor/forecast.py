@@ -18,9 +18,9 @@ from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.design import NOTHING, Contrast, Run
 from fp4scope.design import Family as Asked
-from fp4scope.inject import Injector
 from fp4scope.ledger import Ledger, Log
 from fp4scope.models import resolve_device
+from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.stats import Pairing, half_width, mean
 from fp4scope.study import Study

@@ -7,7 +7,6 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import (
@@ -21,7 +20,7 @@ from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
 from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
-from fp4scope.observe import never_run
+from fp4scope.operands import never_run
 from fp4scope.study import Data, Method, Study
 from fp4scope.sweep import forecast_sweep, require_reachable
 
@@ -178,11 +177,8 @@ def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
 def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
     blocks = {fmt.block_size for fmt, _ in study.question.configurations}
-    # The reduction axis comes last in nn.Linear, first in Conv1D.
-    widths = [
-        module.weight.shape[0 if isinstance(module, Conv1D) else 1] for module in loaded.linears
-    ]
-    return dict(Counter(w for w in widths if any(w % block for block in blocks)))
+    widths = Counter(site.cols for site in loaded.layout.sites)
+    return {w: count for w, count in widths.items() if any(w % block for block in blocks)}
 
 
 def fitted(data: Data, loaded: LoadedModel) -> Data:

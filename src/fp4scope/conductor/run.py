@@ -33,9 +33,9 @@ from fp4scope.design import Run
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
 from fp4scope.files import replace_file, text_bytes
-from fp4scope.inject import Injector
 from fp4scope.ledger import ActivationRecord, Key, Log, Results, check_folder
 from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
+from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.report import write_outputs
 from fp4scope.study import Method, Study, TimeGoal, flatten

@@ -4,10 +4,9 @@ from fp4scope.models.checks import require_coverage, require_model
 from fp4scope.models.config import config_size, config_value
 from fp4scope.models.exclude import DEFAULTS, Excluded, listed
 from fp4scope.models.gguf import cache_folder, quantization_of
-from fp4scope.models.layout import NEVER_RUNS, Cell, Layout, find_layout, is_linear
+from fp4scope.models.layout import NEVER_RUNS, Cell, Layout, find_layout
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
-from fp4scope.models.nonfinite import nonfinite_cause
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
 
@@ -27,10 +26,8 @@ __all__ = [
     "config_size",
     "config_value",
     "find_layout",
-    "is_linear",
     "listed",
     "load_model",
-    "nonfinite_cause",
     "perturbation",
     "perturbed",
     "quantization_of",

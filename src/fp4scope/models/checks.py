@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models.config import config_value, text_config
 from fp4scope.models.layout import Layout
+from fp4scope.operands import Product, product_at
 
-_FORWARDS = (torch.nn.Linear.forward, Conv1D.forward)
 MINIMUM_COVERAGE = 0.95
 
 
@@ -86,15 +85,15 @@ def require_plain(model: PreTrainedModel, layout: Layout, name: str) -> None:
         ModelError: There is such a linear.
     """
     for path in layout.linears:
-        module: Any = model.get_submodule(path)
-        if type(module.weight.data) is not torch.Tensor:
+        product = product_at(model, path)
+        if type(product.parameter.data) is not torch.Tensor:
             raise ModelError(
-                f"{name} keeps {path} as a {type(module.weight.data).__name__}, not as plain "
+                f"{name} keeps {path} as a {type(product.parameter.data).__name__}, not as plain "
                 "numbers; give the original model, before quantization"
             )
-        if not _multiplies(module):
+        if not _multiplies(product):
             raise ModelError(
-                f"{path} of {name} is a {type(module).__name__}, which quantizes on its own and "
+                f"{path} of {name} is a {product.kind.__name__}, which quantizes on its own and "
                 "would do it again to what is quantized; give the original model in BF16"
             )
 
@@ -124,21 +123,20 @@ def forward_failed(model: PreTrainedModel, name: str, error: Exception) -> Model
 
 
 @torch.no_grad()
-def _multiplies(module: Any) -> bool:  # noqa: ANN401
+def _multiplies(product: Product) -> bool:
     """Whether a linear gives what a plain product with its weight gives; of most it is known."""
-    kind = type(module)
-    if kind.__module__.startswith("transformers.integrations."):  # all of these are quantizers
+    # All of these are quantizers.
+    if product.kind.__module__.startswith("transformers.integrations."):
         return False
-    if kind.forward in _FORWARDS and "forward" not in vars(module):
+    if product.is_standard:
         return True
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
+    x = torch.randn(1, 4, product.cols, generator=generator).to(product.weight)
     try:
-        given = module(x)
+        given = product(x)
     except Exception:  # it takes other inputs: a group of linears, for example
         return True
-    expected = functional.linear(x, weight, module.bias)
+    expected = functional.linear(x, product.weight, product.bias)
     if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
         return True
     off = (given.float() - expected.float()).norm() / expected.float().norm()

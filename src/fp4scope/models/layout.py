@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError, nearest
 from fp4scope.models.config import config_size, text_config
 from fp4scope.models.exclude import NOTHING, Excluded, reason_for
+from fp4scope.operands import Product, products
 from fp4scope.recipes import Site, Sites, matches
 
 ROUTER = "router"
@@ -94,11 +94,6 @@ class Layout:
         return {name: cell for cell, names in self.cells.items() for name in names}
 
 
-def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
-    """`nn.Linear`, or GPT-2's `Conv1D`, which is one with its weight transposed."""
-    return isinstance(module, nn.Linear | Conv1D) and hasattr(module, "weight")
-
-
 def find_layout(
     model: nn.Module, exclude: Sequence[str] = (), silent: Collection[str] = ()
 ) -> Layout:
@@ -116,16 +111,14 @@ def find_layout(
     path, stack = _block_stack(model)
     _require_matches(model, exclude)
     experts = _expert_counts(model)
-    found: dict[str, tuple[int, str, nn.Linear | Conv1D]] = {}
+    found: dict[str, tuple[int, str, Product]] = {}
     reasons: dict[str, str] = {}
     owner: dict[int, str] = {}
     for index, block in enumerate(stack):
-        for name, module in block.named_modules():
-            if not is_linear(module):
-                continue
+        for name, product in products(block):
             full = f"{path}.{index}.{name}"
-            found[full] = index, _without_numbers(block, name), module
-            reason = ROUTER if _is_router(block, name, module, experts) else None
+            found[full] = index, _without_numbers(block, name), product
+            reason = ROUTER if _is_router(block, name, product.rows, experts) else None
             if reason is None or NOTHING in exclude:
                 reason = reason_for(full, exclude)
             if reason is None and full in silent:
@@ -133,16 +126,18 @@ def find_layout(
             if reason is not None:
                 reasons[full] = reason
                 continue
-            _require_own_weight(full, module, owner)
+            _require_own_weight(full, product.parameter, owner)
 
     short = _shortest_endings({inner for _, inner, _ in found.values()})
     cells: dict[Cell, list[Site]] = defaultdict(list)
     apart: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for full, (index, inner, module) in found.items():
+    for full, (index, inner, product) in found.items():
+        name, rows, cols = short[inner], product.rows, product.cols
         if full in reasons:
-            apart[short[inner], reasons[full]].append(full)
+            apart[name, reasons[full]].append(full)
         else:
-            cells[Cell(index, short[inner])].append(_site(full, index, short[inner], module))
+            site = Site(name=full, block=index, component=name, rows=rows, cols=cols)
+            cells[Cell(index, name)].append(site)
     if not cells:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
@@ -159,14 +154,8 @@ def find_layout(
     )
 
 
-def _site(name: str, block: int, component: str, module: nn.Linear | Conv1D) -> Site:
-    # The reduction axis comes last in nn.Linear, first in Conv1D.
-    cols, rows = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-    return Site(name=name, block=block, component=component, rows=rows, cols=cols)
-
-
 def _require_matches(model: nn.Module, exclude: Sequence[str]) -> None:
-    names = [name for name, module in model.named_modules() if is_linear(module)]
+    names = [name for name, _ in products(model)]
     for pattern in exclude:
         if pattern == NOTHING or any(matches(pattern, name) for name in names):
             continue
@@ -177,15 +166,15 @@ def _require_matches(model: nn.Module, exclude: Sequence[str]) -> None:
         )
 
 
-def _require_own_weight(name: str, module: nn.Linear | Conv1D, owner: dict[int, str]) -> None:
+def _require_own_weight(name: str, weight: nn.Parameter, owner: dict[int, str]) -> None:
     """Refuse quantized weights, and one tensor in two places: it could not be told apart."""
     # A scaled FP8 weight is floating point too, but without its scale it says nothing.
-    if not module.weight.is_floating_point() or module.weight.dtype.itemsize < 2:
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise ModelError(
-            f"{name} already holds {module.weight.dtype} weights; give the model in full "
+            f"{name} already holds {weight.dtype} weights; give the model in full "
             "precision, before quantization"
         )
-    first = owner.setdefault(module.weight.data_ptr() or id(module.weight), name)
+    first = owner.setdefault(weight.data_ptr() or id(weight), name)
     if first != name:
         raise ModelError(
             f"{name} has the same weight as {first}, so they cannot be told apart; leave such "
@@ -197,7 +186,7 @@ def _block_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     best, weight = None, 0
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            size = sum(m.weight.numel() for m in module.modules() if is_linear(m))
+            size = sum(product.parameter.numel() for _, product in products(module))
             if size > weight:
                 best, weight = (name, module), size
     if best is None:
@@ -226,14 +215,13 @@ def _expert_counts(model: nn.Module) -> set[int]:
     return {config_size(config, key, 0) for key in keys} - {0}
 
 
-def _is_router(block: nn.Module, name: str, module: nn.Linear | Conv1D, experts: set[int]) -> bool:
+def _is_router(block: nn.Module, name: str, outputs: int, experts: set[int]) -> bool:
     """Whether a linear chooses experts: by its name, or as the only linear of its branch beside
     experts that has as many outputs as there are experts.
     """
     parts = name.split(".")
     if any("router" in part for part in parts):
         return True
-    outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
     # `mlp.gate`, `shared_expert_gate`, but also `gate.wg`; `gate_proj` is none.
     if any(part.endswith("gate") for part in parts) and outputs in experts | {1}:
         return True
@@ -241,7 +229,7 @@ def _is_router(block: nn.Module, name: str, module: nn.Linear | Conv1D, experts:
         holder = block.get_submodule(".".join(parts[:depth]))
         beside = [child for child in holder.named_children() if child[0] != branch]
         held = [child for key, child in beside if "expert" in key and "shared" not in key]
-        alone = sum(map(is_linear, holder.get_submodule(branch).modules())) == 1
+        alone = len([*products(holder.get_submodule(branch))]) == 1
         if alone and any(outputs in _experts_in(child) for child in held):
             return True
     return False

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import DataError
 from fp4scope.models.config import config_size, text_config
-from fp4scope.models.layout import Layout, is_linear
+from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
 from fp4scope.models.stack import BlockStack, only_last_rows
+from fp4scope.operands import Product, product_at
 
 # What saving, loading or running writes into a configuration; `architectures` is one of these.
 _VOLATILE_CONFIG = (
@@ -100,14 +100,9 @@ class LoadedModel:
             )
 
     @cached_property
-    def linears(self) -> list[torch.nn.Linear | Conv1D]:
-        """The modules that can be quantized."""
-        modules = map(self.model.get_submodule, self.layout.linears)
-        return [module for module in modules if is_linear(module)]
-
-    @property
-    def weights(self) -> list[torch.Tensor]:
-        return [module.weight for module in self.linears]
+    def products(self) -> dict[str, Product]:
+        """What can be quantized, by name."""
+        return {name: product_at(self.model, name) for name in self.layout.linears}
 
     @property
     def tokenizer_sha256(self) -> str | None:

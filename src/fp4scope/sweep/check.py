@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.models import LoadedModel
+from fp4scope.operands import watched
 from fp4scope.sweep.memory import TILE_ROWS, is_out_of_memory
 
 _LAST_ROWS = 64
@@ -202,13 +203,9 @@ def _block_by_block(
     """
     stack = loaded.stack
     flat: list[bool] = []
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args: flat.append(args[0].ndim < 3))
-        for linear in loaded.linears
-    ]
     logits: list[Tensor] = []
     captured = 0
-    try:
+    with watched(loaded.products, lambda _, x: flat.append(x.ndim < 3)):
         for part in (ids,) if together else ids.split(1):
             inputs = stack.capture(part)
             captured = max(captured, inputs.size_bytes)
@@ -226,9 +223,6 @@ def _block_by_block(
                 with stack.tail() as tail:
                     tail(torch.zeros_like(last))  # what it keeps for the next must not matter
                     logits.append(tail(last))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.cat(logits), any(flat), captured
 
 

@@ -18,10 +18,9 @@ act on each other, and, for `restore` with quantized activations, that other inp
 anew. The first two are not small in FP4, which is why the estimate is called one, and why its
 ranking is held against the exact sweep's where both were run.
 
-Numbers: the two parts of the move, (Wq - W) x and Wq (xq - x), are each a product with a difference
-that was taken first, so nothing cancels, not even in BF16. Inner products are FP64. In FP16 the
-loss is scaled by a power of two, or small gradients would vanish; by a smaller one where a large
-gradient overflows.
+Numbers: the move is that of `operands.moved`, inner products are FP64. In FP16 the loss is scaled
+by a power of two, or small gradients would vanish; by a smaller one where a large gradient
+overflows.
 
 Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized
 weights.
@@ -35,15 +34,14 @@ from math import isfinite
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.inject import Injector
-from fp4scope.models import LoadedModel, nonfinite_cause
-from fp4scope.treatments import Setting, Treatment
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector, moved, nonfinite_cause, watched
+from fp4scope.treatments import Setting
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
 _TILE_ROWS = 128
@@ -133,12 +131,11 @@ def _one_point(
     everywhere = {} if point is None else dict.fromkeys(loaded.layout.linears, point)
     # Those of one point are kept for the next window, if there is no other in between.
     injector.forget(injector.held - {(name, s.weight) for name, s in everywhere.items()})
-    taps = [_Tap(loaded, name, settings, injector) for name, settings in wanted.items()]
-    found: dict[tuple[str, Setting], Tensor] = {}
+    taps = _Taps(injector, wanted, point)
+    chosen = {name: loaded.products[name] for name in wanted}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         # Before the injector's: what a tap sees of an input is not quantized yet.
-        for tap in taps:
-            stack.enter_context(tap.listening(found))
+        stack.enter_context(watched(chosen, after=taps.listen))
         entrance = stack.enter_context(_entrance(loaded))
         stack.enter_context(injector.applied(everywhere))
         logits = loaded.model(ids[None].to(loaded.device), use_cache=False).logits[0]
@@ -149,10 +146,10 @@ def _one_point(
             )
         nll, gradient = _loss(logits.detach(), ids[1:].to(loaded.device), scale)
         torch.autograd.grad(logits, entrance[0], gradient)
-    silent = {key for tap in taps for key in tap.keys} - found.keys()
+    silent = {(name, s) for name, settings in wanted.items() for s in settings} - taps.found.keys()
     # A linear whose output the loss does not depend on, such as an expert that no token chose.
-    values = torch.stack(list(found.values())).tolist() if found else []
-    costs = {key: value / scale for key, value in zip(found, values, strict=True)}
+    values = torch.stack(list(taps.found.values())).tolist() if taps.found else []
+    costs = {key: value / scale for key, value in zip(taps.found, values, strict=True)}
     return nll, costs | dict.fromkeys(silent, 0.0)
 
 
@@ -202,84 +199,35 @@ def _entrance(loaded: LoadedModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class _Tap:
-    """Keeps what enters one linear, and in the backward pass adds up what quantizing it costs."""
+class _Taps:
+    """Keep what enters linears, and in the backward pass add up what quantizing each costs.
+
+    `found` has the costs by linear and setting.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, name: str, settings: Sequence[Setting], injector: Injector
+        self, injector: Injector, wanted: Mapping[str, Sequence[Setting]], point: Setting | None
     ) -> None:
-        module = loaded.model.get_submodule(name)
-        assert isinstance(module, nn.Linear | Conv1D)
-        self._name, self._module, self._settings = name, module, settings
-        self._weight = module.weight  # at a baseline another stands in its place
-        self._injector = injector
-        self.keys = [(name, setting) for setting in settings]
+        self._injector, self._wanted, self._point = injector, wanted, point
+        self.found: dict[tuple[str, Setting], Tensor] = {}
 
-    @contextmanager
-    def listening(self, found: dict[tuple[str, Setting], Tensor]) -> Iterator[None]:
-        """Until the block ends; costs are added to `found`."""
-        entered: list[Tensor] = []
+    def listen(self, name: str, x: Tensor, output: Tensor) -> None:
+        if not output.requires_grad:
+            raise ModelError(
+                f"no gradient comes to {name}, so it cannot be estimated; leave --method at exact"
+            )
+        output.register_hook(partial(self._add, name, x.detach(), x._version))
 
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-            entered.append(args[0].detach())
-
-        def after(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: ANN401
-            x = entered.pop()
-            if not output.requires_grad:
-                raise ModelError(
-                    f"no gradient comes to {self._name}, so it cannot be estimated; leave "
-                    "--method at exact"
-                )
-            output.register_hook(partial(self._add, found, x, x._version))
-
-        handles = [
-            self._module.register_forward_pre_hook(before),
-            self._module.register_forward_hook(after),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _add(
-        self, found: dict[tuple[str, Setting], Tensor], x: Tensor, version: int, gradient: Tensor
-    ) -> None:
+    def _add(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
         if x._version != version:
             raise ModelError(
-                f"the model writes into what entered {self._name}, so it cannot be estimated; "
+                f"the model writes into what entered {name}, so it cannot be estimated; "
                 "leave --method at exact"
             )
-        weights: dict[Treatment, Tensor] = {}
-        for setting in self._settings:
-            moved = self._moved(setting, x, weights)
-            cost = torch.dot(gradient.flatten().double(), moved.flatten().double())
-            key = (self._name, setting)
-            found[key] = found[key] + cost if key in found else cost
-
-    def _moved(
-        self, setting: Setting, x: Tensor, weights: dict[Treatment, Tensor]
-    ) -> Float[Tensor, "*shape"]:
-        """By how much the linear's output moves when it is quantized."""
-        image: Tensor = self._weight
-        parts: list[Tensor] = []
-        if setting.weight is not None:
-            if setting.weight not in weights:
-                weights[setting.weight] = self._quantized_weight(setting.weight)
-            image = weights[setting.weight]
-            parts.append(self._times(x, image - self._weight))
-        if setting.input is not None:
-            rounded = self._injector.quantized_input(self._name, setting.input, x)
-            parts.append(self._times(rounded - x, image))
-        return sum(parts[1:], start=parts[0])
-
-    def _quantized_weight(self, treatment: Treatment) -> Tensor:
-        if self._module.weight is not self._weight:  # applied: the one setting of this point
-            return self._module.weight.detach()
-        image = self._injector.quantized_weight(self._name, treatment)
-        self._injector.forget([(self._name, treatment)])
-        return image
-
-    def _times(self, x: Tensor, weight: Tensor) -> Tensor:
-        # The reduction axis comes last in nn.Linear, first in Conv1D.
-        return x @ (weight if isinstance(self._module, Conv1D) else weight.T)
+        for setting in self._wanted[name]:
+            moves = moved(self._injector, name, setting, x).total
+            cost = torch.dot(gradient.flatten().double(), moves.flatten().double())
+            key = (name, setting)
+            self.found[key] = self.found[key] + cost if key in self.found else cost
+        done = {s.weight for s in self._wanted[name] if s != self._point}
+        self._injector.forget((name, treatment) for treatment in done if treatment is not None)

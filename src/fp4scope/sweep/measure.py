@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fp4scope.design import Run
 from fp4scope.errors import StudyError
-from fp4scope.inject import Injector
 from fp4scope.ledger import Found, Key, Log
 from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.sweep.check import SelfCheck, self_check, still_the_same
 from fp4scope.sweep.memory import Memory, Pass, Shape, free_memory, is_out_of_memory

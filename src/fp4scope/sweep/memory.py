@@ -165,15 +165,15 @@ class Memory:
     def _workspace(self, shape: Shape) -> int:
         """What a batch takes inside a block or in the head, whichever is more."""
         config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
-        weights = self._loaded.weights
-        widest = max(max(weight.shape) for weight in weights)
+        sites = self._loaded.layout.sites
+        widest = max(max(site.rows, site.cols) for site in sites)
         images = max(p.image_numbers for p in self.passes(shape.groups)) * size
 
         batch = shape.block * tokens
         block = batch * (5 * widest + 8 * self._loaded.hidden_size) * size
         unfused = self._kind == "cuda" and backend(self._loaded.device) != "triton"
         if unfused:  # quantizing goes through whole tensors
-            block += 4 * 4 * max(batch * widest, max(weight.numel() for weight in weights))
+            block += 4 * 4 * max(batch * widest, max(site.parameters for site in sites))
         if config_value(config, "_attn_implementation") == "eager":
             # A model that names no heads has no attention.
             heads = config_size(config, "num_attention_heads", 0)

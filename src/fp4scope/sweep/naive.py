@@ -14,9 +14,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fp4scope.design import Run
-from fp4scope.inject import Injector
 from fp4scope.metrics import WindowMetrics, compare, reference_predictions
 from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
 
 Perturb = Callable[[Tensor, int, int, int], Tensor]
 """What enters a block (tokens, hidden), replica, window and block to its perturbation."""

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from fp4scope.design import Run
 from fp4scope.errors import NonFiniteError
-from fp4scope.inject import Injector
 from fp4scope.ledger import MOST_NATS
 from fp4scope.metrics import WindowMetrics
-from fp4scope.models import LoadedModel, nonfinite_cause
-from fp4scope.observe import observe_inputs
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector, nonfinite_cause, observe_inputs
 
 
 def require_finite(

@@ -17,9 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fp4scope.design import Run
-from fp4scope.inject import Injector
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
+from fp4scope.operands import Injector
 from fp4scope.sweep.tree import Tree, last_uses
 
 _T = TypeVar("_T")
@@ -234,7 +234,7 @@ class Wavefront:
 def head_in_blocks(loaded: LoadedModel) -> float:
     """How many blocks the head is worth, by the size of their weights."""
     head = loaded.vocab_size * loaded.hidden_size
-    return head * loaded.layout.blocks / sum(weight.numel() for weight in loaded.weights)
+    return head * loaded.layout.blocks / sum(site.parameters for site in loaded.layout.sites)
 
 
 def tiles(rows: int, most: int) -> Iterator[slice]:

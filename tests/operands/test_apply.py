@@ -12,14 +12,14 @@ from transformers.pytorch_utils import Conv1D
 from fp4scope import fake_quantize
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import FORMATS
-from fp4scope.inject import Injector
-from fp4scope.inject import injector as injector_module
 from fp4scope.models import find_layout
+from fp4scope.operands import Injector
+from fp4scope.operands import apply as injector_module
 from fp4scope.treatments import Amax, Setting, Treatment
 
 MX, STATIC = Treatment(FORMATS["mxfp4:floor"]), Treatment(FORMATS["nvfp4"])
 NV = Treatment(STATIC.format, Amax.WINDOW)
-QDQ = "fp4scope.inject.injector.qdq"
+QDQ = "fp4scope.operands.apply.qdq"
 
 
 @torch.no_grad()

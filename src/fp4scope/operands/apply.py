@@ -1,10 +1,9 @@
 """Quantize operands of linears while the model runs its own forward, and undo it exactly.
 
 Inside `with injector.applied(settings)` a linear's weight *parameter* is replaced by one that
-holds its quantized-dequantized image, and a pre-hook replaces its input likewise. The
-original parameter objects are put back afterwards, also after an exception, so the model is
-the same to the bit: no value is ever written into it. The forward that runs is the module's
-own, whatever its class does.
+holds its quantized-dequantized image, and its input likewise as it enters. The original parameter
+objects are put back afterwards, also after an exception, so the model is the same to the bit: no
+value is ever written into it. The forward that runs is the model's own, whatever its code does.
 
 Quantized weights are kept from one `with` to the next, by linear and treatment, until `forget`. An
 input that several linears share (q/k/v, gate/up) is quantized once.
@@ -13,20 +12,21 @@ Where a gradient is wanted it passes straight through the quantized inputs, as i
 the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
-from fp4scope.models import is_linear, nonfinite_cause
+from fp4scope.operands.adapters import Product, product_at
+from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.treatments import Amax, Setting, Treatment
 
 
@@ -43,8 +43,9 @@ class Injector:
         self.model = model
         self.calibrated = dict(calibrated or {})
         self._weights: dict[tuple[str, Treatment], _WeightImage] = {}
-        self._active = False
-        self._modules: dict[str, nn.Linear | Conv1D] = {}
+        self._products: dict[str, Product] = {}
+        # What stands in the model while an image is in its place; None while nothing is applied.
+        self._originals: dict[str, nn.Parameter] | None = None
         # One for each weight and each input that was quantized; true only when an error follows.
         self._flags: dict[tuple[str, str], Tensor] = {}
         self._amaxes: dict[tuple[str, torch.device], Tensor] = {}
@@ -63,34 +64,35 @@ class Injector:
             NonFiniteError: NaN or Inf in a weight or an input, said when the block ends.
             UnitError: The model has no such linear, or the calibration has not.
         """
-        if self._active:
+        if self._originals is not None:
             raise RuntimeError("this injector is applied already; leave that block first")
-        self._active = True
-        originals: list[tuple[nn.Module, Tensor]] = []
-        hooks = []
-        try:
-            for name, setting in settings.items():
-                module = self._linear(name)
-                if setting.weight is not None:
-                    image = self._weight_image(name, module, setting.weight)
-                    originals.append((module, module.weight))
-                    module._parameters["weight"] = image
-                if setting.input is not None:
-                    hook = self._input_hook(name, setting.input)
-                    hooks.append(module.register_forward_pre_hook(hook))
-            yield
-            if check:
-                self.check()
-        except BaseException:
-            self._unread()
-            raise
-        finally:
-            for module, parameter in reversed(originals):
-                module._parameters["weight"] = parameter  # type: ignore[assignment]
-            for hook in hooks:
-                hook.remove()
-            self._shared = None
-            self._active = False
+        self._originals = {}
+        with ExitStack() as undo:
+            undo.callback(self._leave)
+            try:
+                for name, setting in settings.items():
+                    self._apply(name, setting, undo)
+                yield
+                if check:
+                    self.check()
+            except BaseException:
+                self._unread()
+                raise
+
+    def _apply(self, name: str, setting: Setting, undo: ExitStack) -> None:
+        assert self._originals is not None
+        product = self.product(name)
+        if setting.weight is not None:
+            image = self._weight_image(name, setting.weight)
+            self._originals[name] = product.parameter
+            undo.callback(product.put(image))
+        if setting.input is not None:
+            amax = self._amax(name, setting.input)
+            before = partial(self._quantize_input, setting.input.format, amax)
+            undo.callback(product.watch(name, before, None))
+
+    def _leave(self) -> None:
+        self._originals = self._shared = None
 
     def check(self) -> None:
         """Wait for the forwards so far, and complain if any quantized operand was not finite.
@@ -128,15 +130,23 @@ class Injector:
         for image in self.held if images is None else images:
             self._weights.pop(image, None)
 
-    def quantized_weight(self, name: str, treatment: Treatment) -> Tensor:
-        """The image of a linear's weight, in the weight's own shape.
+    def weight(self, name: str) -> Shaped[Tensor, "rows cols"]:
+        """A linear's own weight, also while an image stands in its place.
+
+        Raises:
+            UnitError: The model has no such linear.
+        """
+        return self.product(name).shaped(self._original(name))
+
+    def quantized_weight(self, name: str, treatment: Treatment) -> Shaped[Tensor, "rows cols"]:
+        """The image of a linear's weight.
 
         NaN or Inf is found by `check`.
 
         Raises:
             UnitError: The model has no such linear.
         """
-        return self._weight_image(name, self._linear(name), treatment).data
+        return self.product(name).shaped(self._weight_image(name, treatment))
 
     def quantized_input(self, name: str, treatment: Treatment, x: Tensor) -> Tensor:
         """The image of what enters a linear, as it would be inside `applied`.
@@ -149,39 +159,32 @@ class Injector:
         """
         return self._input_image(name, treatment.format, self._amax(name, treatment), x)
 
-    def _linear(self, name: str) -> nn.Linear | Conv1D:
-        if name not in self._modules:
-            try:
-                module = self.model.get_submodule(name)
-            except AttributeError:
-                module = None
-            if not is_linear(module):
-                raise UnitError(f"the model has no linear called {name!r}")
-            self._modules[name] = module
-        return self._modules[name]
+    def product(self, name: str) -> Product:
+        """The model's product of this name.
 
-    def _weight_image(
-        self, name: str, module: nn.Linear | Conv1D, treatment: Treatment
-    ) -> nn.Parameter:
+        Raises:
+            UnitError: The model has no such linear.
+        """
+        if name not in self._products:
+            self._products[name] = product_at(self.model, name)
+        return self._products[name]
+
+    def _original(self, name: str) -> nn.Parameter:
+        if self._originals is not None and name in self._originals:
+            return self._originals[name]
+        return self.product(name).parameter
+
+    def _weight_image(self, name: str, treatment: Treatment) -> nn.Parameter:
+        original = self._original(name)
         kept = self._weights.get((name, treatment))
-        if kept is not None and kept.is_for(module.weight):
+        if kept is not None and kept.is_for(original):
             return kept.image
-        # The reduction axis comes last in nn.Linear, first in Conv1D.
-        turned = isinstance(module, Conv1D)
-        weight = module.weight.detach()
-        image = qdq(
-            weight.T if turned else weight,
-            treatment.format,
-            nonfinite=self._flag(name, "weight", weight),
-        )
-        image = image.T.contiguous() if turned else image
-        parameter = nn.Parameter(image, requires_grad=False)
-        version = module.weight._version
-        self._weights[name, treatment] = _WeightImage(module.weight, version, parameter)
+        product = self.product(name)
+        weight = product.shaped(original)
+        image = qdq(weight, treatment.format, nonfinite=self._flag(name, "weight", weight))
+        parameter = product.as_parameter(image)
+        self._weights[name, treatment] = _WeightImage(original, original._version, parameter)
         return parameter
-
-    def _input_hook(self, name: str, treatment: Treatment) -> Callable[..., tuple[Any, ...]]:
-        return partial(self._quantize_input, name, treatment.format, self._amax(name, treatment))
 
     def _amax(self, name: str, treatment: Treatment) -> float | None:
         if treatment.tensor_scale is not Amax.CALIBRATED:
@@ -193,19 +196,16 @@ class Injector:
             )
         return self.calibrated[name]
 
-    def _quantize_input(
-        self, name: str, fmt: BlockFormat, amax: float | None, _: nn.Module, args: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        x = args[0]
+    def _quantize_input(self, fmt: BlockFormat, amax: float | None, name: str, x: Tensor) -> Tensor:
         if self._shared is not None and self._shared.is_for(x, fmt, amax):
             self._check_amax(name, amax, x)
-            return (self._shared.image, *args[1:])
+            return self._shared.image
         image = self._input_image(name, fmt, amax, x)
         if torch.is_grad_enabled() and x.requires_grad:
             image = _straight_through(x, image)
         if not x.is_inference():  # such tensors cannot tell whether they were changed
             self._shared = _SharedInput(x, x._version, fmt, amax, image)
-        return (image, *args[1:])
+        return image
 
     def _input_image(self, name: str, fmt: BlockFormat, amax: float | None, x: Tensor) -> Tensor:
         self._check_amax(name, amax, x)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fp4scope.models import find_layout
-from fp4scope.observe import InputStatistics, observe_inputs
-from fp4scope.observe import activations as activations_module
+from fp4scope.operands import InputStatistics, observe_inputs
+from fp4scope.operands import statistics as statistics_module
 
 QUANTILES = (0.0, 0.001, 0.25, 0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
@@ -170,8 +170,8 @@ class TwoReaders(nn.Module):
 @pytest.mark.parametrize("added", [0.0, 5.0])
 def test_a_shared_input_is_binned_once_unless_it_changed(mode, added, monkeypatch):
     binned = []
-    original = activations_module._bin
-    monkeypatch.setattr(activations_module, "_bin", lambda x: binned.append(1) or original(x))
+    original = statistics_module._bin
+    monkeypatch.setattr(statistics_module, "_bin", lambda x: binned.append(1) or original(x))
     model, x = TwoReaders(added), torch.ones(3, 4)
     with mode():
         found = observe_inputs(model, ["first", "second"], (model(x) for _ in range(2)))

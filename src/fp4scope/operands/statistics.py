@@ -1,4 +1,4 @@
-"""Max and quantiles of |x| over every element that enters a linear, in bounded memory.
+"""What enters linears: max and quantiles of |x| over every element, in bounded memory.
 
 The upper 16 bits of an FP32 number without its sign (8 of exponent, 7 of significand) are a
 bin on a logarithmic scale, 1/128 to 1/256 of the value wide: 32,768 counters hold the whole
@@ -8,10 +8,11 @@ that has it; for BF16, whose numbers *are* these 16 bits, it is exact.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from fp4scope.operands.adapters import product_at, watched
 
 _BINS = 1 << 15
 _FINITE_BINS = 0x7F80
@@ -94,23 +95,15 @@ def observe_inputs(
     collectors = {name: _Collector(device) for name in linears}
     last: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
-    def collect(collector: _Collector, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def collect(name: str, x: Tensor) -> None:
         version = -1 if x.is_inference() else x._version
         if version < 0 or not (last and last[0][0] is x and last[0][1] == version):
             last[:] = [(x, version, *_bin(x))]
-        collector.add(*last[0][2:])
+        collectors[name].add(*last[0][2:])
 
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(partial(collect, collector))
-        for name, collector in collectors.items()
-    ]
-    try:
+    with watched({name: product_at(model, name) for name in collectors}, collect):
         for _ in forwards:
             pass
-    finally:
-        for hook in hooks:
-            hook.remove()
     exact = next(model.parameters()).dtype == torch.bfloat16
     return {
         name: InputStatistics(c.counts.cpu(), float(c.max), 0 if exact else 1 << 15)
@@ -119,22 +112,16 @@ def observe_inputs(
 
 
 def never_run(model: nn.Module, linears: Iterable[str], forward: Callable[[], object]) -> set[str]:
-    """Those of the named linears that do not run as modules in a forward.
+    """Those of the named linears that nothing calls in a forward.
 
     A model may read a linear's weight without calling it, or not use it at all.
     """
     silent = set(linears)
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, __, name=name: silent.discard(name)
-        )
-        for name in sorted(silent)
-    ]
-    try:
+    with watched(
+        {name: product_at(model, name) for name in sorted(silent)},
+        lambda name, _: silent.discard(name),
+    ):
         forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return silent
 
 
