@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fp4scope.errors import OutputError, StudyError, nearest
 from fp4scope.ledger import Results, read_results
+from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.markdown import markdown
@@ -39,16 +40,17 @@ class Diagnosis(Findings):
         """A matplotlib figure.
 
         Args:
-            kind: `components`, `cells`, `heatmap`, `ppl` or `percent`.
-            options: `direction` (`restore` or `isolate`) and `operands`, by default the first
-                that the study has; `format`, by default all; of `components`, `cells` and
-                `heatmap` also `metric` (`nll` or `kl`).
+            kind: `projections`, `layers`, `heatmap`, `ppl` or `percent`.
+            options: `direction` (`keep` or `only`) and `operands` (`W4A4`, `W4A16`, `W16A4`), by
+                default the first that the study has; `format`, by default all; of
+                `projections`, `layers` and `heatmap` also `metric` (`nll` or `kl`).
 
         Raises:
             StudyError: There is no such figure or option, or nothing to draw in it.
         """
         from fp4scope.report.figures import FIGURES  # matplotlib takes its time
 
+        kind = labels.level(kind)
         if kind not in FIGURES:
             raise StudyError(f"unknown figure {kind!r}; {nearest(kind, FIGURES)}")
         known = list(inspect.signature(FIGURES[kind]).parameters)[1:]
@@ -78,10 +80,9 @@ class Diagnosis(Findings):
 
 
 class Comparison(JointFindings):
-    """Several outputs side by side.
+    """Several outputs side by side, by the names that tables give them.
 
-    Attributes:
-        runs: Results by the name that tables give them; the first is what others are compared with.
+    The first is what others are compared with.
     """
 
     def report(self) -> str:

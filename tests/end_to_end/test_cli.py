@@ -19,7 +19,7 @@ from fp4scope.study import PLACES, SECTIONS, Study
 def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):
     code, out, err = fp4scope("run", *small, "-o", "here")
     assert code == 0
-    for word in ("reference", "mxfp4:floor", "nvfp4", "down_proj", "restore", "isolate", "P99.9"):
+    for word in ("FP32", "mxfp4:floor", "nvfp4", "down_proj", "W4A4", "keep", "only", "P99.9"):
         assert word in out
     assert "Written to here:" in out
     assert " components.csv," in out

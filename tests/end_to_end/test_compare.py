@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from asking import BOTH, REFERENCE, asked, baseline, jitter
+from asking import REFERENCE, asked, baseline, jitter
 from fp4scope.ledger import results_to_json
 
 BASE = baseline("nvfp4")
@@ -41,9 +41,9 @@ def test_outputs_are_printed_side_by_side(fp4scope, outputs):
     assert (code, err) == (0, "")
     for words in ("16 x 11", "down_proj", "Same order?", "What changed from main to change"):
         assert words in out
-    assert f"the cost of nvfp4 ({BOTH}) changed by +" in out
+    assert "the cost of nvfp4 (W4A4) changed by +" in out
     assert "millinats: beyond noise." in out
-    assert "0 of 3 components changed beyond noise" in out
+    assert "0 of 3 projections changed beyond noise" in out
 
 
 def test_a_condition_that_holds_exits_with_1_and_says_which(fp4scope, outputs):
@@ -54,8 +54,8 @@ def test_a_condition_that_holds_exits_with_1_and_says_which(fp4scope, outputs):
     assert code == 1
     assert "What each format costs" in out
     first, second = err.splitlines()
-    assert first.startswith(f"fp4scope: fail-if change(nvfp4) > 20: change, nvfp4, {BOTH} has +")
-    assert second.startswith(f"fp4scope: fail-if beyond-noise: change, nvfp4, {BOTH} changed by +")
+    assert first.startswith("fp4scope: fail-if change(nvfp4) > 20: change, nvfp4, W4A4 has +")
+    assert second.startswith("fp4scope: fail-if beyond-noise: change, nvfp4, W4A4 changed by +")
     turned = outputs[::-1]
     assert (
         fp4scope("compare", *turned, "--fail-if", "change > 0", "--fail-if", "cost > 220")[0] == 0

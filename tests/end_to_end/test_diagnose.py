@@ -93,9 +93,9 @@ def test_files(finished):
     assert first["format"] == "reference"
     assert first["delta_nll"] == ""
     figures = {p.name for p in (finished.folder / "figures").iterdir()}
-    for kind in ("components-restore", "components-isolate", "cells-restore", "heatmap-restore"):
-        assert {f"{kind}-weights.svg", f"{kind}-weights.png"} <= figures
-    assert "percent-restore-weights.svg" in figures
+    for kind in ("projections-keep", "projections-only", "layers-keep", "heatmap-keep"):
+        assert {f"{kind}-W4A16.svg", f"{kind}-W4A16.png"} <= figures
+    assert "percent-keep-W4A16.svg" in figures
 
 
 def test_results_json_holds_the_windows_and_the_conditions(finished):
@@ -137,7 +137,7 @@ def test_the_report_has_the_numbers_of_the_tables(finished):
     text = (finished.folder / "report.md").read_text()
     row = finished.components.where(component="down_proj", direction="restore")[0]
     assert f"{row['ppl']:.2f}" in text or f"{row['ppl']:.1f}" in text
-    assert "more quantized minus less" in text
+    assert "Positive means that quantizing this costs" in text
     assert finished.results.data["sha256"][:16] in text
 
 
@@ -146,7 +146,7 @@ def test_plots(finished):
         assert finished.plot(kind).axes
     with pytest.raises(StudyError, match="did you mean heatmap"):
         finished.plot("heatmaps")
-    with pytest.raises(StudyError, match="only restore has that"):
+    with pytest.raises(StudyError, match="only keep has that"):
         finished.plot("percent", direction="isolate")
     with pytest.raises(StudyError, match="no direction 'sideways'"):
         finished.plot("cells", direction="sideways")

@@ -137,8 +137,8 @@ def test_on_the_command_line(fp4scope, small, tmp_path):
     )
     assert code == 0, err
     assert "estimating to first order" in err
-    assert "nvfp4, estimate (first order)" in out
-    assert "the gradient's ranking of 7 components against the exact sweep's: rho " in out
+    assert "estimate (first order), millinats" in out
+    assert "the gradient's ranking of 7 projections against the exact sweep's: rho " in out
     code, out, err = fp4scope(
         "run", *small, "--formats", "nvfp4", "--method", "gradient", "-o", tmp_path / "b"
     )
@@ -146,7 +146,7 @@ def test_on_the_command_line(fp4scope, small, tmp_path):
     assert "Estimates are first order" in out
     assert "ranking" not in out
     written = {p.name for p in (tmp_path / "b" / "figures").iterdir()}
-    assert "components-isolate.svg" in written
+    assert "projections-only.svg" in written
     data = json.loads((tmp_path / "b" / "results.json").read_text())
     rows = [row["values"] for row in data["ledgers"]["text"]["rows"]]
     estimated = [values["gradient"] for values in rows if "gradient" in values]

@@ -48,7 +48,7 @@ def test_a_model_may_be_called_anything(model_folder, study, tmp_path):
     model = tmp_path / "m$\\frac$|`<b>\x1b[31m"
     shutil.copytree(model_folder, model)
     fp4scope.diagnose(model, output_dir=tmp_path / "out", **study)
-    assert (tmp_path / "out" / "figures" / "components-restore.svg").exists()
+    assert (tmp_path / "out" / "figures" / "projections-keep.svg").exists()
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text()
         assert "<b>" not in text

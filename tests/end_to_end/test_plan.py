@@ -171,11 +171,11 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
     assert list(facts) == [
         "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
     ]  # fmt: skip
-    assert "% of the blocks' parameters, 3 blocks, 7 components" in facts["coverage"]
+    assert "% of the blocks' parameters, 3 blocks, 7 projections" in facts["coverage"]
     # Reference and two baselines, a control for each; per format 7 + 7 components and 21 cells,
     # that is the work of 29 baselines with its own: 8% of it are two replicas.
     assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21 + 2)}: ")
-    for kind in ("14 components (restore)", "14 components (isolate)", "42 cells (restore)"):
+    for kind in ("14 projections (keep)", "14 projections (only)", "42 layers (keep)"):
         assert kind in facts["variants"]
     assert facts["windows"].strip() == "9 of 32 tokens"
     assert facts["chunk"].startswith("7 windows; batches of ")
@@ -186,12 +186,12 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
     assert lines[8] == "Half-width of the 95% intervals after 9 windows, if independent"
     table = [line.split() for line in lines[10:-1]]
     assert [row[:-1] for row in table] == [
-        [fmt, "weights+activations", direction, level, count]
+        [fmt, "W4A4", direction, level, count]
         for fmt in ("mxfp4:floor", "nvfp4")
         for direction, level, count in (
-            ("restore", "components", "7"),
-            ("restore", "cells", "21"),
-            ("isolate", "components", "7"),
+            ("keep", "projections", "7"),
+            ("keep", "layers", "21"),
+            ("only", "projections", "7"),
         )
     ]
     assert all(0.01 < float(row[-1]) < 1000 for row in table)

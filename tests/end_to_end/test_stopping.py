@@ -237,7 +237,7 @@ def test_the_command_line(fp4scope, trained):
     code, out, _ = fp4scope(*arguments, "-o", "out", "--stop-when", "half-width=1nat")
     assert code == 0
     assert "Goal half-width=1000mnat: reached after 8 of 24 windows" in out
-    assert "95% confidence sequences, which hold whenever one stops. restore" in out
+    assert "95% confidence sequences, which hold whenever one stops. Positive" in out
     code, _, err = fp4scope(*arguments, "--stop-when", "half-width=1")
     assert code == 2
     assert "half-width is '1'; give nats or millinats per token" in err

@@ -20,7 +20,9 @@ from selenium.webdriver.support.ui import Select  # noqa: E402
 
 from asking import BOTH, entries, rebuilt  # noqa: E402
 from fp4scope.diagnosis import Diagnosis  # noqa: E402
-from fp4scope.report.numbers import interval  # noqa: E402
+from fp4scope.report.numbers import interval, number  # noqa: E402
+
+WORDS = {"restore": "keep", "isolate": "only"}
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # The least contrast of any text with what is behind it, and that text (WCAG 2.1, 1.4.3).
@@ -95,7 +97,7 @@ def choose(browser, name, value):
 
 
 def cell(browser, fmt, block, component):
-    return browser.find_element(By.CSS_SELECTOR, f'[data-cell="{fmt}|{block}|{component}"]')
+    return browser.find_element(By.CSS_SELECTOR, f'[data-layer="{fmt}|{block}|{component}"]')
 
 
 def press(browser, key):
@@ -116,9 +118,9 @@ def test_it_loads_without_an_error_and_without_a_request(show):
     browser = show()
     assert browser.get_log("browser") == []
     assert [u for u in asked(browser) if not u.startswith(("file:", "data:"))] == []
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 2 * 12
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-curves svg[role=slider]")) == 2
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-components svg[role=img]")) == 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-projections svg[role=img]")) == 2
 
 
 def test_the_policy_stops_what_is_not_the_pages_own(show):
@@ -140,18 +142,17 @@ def test_the_costs_of_formats_say_what_is_quantized(operands, show, known):
     chart = show(Diagnosis(results)).find_element(By.ID, "chart-baselines")
     labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
     title = chart.find_element(By.TAG_NAME, "h4").text
-    assert {"mxfp4:floor", "nvfp4"} <= labels
-    assert ("nvfp4, weights" in labels) == (len(operands) == 2)
-    said = "weights" if operands == {"weights"} else BOTH
-    assert title.removesuffix(", where nothing is said").endswith(f" {said}")
-    assert title.endswith("said") == (len(operands) == 2)
+    assert {"mxfp4:floor", "nvfp4"} == {label.split(",")[0] for label in labels}
+    assert ("nvfp4, W4A16" in labels) == (len(operands) == 2)
+    bits = "W4A16" if operands == {"weights"} else "W4A4"
+    assert title.endswith(f", {bits}") == (len(operands) == 1)
 
 
 @pytest.mark.parametrize("direction", ["restore", "isolate"])
 def test_controls_choose_what_is_shown(direction, show, known):
     diagnosis = known()
     browser = show(diagnosis)
-    choose(browser, "direction", direction)
+    choose(browser, "direction", WORDS[direction])
     for fmt in ("mxfp4:floor", "nvfp4"):
         for row in diagnosis.cells.where(format=fmt, direction=direction):
             button = cell(browser, fmt, row["block"], row["component"])
@@ -159,7 +160,7 @@ def test_controls_choose_what_is_shown(direction, show, known):
             hatched = "muted" in button.get_attribute("class").split()
             assert hatched == (row["p_holm"] > 0.05)
             start = f"block {row['block']}, {row['component']}: "
-            told = "told from zero" if row["p_holm"] <= 0.05 else "not told from zero"
+            told = "significant" if row["p_holm"] <= 0.05 else "not significant"
             kl = interval(row, "delta_kl")
             rest = f"{interval(row)} millinats; {kl} millinats of KL, {fmt}, {told}"
             assert said == start + rest
@@ -174,9 +175,9 @@ def test_controls_choose_what_is_shown(direction, show, known):
     said = cell(browser, "nvfp4", 5, "down_proj").get_attribute("aria-label")
     # One sign: quantizing this costs, whether by keeping it or by quantizing it alone.
     assert said.startswith("block 5, down_proj: +0.")
-    assert "] % of PPL; " in said
+    assert "] of PPL; " in said
     choose(browser, "format", "nvfp4")
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 12
     for metric in ("ppl", "kl", "nats"):
         choose(browser, "metric", metric)
     assert browser.get_log("browser") == []
@@ -220,13 +221,13 @@ def test_it_opens_on_a_choice_that_has_cells(show, known):
     )
     browser = show(Diagnosis(rebuilt(results, kept)))
     direction = Select(browser.find_element(By.ID, "direction"))
-    assert direction.first_selected_option.text == "isolate"
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-components svg[role=img]")) == 2
-    choose(browser, "direction", "restore")  # components have it
-    assert not browser.find_element(By.ID, "drawn-cells").is_displayed()
-    said = browser.find_element(By.ID, "said-cells").text
-    assert said == f"No cells were measured for restore, {BOTH}; there is isolate, {BOTH}."
+    assert direction.first_selected_option.text == "only"
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 2 * 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-projections svg[role=img]")) == 2
+    choose(browser, "direction", "keep")  # projections have it
+    assert not browser.find_element(By.ID, "drawn-layers").is_displayed()
+    said = browser.find_element(By.ID, "said-layers").text
+    assert said == "No layers were measured for keep, W4A4; there is only, W4A4."
     assert browser.get_log("browser") == []
 
 
@@ -245,16 +246,16 @@ def test_choices_without_data_are_grey_and_left(show, known):
         options = browser.find_elements(By.CSS_SELECTOR, f"#{name} option")
         return {o.get_attribute("value") for o in options if o.is_enabled()}
 
-    choose(browser, "direction", "isolate")
+    choose(browser, "direction", "only")
     assert enabled("format") == {"", "mxfp4:floor", "nvfp4"}
-    assert enabled("operands") == {BOTH}
+    assert enabled("operands") == {"W4A4"}
     choose(browser, "format", "mxfp4:floor")
-    choose(browser, "direction", "restore")
-    assert enabled("direction") == {"restore", "isolate"}
-    assert enabled("operands") == {"weights"}
+    choose(browser, "direction", "keep")
+    assert enabled("direction") == {"keep", "only"}
+    assert enabled("operands") == {"W4A16"}
     assert enabled("format") == {"", "nvfp4"}
     assert Select(browser.find_element(By.ID, "format")).first_selected_option.text == "all"
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 12
 
 
 def test_on_paper_every_direction_is_drawn_in_dark_ink_with_its_colours(show):
@@ -263,15 +264,15 @@ def test_on_paper_every_direction_is_drawn_in_dark_ink_with_its_colours(show):
         "media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}],
     })  # fmt: skip
     browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
-    for chart in ("chart-components", "chart-heat", "chart-curves"):
+    for chart in ("chart-projections", "chart-heat", "chart-curves"):
         titles = browser.find_elements(By.CSS_SELECTOR, f"#{chart} > .printed > h4")
-        assert [title.text for title in titles] == ["Restore", "Isolate"]
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 4 * 12
+        assert [title.text for title in titles] == ["Keep", "Only"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 4 * 12
     style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     assert browser.execute_script(style, "html", "backgroundColor") == "rgb(255, 255, 255)"
     assert browser.execute_script(style, "#chart-heat button", "printColorAdjust") == "exact"
     browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-cell]")) == 2 * 12
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 2 * 12
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert browser.get_log("browser") == []
 
@@ -282,7 +283,7 @@ def test_a_cell_shows_its_numbers_and_its_activations(show, known):
     button = cell(browser, "mxfp4:floor", 5, "down_proj")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     button.click()
-    dialog = browser.find_element(By.ID, "cell")
+    dialog = browser.find_element(By.ID, "layer")
     assert dialog.is_displayed()
     assert "Block 5, down_proj" in dialog.text
     assert "max |x| 8.00, P99.9 2.00, max / P99.9 4.00" in dialog.text
@@ -291,23 +292,23 @@ def test_a_cell_shows_its_numbers_and_its_activations(show, known):
     assert len(rows) == len(expected) == 4
     for row, values in zip(rows, expected, strict=True):
         shown = [c.text for c in row.find_elements(By.CSS_SELECTOR, "th, td")]
-        assert shown[:2] == [values["direction"], values["format"]]
-        assert float(shown[7].split()[0]) == pytest.approx(values["ppl"], abs=0.006)
-        assert shown[5].replace("\n", " ") == interval(values, "delta_kl")
-        assert float(shown[2].split()[0]) == pytest.approx(1e3 * values["delta_nll"], abs=0.006)
+        assert shown[:2] == [WORDS[values["direction"]], values["format"]]
+        assert shown[3].replace("\n", " ") == interval(values)
+        assert shown[4] == number(values["ppl"])
+        assert shown[7].replace("\n", " ") == interval(values, "delta_kl")
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
-    focused = browser.switch_to.active_element.get_attribute("data-cell")
+    focused = browser.switch_to.active_element.get_attribute("data-layer")
     assert focused == "mxfp4:floor|5|down_proj"
 
 
 def test_the_keyboard_reaches_everything(show):
     browser = show()
-    first = browser.find_element(By.CSS_SELECTOR, "#chart-heat [tabindex='0'][data-cell]")
+    first = browser.find_element(By.CSS_SELECTOR, "#chart-heat [tabindex='0'][data-layer]")
     first.send_keys(Keys.ARROW_RIGHT)
     browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     reached = browser.switch_to.active_element
-    assert reached.get_attribute("data-cell") == "mxfp4:floor|1|down_proj"
+    assert reached.get_attribute("data-layer") == "mxfp4:floor|1|down_proj"
     assert browser.find_element(By.ID, "tip").text.startswith("block 1, down_proj: ")
     outline = "const s = getComputedStyle(document.activeElement); return s.outlineStyle"
     assert browser.execute_script(outline) == "solid"
@@ -317,7 +318,7 @@ def test_the_keyboard_reaches_everything(show):
     assert panel.get_attribute("aria-valuenow") == "5"
     assert "block 5; mxfp4:floor: +" in panel.get_attribute("aria-valuetext")
     press(browser, Keys.ENTER)
-    assert "Block 5, q_proj" in browser.find_element(By.ID, "cell").text
+    assert "Block 5, q_proj" in browser.find_element(By.ID, "layer").text
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     select = browser.find_element(By.ID, "metric")
     select.send_keys(Keys.ARROW_DOWN)
@@ -326,10 +327,13 @@ def test_the_keyboard_reaches_everything(show):
 
 def test_tables_sort(show):
     browser = show()
-    browser.find_element(By.CSS_SELECTOR, "#all-cells summary").click()
-    table = browser.find_element(By.ID, "cell-table")
+    browser.find_element(By.CSS_SELECTOR, "#all-layers summary").click()
+    table = browser.find_element(By.ID, "layer-table")
     heads = table.find_elements(By.CSS_SELECTOR, "th button")
-    values = "return [...arguments[0].tBodies[0].rows].map((r) => Number(r.cells[4].dataset.v))"
+    values = (
+        "return [...arguments[0].tBodies[0].rows]"
+        ".map((r) => parseFloat(r.cells[4].textContent.replace('\u2212', '-')))"
+    )
     assert len(browser.execute_script(values, table)) == 24
     (head,) = [h for h in heads if h.text.startswith("millinats")]
     for order, sign in (("descending", -1), ("ascending", 1)):

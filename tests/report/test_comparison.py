@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import fp4scope
-from asking import BOTH, entries, rebuilt
+from asking import entries, rebuilt
 from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import FormatError, OutputError, StudyError
 from fp4scope.ledger import results_to_json
@@ -105,18 +105,16 @@ def test_a_planted_change_is_in_the_words_and_tables(run):
     found = Comparison({"a": run(), "b": run(shift=0.05)})
     text = found.report()
     assert (
-        f"From a to b, the cost of nvfp4 ({BOTH}) changed by +50.00 [+50.00, +50.00] millinats: "
+        "From a to b, the cost of nvfp4 (W4A4) changed by +50.00 [+50.00, +50.00] millinats: "
         "beyond noise."
     ) in text
     # All of NVFP4's restored units are differences from that baseline.
-    assert "12 of 48 cells and 2 of 8 components changed beyond noise" in text
+    assert "12 of 48 layers and 2 of 8 projections changed beyond noise" in text
     assert "| nvfp4 |  | everything | +240.0 → +290.0 | +50.00 [+50.00, +50.00] |" in text
     titles = re.findall("^## (.*)$", text, re.M)
     assert titles == [section.title for section in sections(found)]
     assert all(
-        len(row) == len(section.names) + len(section.values)
-        for section in sections(found)
-        for row in section.rows
+        len(row) == len(section.columns) for section in sections(found) for row in section.rows
     )
 
 
@@ -127,9 +125,9 @@ def test_three_sizes_have_a_trend_in_words(run):
         runs[f"size{i}"] = run(shift, model=model)
     said = findings(Comparison(runs))
     assert (
-        f"Over 1M, 10M, 100M, what nvfp4 ({BOTH}) costs falls with size, every step told from none."
+        "Over 1M, 10M, 100M, what nvfp4 (W4A4) costs falls with size, every step significantly."
     ) in said
-    assert any(line.startswith(f"Over 1M, 10M, 100M, what mxfp4:floor ({BOTH}) costs is not shown")
+    assert any(line.startswith("Over 1M, 10M, 100M, what mxfp4:floor (W4A4) costs is not shown")
                for line in said)  # fmt: skip
 
 
@@ -165,9 +163,9 @@ def test_conditions_hold_where_they_should(run, text, count):
 def test_a_failure_says_where_and_by_how_much(run):
     found = Comparison({"a": run(), "b": run(shift=0.05)})
     (said,) = failures(parse_gate("cost(nvfp4) > 40"), found)
-    assert said == f"cost(nvfp4) > 40: b, nvfp4, {BOTH} has +290.0, 250.0 above"
+    assert said == "cost(nvfp4) > 40: b, nvfp4, W4A4 has +290.0, 250.0 above"
     said = failures(parse_gate("beyond-noise"), found)[0]
-    assert said.startswith(f"beyond-noise: b, nvfp4, {BOTH} changed by +50.00 (p ")
+    assert said.startswith("beyond-noise: b, nvfp4, W4A4 changed by +50.00 (p ")
 
 
 def test_the_first_output_is_not_judged(run):

@@ -23,7 +23,7 @@ def svg_of(figure, tmp_path):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_cells_that_holm_does_not_tell_from_zero_are_crossed_out(direction, known, tmp_path):
+def test_layers_that_are_not_significant_are_crossed_out(direction, known, tmp_path):
     diagnosis = known()
     figure = diagnosis.plot("heatmap", direction=direction)
     panels = [axis for axis in figure.axes if axis.get_title(loc="left") in FORMATS]
@@ -83,7 +83,7 @@ def test_bars_and_curves_of_kl(far):
     assert widths == {
         round(1e3 * v, 6) for v in far.components.where(direction="isolate")["delta_kl"]
     }
-    assert axis.get_xlabel().startswith("millinats of KL lost")
+    assert axis.get_xlabel().startswith("millinats of KL per token, cost of")
     axis, *_ = far.plot("cells", direction="restore", metric="kl", format="nvfp4").axes
     rows = far.cells.where(direction="restore", format="nvfp4", component="q_proj")
     (curve,) = [line for line in axis.lines if line.get_label() == "nvfp4"]
@@ -177,16 +177,15 @@ def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
     paths = write_report(known(), tmp_path, with_figures=True)
     names = {path.name for path in paths}
     for name in (
-        "components-restore", "cells-restore", "heatmap-restore", "percent-restore",
-        "ppl-restore-mxfp4-floor", "ppl-restore-nvfp4", "kl-components-restore",
-        "kl-heatmap-isolate",
+        "projections-keep", "layers-keep", "heatmap-keep", "percent-keep", "ppl-keep-mxfp4-floor",
+        "ppl-keep-nvfp4", "kl-projections-keep", "kl-heatmap-only",
     ):  # fmt: skip
         assert {f"{name}.pdf", f"{name}.svg"} <= names
-    assert (tmp_path / "figures/components-restore.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "figures/projections-keep.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_run_leaves_raw_perplexity_out(known, tmp_path):
     diagnosis = known()
     names = {path.stem for path in write_outputs(diagnosis, tmp_path) if path.suffix == ".svg"}
-    assert names == set(figure_names(diagnosis)) >= {"components-restore", "percent-restore"}
+    assert names == set(figure_names(diagnosis)) >= {"projections-keep", "percent-keep"}
     assert not any(name.startswith(("ppl", "kl")) for name in names)

@@ -11,7 +11,9 @@ from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.errors import StudyError
 from fp4scope.report import write_outputs
 from fp4scope.report.figures import figure_names
-from fp4scope.report.sentences import LOWER_LOSS
+from fp4scope.report.labels import LOWER_LOSS
+
+WORDS = {"restore": "keep", "isolate": "only"}
 
 
 def tables(text):
@@ -33,17 +35,15 @@ def numbers(text):
     return [float(number) for number in re.findall(r"[-+]?\d[\d.]*", text.replace("\u2212", "-"))]
 
 
-def test_rerun_noise_is_a_column_of_the_formats(known):
+def test_run_to_run_noise_is_a_column_of_the_formats(known):
     rows = tables(known().report())["What each format costs"]
     # Two runs d apart in each of eight windows: sqrt(d^2 / 2 / 8) = d / 4; d is 0.004, 6, 12.
-    assert [row["rerun noise"] for row in rows] == [
-        "±0.001, KL 0",
-        "±1.50, KL 0.05",
-        "±3.00, KL 0.05",
-    ]
+    noise = [row["run-to-run noise, millinats"] for row in rows]
+    assert noise == ["±0.001", "±1.50", "±3.00"]
+    assert [row["KL of two runs"] for row in rows] == ["0", "0.05", "0.05"]
     quiet = tables(known(noise=False).report())["What each format costs"]
-    assert [row["rerun noise"] for row in quiet] == [""] * 3
-    assert [row["cost (millinats/token)"] for row in quiet] == [
+    assert [row["run-to-run noise, millinats"] for row in quiet] == [""] * 3
+    assert [row["millinats per token"] for row in quiet] == [
         "", "+120.0 [+120.0, +120.0]", "+240.0 [+240.0, +240.0]",
     ]  # fmt: skip
 
@@ -53,21 +53,24 @@ def test_components_have_their_difference_and_tier(direction, known):
     diagnosis = known()
     found = tables(diagnosis.report())
     for fmt in ("mxfp4:floor", "nvfp4"):
-        rows = found[f"{fmt}, {BOTH}, {direction}"]
+        _, *rows = found[f"Projections, {WORDS[direction]}, {fmt}, W4A4"]
         of = {
             r["component"]: r for r in diagnosis.components.where(format=fmt, direction=direction)
         }
-        assert {row["component"] for row in rows} == of.keys()
+        assert {row["projection"] for row in rows} == of.keys()
         for row in rows:
-            expected = of[row["component"]]
+            expected = of[row["projection"]]
             assert row["tier"] == expected["tier"]
-            value, low, high = numbers(row["difference (millinats/token)"])
+            value, low, high = numbers(row["millinats per token"])
             assert value == pytest.approx(1e3 * expected["delta_nll"], abs=0.01)
             assert low == pytest.approx(1e3 * expected["delta_nll_low"], abs=0.01)
             assert high == pytest.approx(1e3 * expected["delta_nll_high"], abs=0.01)
     # Under NVFP4 one costs five millinats and the other nothing; under MXFP4 both cost five.
     tiers = {
-        fmt: {r["component"]: r["tier"] for r in found[f"{fmt}, {BOTH}, {direction}"]}
+        fmt: {
+            r["projection"]: r["tier"]
+            for r in found[f"Projections, {WORDS[direction]}, {fmt}, W4A4"][1:]
+        }
         for fmt in ("mxfp4:floor", "nvfp4")
     }
     assert tiers["nvfp4"] == {"down_proj": "a", "q_proj": "b"}
@@ -99,12 +102,12 @@ def test_every_csv_is_the_difference_of_the_observations(known, tmp_path):
     assert (tmp_path / "report.md").read_text() == again.report() == diagnosis.report()
 
 
-def test_the_report_counts_the_cells_that_holm_tells_from_zero(known):
+def test_the_report_counts_the_cells_that_are_significant(known):
     text = known().report()
-    for direction in ("Restore", "Isolate"):
+    for direction in ("Keep", "Only"):
         # All but block 0; under NVFP4 those of q_proj neither.
         for fmt, count in (("mxfp4:floor", 10), ("nvfp4", 5)):
-            assert f"{direction}, {fmt}: {count} of 12 cells are told from zero" in text
+            assert f"{direction}, {fmt}: {count} of 12 layers are significant" in text
 
 
 def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
@@ -116,8 +119,9 @@ def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
         if (a.level, a.direction, a.format) == ("cells", "isolate", "mxfp4:floor"):
             one.nll = 2 * reference - np.array(one.nll)
     text = Diagnosis(rebuilt(results, found)).report()
-    (line,) = [line for line in text.splitlines() if line.startswith("The loss falls")]
-    assert line.startswith("The loss falls with any of these quantized (Holm at 5%): 5.")
+    (line,) = [line for line in text.splitlines() if "the loss falls" in line]
+    start = "- Only, mxfp4:floor, w4a4: the loss falls with any of these quantized: 5."
+    assert line.lower().startswith(start.lower())
     assert line.count("_proj \u2212") == 10
     assert LOWER_LOSS in text
     assert LOWER_LOSS not in known().report()
@@ -125,11 +129,11 @@ def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
 
 def test_all_cells_of_a_small_study_stand_there_without_a_count(known):
     results = known().results
-    assert "The 10 largest of 12; every cell is in `cells.csv`." in Diagnosis(results).report()
+    assert "W4A4: the 10 largest of 12\n" in Diagnosis(results).report()
     kept = [one for one in entries(results) if (one.asked.block or 0) < 3]
     text = Diagnosis(rebuilt(results, kept)).report()
     assert "largest of" not in text
-    assert len(tables(text)[f"nvfp4, {BOTH}, restore"]) in (2, 6)
+    assert len(tables(text)["Layers, keep, nvfp4, W4A4"]) == 6
 
 
 @pytest.fixture
@@ -163,15 +167,15 @@ def test_estimates_are_marked_as_such(guessed, measured):
     diagnosis = guessed(measured)
     text = diagnosis.report()
     assert "Estimates are first order" in text
-    assert text.count("ranking of 12 cells against the exact sweep's: rho 1.00 (") == 4 * measured
+    assert text.count("ranking of 12 layers against the exact sweep's: rho 1.00 (") == 4 * measured
     assert text.count("of the 10 most costly, 10 are the same") == 4 * measured
-    rows = tables(text)[f"mxfp4:floor, {BOTH}, isolate"]
-    column = "estimate (first order) (millinats/token)"
+    rows = tables(text)["Projections, only, mxfp4:floor, W4A4"][measured:]
+    column = "estimate (first order), millinats"
     expected = {r["component"]: r for r in diagnosis.components.where(format="mxfp4:floor")}
     for row in rows:
         assert ("PPL" in row) == measured
         value, *_ = numbers(row[column])
-        unit = expected[row["component"]]
+        unit = expected[row["projection"]]
         assert value == pytest.approx(1e3 * unit["gradient_nll"], abs=0.01)
     assert ("saves most" in text) == measured
 
@@ -197,13 +201,13 @@ def test_estimates_survive_the_file(guessed, tmp_path):
 def test_what_was_only_estimated_is_drawn_and_called_so(guessed, known):
     diagnosis = guessed(measured=False)
     names = figure_names(diagnosis)
-    assert "heatmap-restore" in names
+    assert "heatmap-keep" in names
     assert not [name for name in names if name.startswith("percent")]
     for kind in ("components", "cells", "heatmap"):
         figure = diagnosis.plot(kind, direction="isolate")
         texts = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
         assert any("first-order estimate" in t for t in texts), kind
-        assert not any("rerun noise" in t for t in texts), kind
+        assert not any("noise" in t for t in texts), kind
     bars = diagnosis.plot("components", direction="isolate").axes[0].patches
     costs = [1e3 * r["gradient_nll"] for r in diagnosis.components.where(direction="isolate")]
     assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(costs))

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from asking import BOTH, REFERENCE, asked, baseline, entries, estimated, jitter, rebuilt
+from asking import REFERENCE, asked, baseline, entries, estimated, jitter, rebuilt
 from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.ledger import ActivationRecord
 from fp4scope.report import write_outputs, write_report
+from fp4scope.report.numbers import interval, number
 from fp4scope.report.payload import COLUMNS
 from fp4scope.stats import hypotheses, significant
 
@@ -67,16 +68,16 @@ def numbers(text):
 
 def test_baselines(known):
     diagnosis = known()
-    _, *rows = Page(diagnosis.html()).table("baselines")
+    _, *rows = Page(diagnosis.html()).table("costs-table")
     assert len(rows) == 3
     for row, expected in zip(rows, diagnosis.baselines, strict=True):
-        assert row[0][0] == expected["format"]
-        names = ("ppl", "nll", "delta_nll", "kl", "top1", "jitter_nll", "jitter_kl", "windows")
-        for (_, value), name in zip(row[2:], names, strict=True):
+        assert row[0][0] == ("FP32" if expected["format"] == "reference" else expected["format"])
+        names = ("delta_nll", "ppl", "nll", "kl", "top1", "jitter_nll", "jitter_kl", "windows")
+        for (_, value), name in zip(row[3:], names, strict=True):
             assert (None if value == "" else float(value)) == expected[name]
-    cost = numbers(rows[1][4][0])
-    assert cost == pytest.approx([120, 120, 120])
-    assert numbers(rows[2][7][0]) == [3.0]
+    assert rows[1][2][0] == "+12.75%"  # exp(0.12) - 1
+    assert numbers(rows[1][3][0]) == pytest.approx([120, 120, 120])
+    assert numbers(rows[2][8][0]) == [3.0]
 
 
 @pytest.mark.parametrize("direction", ["restore", "isolate"])
@@ -87,14 +88,16 @@ def test_components_stand_side_by_side(direction, known):
     rows = headed[["restore", "isolate"].index(direction)]
     assert [text for text, _ in rows[0][1:]] == ["mxfp4:floor", "nvfp4"]
     for name, *cells in rows[3:]:
-        for fmt, (ppl, delta, nats, tier, kl) in (
+        for fmt, (percent, nats, tier, ppl, kl) in (
             ("mxfp4:floor", cells[:5]), ("nvfp4", cells[5:]),
         ):  # fmt: skip
             (expected,) = diagnosis.components.where(
                 format=fmt, direction=direction, component=name[0]
             )
             assert float(ppl[1]) == expected["ppl"]
-            assert float(delta[1]) == expected["delta_ppl"]
+            change = expected["delta_ppl"] if direction == "isolate" else -expected["delta_ppl"]
+            control = expected["ppl"] - change
+            assert float(percent[1]) == pytest.approx(100 * expected["delta_ppl"] / control)
             assert float(nats[1]) == expected["delta_nll"]
             assert tier[0] == expected["tier"]
             assert float(kl[1]) == expected["kl"]
@@ -107,12 +110,12 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
     payload = Page(diagnosis.html()).payload
     controls = {row["format"]: row for row in diagnosis.baselines}
     assert payload["columns"] == list(COLUMNS)
-    for level in ("components", "cells"):
-        families = payload["units"][level]
+    for level, name in (("components", "projections"), ("cells", "layers")):
+        families = payload["units"][name]
         assert len(families) == 4
         assert sum(len(f["rows"]) for f in families) == len(getattr(diagnosis, level))
         for f in families:
-            restored = f["direction"] == "restore"
+            restored = f["direction"] == "keep"
             control = controls[f["format"] if restored else "reference"]
             assert f["control"]["ppl"] == pytest.approx(control["ppl"], rel=1e-4)
             for values in f["rows"]:
@@ -120,7 +123,7 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
                 place = {"component": row["component"]}
                 place |= {} if level == "components" else {"block": row["block"]}
                 (expected,) = getattr(diagnosis, level).where(
-                    format=f["format"], direction=f["direction"], **place
+                    format=f["format"], direction="restore" if restored else "isolate", **place
                 )
                 near = {"rel": 1e-4, "abs": 1e-6}
                 for end in ("", "_low", "_high"):
@@ -136,9 +139,11 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
                 width = expected["delta_ppl_high"] - expected["delta_ppl_low"]
                 assert row["ppl_high"] - row["ppl_low"] == pytest.approx(width, abs=2e-3)
                 assert row["delta_ppl"] == pytest.approx(expected["delta_ppl"], **near)
-                assert row["kl_nats"] == pytest.approx(expected["kl"])
-                assert row["p_holm_kl"] == expected["p_holm_kl"]
-                assert (row["p_holm"] > 0.05) == (not significant(expected))
+                assert row["muted"] == (not significant(expected))
+                assert row["muted_kl"] == (expected["p_holm_kl"] > 0.05)
+                said = dict(zip((key for key, _ in payload["heads"]), row["texts"], strict=True))
+                assert said["nats"] == interval(expected)
+                assert said["kl_nats"] == number(expected["kl"])
 
 
 def test_costly_and_negative_cells_are_named(known):
@@ -149,10 +154,10 @@ def test_costly_and_negative_cells_are_named(known):
     one.nll = [nll - 0.05 for nll in one.nll]  # ten tokens: five millinats less
     _, *rows = Page(Diagnosis(rebuilt(diagnosis.results, found)).html()).table("standout")
     by_name = {row[0][0]: [text for text, _ in row[1:]] for row in rows}
-    assert by_name["restore, mxfp4:floor"][0].startswith("10 of 12 cells; ")
-    assert by_name["restore, mxfp4:floor"][1].startswith("5.")
-    assert by_name["restore, mxfp4:floor"][2] == "none told from zero"
-    assert re.match(r"5\.q_proj −\d", by_name["isolate, nvfp4"][2])  # noqa: RUF001
+    assert by_name["keep, mxfp4:floor, W4A4"][0].startswith("10 of 12 layers; ")
+    assert by_name["keep, mxfp4:floor, W4A4"][1].startswith("5.")
+    assert by_name["keep, mxfp4:floor, W4A4"][2] == "none significant"
+    assert re.match(r"5\.q_proj −\d", by_name["only, nvfp4, W4A4"][2])  # noqa: RUF001
 
 
 def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
@@ -164,7 +169,7 @@ def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
         if (a.level, a.direction, a.format) == ("cells", "isolate", "nvfp4") and a.block > 1:
             one.nll = 2 * reference - np.array(one.nll)
     _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("standout")
-    (row,) = [[text for text, _ in row[1:]] for row in rows if row[0][0] == "isolate, nvfp4"]
+    (row,) = [[text for text, _ in row[1:]] for row in rows if row[0][0] == "only, nvfp4, W4A4"]
     assert re.findall(r"\d\.\w+_proj [+−]", row[1]) == ["1.down_proj +"]  # noqa: RUF001
     assert len(re.findall(r"\d\.down_proj −", row[2])) == 4  # noqa: RUF001
 
@@ -174,8 +179,8 @@ def test_whole_models_stand_in_the_order_of_their_cost(known):
     found = entries(results)
     (nvfp4,) = (one for one in found if one.asked == baseline("nvfp4"))
     nvfp4.nll = np.array(found[0].nll) + 0.1  # ten tokens: ten millinats
-    _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("baselines")
-    assert [row[0][0] for row in rows] == ["reference", "nvfp4", "mxfp4:floor"]
+    _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("costs-table")
+    assert [row[0][0] for row in rows] == ["FP32", "nvfp4", "mxfp4:floor"]
 
 
 def test_every_hypothesis_has_its_verdict(known):
@@ -268,7 +273,7 @@ def test_48_blocks_stay_below_two_megabytes(known, observe, results):
     )  # fmt: skip
     study.activations = activations
     text = Diagnosis(study).html()
-    assert sum(len(f["rows"]) for f in Page(text).payload["units"]["cells"]) == 48 * 7 * 4
+    assert sum(len(f["rows"]) for f in Page(text).payload["units"]["layers"]) == 48 * 7 * 4
     assert len(text.encode()) < LIMIT
 
 
@@ -279,20 +284,20 @@ def without(diagnosis, keep):
 
 def test_what_was_not_measured_is_said_with_the_command_for_it(known):
     page = Page(without(known(noise=False), lambda a: a.level != "cells").html())
-    assert "No cells were measured" in page.text
+    assert "No layers were measured" in page.text
     assert "--sweep components,cells" in page.text
     page = Page(without(known(), lambda a: a.level != "components").html())
-    assert "No components were measured" in page.text
+    assert "No projections were measured" in page.text
     page = Page(without(known(), lambda a: a.is_whole).html())
-    assert "No cells were measured" in page.text
+    assert "No layers were measured" in page.text
     page = Page(without(known(), lambda a: a.direction != "isolate").html())
-    for level in ("components", "cells"):
-        assert f"Of {level} only restore was measured" in page.text
+    for level, name in (("components", "projections"), ("cells", "layers")):
+        assert f"Of {name} only “keep” was measured" in page.text
         assert f"--sweep {level} --direction isolate" in page.text
     partly = without(known(), lambda a: a.level != "cells" or a.direction == "isolate")
     text = Page(partly.html()).text
-    assert "Of cells only isolate was measured" in text
-    assert "Of components only" not in text
+    assert "Of layers only “only” was measured" in text
+    assert "Of projections only" not in text
     silent = known()
     silent.results.activations = []
     assert "fp4scope stats MODEL" in Page(silent.html()).text
@@ -304,9 +309,11 @@ def test_few_windows_have_no_interval(known):
     results.data |= {"windows": 3}
     page = Page(Diagnosis(results).html())
     assert "3 windows are too few for an interval" in page.text
-    family = page.payload["units"]["cells"][0]
+    family = page.payload["units"]["layers"][0]
     assert {row[COLUMNS.index("nats_low")] for row in family["rows"]} == {None}
-    assert {row[COLUMNS.index("p_holm")] for row in family["rows"]} == {None}
+    place = [key for key, _ in page.payload["heads"]].index("p_holm")
+    assert {row[-1][place] for row in family["rows"]} == {""}
+    assert not any(row[COLUMNS.index("muted")] for row in family["rows"])
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -320,15 +327,16 @@ def test_estimates_are_marked(known, measured):
     diagnosis = Diagnosis(rebuilt(results, found))
     page = Page(diagnosis.html())
     assert "Parts of this page are estimates." in page.text
-    family = page.payload["units"]["cells"][0]
+    family = page.payload["units"]["layers"][0]
     assert family["estimated"] is not measured
     row = dict(zip(COLUMNS, family["rows"][0], strict=True))
     first = diagnosis.cells[0]
-    assert row["gradient"] == pytest.approx(1e3 * first["gradient_nll"], rel=1e-4)
+    said = dict(zip((key for key, _ in page.payload["heads"]), row["texts"], strict=True))
+    assert said["gradient"] == interval(first, "gradient_nll")
     if measured:
         assert "against the exact sweep's: rho" in page.text
     else:
-        assert row["nats"] == row["gradient"]
+        assert row["nats"] == pytest.approx(1e3 * first["gradient_nll"], rel=1e-4)
         assert row["ppl"] is row["percent"] is None
 
 
@@ -352,12 +360,12 @@ def test_several_operands(known):
     found = entries(results)
     found += [one.but(operands="weights") for one in found if one.asked.operands]
     page = Page(Diagnosis(rebuilt(results, found)).html())
-    assert len(page.payload["units"]["cells"]) == 8
-    assert {f["operands"] for f in page.payload["units"]["cells"]} == {BOTH, "weights"}
-    assert "Restore, weights: everything quantized" in page.text
+    assert len(page.payload["units"]["layers"]) == 8
+    assert {f["operands"] for f in page.payload["units"]["layers"]} == {"W4A4", "W4A16"}
+    assert "Projections, keep, W4A16" in page.text
     names, compared = page.table("formats")
     assert [text for text, _ in names][3:] == [
-        f"{o}, millinats per token" for o in (BOTH, "weights")
+        f"{bits}, millinats per token" for bits in ("W4A4", "W4A16")
     ]
     assert [text for text, _ in compared][:3] == ["nvfp4", "mxfp4:floor", "format"]
     assert [float(value) for _, value in compared[3:]] == pytest.approx([0.12, 0.12])
@@ -369,14 +377,14 @@ def test_what_activations_add_stands_beside_it(known, observe):
     text = np.array(found[0].plain.nll) / 10  # ten tokens a window
     found.append(observe(baseline("mxfp4:floor", "weights"), text + 0.05))
     _, row = Page(Diagnosis(rebuilt(results, found)).html()).table("both")
-    assert [text for text, _ in row] == ["mxfp4:floor", "weights", "+70.00 [+70.00, +70.00]"]
+    assert [text for text, _ in row] == ["mxfp4:floor", "W4A16", "+70.00 [+70.00, +70.00]"]
     assert "Weights and activations" not in Page(known().html()).text
 
 
 def test_formats_are_compared_with_the_cheapest(known):
     text = " ".join(Page(known().html()).text.split())
     # 240 less 120 millinats, the same in every window.
-    assert "nvfp4mxfp4:floorformat+120.0 [+120.0, +120.0]" in text
+    assert "nvfp4mxfp4:floorformat+120.0 [+120.0, +120.0]" in text.replace(" nvfp4", "nvfp4")
 
 
 def test_a_run_and_a_report_write_the_same_page(known, tmp_path):

@@ -7,25 +7,25 @@ import shlex
 import pytest
 from rich.console import Console
 
-from asking import BOTH, entries, rebuilt
+from asking import entries, rebuilt
 from fp4scope.cli import progress, tables, terminal
-from fp4scope.cli.tables import baselines, component_tables
 from fp4scope.diagnosis import Diagnosis
+from fp4scope.report.sections import costs, units
 
 
-def printed(groups, width=80):
+def printed(sections, width=80):
     out = Console(file=io.StringIO(), width=width)
-    for group in groups:
-        out.print(group)
+    for section in sections:
+        out.print(terminal.in_grid(section))
     return out.file.getvalue().splitlines()
 
 
 def test_one_choice_of_operands_is_one_table_that_fits(known):
-    lines = printed(baselines(known()))
+    lines = printed(costs(known(), apart=True))
     assert lines[0] == "What each format costs"
     assert [line.split()[0] for line in lines[1:]] == [
         "format",
-        "reference",
+        "FP32",
         "mxfp4:floor",
         "nvfp4",
     ]
@@ -40,17 +40,19 @@ def test_a_table_for_each_choice_of_operands(known):
         for one in found
         if one.asked.is_whole and one.asked.format == "nvfp4"
     ]
-    lines = printed(baselines(Diagnosis(rebuilt(results, [*found, *twins]))))
-    titles = [f"What each format costs, {operands}" for operands in (BOTH, "weights")]
+    lines = printed(costs(Diagnosis(rebuilt(results, [*found, *twins])), apart=True))
+    titles = [f"What each format costs, {bits}" for bits in ("W4A4", "W4A16")]
     assert [line for line in lines if line.startswith("What")] == titles
     second = lines[lines.index(titles[1]) + 2 :]
-    assert [line.split()[0] for line in second] == ["reference", "nvfp4"]
+    assert [line.split()[0] for line in second] == ["FP32", "nvfp4"]
 
 
-def test_components_stand_in_the_order_of_their_mean_cost(known):
-    lines = printed(component_tables(known()))
+def test_projections_stand_in_the_order_of_their_cost(known):
+    lines = printed(units(known(), "components", apart=True))
     rows = [line.split()[0] for line in lines if "_proj" in line]
-    assert rows == ["down_proj", "q_proj"] * 2
+    # Under MXFP4 both cost the same, give or take.
+    assert rows[2:4] == rows[6:] == ["down_proj", "q_proj"]
+    assert lines[0] == "Projections, keep, mxfp4:floor, W4A4"
 
 
 def shown(diagnosis, width, monkeypatch, terminal=True):
@@ -89,17 +91,16 @@ def test_no_number_and_no_name_is_broken(width, wide, monkeypatch):
 
 def test_a_pipe_has_a_line_for_each_row_and_sentence(wide, monkeypatch):
     lines = shown(wide, 40, monkeypatch, terminal=False).splitlines()
-    (heading,) = [line for line in lines if line.startswith("Components, restore")]
-    assert heading.endswith("precision")
+    (heading,) = [line for line in lines if line.startswith("Projections, keep, nvfp4,")]
     row = lines[lines.index(heading) + 3]
-    assert len(re.findall(r"\[", row)) == 4
+    assert len(re.findall(r"\[", row)) == 2
     findings = [line for line in lines if line.startswith("- ")]
     assert all(line.endswith(".") for line in findings)
 
 
 def test_findings_are_last_then_where_to_go_on(wide, monkeypatch):
     text = shown(wide, 80, monkeypatch)
-    parts = ("\nWritten to ", "What each format costs", "Differences are", "\n- ", "\nTook: 0:01")
+    parts = ("\nWritten to ", "What each format costs", "Paired over ", "\n- ", "\nTook: 0:01")
     places = [text.index(part) for part in parts]
     page = (wide.folder / "report.html").resolve().as_uri()
     places += [text.index(f"\nOpen: {page}\n"), text.index("\nNext: fp4scope ")]

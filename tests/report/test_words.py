@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from asking import BOTH, REFERENCE, baseline, entries, entry, rebuilt
-from fp4scope.cli.tables import unit_tables
+from fp4scope.cli.tables import main_tables
+from fp4scope.cli.terminal import in_grid
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.report.numbers import number
 from fp4scope.report.sentences import headlines, neighbour_line, next_step, sums
@@ -58,15 +59,15 @@ def test_one_minus_sign_in_all_that_is_shown(known):
     found = entries(results)
     for one in found:
         if one.asked.unit == "q_proj":
-            one.nll = [nll + 0.3 for nll in one.nll]  # restoring it now harms
+            one.nll = [nll + 0.3 for nll in one.nll]  # keeping it now harms
     diagnosis = Diagnosis(rebuilt(results, found))
     terminal = io.StringIO()
     console = Console(file=terminal, width=200)
-    for table in unit_tables(diagnosis):
-        console.print(table)
-    page = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", diagnosis.html(), flags=re.DOTALL)
-    texts = [terminal.getvalue(), page, diagnosis.report(), diagnosis._repr_html_()]
-    for text in texts:
+    for section in main_tables(diagnosis):
+        console.print(in_grid(section))
+    tags = re.compile(r"<(style|script).*?</\1>|<[^>]*>", re.DOTALL)
+    texts = [terminal.getvalue(), diagnosis.report()]
+    for text in [*texts, *(tags.sub(" ", t) for t in (diagnosis.html(), diagnosis._repr_html_()))]:
         assert "−" in text
         assert not re.search(r"(?<![\w.-])-\d", text)
 
@@ -96,7 +97,7 @@ def test_only_what_was_swept_has_a_headline_and_a_cheaper_rule_is_named(baseline
     assert [line.split(" [")[0] for line in lines if "rule" in line] == [
         "mxfp4:even, another scale rule, is cheaper than mxfp4:floor by +40.00"
     ]
-    (line,) = [line for line in lines if "weights" in line]
+    (line,) = [line for line in lines if "weights alone" in line]
     assert line.startswith("Under nvfp4, weights alone cost +50.00 [")
     assert "millinats; quantizing activations too adds +" in line
 
@@ -110,8 +111,8 @@ def test_operands_are_named_where_units_were_measured_under_several(baselines):
         if (one.asked.format, one.asked.level) == ("nvfp4", "components")
     ]
     lines = headlines(Diagnosis(rebuilt(results, found)))
-    for operands in (BOTH, "weights"):
-        assert any(line.startswith(f"nvfp4 ({operands}) costs") for line in lines)
+    for bits in ("W4A4", "W4A16"):
+        assert any(line.startswith(f"nvfp4 ({bits}) costs") for line in lines)
 
 
 def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results):
@@ -123,12 +124,10 @@ def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results)
 
 def test_components_beside_what_all_cost(known):
     (line,) = sums(known())
-    # Restored or alone both components cost five millinats under MXFP4.
-    assert (
-        "under mxfp4:floor (weights+activations), where all together cost 120.0 millinats" in line
-    )
-    assert "restored they save 10.0" in line
-    assert "alone they cost 10.0" in line
+    # Kept or quantized alone both projections cost five millinats under MXFP4.
+    assert "under mxfp4:floor (W4A4), where all together cost 120.0 millinats" in line
+    assert "keeping each saves 10.0" in line
+    assert "quantizing only each costs 10.0" in line
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -145,7 +144,7 @@ def test_the_reader_learns_what_neighbours_that_share_a_cost_do(shared, observe,
 
 
 def noisy(known, millinats):
-    """Every unit's NLL moved by much more than it costs, so that nothing is told from zero."""
+    """Every unit's NLL moved by much more than it costs, so that nothing is significant."""
     results = known().results
     rng = np.random.default_rng(1)
     found = entries(results)
@@ -155,7 +154,7 @@ def noisy(known, millinats):
     return Diagnosis(rebuilt(results, found))
 
 
-def test_where_nothing_is_told_from_zero_nothing_is_singled_out(known):
+def test_where_nothing_is_significant_nothing_is_singled_out(known):
     diagnosis = noisy(known, 60)
     rows = diagnosis.components.where(direction="restore", format="nvfp4").rows
     half = np.median([500 * (r["delta_nll_high"] - r["delta_nll_low"]) for r in rows])
@@ -196,11 +195,11 @@ def test_too_few_windows_single_nothing_out(known):
     assert all(line.endswith("3 windows are too few for intervals (8 or more).") for line in found)
 
 
-def test_what_saves_most_is_named_with_what_is_not_told_apart_from_it(known):
+def test_what_saves_most_is_named_with_what_does_not_differ_from_it(known):
     lines = [line for line in headlines(known()) if "saves most" in line]
     assert "keeping down_proj" in lines[0]
-    assert "(not told apart from q_proj)" in lines[0]
-    assert lines[1].endswith("; not told from zero: q_proj.")
+    assert "(not significantly more than q_proj)" in lines[0]
+    assert lines[1].endswith("; not significant: q_proj.")
 
 
 def test_the_next_step(known, tmp_path):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp4scope.cli.terminal import Grid, console, say, show, titled
+from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import OutputError
 from fp4scope.files import text_bytes
@@ -30,11 +30,8 @@ def print_comparison(
     failed = [said for gate in gates for said in failures(gate, comparison)]
     screen = console()
     for section in sections(comparison):
-        table = Grid(section.names, section.values)
-        for row in section.rows:
-            table.add_row(*row)
         screen.print()
-        show(screen, titled(section.title, table))
+        show(screen, in_grid(section))
         if section.note:
             say(screen, section.note, style="dim")
     screen.print()

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
+from fp4scope.report.labels import direction, level, precision
 from fp4scope.report.numbers import number
 from fp4scope.study import Study
 
@@ -21,7 +22,7 @@ def print_plan(study: Study) -> None:
     shape = sweep.shape
     levels = Counter()
     for family in found.families:
-        levels[f"{family.level} ({family.direction})"] += family.units
+        levels[f"{level(family.level)} ({direction(family.direction).name})"] += family.units
     kinds = ", ".join(f"{count} {kind}" for kind, count in levels.items())
     passes = f"{sweep.passes} over the weights"
     if shape.groups > 1:
@@ -29,8 +30,8 @@ def print_plan(study: Study) -> None:
     share = 1 - sweep.executions / (found.variants * model["blocks"] * found.windows)
     rows = {
         "coverage": f"{model['coverage']:.1%} of the blocks' parameters, "
-        f"{model['blocks']} blocks, {len(model['components'])} components",
-        "variants": f"{found.variants}: {kinds}, the rest reference, baselines and their replicas",
+        f"{model['blocks']} blocks, {len(model['components'])} projections",
+        "variants": f"{found.variants}: {kinds}, the rest whole models and their replicas",
         "windows": f"{found.windows} of {found.tokens} tokens",
         "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
         f"{shape.head} in the head" + (", states on the host" if shape.spill else ""),
@@ -53,12 +54,14 @@ def print_plan(study: Study) -> None:
         facts.add_row(name, text)
     out.print()
     show(out, titled(f"Plan for {model['name']}, {model['dtype']} on {model['device']}", facts))
-    widths = Grid(("format", "operands", "direction", "units"), ("number", "± millinats"))
+    widths = Grid(("format", "precision", "direction", "units"), ("number", "± millinats"))
     for family in found.families:
         reached = (
             "too few windows" if family.half_width is None else number(1e3 * family.half_width)
         )
-        names = (family.format, family.operands, family.direction, family.level)
+        way = direction(family.direction).name
+        bits = precision(family.operands, family.format)
+        names = (family.format, bits, way, level(family.level))
         widths.add_row(*names, str(family.units), reached)
     out.print()
     if found.families:

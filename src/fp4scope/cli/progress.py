@@ -20,8 +20,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from fp4scope.cli.tables import baselines, component_tables
-from fp4scope.cli.terminal import clock, console, say
+from fp4scope.cli.tables import so_far
+from fp4scope.cli.terminal import clock, console, in_grid, say
 
 if TYPE_CHECKING:
     from fp4scope.conductor import Progress
@@ -115,8 +115,8 @@ class Screen:
         # The bar first: what does not fit on the screen is cut at the bottom.
         parts: list[RenderableType] = [self._bar]
         if event.diagnosis is not None and event.diagnosis.baselines:
-            for table in (*baselines(event.diagnosis), *component_tables(event.diagnosis)):
-                parts += ["", table]
+            for section in so_far(event.diagnosis):
+                parts += ["", in_grid(section)]
         return Group(*parts)
 
     def _plain_line(self, event: "Progress") -> None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from fp4scope.cli.progress import Screen
-from fp4scope.cli.tables import activations
-from fp4scope.cli.terminal import console, say, show
+from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.errors import OutputError
 from fp4scope.paths import named, refusing
+from fp4scope.report.sections import activations
 from fp4scope.study import Study
 
 
@@ -18,7 +18,7 @@ def print_statistics(study: Study, out: Path | None) -> None:
 
         diagnosis = activation_statistics(study, progress=screen)
     screen = console()
-    show(screen, activations(diagnosis))
+    show(screen, in_grid(activations(diagnosis)))
     for record in [r for r in diagnosis.results.activations if r.nonfinite][:5]:
         say(
             screen,

@@ -1,32 +1,20 @@
 """Results as tables on the terminal."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 
-from fp4scope.cli.terminal import Grid, clock, command, console, say, show, titled
+from fp4scope.cli.terminal import Grid, clock, command, console, in_grid, say, show, titled
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
+from fp4scope.report import labels
 from fp4scope.report.files import outputs
-from fp4scope.report.numbers import interval, number, percent, spread
-from fp4scope.report.selection import (
-    CELLS_SHOWN,
-    by_cost,
-    costliest,
-    groups,
-    is_estimated,
-    is_measured,
-)
-from fp4scope.report.sentences import (
-    ESTIMATE,
-    ESTIMATES_MEAN,
-    MEANING,
-    agreements,
-    headlines,
-    next_step,
-)
+from fp4scope.report.findings import Findings
+from fp4scope.report.section import Section
+from fp4scope.report.sections import activations, costs, units
+from fp4scope.report.selection import LAYERS_SHOWN
+from fp4scope.report.sentences import agreements, headlines, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 
 GRID_SHOWN = 32
@@ -70,23 +58,22 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Everything a finished run found: files, tables, legend, findings, and where to go on."""
     out = console()
     _files(out, diagnosis)
-    for table in (*baselines(diagnosis), *unit_tables(diagnosis), activations(diagnosis)):
+    for section in (*main_tables(diagnosis), activations(diagnosis)):
         out.print()
-        show(out, table)
+        show(out, in_grid(section))
     results = diagnosis.results
     most = "up to " if results.anytime else ""
+    keep, only = labels.KEEP, labels.ONLY
     say(
         out,
-        "\nDifferences are millinats per token, more quantized minus less quantized (positive: "
-        f"quantizing this costs), paired over {most}{windows_measured(results)} windows of "
-        f"{results.data['seq_len']} tokens, with {intervals_used(results).rstrip(',')}. restore: "
-        "everything quantized but this, what keeping it saves; isolate: only this quantized, what "
-        "it costs. Components that share a letter cannot be told apart. Rerun noise: what "
-        "rounding alone does to a mean NLL, millinats.",
+        f"\nPaired over {most}{windows_measured(results)} windows of {results.data['seq_len']} "
+        f"tokens, with {intervals_used(results).rstrip(',')}. {labels.SIGN} {keep.name}: "
+        f"{keep.meaning}; {only.name}: {only.meaning}. Projections that share a letter (tier) do "
+        f"not differ significantly. {labels.SIGNIFICANT} {labels.NOISE}",
         style="dim",
     )
     if results.estimated:
-        say(out, ESTIMATES_MEAN, style="dim")
+        say(out, labels.ESTIMATES_MEAN, style="dim")
     out.print()
     for line in (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis)):
         say(out, f"- {line}", style="bold", hang="  ")
@@ -125,84 +112,15 @@ def _further(out: Console, diagnosis: Diagnosis) -> None:
         command(out, "Next:", words)
 
 
-def baselines(diagnosis: Diagnosis) -> Iterator[Group]:
-    """The reference and what each format costs, a table for each choice of operands."""
-    columns = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
-    source = by_cost(diagnosis.baselines)
-    reference = source.where(operands="").rows
-    names = [name for name in dict.fromkeys(source["operands"]) if name]
-    for operands in names or [""]:
-        table = Grid(("format",), columns)
-        for row in [*reference, *(source.where(operands=operands) if names else ())]:
-            values = (number(row["ppl"]), interval(row), number(row["kl"]), percent(row["top1"]))
-            jitter = "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"])
-            table.add_row(row["format"], *values, jitter)
-        said = f", {operands}" if len(names) > 1 else ""
-        yield titled(f"What each format costs{said}", table)
+def main_tables(found: Findings) -> Iterator[Section]:
+    """Whole models, projections (and blocks and patterns) in full, the largest layers."""
+    yield from so_far(found)
+    for level in ("blocks", "patterns"):
+        yield from units(found, level, apart=True)
+    yield from units(found, "cells", apart=True, most=LAYERS_SHOWN)
 
 
-def unit_tables(diagnosis: Diagnosis) -> list[Group]:
-    """Components (and blocks and patterns) in full, the largest cells."""
-    tables = component_tables(diagnosis)
-    levels = {
-        "Blocks": (diagnosis.blocks, ("block",)),
-        "Patterns": (diagnosis.patterns, ("pattern",)),
-        "Cells": (diagnosis.cells, ("block", "component")),
-    }
-    for title, (source, names) in levels.items():
-        for group, rows in groups(source):
-            heading = f"{title}, {group['direction']}, {group['format']}, {group['operands']}"
-            if title == "Cells" and len(rows) > CELLS_SHOWN:
-                heading += f": the {CELLS_SHOWN} largest of {len(rows)}"
-                rows = rows[:CELLS_SHOWN]
-            tables.append(titled(heading, _units(names, rows)))
-    return tables
-
-
-def _units(names: tuple[str, ...], rows: list[dict[str, Any]]) -> Grid:
-    """What was measured of these units, what was estimated, or both."""
-    measured, estimated = is_measured(rows), is_estimated(rows)
-    columns = ("PPL", "difference (millinats)") if measured else ()
-    table = Grid(names, (*columns, f"{ESTIMATE}, millinats") if estimated else columns)
-    for row in rows:
-        values = [number(row["ppl"]), interval(row)] if measured else []
-        values += [interval(row, "gradient_nll")] if estimated else []
-        table.add_row(*(str(row[n]) for n in names), *values)
-    return table
-
-
-def component_tables(diagnosis: Diagnosis) -> list[Group]:
-    """A table for each direction and choice of operands, with columns for each format."""
-    tables = []
-    source = diagnosis.components
-    for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in source):
-        rows = source.where(direction=direction, operands=operands)
-        by_format = {
-            name: {r["component"]: r for r in rows.where(format=name)}
-            for name in dict.fromkeys(rows["format"])
-        }
-        columns = {}
-        for name, found in by_format.items():
-            if is_measured([*found.values()]):
-                columns[name] = {c: _with_tier(row) for c, row in found.items()}
-            if is_estimated([*found.values()]):
-                estimates = {c: interval(row, "gradient_nll") for c, row in found.items()}
-                columns[f"{name}, {ESTIMATE}"] = estimates
-        table = Grid(("component",), columns)
-        for name in costliest(rows, "component"):
-            table.add_row(name, *(shown.get(name, "") for shown in columns.values()))
-        meaning = MEANING[direction]
-        tables.append(titled(f"Components, {direction}, {operands}: millinats {meaning}", table))
-    return tables
-
-
-def _with_tier(row: dict[str, Any]) -> str:
-    return f"{interval(row)} {row['tier']}" if row["tier"] else interval(row)
-
-
-def activations(diagnosis: Diagnosis) -> Group:
-    table = Grid(("component",), ("max", "P99.9", "max / P99.9", "largest of a block"))
-    for row in diagnosis.component_activations:
-        values = (row["max"], row["p999"], row["ratio"], row["ratio_max"])
-        table.add_row(row["component"], *(number(v) for v in values))
-    return titled("|x| entering each component, means over blocks", table)
+def so_far(found: Findings) -> Iterator[Section]:
+    """What is known first: whole models, projections."""
+    yield from costs(found, apart=True)
+    yield from units(found, "components", apart=True)

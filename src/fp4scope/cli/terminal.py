@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4scope.names import visible
+from fp4scope.report.section import Section
 
 _GLUE = "\N{NO-BREAK SPACE}"
 _BRACKETS = r"\[[^\[\]]{,40}\]"
@@ -159,6 +160,17 @@ def _spread(least: Sequence[int], natural: Sequence[int], room: int) -> list[int
         spare = room - _total(widths)
         widths[i] += max(0, min(natural[i] - least[i], spare))
     return widths
+
+
+def in_grid(section: Section) -> Group:
+    """A section under its title, with the columns for which a terminal has room."""
+    chosen = [i for i, column in enumerate(section.columns) if column.short is not None]
+    heads = {i: section.columns[i].short or "" for i in chosen}
+    names = [i for i in chosen if section.columns[i].name]
+    grid = Grid([heads[i] for i in names], [heads[i] for i in chosen if i not in names])
+    for row in section.rows[section.controls :]:
+        grid.add_row(*(str(row[i]) for i in chosen))
+    return titled(section.title, grid)
 
 
 def titled(title: str, body: "Grid | Table") -> Group:

@@ -8,7 +8,7 @@ Units that were only estimated are drawn from the estimates, and the title says 
 from collections.abc import Callable, Iterator
 from functools import wraps
 from io import BytesIO
-from math import ceil, log10
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
+from fp4scope.report.axes import linear_threshold, log_ticks, step_above, step_below
 from fp4scope.report.findings import Findings
+from fp4scope.report.labels import KEEP, precision, under
+from fp4scope.report.labels import direction as in_words
+from fp4scope.report.numbers import relative_ends
 from fp4scope.report.selection import costliest
-from fp4scope.report.steps import step_above, step_below
 from fp4scope.stats import SIGNIFICANCE, only_estimated
 from fp4scope.table import Table
 
@@ -42,10 +45,6 @@ _STYLE: dict[Any, Any] = {
 _MOST_INCHES = 400.0
 """An image of more than 65,536 dots in a direction cannot be drawn; there are 150 to an inch."""
 _PLAIN = StrMethodFormatter("{x:g}")
-_MEANS = {
-    "restore": "saved by keeping it in full precision",
-    "isolate": "lost by quantizing it alone",
-}
 _UNITS = {"nll": "millinats", "kl": "millinats of KL"}
 """By metric. Each has its own test."""
 _P = {"nll": "p_holm", "kl": "p_holm_kl"}
@@ -91,19 +90,20 @@ def _drawable(diagnosis: Findings, every: bool) -> dict[str, tuple[str, dict[str
     for kind in FIGURES:
         if kind == "ppl" and not every:
             continue
-        table = diagnosis.components if kind == "components" else diagnosis.cells
+        table = diagnosis.components if kind == "projections" else diagnosis.cells
         several = len(set(table["operands"])) > 1
         for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
             chosen = table.where(direction=direction, operands=operands)
-            if kind == "percent" and direction != "restore":
+            if kind == "percent" and in_words(direction) is not KEEP:
                 continue
             if kind in ("percent", "ppl") and only_estimated(chosen[0]):
                 continue  # an estimate is of the NLL
-            name = file_name(f"{kind}-{direction}" + (f"-{operands}" if several else ""))
+            name = f"{kind}-{in_words(direction).name}"
+            name = file_name(f"{name}-{under(chosen[0])}" if several else name)
             options = {"direction": direction, "operands": operands}
             if kind != "ppl":
                 found[name] = (kind, options)
-                if every and kind in ("components", "heatmap") and not only_estimated(chosen[0]):
+                if every and kind in ("projections", "heatmap") and not only_estimated(chosen[0]):
                     found[f"kl-{name}"] = (kind, options | {"metric": "kl"})
                 continue
             for fmt in dict.fromkeys(chosen["format"]):
@@ -112,18 +112,18 @@ def _drawable(diagnosis: Findings, every: bool) -> dict[str, tuple[str, dict[str
 
 
 @_literal
-def components_figure(
+def projections_figure(
     diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
-    """Bars with whiskers: one group a component, one bar a format."""
+    """Bars with whiskers: one group a projection, one bar a format."""
     table = _select(diagnosis.components, direction, operands, format, metric)
-    way: str = table[0]["direction"]
+    way = in_words(table[0]["direction"])
     formats = list(dict.fromkeys(table["format"]))
-    order = costliest(table, "component")
+    order = [name for (name,) in costliest(table, "component")]
     figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
     axis = axes[0]
     thick = 0.8 / len(formats)
@@ -143,23 +143,23 @@ def components_figure(
     axis.set_yticks(range(len(order)), [visible(name) for name in order])
     axis.invert_yaxis()
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_xlabel(f"{_UNITS[metric]} {_MEANS[way]}, per token")
-    axis.set_title(_title(diagnosis, f"Components, {way}", table))
+    axis.set_xlabel(f"{_UNITS[metric]} per token, {way.effect}")
+    axis.set_title(_title(diagnosis, f"Projections, {way.name}", table))
     _legend(figure, axis)
     return figure
 
 
 @_literal
-def cells_figure(
+def layers_figure(
     diagnosis: Findings,
     direction: str | None = None,
     operands: str | None = None,
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
-    """Curves over depth, one panel a component, on a symmetric log axis."""
+    """Curves over depth, one panel a projection, on a symmetric log axis."""
     table = _select(diagnosis.cells, direction, operands, format, metric)
-    way: str = table[0]["direction"]
+    way = in_words(table[0]["direction"])
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
@@ -170,15 +170,15 @@ def cells_figure(
             axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
-    linear = _linear_threshold([1e3 * abs(v) for v in table["drawn"]])
+    linear = linear_threshold(1e3 * value for value in table["drawn"])
     for axis in axes:
         axis.set_yscale("symlog", linthresh=linear)
         low, high = axis.get_ylim()
-        axis.set_yticks(_log_ticks(low, high, linear), minor=False)
+        axis.set_yticks(log_ticks(low, high, linear), minor=False)
         axis.set_yticks([], minor=True)
         axis.yaxis.set_major_formatter(_PLAIN)
     figure.supylabel(f"{_UNITS[metric]} per token (symlog)", fontsize=9)
-    figure.suptitle(_title(diagnosis, f"Cells, {way}", table), fontsize=10)
+    figure.suptitle(_title(diagnosis, f"Layers, {way.name}", table), fontsize=10)
     return figure
 
 
@@ -189,13 +189,13 @@ def percent_figure(
     operands: str | None = None,
     format: str | None = None,
 ) -> Figure:
-    """What keeping a cell saves, in percent of the baseline's perplexity."""
-    if direction not in (None, "restore"):
+    """What keeping a layer saves, in percent of the all-quantized model's perplexity."""
+    if direction is not None and in_words(direction) is not KEEP:
         raise StudyError(
-            f"the percentage figure shows cells kept in full precision: "
-            f"direction is {direction!r}, and only restore has that"
+            f"the percentage figure shows layers kept in full precision: "
+            f"direction is {direction!r}, and only {KEEP.name} has that"
         )
-    table = _select(diagnosis.cells, "restore", operands, format)
+    table = _select(diagnosis.cells, KEEP.name, operands, format)
     if table[0]["estimated"]:
         raise StudyError(
             "the percentage figure shows perplexity, and a first-order estimate has none; "
@@ -203,13 +203,13 @@ def percent_figure(
         )
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
-        # The baseline's perplexity over the windows that this cell has seen.
-        scales = [100 / (r["ppl"] + r["delta_ppl"]) for r in rows]
-        whiskers = _whiskers(rows, "delta_ppl", 1.0)
+        shares = [relative_ends(row) for row in rows]
+        known = all(None not in ends for ends in shares)
+        half = [(high - low) / 2 for _, low, high in shares] if known else None  # type: ignore[operator]
         axis.errorbar(
             [r["block"] for r in rows],
-            [scale * r["delta_ppl"] for scale, r in zip(scales, rows, strict=True)],
-            yerr=None if whiskers is None else whiskers * scales,
+            [value for value, *_ in shares],
+            yerr=half,
             fmt=".-",
             color=colour,
             linewidth=1,
@@ -218,8 +218,8 @@ def percent_figure(
         )
 
     figure, _ = _panels(table, draw)
-    figure.supylabel("saved by keeping it in full precision, % of the baseline's PPL", fontsize=9)
-    figure.suptitle(_title(diagnosis, "Cells kept in full precision", table), fontsize=10)
+    figure.supylabel(f"% of the all-quantized model's PPL, {KEEP.effect}", fontsize=9)
+    figure.suptitle(_title(diagnosis, "Layers kept in full precision", table), fontsize=10)
     return figure
 
 
@@ -240,11 +240,12 @@ def ppl_figure(
             "this figure shows perplexity, and a first-order estimate has none; run the study "
             "with --method exact"
         )
-    fmt, way = table[0]["format"], table[0]["direction"]
+    fmt, way = table[0]["format"], in_words(table[0]["direction"])
     table = table.where(format=fmt)
-    restored = way == "restore"
-    name = (fmt, table[0]["operands"]) if restored else ("reference", "")
-    control = diagnosis.baselines.where(format=name[0], operands=name[1])
+    kept = way is KEEP
+    control = diagnosis.baselines.where(
+        format=fmt if kept else "reference", operands=table[0]["operands"] if kept else ""
+    )
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         for row in control:
@@ -261,8 +262,8 @@ def ppl_figure(
         )
 
     figure, _ = _panels(table, draw, zero=False)
-    figure.supylabel(f"PPL (dashed: the {'baseline' if restored else 'reference'})", fontsize=9)
-    figure.suptitle(_title(diagnosis, f"Cells, {way}", table), fontsize=10)
+    figure.supylabel(f"PPL (dashed: the {way.control})", fontsize=9)
+    figure.suptitle(_title(diagnosis, f"Layers, {way.name}", table), fontsize=10)
     return figure
 
 
@@ -274,9 +275,9 @@ def heatmap_figure(
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
-    """Block by component, one panel a format; cells not told from zero are crossed out."""
+    """Block by projection, one panel a format; layers that are not significant are crossed out."""
     table = _select(diagnosis.cells, direction, operands, format, metric)
-    direction = table[0]["direction"]
+    way = in_words(table[0]["direction"])
     formats = list(dict.fromkeys(table["format"]))
     components = list(dict.fromkeys(table["component"]))
     blocks = sorted(set(table["block"]))
@@ -298,7 +299,7 @@ def heatmap_figure(
                 if row["drawn_p"] is not None and row["drawn_p"] > SIGNIFICANCE:
                     unsure.append((j, i))
         peak = step_above(float(np.nanmax(np.abs(values))) or 1.0)
-        linear = _linear_threshold(np.abs(values[~np.isnan(values)]))
+        linear = linear_threshold(values[~np.isnan(values)].tolist())
         norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
         if unsure:
@@ -313,16 +314,16 @@ def heatmap_figure(
         bar = figure.colorbar(image, ax=axis, label=_UNITS[metric], pad=0.01, ticks=ticks)
         bar.ax.yaxis.set_major_formatter(_PLAIN)
         bar.ax.minorticks_off()
-    cross = "" if table[0]["estimated"] else " (a cross: not told from zero, Holm at 5%)"
+    cross = "" if table[0]["estimated"] else " (a cross: not significant, Holm at 5%)"
     axes[-1].set_xlabel(f"block{cross}")
-    what = f"Cells, {direction}, {_UNITS[metric]} per token"
+    what = f"Layers, {way.name}, {_UNITS[metric]} per token"
     figure.suptitle(_title(diagnosis, what, table), fontsize=10)
     return figure
 
 
 FIGURES: dict[str, Callable[..., Figure]] = {
-    "components": components_figure,
-    "cells": cells_figure,
+    "projections": projections_figure,
+    "layers": layers_figure,
     "heatmap": heatmap_figure,
     "ppl": ppl_figure,
     "percent": percent_figure,
@@ -344,14 +345,17 @@ def _select(
         if format not in present:
             raise StudyError(f"the study has no format {format!r}; {nearest(format, present)}")
         table = table.where(format=format)
-    for column, value in (("direction", direction), ("operands", operands)):
-        present = list(dict.fromkeys(table[column]))
-        if not present or (value is not None and value not in present):
+    for column, value, show in (
+        ("direction", direction, lambda found: in_words(found).name),
+        ("operands", operands, precision),
+    ):
+        present = list(dict.fromkeys(map(show, table[column])))
+        chosen = show(value) if value else next(iter(present), "")
+        if chosen not in present:
             asked = f"{column} {value!r}" if value else "these units"
-            raise StudyError(
-                f"the study has no {asked}; it has: {', '.join(present) or 'nothing to draw'}"
-            )
-        table = table.where(**{column: value or present[0]})
+            there = ", ".join(present) or "nothing to draw"
+            raise StudyError(f"the study has no {asked}; it has: {there}")
+        table = Table(table.columns, [row for row in table if show(row[column]) == chosen])
     return _drawn(table, metric)
 
 
@@ -418,25 +422,6 @@ def _whiskers(rows: list[dict[str, Any]], column: str, scale: float = 1e3) -> np
     return np.array([half, half])
 
 
-def _linear_threshold(sizes: Any) -> float:  # noqa: ANN401
-    """Where the axis turns from linear to logarithmic: the power of ten above the median size."""
-    return 10.0 ** ceil(log10(max(float(np.median(sizes)), 1e-3)))
-
-
-def _log_ticks(low: float, high: float, linear: float) -> list[float]:
-    """Zero, and 1 and 3 of each power of ten from just inside the linear part on, of either sign.
-
-    Example:
-        >>> _log_ticks(-20.0, 49.0, 10.0)
-        [-10.0, -3.0, 0.0, 3.0, 10.0, 30.0]
-    """
-    found, place = [0.0], linear
-    while place <= 10 * max(-low, high):
-        found += [sign * size for size in (3 * place / 10, place) for sign in (-1, 1)]
-        place *= 10
-    return sorted(t for t in found if low <= t <= high)
-
-
 def _title(diagnosis: Findings, what: str, table: Table) -> str:
     seen = sorted(set(table["windows"]))
     windows = f"{seen[0]} to {seen[-1]}" if len(seen) > 1 else f"{seen[0]}"
@@ -444,5 +429,5 @@ def _title(diagnosis: Findings, what: str, table: Table) -> str:
     what += ", first-order estimate" if table[0]["estimated"] else ""
     return (
         f"{what}: {visible(diagnosis.results.model.get('name', 'a model'))}\n"
-        f"{table[0]['operands']}, {windows} windows, 95% {kind}"
+        f"{precision(table[0]['operands'], *table['format'])}, {windows} windows, 95% {kind}"
     )

@@ -4,7 +4,7 @@
     cost(nvfp4).low > 40    an end of its 95% interval: surely more than 40
     change(nvfp4) > 5       how much more it costs than in the output it is compared with
     change.low > 0          any format costs more, told at 95%
-    beyond-noise            any baseline, component or cell changed beyond noise
+    beyond-noise            any whole model, projection or layer changed beyond noise
     beyond-noise(nvfp4)     ... under this format
 
 A name, a format if only one is meant, `.low` or `.high`, `>` or `<`, and millinats. Conditions are
@@ -19,6 +19,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
 from fp4scope.report.joint import JointFindings
+from fp4scope.report.labels import direction, place, under
 from fp4scope.report.numbers import number
 from fp4scope.stats import MIN_WINDOWS
 
@@ -161,8 +162,7 @@ def _require_finite(gate: Gate, row: dict[str, Any], value: float | None) -> Non
 
 
 def _place(row: dict[str, Any]) -> str:
-    parts = [row["output"], row["format"], row["operands"]]
+    parts = [row["output"], row["format"], under(row)]
     if row.get("level") not in (None, "baselines"):
-        where = row["unit"] if row["block"] is None else f"{row['block']}.{row['unit']}".rstrip(".")
-        parts += [row["direction"], where]
+        parts += [direction(row["direction"]).name, place(row)]
     return ", ".join(parts)

@@ -1,8 +1,12 @@
 """Numbers as every part of a report shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from math import expm1
 from typing import Any
+
+from fp4scope.report.labels import KEEP, direction
+from fp4scope.report.section import Cell
 
 MINUS = "\u2212"
 SMALLEST = 1e-5
@@ -11,22 +15,56 @@ SMALLEST = 1e-5
 
 def interval(row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0) -> str:
     """`+1.23 [+0.45, +2.01]`; without an interval where there are too few windows for one."""
-    value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    return str(measured(row, column, scale))
+
+
+def measured(
+    row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0, *, muted: bool = False
+) -> Cell:
+    """A difference with its interval."""
+    value, *ends = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     if value is None:
-        return ""
-    if low is None or high is None:
-        return f"{number(scale * value, sign=True)} (no interval)"
-    return (
-        f"{number(scale * value, sign=True)} "
-        f"[{number(scale * low, sign=True)}, {number(scale * high, sign=True)}]"
-    )
+        return Cell()
+    return Cell(number(scale * value, sign=True), _bracket(ends, scale), value, muted)
 
 
-def noise(row: Mapping[str, Any]) -> str:
-    """What rounding alone does to a mean NLL, in millinats, and between two runs, as KL."""
-    if row["jitter_nll"] is None:
-        return ""
-    return f"{spread(1e3 * row['jitter_nll'])}, KL {number(row['jitter_kl'])}"
+def _bracket(ends: Sequence[float | None], scale: float) -> str:
+    shown = [number(scale * end, sign=True) for end in ends if end is not None]
+    return f"[{', '.join(shown)}]" if len(shown) == 2 else "(no interval)"
+
+
+def plain(value: float | None) -> Cell:
+    """A number without an interval."""
+    return Cell(number(value), value=value)
+
+
+def share(value: float | None) -> Cell:
+    """A number in percent."""
+    return Cell(percent(value), value=value)
+
+
+def relative(row: Mapping[str, Any], *, muted: bool = False) -> Cell:
+    """What a row's quantization costs in percent of perplexity, with its interval."""
+    ends = relative_ends(row)
+    if ends[0] is None:
+        return Cell()
+    return Cell(f"{number(ends[0], sign=True)}%", _bracket(ends[1:], 1.0), ends[0], muted)
+
+
+def relative_ends(row: Mapping[str, Any]) -> list[float | None]:
+    """A difference of perplexity, and its interval, in percent of the control's perplexity.
+
+    The control has seen the same windows. A whole model has no `delta_ppl`; its ratio to the
+    reference's is the exponential of the difference of NLL.
+    """
+    if "delta_ppl" not in row:
+        ends = [row[f"delta_nll{end}"] for end in ("", "_low", "_high")]
+        return [None if end is None else 100 * expm1(end) for end in ends]
+    ppl, *ends = (row[name] for name in ("ppl", "delta_ppl", "delta_ppl_low", "delta_ppl_high"))
+    if ppl is None or ends[0] is None:
+        return [None] * 3
+    control = ppl + (ends[0] if direction(row["direction"]) is KEEP else -ends[0])
+    return [None if end is None else 100 * end / control for end in ends]
 
 
 def spread(value: float | None) -> str:

@@ -14,47 +14,25 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from fp4scope.ledger import require_reported
 from fp4scope.names import visible
-from fp4scope.report.evidence import columns
+from fp4scope.report import labels, sections
 from fp4scope.report.findings import Findings
-from fp4scope.report.numbers import number, percent, spread
+from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
-from fp4scope.report.selection import (
-    by_cost,
-    costliest,
-    groups,
-    is_estimated,
-    is_measured,
-    lowering,
-    sole_operands,
-)
-from fp4scope.report.sentences import (
-    ESTIMATE,
-    ESTIMATES_MEAN,
-    LOWER_LOSS,
-    agreements,
-    headlines,
-    neighbour_line,
-    sums,
-)
+from fp4scope.report.render import as_html
+from fp4scope.report.section import Section
+from fp4scope.report.selection import sole_precision
+from fp4scope.report.sentences import agreements, headlines, neighbour_line, sums
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-from fp4scope.stats import (
-    MIN_WINDOWS,
-    hypotheses,
-    significant,
-)
-from fp4scope.table import Table
-
-NAMED = 5
-"""Cells that are named in a list of the most costly."""
+from fp4scope.stats import MIN_WINDOWS, hypotheses
 
 
-def page(diagnosis: Findings) -> str:
+def page(found: Findings) -> str:
     """The report of a study as HTML."""
     import jinja2
 
@@ -66,17 +44,17 @@ def page(diagnosis: Findings) -> str:
         autoescape=True,
         finalize=_shown,
     )
-    environment.filters |= {"number": number, "percent": percent, "spread": spread}
+    environment.filters |= {"percent": percent, "table": _table}
     style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
-    results = diagnosis.results
+    results = found.results
     require_reported(vars(results))
-    held = hypotheses(results)
-    # What `_asset` and `_json` return is ours or escaped: it stands in the page as it is.
+    # What `_asset`, `_table` and `_json` return is ours or escaped: it stands as it is.
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
         policy=_policy(style, script),
-        payload=_json(payload(diagnosis)),
+        payload=_json(payload(found)),
+        labels=labels,
         model=results.model,
         data=results.data,
         protocol=results.protocol,
@@ -85,34 +63,30 @@ def page(diagnosis: Findings) -> str:
         command=_command(results.environment),
         replicas=results.study["numerics"]["replicas"],
         anytime=results.anytime,
-        operands=[o for o in dict.fromkeys(diagnosis.baselines["operands"]) if o],
-        only=sole_operands(diagnosis),
+        only=sole_precision(found),
+        dtype=labels.full_precision(results),
         windows=windows_measured(results),
         intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
-        headlines=[*stopping_lines(results), *headlines(diagnosis, short=True)],
-        baselines=by_cost(diagnosis.baselines),
-        formats=_against(diagnosis.formats),
-        both=diagnosis.operands,
-        components=list(_side_by_side(diagnosis, diagnosis.components, "component")),
-        blocks=list(_side_by_side(diagnosis, diagnosis.blocks, "block")),
-        patterns=list(_side_by_side(diagnosis, diagnosis.patterns, "pattern")),
-        cells=list(_cells(diagnosis)),
-        named=NAMED,
-        lower_loss=LOWER_LOSS,
-        directions={
-            "components": list(dict.fromkeys(diagnosis.components["direction"])),
-            "cells": list(dict.fromkeys(diagnosis.cells["direction"])),
+        headlines=[*stopping_lines(results), *headlines(found, short=True)],
+        costs=list(sections.costs(found)),
+        compared=list(sections.against_each_other(found)),
+        one_rule=_one_rule(found),
+        units={
+            level: list(sections.units(found, level))
+            for level in ("components", "blocks", "patterns")
         },
-        agreements=agreements(diagnosis),
-        estimate=ESTIMATE,
-        estimates_mean=ESTIMATES_MEAN if results.estimated else "",
-        activations=diagnosis.component_activations,
-        hypotheses=held,
-        evidence=[columns(hypothesis) for hypothesis in held],
-        explanations=[hypothesis.explanation for hypothesis in held],
+        standing_out=sections.standing_out(found) if found.cells else None,
+        directions={
+            level: list(dict.fromkeys(map(labels.direction, table["direction"])))
+            for level, table in (("components", found.components), ("cells", found.cells))
+        },
+        agreements=agreements(found),
+        estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
+        activations=sections.activations(found),
+        hypotheses=[(h, sections.evidence(h)) for h in hypotheses(results)],
         neighbours=neighbour_line(results),
-        sums=sums(diagnosis),
+        sums=sums(found),
     )
 
 
@@ -121,63 +95,15 @@ def _shown(value: Any) -> Any:  # noqa: ANN401
     return visible(value) if type(value) is str else value
 
 
-def _against(table: Table) -> list[dict[str, Any]]:
-    """Comparisons of formats: one row for each pair, whatever the operands."""
-    pairs: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in table:
-        pair = pairs.setdefault((row["format"], row["against"]), row | {"by_operands": {}})
-        pair["by_operands"][row["operands"]] = row
-    return sorted(pairs.values(), key=lambda pair: pair["rules"])
+def _one_rule(found: Findings) -> bool:
+    """Whether one of MXFP4's scale rules was measured, and no other."""
+    return len({fmt for fmt in found.baselines["format"] if fmt.startswith("mxfp4:")}) == 1
 
 
-def _side_by_side(diagnosis: Findings, table: Table, name: str) -> Iterator[dict[str, Any]]:
-    """A table for each direction and choice of operands: units down, formats across."""
-    keys = dict.fromkeys((row["direction"], row["operands"]) for row in table)
-    for direction, operands in keys:
-        chosen = table.where(direction=direction, operands=operands)
-        formats = list(dict.fromkeys(chosen["format"]))
-        by_unit: dict[Any, dict[str, Any]] = {}
-        for row in chosen:
-            by_unit.setdefault(row[name], {})[row["format"]] = row
-        control = {row["format"]: row for row in diagnosis.baselines if row["operands"] == operands}
-        reference = diagnosis.baselines.where(format="reference").rows
-        yield {
-            "name": name,
-            "direction": direction,
-            "operands": operands,
-            "formats": formats,
-            "measured": is_measured(chosen.rows),
-            "estimated": is_estimated(chosen.rows),
-            "control": "baseline" if direction == "restore" else "reference",
-            "controls": [
-                control.get(fmt) if direction == "restore" else next(iter(reference), None)
-                for fmt in formats
-            ],
-            "rows": [
-                (unit, [by_unit[unit].get(fmt) for fmt in formats])
-                for unit in costliest(chosen, name)
-            ],
-            "windows": sorted({row["windows"] for row in chosen}),
-        }
+def _table(section: Section) -> Any:  # noqa: ANN401
+    from markupsafe import Markup
 
-
-def _cells(diagnosis: Findings) -> Iterator[dict[str, Any]]:
-    """What stands out among the cells of each format, operands and direction."""
-    shares = diagnosis.noise_shares.where(level="cells")
-    for group, rows in groups(diagnosis.cells):
-        found = [row for row in rows if row["p_holm"] is not None]
-        told = [row for row in found if significant(row)]
-        yield group | {
-            "count": len(rows),
-            "estimated": not is_measured(rows),
-            "tested": bool(found),
-            "told": len(told),
-            "share": next(iter(shares.where(**group)["share"]), None),
-            "largest": [row for row in told if row["delta_nll"] > 0][:NAMED]
-            if told
-            else rows[:NAMED],
-            "lowering": lowering(rows),
-        }
+    return Markup(as_html(section))
 
 
 def _asset(name: str) -> Any:  # noqa: ANN401

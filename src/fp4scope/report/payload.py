@@ -1,127 +1,258 @@
 """What the charts of `report.html` are drawn from: plain data, ready for JSON.
 
-Every metric has a value with its interval, more quantized minus less quantized: positive means that
-quantizing this costs. That is the difference of NLL (`nats`), of PPL in percent of the
-baseline's (restore) or the reference's (isolate), and of KL. Only PPL is read as it is; its
+The script draws and decides nothing: each number comes with its text, each chart with the ends and
+the ticks of its axis and the sentence above it. A *family* is the units of one format, precision
+and direction; a *view* is what the page's controls choose, one family or those of all formats.
+
+Every metric has a value with its interval; positive means that quantizing this costs. That is the
+difference of NLL (`nats`), that of PPL in percent, and that of KL. Only PPL is read as it is; its
 interval is that of the paired difference, put around the value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fp4scope.report import axes, labels
 from fp4scope.report.findings import Findings
+from fp4scope.report.labels import KEEP, direction, under
+from fp4scope.report.numbers import interval, number, relative_ends
+from fp4scope.report.sections import Measure, is_muted, measures
 from fp4scope.report.selection import is_measured
 from fp4scope.stats import kind_of, only_estimated
 from fp4scope.table import Table
 
-METRICS = ("nats", "percent", "kl", "ppl")
+_ENDS = ("", "_low", "_high")
+METRICS: dict[str, dict[str, Any]] = {
+    "nats": {
+        "short": "millinats", "label": labels.EFFECT, "unit": "millinats", "what": "loss",
+        "signed": True, "log": True,
+    },
+    "percent": {
+        "short": "% of PPL", "label": "% of PPL", "unit": "of PPL", "what": "loss",
+        "signed": True, "log": False,
+    },
+    "kl": {
+        "short": "KL", "label": "KL, millinats per token", "unit": "millinats of KL",
+        "what": "KL", "signed": True, "log": True,
+    },
+    "ppl": {
+        "short": "PPL", "label": "PPL", "unit": "PPL", "what": "loss", "signed": False,
+        "log": False,
+    },
+}  # fmt: skip
 COLUMNS = (
     "component", "block",
-    *(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")),
-    "delta_ppl", "delta_ppl_low", "delta_ppl_high", "kl_nats", "top1", "p_holm", "p_holm_kl",
-    "p_top", "windows", "gradient", "gradient_low", "gradient_high",
+    *(f"{metric}{end}" for metric in METRICS for end in _ENDS),
+    "delta_ppl", "muted", "muted_kl", "texts",
 )  # fmt: skip
-"""Those of a unit; differences of NLL and of KL and estimates are in millinats per token."""
+"""Those of a unit. Differences are in millinats per token or percent; `texts` go with `heads`."""
 DIGITS = 7
-_ENDS = ("", "_low", "_high")
+_Row = Mapping[str, Any]
+_Family = dict[str, Any]
 
 
-def payload(diagnosis: Findings) -> dict[str, Any]:
+def payload(found: Findings) -> dict[str, Any]:
     """All that the page's script draws."""
-    results = diagnosis.results
-    components = list(
-        dict.fromkeys(
-            [row["component"] for row in (*diagnosis.components, *diagnosis.cells)]
-            + [a.component for a in results.activations]
-        )
-    )
+    results = found.results
+    columns = measures("cells", [*found.components, *found.cells])
+    units = {
+        "projections": _families(found, found.components, columns),
+        "layers": _families(found, found.cells, columns),
+    }
+    named = [row["component"] for row in (*found.components, *found.cells)]
+    names = dict.fromkeys([*named, *(a.component for a in results.activations)])
+    formats = dict.fromkeys(r["format"] for r in found.baselines if r["operands"])
     return {
+        "metrics": METRICS,
         "columns": COLUMNS,
-        "components": [{"name": c, "kind": kind_of(results, c)} for c in components],
-        "formats": list(dict.fromkeys(r["format"] for r in diagnosis.baselines if r["operands"])),
-        "baselines": [
-            {
-                "format": row["format"],
-                "operands": row["operands"],
-                "nats": _milli(row["delta_nll"]),
-                "nats_low": _milli(row["delta_nll_low"]),
-                "nats_high": _milli(row["delta_nll_high"]),
-            }
-            for row in diagnosis.baselines
-            if row["delta_nll"] is not None
-        ],
-        "units": {
-            "components": _families(diagnosis, diagnosis.components),
-            "cells": _families(diagnosis, diagnosis.cells),
-        },
-        "activations": [
-            [a.component, a.block, _short(a.max), _short(a.p999), _short(a.ratio)]
-            for a in results.activations
-        ],
+        "components": [{"name": c, "kind": kind_of(results, c)} for c in names],
+        "formats": list(formats),
+        "baselines": _baselines(found),
+        "units": units,
+        "heads": [[column.key, column.label] for column in columns],
+        "views": {name: dict(_views(families)) for name, families in units.items()},
+        "activations": _activations(found),
     }
 
 
-def _families(diagnosis: Findings, table: Table) -> list[dict[str, Any]]:
+def _baselines(found: Findings) -> dict[str, Any] | None:
+    """What quantizing everything costs, the cheapest first."""
+    rows = sorted(
+        (row for row in found.baselines if row["delta_nll"] is not None),
+        key=lambda row: row["delta_nll"],
+    )
+    if not rows:
+        return None
+    choices = list(dict.fromkeys(map(under, rows)))
+    several = len(choices) > 1
+    return {
+        "title": "What quantizing everything costs" + ("" if several else f", {choices[0]}"),
+        "rows": [
+            {
+                "format": row["format"],
+                "label": f"{row['format']}, {under(row)}" if several else row["format"],
+                "text": f"{row['format']}, {under(row)}: {interval(row)} millinats",
+            }
+            | {name: _milli(row[f"delta_nll{end}"]) for name, end in _NAMED_ENDS.items()}
+            for row in rows
+        ],
+        "axis": _linear(
+            (_milli(row[f"delta_nll{end}"]) for row in rows for end in _ENDS), zero=0.0
+        ),
+    }
+
+
+_NAMED_ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+def _families(found: Findings, table: Table, columns: Sequence[Measure]) -> list[_Family]:
+    controls = {(row["format"], row["operands"]): row for row in found.baselines}
     keys = dict.fromkeys((row["format"], row["operands"], row["direction"]) for row in table)
-    controls = {(row["format"], row["operands"]): row for row in diagnosis.baselines}
-    return [
-        _family(
-            table.where(format=fmt, operands=operands, direction=direction).rows,
-            controls.get((fmt, operands) if direction == "restore" else ("reference", "")),
+    families = []
+    for fmt, operands, way in keys:
+        rows = table.where(format=fmt, operands=operands, direction=way).rows
+        kept = direction(way) is KEEP
+        control = controls.get((fmt, operands) if kept else ("reference", ""))
+        families.append(
+            {
+                "format": fmt,
+                "operands": under(rows[0]),
+                "direction": direction(way).name,
+                "estimated": not is_measured(rows),
+                "control": {
+                    "name": direction(way).control,
+                    "ppl": control and _short(control["ppl"]),
+                },
+                "rows": [[*_values(row), [str(c.show(row)) for c in columns]] for row in rows],
+            }
         )
-        for fmt, operands, direction in keys
+    return families
+
+
+def _values(row: _Row) -> list[Any]:
+    """One unit's values, in the order of `COLUMNS`."""
+    nats = [_milli(row[f"delta_nll{end}"]) for end in _ENDS]
+    if only_estimated(row):
+        nats = [_milli(row[f"gradient_nll{end}"]) for end in _ENDS]
+    return [
+        row["component"],
+        row.get("block"),
+        *nats,
+        *map(_short, relative_ends(row)),
+        *(_milli(row[f"delta_kl{end}"]) for end in _ENDS),
+        *_around(row),
+        _short(row["delta_ppl"]),
+        is_muted(row),
+        is_muted(row, "p_holm_kl"),
     ]
 
 
-def _family(rows: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None) -> dict[str, Any]:
-    names = {name: rows[0][name] for name in ("format", "operands", "direction")}
-    return names | {
-        "estimated": not is_measured(rows),
-        "control": {
-            "name": "baseline" if names["direction"] == "restore" else "reference",
-            "ppl": control and _short(control["ppl"]),
-            "kl": control and _short(control["kl"]),
-        },
-        "rows": [_values(row) for row in rows],
-    }
-
-
-def _values(row: Mapping[str, Any]) -> list[Any]:
-    """One unit's values, in the order of `COLUMNS`."""
-    estimate = [_milli(row[f"gradient_nll{end}"]) for end in _ENDS]
-    nats = [_milli(row[f"delta_nll{end}"]) for end in _ENDS]
-    delta_ppl = [row[f"delta_ppl{end}"] for end in _ENDS]
-    restored = row["direction"] == "restore"
-    found = [row["component"], row.get("block")]
-    found += estimate if only_estimated(row) else nats
-    found += _percent(row["ppl"], delta_ppl, restored)
-    found += [_milli(row[f"delta_kl{end}"]) for end in _ENDS]
-    found += _around(row["ppl"], delta_ppl, restored)
-    found += [_short(value) for value in (*delta_ppl, row["kl"], row["top1"])]
-    found += [_short(row[name]) for name in ("p_holm", "p_holm_kl", "p_top")]
-    return [*found, row["windows"], *estimate]
-
-
-def _around(
-    value: float | None, difference: Sequence[float | None], restored: bool
-) -> list[float | None]:
-    """A raw value, and the interval of its difference around it."""
-    delta, low, high = difference
+def _around(row: _Row) -> list[float | None]:
+    """Perplexity, and the interval of its difference around it."""
+    value, delta, low, high = (row[n] for n in ("ppl", *(f"delta_ppl{end}" for end in _ENDS)))
     if value is None or delta is None or low is None or high is None:
         return [_short(value), None, None]
-    ends = (delta - high, delta - low) if restored else (low - delta, high - delta)
+    kept = direction(row["direction"]) is KEEP
+    ends = (delta - high, delta - low) if kept else (low - delta, high - delta)
     return [_short(value), *(_short(value + end) for end in ends)]
 
 
-def _percent(
-    ppl: float | None, difference: Sequence[float | None], restored: bool
-) -> list[float | None]:
-    """A difference of PPL in percent of the baseline's or the reference's, same windows."""
-    delta, *_ = difference
-    if ppl is None or delta is None:
-        return [None] * 3
-    control = ppl + (delta if restored else -delta)
-    return [None if end is None else _short(100 * end / control) for end in difference]
+def _views(families: Sequence[_Family]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every choice of direction, precision and format (or all of them), by metric."""
+    for way, operands in dict.fromkeys((f["direction"], f["operands"]) for f in families):
+        chosen = [f for f in families if (f["direction"], f["operands"]) == (way, operands)]
+        for fmt in ("", *(f["format"] for f in chosen)):
+            members = [f for f in chosen if fmt in ("", f["format"])]
+            yield (
+                "|".join((way, operands, fmt)),
+                {m: view for m in METRICS if (view := _view(members, m)) is not None},
+            )
+
+
+def _view(families: Sequence[_Family], metric: str) -> dict[str, Any] | None:
+    """A sentence, an axis for values, one for values over depth, and a scale of colours."""
+    about = METRICS[metric]
+    rows = [dict(zip(COLUMNS, row, strict=True)) for f in families for row in f["rows"]]
+    ends = [row[f"{metric}{end}"] for row in rows for end in _ENDS]
+    costs = [row["delta_ppl" if metric == "ppl" else metric] for row in rows]
+    costs = [value for value in costs if value is not None]
+    if not costs:
+        return None
+    zero = 0.0 if about["signed"] else families[0]["control"]["ppl"]
+    view = {"said": _said(families, metric), "zero": zero, "axis": _linear(ends, zero)}
+    view["depth"] = _symlog(ends, costs) if about["log"] else _linear(ends, zero, count=4)
+    linear = axes.linear_threshold(costs)
+    peak = axes.step_above(max(map(abs, costs)) or 1.0)
+    steps = axes.steps_of_colour(peak, linear)
+    shown = [*(-s for s in steps), 0.0, *reversed(steps)]
+    view["colours"] = {"linear": linear, "peak": peak, "ticks": _ticks(shown, sign=True)}
+    return view
+
+
+def _linear(values: Iterable[float | None], zero: float | None, count: int = 5) -> dict[str, Any]:
+    low, high = axes.extent([*values, zero], margin=0.05)
+    ticks = axes.linear_ticks(low, high, count)
+    return {"low": _short(low), "high": _short(high), "ticks": _ticks(ticks)}
+
+
+def _symlog(values: Iterable[float | None], costs: Sequence[float]) -> dict[str, Any]:
+    low, high = axes.extent([*values, 0.0])
+    linear = axes.linear_threshold(costs)
+    ticks = axes.log_ticks(low, high, linear)
+    return {"low": low, "high": high, "linear": linear, "ticks": _ticks(ticks)}
+
+
+def _ticks(values: Iterable[float], *, sign: bool = False) -> list[tuple[float, str]]:
+    return [(value, axes.tick(value, sign)) for value in values]
+
+
+def _said(families: Sequence[_Family], metric: str) -> str:
+    """What a chart shows."""
+    way = direction(families[0]["direction"])
+    kept = way is KEEP
+    shown = {
+        "nats": "the difference of the loss",
+        "percent": f"the difference of the perplexity, in percent of the {way.control}'s",
+        "kl": "the difference of KL from the full-precision model",
+        "ppl": "perplexity itself, with the interval of its paired difference around it",
+    }[metric]
+    said = f"{way.name.capitalize()}: {way.meaning}. Shown is {shown}"
+    if metric != "ppl":
+        verb = "keeping the unit saves" if kept else "quantizing the unit costs"
+        said += f"; positive: {verb} that much"
+    estimated = any(f["estimated"] for f in families)
+    return f"{said}.{' These are first-order estimates, not measured.' if estimated else ''}"
+
+
+def _activations(found: Findings) -> dict[str, Any]:
+    """What enters each layer: in words, and as curves over depth, one for each distinct input."""
+    records = found.results.activations
+    ratios = sorted((a.ratio for a in records if a.ratio), reverse=True)
+    said = {
+        f"{a.block}|{a.component}": f"max |x| {number(a.max)}, P99.9 {number(a.p999)}"
+        + (
+            f", max / P99.9 {number(a.ratio)} (number {1 + ratios.index(a.ratio)} of {len(ratios)} "
+            "layers, the largest first)"
+            if a.ratio
+            else ""
+        )
+        for a in records
+    }
+    curves: dict[str, list[tuple[int, float, str]]] = {}
+    for a in records:
+        if a.ratio:
+            point = (a.block, float(f"{a.ratio:.{DIGITS}g}"), number(a.ratio))
+            curves.setdefault(a.component, []).append(point)
+    inputs: dict[tuple[Any, ...], list[str]] = {}
+    for component, points in curves.items():
+        inputs.setdefault(tuple(points), []).append(component)
+    low, high = (min(1.0, ratios[-1]), 1.2 * ratios[0]) if ratios else (1.0, 1.0)
+    powers = [10.0**i for i in range(20) if 10.0**i <= high]
+    return {
+        "said": said,
+        "curves": [[", ".join(names), list(points)] for points, names in inputs.items()],
+        "axis": {"low": low, "high": high, "ticks": _ticks(powers)},
+    }
 
 
 def _milli(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from fp4scope.ledger import Results
-from fp4scope.report.steps import step_below
+from fp4scope.report.axes import step_below
 from fp4scope.stats import windows_for
 
 USUAL = 5.0

@@ -5,10 +5,11 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.report.findings import Findings
+from fp4scope.report.labels import under
 from fp4scope.stats import cost, significant
 from fp4scope.table import Table
 
-CELLS_SHOWN = 10
+LAYERS_SHOWN = 10
 """Of a family, where all would be too many."""
 
 
@@ -21,11 +22,11 @@ def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]
         yield {"direction": direction, "format": fmt, "operands": operands}, rows
 
 
-def costliest(table: Table, name: str) -> list[Any]:
-    """The units of a table, those that cost most over all formats first; `name`: their column."""
-    costs: dict[Any, list[float]] = {}
+def costliest(table: Iterable[Mapping[str, Any]], *names: str) -> list[tuple[Any, ...]]:
+    """The units of a table, those that cost most over all formats first; `names`: their columns."""
+    costs: dict[tuple[Any, ...], list[float]] = {}
     for row in table:
-        costs.setdefault(row[name], []).append(cost(row) or 0.0)
+        costs.setdefault(tuple(row[name] for name in names), []).append(cost(row) or 0.0)
     return sorted(costs, key=lambda unit: -fmean(costs[unit]))
 
 
@@ -54,15 +55,15 @@ def lowering(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(found, key=lambda row: row["delta_nll"])
 
 
-def sole_operands(diagnosis: Findings) -> str | None:
-    """The operands under which units were measured, if that is one choice."""
-    found = {row["operands"] for row in swept(diagnosis)}
-    return found.pop() if len(found) == 1 else None
+def sole_precision(found: Findings) -> str | None:
+    """The precision under which units were measured, if that is one."""
+    known = {under(row) for row in swept(found)}
+    return known.pop() if len(known) == 1 else None
 
 
-def swept(diagnosis: Findings) -> list[dict[str, Any]]:
-    """The baselines under which units were measured; all where none were."""
-    tables = (diagnosis.components, diagnosis.blocks, diagnosis.cells, diagnosis.patterns)
-    swept = {(row["format"], row["operands"]) for table in tables for row in table}
-    _, *rest = diagnosis.baselines
-    return [row for row in rest if (row["format"], row["operands"]) in swept] or rest
+def swept(found: Findings) -> list[dict[str, Any]]:
+    """The all-quantized models whose units were measured; all of them where none were."""
+    tables = (found.components, found.blocks, found.cells, found.patterns)
+    known = {(row["format"], row["operands"]) for table in tables for row in table}
+    _, *rest = found.baselines
+    return [row for row in rest if (row["format"], row["operands"]) in known] or rest

@@ -1,39 +1,30 @@
 """A comparison in words and tables: sentences and `Section`s, for a terminal or as Markdown."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fp4scope.ledger import Results
 from fp4scope.names import markdown as escaped
+from fp4scope.report import labels
 from fp4scope.report.joint import JointFindings
-from fp4scope.report.numbers import interval, number, percent, spread
-from fp4scope.report.selection import CELLS_SHOWN
-from fp4scope.report.sentences import MEANING
+from fp4scope.report.labels import direction, precision, under
+from fp4scope.report.numbers import interval, number, percent, relative, spread
+from fp4scope.report.render import as_markdown
+from fp4scope.report.section import Column, Section, naming, texts
+from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.stopping import windows_measured
 from fp4scope.stats import SIGNIFICANCE
 from fp4scope.table import Table
 
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {
-    "rises": "rises with size, every step told from none",
-    "falls": "falls with size, every step told from none",
-    "neither": "is not monotone in size: steps are told from none that go either way",
-    "open": "is not shown to be monotone in size, nor not to be: too few steps are told from none",
+    "rises": "rises with size, every step significantly",
+    "falls": "falls with size, every step significantly",
+    "neither": "is not monotone in size: there are significant steps either way",
+    "open": "is not shown to be monotone in size, nor not to be: too few steps are significant",
 }
 
 _Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table with its title: columns of names, then of numbers, and what they mean."""
-
-    title: str
-    names: tuple[str, ...]
-    values: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 def markdown(comparison: JointFindings) -> str:
@@ -46,15 +37,8 @@ def markdown(comparison: JointFindings) -> str:
         lines += ["", "**Not the same in all:**", ""]
         lines += [f"- {escaped(warning)}" for warning in comparison.warnings]
     for section in sections(comparison):
-        columns = (*section.names, *section.values)
-        lines += ["", f"## {escaped(section.title)}", ""]
-        lines += [_line(row) for row in (columns, ["---"] * len(columns), *section.rows)]
-        lines += ["", escaped(section.note)] if section.note else []
+        lines += ["", as_markdown(section, 2)]
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def findings(comparison: JointFindings) -> list[str]:
@@ -66,13 +50,24 @@ def sections(comparison: JointFindings) -> Iterator[Section]:
     """Every table that there is something in."""
     yield _outputs(comparison.runs, comparison.baselines)
     yield _costs(comparison.baselines)
-    yield from _components(comparison)
+    yield from _projections(comparison)
     if comparison.scale:
         yield _scale(comparison.scale)
     if comparison.agreement:
         yield _agreement(comparison.agreement)
     for old, new in comparison.compared:
         yield from _changes(old, new, comparison.changes.where(output=new))
+
+
+def _section(
+    title: str,
+    names: Sequence[str],
+    values: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str = "",
+) -> Section:
+    columns = [*map(naming, names), *(Column(label, label) for label in values)]
+    return Section(title, columns, [texts(*row) for row in rows], note=note)
 
 
 def _outputs(runs: Mapping[str, Results], baselines: Table) -> Section:
@@ -94,36 +89,34 @@ def _outputs(runs: Mapping[str, Results], baselines: Table) -> Section:
             ]
         )
     values = ("parameters", "blocks", "windows", "text", "reference PPL")
-    return Section("Outputs", ("output", "model", "dtype"), values, rows)
+    return _section("Outputs", ("output", "model", "dtype"), values, rows)
 
 
 def _costs(baselines: Table) -> Section:
-    several = len(set(baselines["operands"])) > 1
+    several = len(set(map(under, baselines))) > 1
     rows = [
         [
             row["output"],
-            f"{row['format']}, {row['operands']}" if several else row["format"],
-            number(row["ppl"]),
+            f"{row['format']}, {under(row)}" if several else row["format"],
+            relative(row).text,
             interval(row),
+            number(row["ppl"]),
             number(row["kl"]),
             percent(row["top1"]),
             "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"]),
         ]
         for row in baselines
     ]
-    values = ("PPL", "cost (millinats)", "KL (nats)", "top-1", "rerun noise")
-    note = (
-        "Millinats per token, more quantized minus less quantized, with 95% intervals over "
-        "windows. Rerun noise: what rounding alone does to a mean NLL."
-    )
-    return Section("What each format costs", ("output", "format"), values, rows, note)
+    values = ("% of PPL", "millinats", "PPL", "KL", "top-1", "noise")
+    note = f"Millinats and KL (nats) per token, with 95% intervals. {labels.SIGN} {labels.NOISE}"
+    return _section("What each format costs", ("output", "format"), values, rows, note)
 
 
-def _components(comparison: JointFindings) -> Iterator[Section]:
+def _projections(comparison: JointFindings) -> Iterator[Section]:
     source = comparison.components
     families = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in source)
-    for direction, fmt, operands in families:
-        found = source.where(direction=direction, format=fmt, operands=operands)
+    for way, fmt, operands in families:
+        found = source.where(direction=way, format=fmt, operands=operands)
         by_output: dict[str, dict[str, _Row]] = {}
         for row in found:
             by_output.setdefault(row["output"], {})[row["component"]] = row
@@ -135,9 +128,9 @@ def _components(comparison: JointFindings) -> Iterator[Section]:
             [name, *(_ranked(of[name]) if name in of else "" for of in by_output.values())]
             for name in order
         ]
-        title = f"Components, {direction}, {fmt}, {operands}: millinats {MEANING[direction]}"
-        note = "Rank, cost, and letters: components of an output that share one are not told apart."
-        yield Section(title, ("component",), tuple(by_output), rows, note)
+        title = f"Projections, {labels.family(found[0])}: millinats, {direction(way).effect}"
+        note = "Rank, cost, and letters: projections of an output that share one do not differ."
+        yield _section(title, ("projection",), tuple(by_output), rows, note)
 
 
 def _ranked(row: _Row) -> str:
@@ -147,7 +140,7 @@ def _ranked(row: _Row) -> str:
 def _scale(scale: Table) -> Section:
     rows = [
         [
-            f"{row['format']}, {row['operands']}",
+            f"{row['format']}, {under(row)}",
             f"{row['smaller']} → {row['larger']}",
             f"{_size(row['parameters'])} → {_size(row['parameters_larger'])}",
             f"{_milli(row['before'])} → {_milli(row['after'])}",
@@ -158,20 +151,21 @@ def _scale(scale: Table) -> Section:
     ]
     values = ("parameters", "cost (millinats)", "change (millinats)", "p (Holm)")
     note = f"Changes are {_pairing(scale)}, with 95% intervals; Holm over the steps of a format."
-    return Section("Cost and model size", ("format", "step"), values, rows, note)
+    return _section("Cost and model size", ("format", "step"), values, rows, note)
 
 
 def _agreement(agreement: Table) -> Section:
     rows = []
     for row in agreement:
-        level = row["level"] + (f", {row['parts']} parts of the depth" if row["parts"] else "")
+        level = labels.level(row["level"])
+        level += f", {row['parts']} parts of the depth" if row["parts"] else ""
         pairs = "" if row["same"] is None else f"{row['same']}, {row['reversed']}, {row['open']}"
         own = [row["own_one"], row["own_other"]]
         rows.append(
             [
                 f"{row['one']}, {row['other']}",
                 _format(row, "format_other", "format"),
-                row["direction"],
+                direction(row["direction"]).name,
                 level,
                 str(row["units"]),
                 _rho(row),
@@ -184,12 +178,12 @@ def _agreement(agreement: Table) -> Section:
     values = ("units", "rho", "own order", "on other text", "same, reversed, open")
     note = (
         "Rho: Spearman's, with a 95% interval over a number of windows that was fixed beforehand; "
-        "it says nothing of other models or components. On other text: the one output on one half "
+        "it says nothing of other models or projections. On other text: the one output on one half "
         "of the windows, the other on the other half; own order: each output so with itself, which "
-        "says how much of a low rho is noise. Same, reversed, open: pairs of components that both "
+        "says how much of a low rho is noise. Same, reversed, open: pairs of projections that both "
         "outputs tell apart and order alike or the other way, and those not decided (Holm at 5%)."
     )
-    return Section("Same order?", names, values, rows, note)
+    return _section("Same order?", names, values, rows, note)
 
 
 def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
@@ -198,18 +192,18 @@ def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
         changes.where(level="cells"), key=lambda r: (not r["beyond_noise"], -abs(r["change"]))
     )
     title = f"What changed from {old} to {new}"
-    several = len(set(changes["operands"])) > 1
+    several = len(set(map(under, changes))) > 1
     note = (
         f"Millinats, {_pairing(changes)}. P is Holm's over all that these two have in common, an "
-        "equal share of the 5% for each level. Beyond noise: told from none. What rounding alone "
+        "equal share of the 5% for each level. Beyond noise: significant. What rounding alone "
         "does is part of what differs between windows, so p allows for it."
     )
     if few:
         yield _change_section(title, few, several, note)
     if cells:
-        more = f": {CELLS_SHOWN} of {len(cells)}" if len(cells) > CELLS_SHOWN else ""
+        more = f": {LAYERS_SHOWN} of {len(cells)}" if len(cells) > LAYERS_SHOWN else ""
         yield _change_section(
-            f"{title}, cells{more}", cells[:CELLS_SHOWN], several, "" if few else note
+            f"{title}, layers{more}", cells[:LAYERS_SHOWN], several, "" if few else note
         )
 
 
@@ -217,9 +211,9 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
     shown = [
         [
             _format(row, "format_before", "format", arrow=True)
-            + (f", {row['operands']}" if several else ""),
-            "" if row["level"] == "baselines" else row["direction"],
-            _unit(row),
+            + (f", {under(row)}" if several else ""),
+            "" if _whole(row) else direction(row["direction"]).name,
+            "everything" if _whole(row) else labels.place(row),
             f"{_milli(row['before'])} → {_milli(row['after'])}",
             interval(row, "change"),
             number(row["p_holm"]),
@@ -228,7 +222,7 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
         for row in rows
     ]
     values = ("cost", "change", "p (Holm)", "")
-    return Section(title, ("format", "direction", "unit"), values, shown, note)
+    return _section(title, ("format", "direction", "unit"), values, shown, note)
 
 
 def _changed(comparison: JointFindings) -> Iterator[str]:
@@ -237,7 +231,7 @@ def _changed(comparison: JointFindings) -> Iterator[str]:
         for row in changes.where(level="baselines"):
             what = _format(row, "format_before", "format", arrow=True)
             yield (
-                f"From {old} to {new}, the cost of {what} ({row['operands']}) changed by "
+                f"From {old} to {new}, the cost of {what} ({under(row)}) changed by "
                 f"{interval(row, 'change')} millinats: {_verdict(row)}."
             )
         units = [row for row in changes if row["level"] != "baselines"]
@@ -246,7 +240,7 @@ def _changed(comparison: JointFindings) -> Iterator[str]:
             for level in dict.fromkeys(row["level"] for row in units):
                 of = [row for row in units if row["level"] == level]
                 beyond = sum(bool(row["beyond_noise"]) for row in of)
-                counts.append(f"{beyond} of {len(of)} {level}")
+                counts.append(f"{beyond} of {len(of)} {labels.level(level)}")
             yield f"From {old} to {new}, {' and '.join(counts)} changed beyond noise."
         elif not changes:
             yield f"{old} and {new} have nothing in common that could have changed."
@@ -258,8 +252,8 @@ def _verdict(row: _Row) -> str:
     if row["beyond_noise"]:
         return "beyond noise"
     if row["p_holm"] <= SIGNIFICANCE:
-        return "told from none, but finer than two machines agree on"
-    return f"not told from none (p {number(row['p_holm'])})"
+        return "significant, but finer than two machines agree on"
+    return f"not significant (p {number(row['p_holm'])})"
 
 
 def _scaled(comparison: JointFindings) -> Iterator[str]:
@@ -271,7 +265,7 @@ def _scaled(comparison: JointFindings) -> Iterator[str]:
                 [_size(steps[0]["parameters"]), *map(_size, steps["parameters_larger"])]
             )
             said = _TREND[steps[0]["trend"]]
-            yield f"Over {sizes}, what {fmt} ({operands}) costs {said}."
+            yield f"Over {sizes}, what {fmt} ({precision(operands, fmt)}) costs {said}."
 
 
 def _ordered(comparison: JointFindings) -> Iterator[str]:
@@ -280,9 +274,9 @@ def _ordered(comparison: JointFindings) -> Iterator[str]:
             continue  # what changed says more of two runs of one model
         total = row["units"] * (row["units"] - 1) // 2
         line = (
-            f"{row['direction'].capitalize()}, {_format(row, 'format_other', 'format')} "
-            f"({row['operands']}): {row['one']} and {row['other']} order {row['units']} components "
-            f"with rho {_rho(row)}"
+            f"{direction(row['direction']).name.capitalize()}, "
+            f"{_format(row, 'format_other', 'format')} ({under(row)}): {row['one']} and "
+            f"{row['other']} order {row['units']} projections with rho {_rho(row)}"
         )
         if row["same"] is not None:
             line += (
@@ -297,10 +291,9 @@ def _rho(row: _Row) -> str:
     return f"{rho} [{low}, {high}]" if low else f"{rho} (no interval)"
 
 
-def _unit(row: _Row) -> str:
-    if row["level"] == "baselines":
-        return "everything"
-    return row["unit"] if row["block"] is None else f"{row['block']}.{row['unit']}".rstrip(".")
+def _whole(row: _Row) -> bool:
+    """Whether a change is one of a whole model."""
+    return row["level"] == "baselines"
 
 
 def _format(row: _Row, one: str, other: str, *, arrow: bool = False) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fp4scope.design import NOTHING
 from fp4scope.ledger import Results
+from fp4scope.report import labels
 
 T_INTERVALS = "95% t intervals"
 SEQUENCES = "95% confidence sequences, which hold whenever one stops,"
@@ -62,8 +63,8 @@ def _overall(stopping: Mapping[str, Any]) -> Iterator[str]:
 def _family(family: Mapping[str, Any]) -> str:
     k, units = family["k"], family["units"]
     what = (
-        f"The {k} most costly of {len(units)} {family['level']}, {family['direction']}, "
-        f"{family['format']} ({family['operands']}), within {1e3 * family['within_nats']:g} "
+        f"The {k} most costly of {len(units)} {labels.level(family['level'])}, "
+        f"{labels.family(family)}, within {1e3 * family['within_nats']:g} "
         f"millinats, error at most {100 * family['error']:g}%"
     )
     found = [unit for unit in units if unit["fate"] in ("accepted", "chosen")]
@@ -78,9 +79,6 @@ def _family(family: Mapping[str, Any]) -> str:
 
 
 def _names(units: Sequence[Mapping[str, Any]]) -> str:
-    names = [
-        unit["unit"] if unit["block"] is None else f"{unit['block']}.{unit['unit']}".rstrip(".")
-        for unit in units
-    ]
+    names = list(map(labels.place, units))
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
