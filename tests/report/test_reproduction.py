@@ -9,9 +9,9 @@ import pytest
 
 from asking import entries, rebuilt
 
-PAPER = Path(__file__).parents[2] / "docs" / "paper"
-KEPT = PAPER.parent / "results" / "smollm2-135m"
-spec = importlib.util.spec_from_file_location("compare", PAPER / "compare.py")
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "docs" / "results" / "smollm2-135m"
+spec = importlib.util.spec_from_file_location("compare", ROOT / "benchmarks" / "reproduction.py")
 compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
 
@@ -173,5 +173,5 @@ def test_orders_of_the_paper(tables):
 
 @pytest.mark.skipif(not compare.OURS.exists(), reason="the run of the paper's preset is not here")
 def test_the_document_is_up_to_date(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["compare.py", "--check"])
+    monkeypatch.setattr("sys.argv", ["reproduction.py", "--check"])
     assert compare.main() == 0

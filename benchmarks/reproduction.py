@@ -1,10 +1,10 @@
 """Fills in the tables of docs/reproduction.md: arXiv 2603.08747 beside a run of our own.
 
-    python docs/paper/compare.py            # fills the tables in
-    python docs/paper/compare.py --check    # exit code 1 if they are not what would be filled in
+    python benchmarks/reproduction.py            # fills the tables in
+    python benchmarks/reproduction.py --check    # exit code 1 if they are out of date
 
 The paper's numbers (tables 1 to 4, and what its captions say of single blocks) are in the CSV
-files beside this one; ours come from the results of a run of the paper's preset.
+files of docs/paper; ours come from the results of a run of the paper's preset.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from fp4scope.stats.tiers import separable
 from fp4scope.stats.windows import aligned
 from fp4scope.table import Table
 
-HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "reproduction.md"
-OURS = HERE.parent / "results" / "qwen2.5-coder-0.5b"
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT = DOCS / "reproduction.md"
+OURS = DOCS / "results" / "qwen2.5-coder-0.5b"
 SIZES = ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
 MODEL = SIZES[0]
 BOTH, WEIGHTS = "weights+activations", "weights"
@@ -71,7 +71,7 @@ def filled(document: str, tables: dict[str, str]) -> str:
 
 def read(name: str) -> list[_Row]:
     """A table of the paper."""
-    with (HERE / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+    with (DOCS / "paper" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
