@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from fp4scope import study
 from fp4scope.cli import demo
+from fp4scope.cli.app import app
 from fp4scope.study import PLACES, SECTIONS, Study
 
 
@@ -146,6 +150,19 @@ def test_every_option_stands_in_the_panel_of_its_section(command, width, fp4scop
 def _solid(text):
     """Without white space, since lines break at hyphens too."""
     return "".join(text.split())
+
+
+def test_messages_name_options_that_there_are():
+    source = Path(study.__file__).parents[1]
+    text = "\n".join(path.read_text() for path in source.rglob("*.py"))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    named -= {"--no-deps", "--ranks"}  # pip's and a style sheet's
+    known = {"--help", "--version"}
+    for command in app.commands.values():
+        for parameter in command.get_params(click.Context(command)):
+            known |= set(parameter.opts)
+    assert len(named) > 20
+    assert named <= known
 
 
 def test_a_short_help_ends_with_its_sentence(fp4scope, monkeypatch):
