@@ -156,7 +156,7 @@ def test_messages_name_options_that_there_are():
     source = Path(study.__file__).parents[1]
     text = "\n".join(path.read_text() for path in source.rglob("*.py"))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    named -= {"--no-deps", "--ranks"}  # pip's and a style sheet's
+    named -= {"--no-deps", "--ranks"}  # pip's and a benchmark's
     known = {"--help", "--version"}
     for command in app.commands.values():
         for parameter in command.get_params(click.Context(command)):
