@@ -285,15 +285,15 @@ def without(diagnosis, keep):
 def test_what_was_not_measured_is_said_with_the_command_for_it(known):
     page = Page(without(known(noise=False), lambda a: a.level != "cells").html())
     assert "No layers were measured" in page.text
-    assert "--sweep components,cells" in page.text
+    assert "--sweep projections,layers" in page.text
     page = Page(without(known(), lambda a: a.level != "components").html())
     assert "No projections were measured" in page.text
     page = Page(without(known(), lambda a: a.is_whole).html())
     assert "No layers were measured" in page.text
     page = Page(without(known(), lambda a: a.direction != "isolate").html())
-    for level, name in (("components", "projections"), ("cells", "layers")):
+    for name in ("projections", "layers"):
         assert f"Of {name} only “keep” was measured" in page.text
-        assert f"--sweep {level} --direction isolate" in page.text
+        assert f"--sweep {name} --direction only" in page.text
     partly = without(known(), lambda a: a.level != "cells" or a.direction == "isolate")
     text = Page(partly.html()).text
     assert "Of layers only “only” was measured" in text

@@ -214,4 +214,4 @@ def test_the_next_step(known, tmp_path):
     assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
     results = known().results
     results = rebuilt(results, (one for one in entries(results) if one.asked.level != "cells"))
-    assert step(Diagnosis(results)) == f"{again} --sweep components,cells -o /out-cells"
+    assert step(Diagnosis(results)) == f"{again} --sweep projections,layers -o /out-layers"

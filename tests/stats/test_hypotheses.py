@@ -146,8 +146,8 @@ def test_ordering(study):
     (row,) = found.evidence
     assert (row["reversed"], row["counted"]) == (1, 1)
     assert row["largest_first"] == pytest.approx(0.01, abs=2 * MILLI)
-    assert "Of 21 pairs of components 1 are significantly reversed, 1 of them by" in found.sentence
-    assert "more than up_proj under mxfp4:floor, restore" in found.sentence
+    assert "Of 21 pairs of projections 1 are significantly reversed, 1 of them by" in found.sentence
+    assert "more than up_proj under mxfp4:floor, keep" in found.sentence
     unsure = held(study({family: BY_BOTH for family in families}, noise=100.0))["ordering"]
     assert unsure.verdict is Verdict.UNDECIDED
     for alone in (families[:1], families[1:]):
@@ -198,7 +198,7 @@ def test_localization(study):
     found = held(study(cells=rest | {down: early}))["localization"]
     assert found.verdict is Verdict.SUPPORTED
     assert "1 of 3 curves" in found.sentence
-    assert "down_proj at block 0 under mxfp4:floor, restore" in found.sentence
+    assert "down_proj at block 0 under mxfp4:floor, keep" in found.sentence
     rows = {(row["format"], row["component"]): row for row in found.evidence}
     summed = rows["mxfp4:floor", ALL]
     assert summed["peak_third"] == "early"

@@ -160,7 +160,7 @@ def next_step(found: Findings, folder: Path) -> list[str]:
             windows = str(min(needed, available))
             return [*again, "--windows", windows, "-o", f"{folder}-{windows}-windows"]
     if not found.cells:
-        return [*again, "--sweep", "components,cells", "-o", f"{folder}-cells"]
+        return [*again, "--sweep", "projections,layers", "-o", f"{folder}-layers"]
     return ["fp4scope", "report", str(folder), "--figures"]
 
 

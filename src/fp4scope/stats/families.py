@@ -10,6 +10,11 @@ from fp4scope.ledger import Results
 from fp4scope.stats.pairing import costs
 from fp4scope.stats.windows import Floats, Series, aligned
 
+_WORDS = {
+    "restore": "keep", "isolate": "only",
+    "weights+activations": "", "weights": "W4A16", "activations": "W16A4",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Members:
@@ -47,5 +52,5 @@ def families(results: Results, level: str) -> list[Members]:
 
 def named(row: Mapping[str, Any]) -> str:
     """A family in a sentence; its operands only where they are not the default."""
-    operands = "" if row["operands"] == "weights+activations" else f", {row['operands']}"
-    return f"{row['format']}, {row['direction']}{operands}"
+    operands, direction = (_WORDS.get(row[name], row[name]) for name in ("operands", "direction"))
+    return f"{row['format']}, {direction}{f', {operands}' if operands else ''}"

@@ -1,8 +1,8 @@
 """Hypothesis 4, localization: does a component's cost peak elsewhere than in the final blocks?
 
 The p-values are those of `depth`. Supported: for one curve at least the peak is significantly
-before the final third (Holm over all curves, 5%). Contradicted: of the curves whose largest cell is
-told from zero, which must be at least half of all, every one peaks significantly in the final
+before the final third (Holm over all curves, 5%). Contradicted: of the curves whose largest layer
+is significant, which must be at least half of all, every one peaks significantly in the final
 third (5% each; all of them must, so nothing is adjusted).
 
 That early blocks are sensitive has its own test, the peak in the first third. That this is so
@@ -20,7 +20,7 @@ from fp4scope.table import Table
 
 _SHOWN = (
     Column("format, direction", "", Form.FAMILY),
-    Column("component", "curve"),
+    Column("projection", "curve"),
     Column("blocks", "blocks"),
     Column("block that costs most", "peak_block"),
     Column("millinats there", "peak_nll", Form.MILLI),
@@ -36,14 +36,14 @@ _CLAIM = (
     "emerge, particularly under MXFP4."
 )
 _EXPLANATION = (
-    "For each component, and for all of a block's cells added up: the block that costs most, with "
-    "what it costs, over the blocks that have the component. P-values are one-sided paired tests: "
+    "For each projection, and for all of a block's layers added up: the block that costs most, "
+    "with what it costs, over the blocks that have it. P-values are one-sided paired tests: "
     "that a block inside the named part of the depth costs more than nothing and more than every "
     "block outside it (the largest p of these, Bonferroni over the blocks inside; the first two "
-    "columns Holm over the components' curves). Shares of the summed cost, with 95% intervals, "
+    "columns Holm over the projections' curves). Shares of the summed cost, with 95% intervals, "
     "where that sum is significantly positive. Supported: a curve that peaks before the final "
-    "third at 5%. Contradicted: at least half of all curves have a largest cell that is told from "
-    "zero, and each of these peaks in the final third at 5%."
+    "third at 5%. Contradicted: at least half of all curves have a largest layer that is "
+    "significant, and each of these peaks in the final third at 5%."
 )
 
 
@@ -75,7 +75,7 @@ def _verdict(curves: list[dict[str, Any]], sums: list[dict[str, Any]]) -> tuple[
     if not curves:
         return (
             Verdict.UNDECIDED,
-            "This needs cells measured in every block that has the component, on 8 windows or "
+            "This needs layers measured in every block that has the projection, on 8 windows or "
             "more, with blocks in and before the final third.",
         )
     costly = [row for row in curves if _told(row["peak_p_holm"]) and row["peak_nll"] > 0]
@@ -97,13 +97,14 @@ def _verdict(curves: list[dict[str, Any]], sums: list[dict[str, Any]]) -> tuple[
     if final == len(costly) and 2 * len(costly) >= len(curves):
         return (
             Verdict.CONTRADICTED,
-            f"All {final} curves over depth, of {len(curves)}, whose largest cell is told from "
-            f"zero peak significantly in the final third of the blocks{rest}",
+            f"All {final} curves over depth, of {len(curves)}, whose largest layer is "
+            f"significant peak significantly in the final third of the blocks{rest}",
         )
     return (
         Verdict.UNDECIDED,
-        f"Of {len(curves)} curves over depth {len(costly)} have a largest cell that is told from "
-        f"zero; {final} of these peak significantly in the final third, and none before it{rest}",
+        f"Of {len(curves)} curves over depth {len(costly)} have a largest layer that is "
+        f"significant; {final} of these peak significantly in the final third, and none before "
+        f"it{rest}",
     )
 
 
@@ -122,7 +123,7 @@ def _early_shares(sums: list[dict[str, Any]]) -> str:
 
 
 def _left_out(results: Results, depth: Table) -> str:
-    """Components with cells of which some were not measured."""
+    """Projections with layers of which some were not measured."""
     units = [unit.name for family in families(results, "cells") for unit in family.units]
     missing = [u for u in dict.fromkeys(units) if u not in depth["component"]]
     if not missing or not len(depth):

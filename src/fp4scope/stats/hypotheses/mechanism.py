@@ -56,14 +56,14 @@ _CLAIM = (
     "than by whether the component belongs to MLP or attention."
 )
 _EXPLANATION = (
-    "Rank correlations of the measured costs with max / P99.9 of the input (for a component the "
+    "Rank correlations of the measured costs with max / P99.9 of the input (for a projection the "
     "mean over its blocks), with whether the unit is in the MLP, and again with max / P99.9, "
-    "within: components among those of their kind, cells among those of their projection. Each is "
-    "divided by the most that its ties allow, so that 1 is an order that fits. 95% intervals are "
-    "over windows and say nothing of other components. P: the share of all orders of components "
-    "within MLP and attention that fit max / P99.9 as well, or as badly (an exact permutation "
-    "test). Supported: at most 5% fit as well in every format and direction. Contradicted: at most "
-    "5% fit as badly in every one. Cells have no p, since neighbouring blocks are alike."
+    "within: projections among those of their kind, layers among those of their projection. "
+    "Each is divided by the most that its ties allow, so that 1 is an order that fits. 95% "
+    "intervals are over windows and say nothing of other projections. P: the share of all orders "
+    "of projections within MLP and attention that fit max / P99.9 as well, or as badly (an exact "
+    "permutation test). Supported: at most 5% fit as well in every format and direction. Contradicted: at "
+    "most 5% fit as badly in every one. Layers have no p, since neighbouring blocks are alike."
 )
 
 
@@ -89,7 +89,7 @@ def mechanism(results: Results) -> Hypothesis:
 
 
 def _tails(results: Results) -> Callable[[Unit], float | None]:
-    """Max / P99.9 of what enters a cell, or of a component the mean over its blocks."""
+    """Max / P99.9 of what enters a layer, or of a projection the mean over its blocks."""
     by_cell = {(a.component, a.block): a.ratio for a in results.activations if a.ratio}
     by_component: dict[str, list[float]] = defaultdict(list)
     for (component, _), ratio in by_cell.items():
@@ -153,8 +153,8 @@ def _verdict(
     rows: list[dict[str, Any]], cells: list[dict[str, Any]], activations: bool
 ) -> tuple[Verdict, str]:
     if not rows:
-        missing = "components in their kinds" if activations else "activation statistics"
-        return Verdict.UNDECIDED, f"This needs measured components and {missing}."
+        missing = "projections in their kinds" if activations else "activation statistics"
+        return Verdict.UNDECIDED, f"This needs measured projections and {missing}."
     layers = [row["rho_within"] for row in cells if "rho_within" in row]
     beside = f" Among the layers of one projection it is {span(layers)}." if layers else ""
     tail = span(row["rho_tail"] for row in rows)
@@ -166,7 +166,7 @@ def _verdict(
         most = max(row[name] for row in rows)
         if most <= SIGNIFICANCE:
             return verdict, (
-                "Within MLP and within attention, components with heavier tails cost "
+                "Within MLP and within attention, projections with heavier tails cost "
                 f"{way} in every format and direction (p at most {most:.2g}). {said}"
             )
     first = rows[0]

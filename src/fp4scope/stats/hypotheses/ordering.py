@@ -42,7 +42,7 @@ _SHOWN = (
     Column("judged", "judged"),
     Column("rank correlation", "rho", Form.CORRELATION),
     Column("pairs", "pairs"),
-    Column("told apart in both", "separated"),
+    Column("differ in both", "separated"),
     Column("of these reversed", "reversed"),
     Column("of these beyond the tolerance", "counted"),
     Column("largest reversal, millinats in the one", "largest_first", Form.MILLI),
@@ -54,13 +54,13 @@ _CLAIM = (
     "consistent across experiments."
 )
 _EXPLANATION = (
-    "Two orders of the same components, with the rank correlation and its 95% interval over "
-    "windows. Of all pairs of components: how many paired tests tell apart both times (Holm at 5% "
+    "Two orders of the same projections, with the rank correlation and its 95% interval over "
+    "windows. Of all pairs of projections: how many differ significantly both times (Holm at 5% "
     "over all pairs of all comparisons that are judged), how many of those stand in one order here "
     "and in the other there, and how many of these by more than "
-    f"{TOLERANCE:.0%} of the span from the most to the least costly component both times. Judged "
-    "are two formats in one direction; restore and isolate measure two things. Contradicted: one "
-    "reversal beyond that tolerance. Supported: none, and at least half of all pairs told apart in "
+    f"{TOLERANCE:.0%} of the span from the most to the least costly projection both times. Judged "
+    "are two formats in one direction; keep and only measure two things. Contradicted: one "
+    "reversal beyond that tolerance. Supported: none, and at least half of all pairs differ in "
     "every comparison."
 )
 
@@ -175,7 +175,7 @@ def _verdict(rows: list[dict[str, Any]], swaps: list[tuple[float, str]]) -> tupl
     if not rows:
         return (
             Verdict.UNDECIDED,
-            "This needs at least three components measured in two formats in one direction.",
+            "This needs at least three projections measured in two formats in one direction.",
         )
     pairs, turned = (sum(row[name] for row in rows) for name in ("pairs", "reversed"))
     within = f"{TOLERANCE:.0%} of the span of costs"
@@ -186,11 +186,11 @@ def _verdict(rows: list[dict[str, Any]], swaps: list[tuple[float, str]]) -> tupl
     if swaps:
         return (
             Verdict.CONTRADICTED,
-            f"Of {pairs} pairs of components {turned} are significantly reversed, {len(swaps)} of "
+            f"Of {pairs} pairs of projections {turned} are significantly reversed, {len(swaps)} of "
             f"them by more than {within} (the largest: {max(swaps)[1]}); {said}.",
         )
     small = f"; {turned} significant reversals are smaller" if turned else ""
-    none = f"No pair of components is significantly reversed by more than {within}{small}"
+    none = f"No pair of projections is significantly reversed by more than {within}{small}"
     if all(2 * row["separated"] >= row["pairs"] for row in rows):
         return Verdict.SUPPORTED, f"{none}; {said}."
-    return Verdict.UNDECIDED, f"{none}, but too few pairs are told apart; {said}."
+    return Verdict.UNDECIDED, f"{none}, but too few pairs differ significantly; {said}."
