@@ -62,8 +62,9 @@ _EXPLANATION = (
     "Each is divided by the most that its ties allow, so that 1 is an order that fits. 95% "
     "intervals are over windows and say nothing of other projections. P: the share of all orders "
     "of projections within MLP and attention that fit max / P99.9 as well, or as badly (an exact "
-    "permutation test). Supported: at most 5% fit as well in every format and direction. Contradicted: at "
-    "most 5% fit as badly in every one. Layers have no p, since neighbouring blocks are alike."
+    "permutation test). Supported: at most 5% fit as well in every format and direction. "
+    "Contradicted: at most 5% fit as badly in every one. Layers have no p, since neighbouring "
+    "blocks are alike."
 )
 
 
