@@ -1,6 +1,6 @@
 """The words of the field for what the tables hold: the one map from values to what readers see."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from fp4scope.errors import FormatError
 from fp4scope.formats import get_format
 from fp4scope.ledger import Results
 from fp4scope.stats import SIGNIFICANCE
+from fp4scope.treatments import FULL_PRECISION_BITS
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ _LEVELS = {
 }
 _OPERANDS = {"weights+activations": "WA", "weights": "W", "activations": "A"}
 _DTYPES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
-FULL_PRECISION_BITS = 16
 
 EFFECT = "millinats per token"
 SIGNIFICANT = (
@@ -93,7 +93,7 @@ def precision(operands: str, *formats: str) -> str:
     for name in formats or ("nvfp4",):
         bits = _element_bits(name)
         sides = (bits if side in treated else FULL_PRECISION_BITS for side in "WA")
-        found["W{}A{}".format(*sides)] = None
+        found["W{:.0f}A{:.0f}".format(*sides)] = None
     return "/".join(found)
 
 
@@ -135,9 +135,3 @@ def full_precision(results: Results) -> str:
 def format_name(row: Mapping[str, Any], results: Results) -> str:
     """A whole model's format; of the unquantized one its dtype."""
     return full_precision(results) if not row["operands"] else row["format"]
-
-
-def listed(words: Iterable[str]) -> str:
-    """`a, b and c`."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last

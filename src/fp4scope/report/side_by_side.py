@@ -129,7 +129,10 @@ def _projections(comparison: JointFindings) -> Iterator[Section]:
             for name in order
         ]
         title = f"Projections, {labels.family(found[0])}: millinats, {direction(way).effect}"
-        note = "Rank, cost, and letters: projections of an output that share one do not differ."
+        note = (
+            "Rank, cost, and letters: projections of an output that share one do not differ "
+            "significantly."
+        )
         yield _section(title, ("projection",), tuple(by_output), rows, note)
 
 
