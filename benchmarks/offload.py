@@ -26,7 +26,7 @@ from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt
 from fp4scope.operands import Injector
 from fp4scope.study import parse_memory
-from fp4scope.sweep import Shape, Sweep
+from fp4scope.sweep import Shape, Worker, schedule, self_check
 from sweep import CONFIGS, cell_variants, random_text
 
 
@@ -111,7 +111,8 @@ def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) 
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        sweep = Sweep(loaded, ids, variants, injector, log, memory=memory)
+        worker = Worker(loaded, ids, injector)
+        sweep = schedule(worker, variants, log, self_check(loaded, ids), budget=memory)
         before = _copies(loaded)
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()

@@ -42,7 +42,7 @@ from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.recipes import Recipe
 from fp4scope.study import Study
-from fp4scope.sweep import Shape, Sweep, measure_naively
+from fp4scope.sweep import Shape, Worker, measure_naively, schedule, self_check
 from fp4scope.sweep.wavefront import head_in_blocks
 
 CONFIGS = {
@@ -206,7 +206,8 @@ def _swept(
         log = Log(Path(folder) / "journal.jsonl", {})
         _wait(loaded.device)
         begun = time.perf_counter()
-        sweep = Sweep(loaded, ids, variants, injector, log)
+        worker = Worker(loaded, ids, injector)
+        sweep = schedule(worker, variants, log, self_check(loaded, ids))
         blocks.clear()
         sweep.run()
         _wait(loaded.device)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import fp4scope
 from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
 from fp4scope.ledger.schema import RESULTS_VERSION
 from fp4scope.models import load_model
-from fp4scope.sweep import Sweep, memory
+from fp4scope.sweep import Worker, memory
 from fp4scope.sweep.wavefront import Wavefront
 
 COMPONENTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -254,15 +255,15 @@ def test_a_continued_folder_says_when_the_machine_is_another(
 @pytest.fixture
 def chunks(monkeypatch):
     """The windows of every chunk that is measured, two at a time."""
-    monkeypatch.setattr(memory, "_BLOCK_TOKENS", {"cpu": 2 * 32})
+    monkeypatch.setitem(memory.SIZES, "cpu", replace(memory.SIZES["cpu"], block_tokens=2 * 32))
     measured = []
-    own = Sweep._chunk
+    own = Worker.execute
 
-    def chunk(self, windows, advance):
-        measured.append(list(windows))
-        return own(self, windows, advance)
+    def execute(self, task, advance):
+        measured.append(list(task.windows))
+        return own(self, task, advance)
 
-    monkeypatch.setattr(Sweep, "_chunk", chunk)
+    monkeypatch.setattr(Worker, "execute", execute)
     return measured
 
 

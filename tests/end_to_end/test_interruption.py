@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 # call, and how much of a line is on disk by then.
 SERVER = """
 import json, os, signal, sys
+from dataclasses import replace
 import torch
 torch.set_num_threads(1)
 import fp4scope
@@ -27,7 +29,7 @@ from fp4scope.report import files
 from fp4scope.ledger import log
 from fp4scope.sweep import memory
 
-memory._CHUNK_TOKENS["cpu"] = 1  # a chunk for each window
+memory.SIZES["cpu"] = replace(memory.SIZES["cpu"], chunk_tokens=1)  # a task for each window
 files.figures = lambda diagnosis: ()  # slow, and not what this is about
 
 
@@ -137,7 +139,7 @@ def test_the_same_study_twice_is_the_same_bytes(command, whole, tmp_path, monkey
     """In another folder, and in another process."""
     assert command(tmp_path / "other") == 0
     assert read(tmp_path / "other") == whole
-    monkeypatch.setattr(memory, "_CHUNK_TOKENS", {"cpu": 1})
+    monkeypatch.setitem(memory.SIZES, "cpu", replace(memory.SIZES["cpu"], chunk_tokens=1))
     fp4scope.diagnose(output_dir=tmp_path / "here", **command.study)
     assert read(tmp_path / "here") == whole
     assert whole["journal.jsonl"].count(b'{"job"') == 4

@@ -15,7 +15,7 @@ from fp4scope.conductor.forecast import _TOKENS
 from fp4scope.models import load_model
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
-from fp4scope.sweep import measure
+from fp4scope.sweep import scheduler
 
 LEVELS = ("components", "blocks", "cells", "patterns")
 
@@ -60,7 +60,7 @@ def executed(study, tmp_path_factory):
     for block in loaded.model.model.layers:
         block.input_layernorm.register_forward_pre_hook(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "still_the_same", lambda *_: None)  # it runs blocks as well
+        patch.setattr(scheduler, "still_the_same", lambda *_: None)  # it runs blocks as well
         diagnosis = library.diagnose(
             loaded.model,
             tokenizer=loaded.tokenizer,
@@ -96,8 +96,8 @@ def test_variants_are_those_that_a_run_writes(planned, executed):
 
 def test_work_is_what_a_run_does(planned, executed):
     diagnosis, last, batches = executed
-    assert planned.sweep.executions == batches
-    assert (last.done, last.total) == (planned.sweep.work, planned.sweep.work)
+    assert planned.executions == batches
+    assert (last.done, last.total) == (planned.work, planned.work)
     assert planned.windows == diagnosis.results.data["windows"]
 
 
@@ -105,8 +105,8 @@ def test_passes_are_those_of_the_journal(planned, executed):
     diagnosis, _, _ = executed
     lines = map(json.loads, (diagnosis.folder / "journal.jsonl").read_text().splitlines())
     chunks = [line["shape"] for line in lines if "job" in line]
-    assert chunks == [planned.sweep.shape.to_json()] * len(chunks)
-    assert planned.sweep.passes == sum(shape["groups"] for shape in chunks)
+    assert chunks == [planned.shape.to_json()] * len(chunks)
+    assert planned.passes == sum(shape["groups"] for shape in chunks)
 
 
 @pytest.mark.parametrize("tokens", [128, 16], ids=["whole windows", "shorter windows"])
@@ -139,10 +139,10 @@ def test_intervals_shrink_with_windows_and_there_are_none_for_too_few(study, pla
 
 
 def test_less_memory_means_more_passes(study, planned):
-    budget = planned.sweep.memory_bytes * 7 // 10
+    budget = planned.memory_bytes * 7 // 10
     less = forecast(study.but(memory=budget))
-    assert less.sweep.memory_bytes <= less.sweep.budget_bytes == budget
-    assert less.sweep.passes > planned.sweep.passes
+    assert less.memory_bytes <= less.budget_bytes == budget
+    assert less.passes > planned.passes
     assert less.variants == planned.variants
 
 

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama import modeling_llama
 
 from fp4scope.errors import ModelError
-from fp4scope.models import BlockStack, find_layout, perturbation, perturbed
+from fp4scope.models import BlockStack, find_layout
 from fp4scope.models import stack as models_stack
 from fp4scope.models.stack import only_last_rows
 
@@ -293,64 +293,6 @@ def test_blocks_without_a_hidden_state_are_refused(toy, ids, unchanged):
     toy.embed = nn.Sequential(toy.embed, nn.Flatten(0, 1))
     with unchanged(toy), pytest.raises(ModelError, match="take no hidden state"):
         stack_of(toy).capture(ids)
-
-
-DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-KEY = {"seed": 0, "replica": 1, "window": 2, "block": 3}
-
-
-def moved_by(hidden, **key):
-    return perturbed(hidden, perturbation(hidden.shape, **key))
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def hidden(request):
-    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
-    x = (x**5).to(request.param)
-    x[::7] = 0
-    x[3, ::2] = -0.0
-    return x
-
-
-def test_a_perturbation_is_a_quarter_of_the_numbers_by_one_ulp(hidden):
-    moved = moved_by(hidden, **KEY)
-    assert moved.dtype == hidden.dtype
-    bits = [x.view(DTYPES[x.dtype]).long() for x in (moved, hidden)]
-    steps = bits[0] - bits[1]
-    assert steps.abs().max() == 1
-    zeros = hidden == 0
-    assert (steps[zeros] == 0).all()
-    n = int((~zeros).sum())
-    # Five standard deviations of a binomial distribution.
-    for step in (1, -1):
-        share = float((steps[~zeros] == step).sum()) / n
-        assert abs(share - 1 / 8) < 5 * (7 / 64 / n) ** 0.5
-    # A step of the integer is one of the number: none is skipped, none changes the sign.
-    assert (moved * hidden >= 0).all()
-    upwards = torch.nextafter(hidden.abs(), torch.tensor(torch.inf, dtype=hidden.dtype))
-    assert torch.equal(moved.abs()[steps == 1], upwards[steps == 1])
-
-
-def test_a_perturbation_belongs_to_seed_replica_window_and_block(hidden):
-    moved = moved_by(hidden, **KEY)
-    assert torch.equal(moved_by(hidden.clone(), **KEY), moved)
-    for name in KEY:
-        other = moved_by(hidden, **KEY | {name: KEY[name] + 1})
-        assert 0.2 < float((other != moved)[hidden != 0].float().mean()) < 0.6, name
-
-
-def test_a_perturbation_changes_neither_its_input_nor_the_generator(hidden):
-    kept = hidden.clone()
-    state = torch.random.get_rng_state()
-    moved_by(hidden, **KEY)
-    assert torch.equal(hidden, kept)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_perturbing_what_is_not_contiguous_is_the_same(hidden):
-    across = hidden.T.contiguous().T
-    assert not across.is_contiguous()
-    assert torch.equal(moved_by(across, **KEY), moved_by(hidden, **KEY))
 
 
 # What a block gives beside the state, and what a forward computes at its end.

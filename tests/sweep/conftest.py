@@ -7,10 +7,11 @@ import torch
 
 from fp4scope.design import design
 from fp4scope.ledger import Log
-from fp4scope.models import adopt, perturbation, perturbed
+from fp4scope.models import adopt
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
-from fp4scope.sweep import Sweep, measure_naively
+from fp4scope.sweep import Worker, measure_naively, schedule, self_check
+from fp4scope.sweep.perturb import perturbation, perturbed
 
 SEED = 3
 PLENTY = 10**10
@@ -73,13 +74,14 @@ def open_sweep(tmp_path):
     logs = []
     numbers = count()
 
-    def build(loaded, ids, runs, injector, *, shape=None, memory=PLENTY, log=None):
+    def build(loaded, ids, runs, injector, *, shape=None, memory=PLENTY, log=None, seed=SEED):
         if log is None:
             log = Log(tmp_path / f"journal-{next(numbers)}.jsonl", {})
             logs.append(log)
         if shape is not None:
             log.shapes.append(shape.to_json())
-        sweep = Sweep(loaded, ids, runs, injector, log, seed=SEED, memory=memory)
+        worker = Worker(loaded, ids, injector, seed)
+        sweep = schedule(worker, runs, log, self_check(loaded, ids), budget=memory)
         assert shape is None or sweep.shape == shape
         return sweep
 
@@ -93,7 +95,7 @@ def numbers_of():
     """`numbers_of(sweep)`: tokens, and a measure, by recipe, replica, measure and window."""
 
     def read(sweep):
-        ledger = sweep._log.ledger
+        ledger = sweep.log.ledger
         return {
             (recipe, replica, name, window): (tokens, value)
             for recipe in ledger

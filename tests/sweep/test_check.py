@@ -18,9 +18,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import adopt
 from fp4scope.operands import Injector
-from fp4scope.sweep import measure
+from fp4scope.sweep import scheduler
 from fp4scope.sweep.check import self_check
-from fp4scope.sweep.memory import Shape
+from fp4scope.sweep.shape import Shape
 
 GEMMA4 = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -249,7 +249,7 @@ def test_a_forward_that_changes_while_a_sweep_goes_on_is_refused(
     variants = planned(loaded, formats="mxfp4", sweep="blocks")
     shape = Shape(windows=1, groups=1, block=2, head=9)
     sweep = open_sweep(loaded, long_ids, variants, Injector(loaded.model), shape=shape)
-    monkeypatch.setattr(measure, "_FORWARDS_BETWEEN_CHECKS", 2)
+    monkeypatch.setattr(scheduler, "FORWARDS_BETWEEN_CHECKS", 2)
     # Every other forward from now on: the tail's is one, the own forward another.
     loaded.model.limit = loaded.model.forwards
     own = type(loaded.model).forward
@@ -261,7 +261,7 @@ def test_a_forward_that_changes_while_a_sweep_goes_on_is_refused(
     monkeypatch.setattr(type(loaded.model), "forward", sometimes)
     with pytest.raises(ModelError, match="forwards are not always the same"):
         sweep.run()
-    assert sweep._log.windows == []
+    assert sweep.log.windows == []
 
 
 @pytest.mark.parametrize("looks", [1, 5, 40])

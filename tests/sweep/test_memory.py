@@ -12,8 +12,9 @@ import torch
 from fp4scope.design import NOTHING
 from fp4scope.errors import StudyError
 from fp4scope.models import BlockStack
-from fp4scope.sweep import memory as memory_module
-from fp4scope.sweep.memory import Memory, Shape, free_memory, is_out_of_memory, passes
+from fp4scope.sweep.memory import SIZES, Memory, free_memory, is_out_of_memory
+from fp4scope.sweep.passes import passes
+from fp4scope.sweep.shape import Shape
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,18 @@ def variants(loaded, planned):
     return planned(loaded, sweep="components,cells", replicas=2)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture
-def memory(loaded, variants, monkeypatch):
+def memory(loaded, variants, kind):
     """Of 2048-token windows, and without the fixed reserve, which hides what is small."""
-    monkeypatch.setattr(memory_module, "_RESERVE", 0)
-    # Chunks of several windows, which a CPU prefers for short ones only.
-    monkeypatch.setattr(memory_module, "_BLOCK_TOKENS", {"cpu": 1 << 14, "cuda": 1 << 15})
-    monkeypatch.setattr(memory_module, "_CHUNK_TOKENS", {"cpu": 1 << 22, "cuda": 1 << 22})
-    return Memory(loaded, variants, 2048, captured_bytes=100_000)
+    # Tasks of several windows, which a CPU prefers for short ones only.
+    tokens = {"cpu": 1 << 14, "cuda": 1 << 15}[kind]
+    sizes = replace(SIZES[kind], block_tokens=tokens, chunk_tokens=1 << 22, reserve=0)
+    return Memory(loaded, variants, 2048, captured_bytes=100_000, kind=kind, sizes=sizes)
 
 
 def shapes(memory, budgets):
@@ -47,9 +52,7 @@ def shapes(memory, budgets):
     return found
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_a_shape_needs_no_more_than_the_budget(memory, kind):
-    memory._kind = kind
     most = memory.needed(memory.shape(64, 10**12))
     found = shapes(memory, [int(most * 0.8**i) for i in range(60)])
     assert len(found) > 10
@@ -66,9 +69,7 @@ def test_a_shape_needs_no_more_than_the_budget(memory, kind):
     assert any(s.spill for s in found.values()) == (kind == "cuda")
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_less_memory_than_the_least_is_an_error_with_both_numbers(memory, kind):
-    memory._kind = kind
+def test_less_memory_than_the_least_is_an_error_with_both_numbers(memory):
     with pytest.raises(
         StudyError,
         match=r"memory is 0\.00 GB beside the model, but .* one window of 2048 tokens at a time "
@@ -87,7 +88,7 @@ def test_more_of_anything_needs_more(memory):
     assert memory.needed(replace(shape, spill=True)) < needed
 
 
-def test_halving_ends_at_the_smallest(memory):
+def test_halving_ends_at_the_smallest(memory, kind, variants):
     shape = memory.shape(64, 10**12)
     seen = []
     while shape is not None:
@@ -95,16 +96,15 @@ def test_halving_ends_at_the_smallest(memory):
         shape = memory.smaller(shape)
     assert len(seen) == len(set(seen)) < 60
     assert (seen[-1].windows, seen[-1].block, seen[-1].head) == (1, 1, 1)
-    assert seen[-1].groups == len(memory._runs)
+    assert seen[-1].groups == len(variants)
+    assert seen[-1].spill == (kind == "cuda")
     first_group = next(s for s in seen if s.groups > 1)
     assert first_group.windows == 1
-    memory._kind = "cuda"
-    assert memory.smaller(seen[-1]) == replace(seen[-1], spill=True)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5, 1000])
 def test_passes_keep_every_variant_once_and_carry_what_is_compared_with(groups, loaded, variants):
-    parts = passes(variants, groups, loaded)
+    parts = passes(variants, groups, loaded.layout.sites)
     assert len(parts) <= groups
     assert groups < 1000 or len(parts) > 100
 
@@ -125,7 +125,7 @@ def test_passes_keep_every_variant_once_and_carry_what_is_compared_with(groups, 
 
 
 def test_passes_are_of_about_the_same_number(loaded, variants):
-    sizes = [len(part.runs) - part.carried for part in passes(variants, 4, loaded)]
+    sizes = [len(part.runs) - part.carried for part in passes(variants, 4, loaded.layout.sites)]
     assert len(sizes) == 4
     assert max(sizes) - min(sizes) <= 8
 
@@ -160,7 +160,7 @@ def test_no_number_depends_on_the_shape(shape, small, expected, open_sweep, numb
     sweep = open_sweep(*small, shape=shape)
     sweep.run()
     assert numbers_of(sweep) == expected
-    assert sweep._log.shapes == [shape.to_json()]
+    assert sweep.log.shapes == [shape.to_json()]
 
 
 def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
@@ -173,13 +173,13 @@ def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
 
     with pytest.raises(KeyboardInterrupt):
         first.run(stop)
-    assert len(first._log.windows) == 3
-    again = open_sweep(*small, log=first._log)
+    assert len(first.log.windows) == 3
+    again = open_sweep(*small, log=first.log)
     assert again.shape == before
     assert again.notes == []
     again.run()
     assert numbers_of(again) == expected
-    assert again._log.shapes == [before.to_json()]
+    assert again.log.shapes == [before.to_json()]
 
 
 def test_a_shape_that_no_longer_fits_is_flagged(small, open_sweep):
@@ -188,7 +188,7 @@ def test_a_shape_that_no_longer_fits_is_flagged(small, open_sweep):
     needed = Memory(loaded, variants, 24, 100_000).needed(large)
     first = open_sweep(*small, shape=large, memory=2 * needed)
     assert first.notes == []
-    again = open_sweep(*small, log=first._log, memory=needed // 2)
+    again = open_sweep(*small, log=first.log, memory=needed // 2)
     assert again.shape != large
     assert again.memory_bytes <= needed // 2
     assert len(again.notes) == 1
@@ -241,7 +241,7 @@ def test_out_of_memory_on_the_way_halves_the_chunk_and_goes_on(
     )
     assert [e.note for e in events if e.note] == sweep.notes
     assert sweep.shape.windows == max(1, 4 >> len(calls))
-    assert sweep._log.shapes[-1] == sweep.shape.to_json()
+    assert sweep.log.shapes[-1] == sweep.shape.to_json()
     assert events[-1].windows == 4
 
 
@@ -255,7 +255,7 @@ def test_nothing_left_to_halve_is_an_error(small, open_sweep, monkeypatch, uncha
         ),
     ):
         sweep.run()
-    assert sweep._log.windows == []
+    assert sweep.log.windows == []
 
 
 def test_another_error_is_not_taken_for_memory(small, open_sweep, monkeypatch):
@@ -274,6 +274,7 @@ def test_free_memory_is_some_of_what_there_is():
 
 BOUNDED = """
 import json, sys, tempfile
+from dataclasses import replace
 from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -283,10 +284,11 @@ from fp4scope.kernels import fake_quantize
 from fp4scope.ledger import Log
 from fp4scope.models import adopt
 from fp4scope.study import Study
-from fp4scope.sweep import Sweep, memory
+from fp4scope.sweep import Worker, memory, schedule, self_check
 
 fake_quantize(torch.ones(16), "nvfp4")  # a compiler that is loaded for it is no part of a sweep
-memory._RESERVE = 1 << 27  # less than usual, which would be most of a model this small
+# Less than usual, which would be most of a model this small.
+memory.SIZES["cpu"] = replace(memory.SIZES["cpu"], reserve=1 << 27)
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -307,8 +309,8 @@ def resident(name):
 def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        injector = Injector(loaded.model)
-        sweep = Sweep(loaded, ids, runs, injector, log, memory=budget)
+        worker = Worker(loaded, ids, Injector(loaded.model))
+        sweep = schedule(worker, runs, log, self_check(loaded, ids), budget=budget)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = resident("VmRSS")
         sweep.run()

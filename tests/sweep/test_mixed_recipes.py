@@ -9,8 +9,9 @@ from fp4scope.operands import Injector
 from fp4scope.operands import apply as inject
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Study
-from fp4scope.sweep.memory import Shape
-from fp4scope.sweep.tree import build_tree, last_uses, peak_image_numbers, settings_by_block
+from fp4scope.sweep.passes import passes
+from fp4scope.sweep.shape import Shape
+from fp4scope.sweep.tree import build_tree, last_uses, settings_by_block
 from fp4scope.treatments import Setting
 
 WEIGHTS = [
@@ -52,8 +53,8 @@ def test_every_weight_is_quantized_once_in_each_format(
     sweep.run()
     different = {(name, s) for run in runs for name, s in run.recipe.in_block(loaded.layout.sites)}
     assert len(quantized) == len(different) > 50
-    tree = sweep._passes[0].tree
-    assert max(held) == peak_image_numbers(tree, loaded.layout.sites)
+    (together,) = passes(runs, 1, loaded.layout.sites)
+    assert max(held) == together.image_numbers
     assert injector.held == set()
     monkeypatch.undo()
     assert numbers_of(sweep) == naive_numbers(loaded, ids, runs, injector)

@@ -7,8 +7,8 @@ import pytest
 from fp4scope.design import NOTHING
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.sweep import measure
-from fp4scope.sweep.memory import Shape
+from fp4scope.sweep import scheduler
+from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import build_tree
 from fp4scope.sweep.wavefront import Wavefront
 
@@ -141,11 +141,11 @@ def test_peak_states_is_what_a_sweep_holds(
 def test_blocks_really_run_that_often(
     groups, loaded, ids, planned, open_sweep, monkeypatch, calibrated
 ):
-    """`Sweep.executions` windows' worth of batch entries go through the blocks' own forward."""
+    """`Scheduler.executions` windows' worth of batch entries go through the blocks' own forward."""
     variants = planned(loaded, formats="nvfp4", operands="weights", sweep="cells")
     shape = Shape(windows=2, groups=groups, block=6, head=8)
     sweep = open_sweep(loaded, ids, variants, calibrated(loaded, ids), shape=shape)
-    monkeypatch.setattr(measure, "still_the_same", lambda *_: None)  # it runs blocks as well
+    monkeypatch.setattr(scheduler, "still_the_same", lambda *_: None)  # it runs blocks as well
     ran = []
     # The classes' forward, because the tail calls the blocks too but puts them aside.
     for kind in {type(block) for block in loaded.model.get_submodule(loaded.layout.blocks_path)}:

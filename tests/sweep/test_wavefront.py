@@ -13,7 +13,7 @@ import torch
 
 from fp4scope.design import NOTHING, Run
 from fp4scope.operands import Injector
-from fp4scope.sweep.memory import TILE_ROWS, Shape
+from fp4scope.sweep.shape import TILE_ROWS, Shape
 from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
 
 EVERYTHING = {
@@ -114,7 +114,7 @@ def test_dynamic_scales_are_of_a_window_not_of_a_batch(
 def test_several_tiles_of_rows(adopted, planned, calibrated, open_sweep, numbers_of, naive_numbers):
     """Windows of more tokens than a tile, with a rest too short to be one and a rest that is."""
     loaded = adopted("smollm2", max_position_embeddings=512)
-    most = TILE_ROWS["cpu"]
+    most = TILE_ROWS
     for tokens in (most + FEWEST_ROWS - 1, 2 * most + FEWEST_ROWS + 5):
         ids = torch.randint(4, 96, (2, tokens), generator=torch.Generator().manual_seed(tokens))
         injector = calibrated(loaded, ids)
@@ -125,7 +125,7 @@ def test_several_tiles_of_rows(adopted, planned, calibrated, open_sweep, numbers
 
 
 def test_tiles_cover_every_row_once_and_none_is_short():
-    most = TILE_ROWS["cpu"]
+    most = TILE_ROWS
     for rows in (*range(1, 3 * most + 2), 2048):
         found = list(tiles(rows, most))
         assert [r for tile in found for r in range(rows)[tile]] == list(range(rows))
@@ -201,8 +201,7 @@ def test_the_order_and_the_seed_decide_nothing_but_the_perturbation(
     loaded = adopted("qwen3")
     injector = calibrated(loaded, ids)
     variants = planned(loaded, formats="nvfp4", sweep="components", replicas=2)
-    one, other = (open_sweep(loaded, ids, variants, injector) for _ in range(2))
-    other._seed += 1
+    one, other = (open_sweep(loaded, ids, variants, injector, seed=seed) for seed in (3, 4))
     one.run()
     other.run()
     found, changed = numbers_of(one), numbers_of(other)

@@ -18,16 +18,15 @@ def print_plan(study: Study) -> None:
         from fp4scope.conductor import forecast
 
         found = forecast(study, progress=screen)
-    out, sweep, model = console(), found.sweep, found.model
-    shape = sweep.shape
+    out, shape, model = console(), found.shape, found.model
     levels = Counter()
     for family in found.families:
         levels[f"{level(family.level)} ({direction(family.direction).name})"] += family.units
     kinds = ", ".join(f"{count} {kind}" for kind, count in levels.items())
-    passes = f"{sweep.passes} over the weights"
+    passes = f"{found.passes} over the weights"
     if shape.groups > 1:
         passes += f" ({shape.groups} groups of variants a chunk)"
-    share = 1 - sweep.executions / (found.variants * model["blocks"] * found.windows)
+    share = 1 - found.executions / (found.variants * model["blocks"] * found.windows)
     rows = {
         "coverage": f"{model['coverage']:.1%} of the blocks' parameters, "
         f"{model['blocks']} blocks, {len(model['components'])} projections",
@@ -35,10 +34,10 @@ def print_plan(study: Study) -> None:
         "windows": f"{found.windows} of {found.tokens} tokens",
         "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
         f"{shape.head} in the head" + (", states on the host" if shape.spill else ""),
-        "memory": f"{sweep.memory_bytes / 1e9:.1f} GB beside the model "
-        f"(of {sweep.budget_bytes / 1e9:.1f} GB)",
+        "memory": f"{found.memory_bytes / 1e9:.1f} GB beside the model "
+        f"(of {found.budget_bytes / 1e9:.1f} GB)",
         "passes": passes,
-        "work": f"{sweep.executions:,} blocks on one window, "
+        "work": f"{found.executions:,} blocks on one window, "
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
 from fp4scope.errors import Fp4ScopeError, ModelError, NonFiniteError, OutputError
 from fp4scope.ledger import ActivationRecord
@@ -14,7 +13,7 @@ from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import Inputs
 from fp4scope.models import LoadedModel
 from fp4scope.operands import InputStatistics, nonfinite_cause, observe_inputs
-from fp4scope.sweep import is_out_of_memory
+from fp4scope.sweep import Listener, Progress, is_out_of_memory
 
 _TOKENS_AT_ONCE = {"cuda": 1 << 13}
 """Where a forward of one window is over before Python has started the next."""

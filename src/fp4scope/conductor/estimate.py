@@ -1,10 +1,9 @@
 """First-order estimates of a study's units, window by window and into the log."""
 
 from fp4scope.conductor.prepare import Prepared
-from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.ledger import Found, Log
 from fp4scope.operands import Injector
-from fp4scope.sweep import estimate_window
+from fp4scope.sweep import Listener, Progress, estimate_window
 
 
 def estimate(prepared: Prepared, injector: Injector, log: Log, tell: Listener) -> None:

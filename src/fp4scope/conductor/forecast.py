@@ -13,8 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.conductor.calibrate import observe
-from fp4scope.conductor.prepare import Prepared, prepare, require_room
-from fp4scope.conductor.progress import Listener, Progress
+from fp4scope.conductor.prepare import Prepared, prepare, room
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.design import NOTHING, Contrast, Run
 from fp4scope.design import Family as Asked
@@ -26,11 +25,13 @@ from fp4scope.stats import Pairing, half_width, mean
 from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
-    Forecast,
+    Listener,
+    Progress,
     SelfCheck,
-    Sweep,
+    Shape,
+    Worker,
     estimate_window,
-    forecast_sweep,
+    schedule,
     self_check,
 )
 
@@ -58,14 +59,23 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyForecast:
-    """What `fp4scope plan` shows."""
+    """What `fp4scope plan` shows.
+
+    `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
+    window, `work` the same with the head; `passes` is how often the weights are read.
+    """
 
     study: Study
     model: dict[str, Any]
     windows: int
     tokens: int
     variants: int
-    sweep: Forecast
+    shape: Shape
+    memory_bytes: int
+    budget_bytes: int
+    executions: int
+    work: float
+    passes: int
     calibration_s: float
     sweep_s: float
     estimates_s: float | None
@@ -86,19 +96,13 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    require_room(study, prepared, prepared.runs, checked.captured_bytes)
+    memory, budget = room(study, prepared, prepared.runs, checked.captured_bytes)
+    goal = study.question.stop_when
+    shape = memory.shape(len(windows) if goal is None else min(len(windows), MOST_WINDOWS), budget)
     probe = _Probe(prepared, checked)
     probe.run(tell, study.run.memory)
-    planned = forecast_sweep(
-        loaded,
-        prepared.runs,
-        len(windows),
-        windows.seq_len,
-        checked.captured_bytes,
-        study.run.memory,
-        most=None if study.question.stop_when is None else MOST_WINDOWS,
-    )
     longer = windows.seq_len / probe.tokens
+    work = memory.work(shape) * len(windows)
     calibration = prepared.calibration
     return StudyForecast(
         study=study,
@@ -106,13 +110,18 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         windows=len(windows),
         tokens=windows.seq_len,
         variants=len(prepared.runs),
-        sweep=planned,
+        shape=shape,
+        memory_bytes=memory.needed(shape),
+        budget_bytes=budget,
+        executions=memory.executions(shape) * len(windows),
+        work=work,
+        passes=-(-len(windows) // shape.windows) * len(memory.passes(shape.groups)),
         calibration_s=len(calibration)
         * loaded.layout.blocks
         * calibration.seq_len
         / probe.tokens
         * probe.seconds_per_block,
-        sweep_s=planned.work * longer * probe.seconds_per_block,
+        sweep_s=work * longer * probe.seconds_per_block,
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
@@ -162,15 +171,8 @@ class _Probe:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
             log = Log(Path(folder) / "journal.jsonl", {})
             try:
-                sweep = Sweep(
-                    self._loaded,
-                    self.ids,
-                    runs,
-                    injector,
-                    log,
-                    memory=memory,
-                    check=self._check,
-                )
+                worker = Worker(self._loaded, self.ids, injector)
+                sweep = schedule(worker, runs, log, self._check, budget=memory)
                 begun = time.monotonic()
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
                 seconds = time.monotonic() - begun

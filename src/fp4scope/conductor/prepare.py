@@ -8,7 +8,6 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import (
     WindowSet,
     calibration_text,
@@ -18,11 +17,17 @@ from fp4scope.data import (
 )
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
-from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
 from fp4scope.operands import never_run
 from fp4scope.study import Data, Method, Study
-from fp4scope.sweep import forecast_sweep, require_reachable
+from fp4scope.sweep import (
+    NUMERICS_VERSION,
+    Listener,
+    Memory,
+    Progress,
+    free_memory,
+    require_reachable,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +93,13 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     )
 
 
-def require_room(
+def room(
     study: Study, prepared: Prepared, runs: Sequence[Run], captured_bytes: int
-) -> None:
-    """Refuse, before the calibration, a sweep that no batch makes small enough.
-
-    Args:
-        study: Its memory.
-        prepared: Its model and windows.
-        runs: What is to be measured.
-        captured_bytes: What the model hands its blocks, for one window.
-
-    Raises:
-        StudyError: It cannot fit.
-    """
-    count, length = prepared.windows.ids.shape
-    forecast_sweep(prepared.loaded, runs, count, length, captured_bytes, study.run.memory)
+) -> tuple[Memory, int]:
+    """What measuring these runs takes, and the bytes that it may have beside the model."""
+    loaded, length = prepared.loaded, prepared.windows.seq_len
+    budget = free_memory(loaded.device) if study.run.memory is None else study.run.memory
+    return Memory(loaded, runs, length, captured_bytes), budget
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.data import WindowSet
-from fp4scope.kernels import NUMERICS_VERSION
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, config_value
+from fp4scope.sweep import NUMERICS_VERSION, Listener, Progress
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:

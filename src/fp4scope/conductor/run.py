@@ -18,10 +18,9 @@ from fp4scope.conductor.prepare import (
     fitted,
     load,
     prepare,
-    require_room,
+    room,
     without_silent,
 )
-from fp4scope.conductor.progress import Listener, Progress
 from fp4scope.conductor.provenance import (
     describe_model,
     describe_windows,
@@ -39,8 +38,15 @@ from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.report import write_outputs
 from fp4scope.study import Method, Study, TimeGoal, flatten
-from fp4scope.sweep import Progress as SweepProgress
-from fp4scope.sweep import SelfCheck, Stopping, Sweep, self_check
+from fp4scope.sweep import (
+    Listener,
+    Progress,
+    SelfCheck,
+    Stopping,
+    Worker,
+    schedule,
+    self_check,
+)
 
 
 def diagnose(
@@ -188,7 +194,9 @@ def _run_in(
         wanted = len(_done(log, stopping.remaining)) < len(windows) and not stopping.reached
         check = _checked(prepared, log, tell) if wanted else None
         if check is not None:
-            require_room(study, prepared, stopping.remaining, check.captured_bytes)
+            # Before the calibration: perhaps no batch makes the sweep small enough.
+            memory, budget = room(study, prepared, stopping.remaining, check.captured_bytes)
+            memory.shape(len(windows), budget)
         inputs = calibrated(prepared, log, tell)
         environment = environment_of(loaded)
         sessions(log, environment, tell)
@@ -310,18 +318,9 @@ def _measure(
     found: _Findings,
     tell: Listener,
 ) -> None:
-    loaded, windows = prepared.loaded, prepared.windows
-    sweep = Sweep(
-        loaded,
-        windows.ids,
-        prepared.runs,
-        injector,
-        log,
-        seed=study.numerics.seed,
-        memory=study.run.memory,
-        stopping=stopping,
-        check=check,
-    )
+    windows = prepared.windows
+    worker = Worker(prepared.loaded, windows.ids, injector, study.numerics.seed)
+    sweep = schedule(worker, prepared.runs, log, check, budget=study.run.memory, stopping=stopping)
     for note in sweep.notes:
         tell(Progress("loading", note=note))
     if before := _done(log, prepared.runs):
@@ -331,13 +330,11 @@ def _measure(
     keys = [key for run in prepared.runs for key in run.keys]
     so_far: dict[int, Diagnosis] = {}  # tables are derived once a chunk, not at every step
 
-    def measured(event: SweepProgress) -> None:
+    def measured(event: Progress) -> None:
         if event.windows and event.windows not in so_far:
             so_far.clear()
             so_far[event.windows] = Diagnosis(found.results(keys))
-        detail = f"{event.windows} of {len(windows)} windows"
-        diagnosis = so_far.get(event.windows)
-        tell(Progress("measuring", event.done, event.total, detail, event.note, diagnosis))
+        tell(replace(event, diagnosis=so_far.get(event.windows)))
 
     try:
         sweep.run(measured)

@@ -5,13 +5,12 @@ for users; `quantize` gives the bytes that engines store. Backends: plain torch 
 device, numba (`compiled`) on a CPU, Triton (`fused`) on CUDA.
 """
 
-from fp4scope.kernels.dispatch import BACKENDS, NUMERICS_VERSION, backend, qdq, using
+from fp4scope.kernels.dispatch import BACKENDS, backend, qdq, using
 from fp4scope.kernels.packed import QuantizedTensor, quantize
 from fp4scope.kernels.public import fake_quantize
 
 __all__ = [
     "BACKENDS",
-    "NUMERICS_VERSION",
     "QuantizedTensor",
     "backend",
     "fake_quantize",

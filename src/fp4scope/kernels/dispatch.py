@@ -17,9 +17,6 @@ from fp4scope.errors import FormatError, nearest
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import eager
 
-NUMERICS_VERSION = 2
-"""Changes when any quantized value or perturbation does: two versions must not be mixed."""
-
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
 # On a CPU, so that a piece and what is made of it stay in the cache.

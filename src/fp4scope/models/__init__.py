@@ -8,7 +8,7 @@ from fp4scope.models.layout import NEVER_RUNS, Cell, Layout, find_layout
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
 from fp4scope.models.placement import choose_dtype, resolve_device
-from fp4scope.models.stack import BlockInputs, BlockStack, Tail, perturbation, perturbed
+from fp4scope.models.stack import BlockInputs, BlockStack, Tail
 
 __all__ = [
     "DEFAULTS",
@@ -28,8 +28,6 @@ __all__ = [
     "find_layout",
     "listed",
     "load_model",
-    "perturbation",
-    "perturbed",
     "quantization_of",
     "require_coverage",
     "require_model",

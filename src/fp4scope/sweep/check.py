@@ -21,7 +21,8 @@ from torch import Tensor
 from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.models import LoadedModel
 from fp4scope.operands import watched
-from fp4scope.sweep.memory import TILE_ROWS, is_out_of_memory
+from fp4scope.sweep.memory import is_out_of_memory
+from fp4scope.sweep.shape import TILE_ROWS
 
 _LAST_ROWS = 64
 
@@ -140,8 +141,8 @@ def _require_causal(loaded: LoadedModel, row: Int[Tensor, " tokens"]) -> None:
         other[start:] = _others(row, loaded.vocab_size)[start:]
         changed = loaded.stack.final_states(other)
         with loaded.stack.tail() as tail:
-            for first in range(0, start, TILE_ROWS["cpu"]):
-                rows = slice(first, min(first + TILE_ROWS["cpu"], start))
+            for first in range(0, start, TILE_ROWS):
+                rows = slice(first, min(first + TILE_ROWS, start))
                 one, two = (tail(states[None, rows])[0] for states in (changed, own))
                 if bool((_by_row(one, two) > allowed).any()):
                     raise ModelError(

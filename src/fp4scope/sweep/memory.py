@@ -8,69 +8,49 @@ gives the same numbers on a busy machine and an idle one.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from fp4scope.design import NOTHING, Run
+from fp4scope.design import Run
 from fp4scope.errors import StudyError
 from fp4scope.kernels import backend
 from fp4scope.models import LoadedModel, config_size, config_value
-from fp4scope.recipes import Recipe, Sites
-from fp4scope.sweep.tree import Tree, build_tree, peak_image_numbers
-from fp4scope.sweep.wavefront import FEWEST_ROWS, Batches
+from fp4scope.sweep.passes import Pass, executions, passes, work
+from fp4scope.sweep.shape import TILE_ROWS, Shape
+from fp4scope.sweep.wavefront import FEWEST_ROWS
 
-# Where a device is busy: what a CPU's caches like, and on a GPU more work than Python takes time to
-# launch.
-_BLOCK_TOKENS = {"cpu": 1024, "cuda": 1 << 16}
-# Rows of logits at a time: what a CPU's cache likes, and what keeps a GPU busier than its driver.
-TILE_ROWS = {"cpu": 128, "cuda": 1024}
-_HEAD_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
-# A chunk this large wastes little on quantizing the weights and capturing the inputs.
-_CHUNK_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 23}
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29
-_RESERVE = 3 << 26
-"""Workspaces of libraries, the allocator's own losses."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What runs together.
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a kind of device likes.
 
-    `windows` in a chunk; variants in so many `groups`, each a pass over the weights; `block`
-    windows of any variants in a block's batch; `head` states in the head's, `rows` tokens of each;
-    with `spill` states wait on the host.
+    Attributes:
+        block_tokens: In a block's batch, where the device is busy: what a CPU's caches like, and on
+            a GPU more work than Python takes time to launch.
+        tile_rows: Rows of logits at a time: what a CPU's cache likes, and what keeps a GPU busier
+            than its driver.
+        head_bytes: Of logits in the head's batch.
+        chunk_tokens: Of all runs in a job. So large a job wastes little on quantizing the weights
+            and capturing the inputs.
+        reserve: Bytes for workspaces of libraries, and the allocator's own losses.
     """
 
-    windows: int
-    groups: int
-    block: int
-    head: int
-    rows: int = TILE_ROWS["cpu"]
-    spill: bool = False
-
-    @property
-    def batches(self) -> Batches:
-        return Batches(self.block, self.head, self.rows, self.spill)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    block_tokens: int
+    tile_rows: int
+    head_bytes: int
+    chunk_tokens: int
+    reserve: int = 3 << 26
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Runs that go over the weights together. The first `carried` are only compared with.
-
-    `image_numbers` is how many numbers its quantized weights have at the peak.
-    """
-
-    runs: tuple[Run, ...]
-    carried: int
-    tree: Tree
-    image_numbers: int
+SIZES = {
+    "cpu": Sizes(block_tokens=1024, tile_rows=TILE_ROWS, head_bytes=1 << 27, chunk_tokens=1 << 14),
+    "cuda": Sizes(block_tokens=1 << 16, tile_rows=1024, head_bytes=1 << 32, chunk_tokens=1 << 23),
+}
 
 
 def free_memory(device: torch.device) -> int:
@@ -95,40 +75,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def passes(runs: Sequence[Run], groups: int, loaded: LoadedModel) -> list[Pass]:
-    """Runs cut into groups of about the same number, neighbours together.
-
-    Units of one block are neighbours, so that what they share is computed in few groups. Every
-    group has the full-precision model and whatever else its runs are compared with.
-    """
-    sites = loaded.layout.sites
-    ordered = sorted(runs, key=lambda run: _place(run.recipe, sites))
-    needed = {run.against for run in runs}
-    fixed = [run for run in runs if not run.replica and run.recipe in needed]
-    held = set(fixed)
-    others = [run for run in ordered if run not in held]
-    size = -(-len(others) // groups)
-    found: list[Pass] = []
-    for start in range(0, max(1, len(others)), max(1, size)):
-        chosen = others[start : start + size]
-        wanted = {NOTHING} | {run.against for run in chosen}
-        carried = [run for run in fixed if run.recipe in wanted] if found else fixed
-        members = (*carried, *chosen)
-        tree = build_tree(members, sites)
-        images = peak_image_numbers(tree, sites)
-        found.append(Pass(members, len(carried) if found else 0, tree, images))
-    return found
-
-
-def _place(recipe: Recipe, sites: Sites) -> tuple[Any, ...]:
-    """Its settings, its base, and the first block where it is not its base's."""
-    settings = sorted((s.format, s.precision) for s in recipe.settings)
-    first = min((sites.by_name[name].block for name in recipe.edited), default=-1)
-    return settings, recipe.base is not None, first
-
-
 class Memory:
-    """What a sweep of some runs takes, by shape. Sizes in bytes, beside the model itself."""
+    """What a sweep of some runs takes, by shape, in bytes beside the model itself.
+
+    Args:
+        loaded: The model.
+        runs: What is measured.
+        seq_len: Tokens in each window.
+        captured_bytes: What the model hands its blocks, for one window.
+        kind: Of device: `cpu` or `cuda`; by default the model's.
+        sizes: What such a device likes; by default that of `SIZES`.
+    """
 
     def __init__(
         self,
@@ -136,19 +93,38 @@ class Memory:
         runs: Sequence[Run],
         seq_len: int,
         captured_bytes: int,
+        *,
+        kind: str | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self._loaded = loaded
         self._runs = runs
         self._seq_len = seq_len
         self._captured = captured_bytes
         self._by_groups: dict[int, list[Pass]] = {}
-        self._kind = loaded.device.type if loaded.device.type in _BLOCK_TOKENS else "cpu"
+        device = kind or loaded.device.type
+        self._kind = device if device in SIZES else "cpu"
+        self._sizes = sizes or SIZES[self._kind]
+
+    def of(self, runs: Sequence[Run]) -> "Memory":
+        """The same for other runs."""
+        return Memory(
+            self._loaded, runs, self._seq_len, self._captured, kind=self._kind, sizes=self._sizes
+        )
 
     def passes(self, groups: int) -> list[Pass]:
         """The runs in so many groups; made once for each number of them."""
         if groups not in self._by_groups:
-            self._by_groups[groups] = passes(self._runs, groups, self._loaded)
+            self._by_groups[groups] = passes(self._runs, groups, self._loaded.layout.sites)
         return self._by_groups[groups]
+
+    def executions(self, shape: Shape) -> int:
+        """Blocks to run on each window."""
+        return executions(self.passes(shape.groups))
+
+    def work(self, shape: Shape) -> float:
+        """The same with the head, in blocks."""
+        return work(self.passes(shape.groups), self._loaded)
 
     def needed(self, shape: Shape) -> int:
         """On the device, at the peak."""
@@ -160,7 +136,7 @@ class Memory:
         if not shape.spill:  # a byte says how a perturbation moves a number
             states += max(len(t.roots) - 1 for t in trees) * state // size
         captured = self._captured * shape.windows
-        return states + captured + self._workspace(shape) + _RESERVE
+        return states + captured + self._workspace(shape) + self._sizes.reserve
 
     def _workspace(self, shape: Shape) -> int:
         """What a batch takes inside a block or in the head, whichever is more."""
@@ -209,7 +185,7 @@ class Memory:
         shape = self._preferred(windows)
         while self._workspace(shape) > batch and shape.block * shape.head > 1:
             shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
-        while self._workspace(shape) > batch and shape.rows > TILE_ROWS["cpu"]:
+        while self._workspace(shape) > batch and shape.rows > TILE_ROWS:
             shape = replace(shape, rows=shape.rows // 2)
         while self.needed(shape) > budget and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
@@ -238,18 +214,19 @@ class Memory:
             return replace(shape, groups=min(2 * shape.groups, len(self._runs)))
         if shape.block > 1 or shape.head > 1:
             return replace(shape, block=max(1, shape.block // 2), head=max(1, shape.head // 2))
-        if shape.rows > TILE_ROWS["cpu"]:
+        if shape.rows > TILE_ROWS:
             return replace(shape, rows=shape.rows // 2)
         if self._kind == "cuda" and not shape.spill:
             return replace(shape, spill=True)
         return None
 
     def _preferred(self, windows: int) -> Shape:
-        block = max(1, _BLOCK_TOKENS[self._kind] // self._seq_len)
-        rows = TILE_ROWS[self._kind]
+        sizes = self._sizes
+        block = max(1, sizes.block_tokens // self._seq_len)
+        rows = sizes.tile_rows
         logits = min(self._seq_len, rows) * self._loaded.vocab_size * self._loaded.dtype.itemsize
-        head = max(1, _HEAD_BYTES[self._kind] // logits)
-        chunk = -(-_CHUNK_TOKENS[self._kind] // (len(self._runs) * self._seq_len))
+        head = max(1, sizes.head_bytes // logits)
+        chunk = -(-sizes.chunk_tokens // (len(self._runs) * self._seq_len))
         together = max(1, min(windows, block, chunk))
         return Shape(windows=together, groups=1, block=block, head=head, rows=rows)
 

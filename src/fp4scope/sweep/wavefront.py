@@ -8,7 +8,6 @@ reference's logits are made once for each tile of rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -18,27 +17,16 @@ from torch import Tensor
 
 from fp4scope.design import Run
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
-from fp4scope.models import BlockInputs, LoadedModel, Tail, perturbation, perturbed
+from fp4scope.models import BlockInputs, LoadedModel, Tail
 from fp4scope.operands import Injector
+from fp4scope.sweep.perturb import perturbation, perturbed
+from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import Tree, last_uses
 
 _T = TypeVar("_T")
 
 # A matrix product of fewer rows rounds differently in CPU libraries.
 FEWEST_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How much runs together: windows through a block; states, and rows of each, through the head.
-
-    With `spill`, states wait in host memory.
-    """
-
-    block: int
-    head: int
-    rows: int
-    spill: bool = False
 
 
 class Compared(NamedTuple):
@@ -69,7 +57,7 @@ class Wavefront:
         injector: Of the same model.
         runs: What to measure, with the replica 0 of whatever they are compared with.
         tree: Of these runs.
-        batches: How much runs together.
+        shape: How much runs at once.
         seed: Of the perturbations.
     """
 
@@ -79,17 +67,17 @@ class Wavefront:
         injector: Injector,
         runs: Sequence[Run],
         tree: Tree,
-        batches: Batches,
+        shape: Shape,
         seed: int,
     ) -> None:
         self._stack = loaded.stack
         self._device = loaded.device
         self._injector = injector
         self._tree = tree
-        self._batches = batches
+        self._shape = shape
         self._seed = seed
         self._head_in_blocks = head_in_blocks(loaded)
-        self._store = torch.device("cpu") if batches.spill else loaded.device
+        self._store = torch.device("cpu") if shape.spill else loaded.device
         self._wanted = comparisons(runs, tree)
         # In the head, those that are compared with the same one follow it.
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
@@ -134,7 +122,7 @@ class Wavefront:
     ) -> None:
         """From the roots' states to those of the leaves."""
         uses = self._tree.uses()
-        together = max(1, self._batches.block // len(windows))
+        together = max(1, self._shape.block // len(windows))
         for block, steps in enumerate(self._tree.steps):
             self._stack.bring(block)
             moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
@@ -187,7 +175,7 @@ class Wavefront:
             state = states[parent]
             entering.append(state if steps is None else perturbed(state, steps))
         outputs: list[Tensor] = []
-        for chosen in _pieces(range(len(inputs.embedded)), self._batches.block):
+        for chosen in _pieces(range(len(inputs.embedded)), self._shape.block):
             together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
             together = together.to(self._device)
             out = self._stack.run(block, together, inputs, [*chosen] * len(edges))
@@ -206,7 +194,7 @@ class Wavefront:
         """One window's final states to metrics, variants in the order of the plan."""
         targets = ids[1:].to(self._device)
         found = RowMetrics.empty(len(self._order), len(targets), self._device)
-        for tile in tiles(len(ids), self._batches.rows):
+        for tile in tiles(len(ids), self._shape.rows):
             expected = targets[tile]
             rows = slice(tile.start, tile.start + len(expected))
             share = len(expected) / len(targets) * self._head_in_blocks
@@ -218,7 +206,7 @@ class Wavefront:
                 if others[0].node == against:
                     place = self._order[others.pop(0)]
                     found.put(slice(place, place + 1), rows, compare(own, expected, reference))
-                for some in _pieces(others, self._batches.head):
+                for some in _pieces(others, self._shape.head):
                     together = torch.stack([states[pair.node][tile] for pair in some])
                     places = slice(self._order[some[0]], self._order[some[-1]] + 1)
                     # No name for the logits: the next ones need their memory.

@@ -1,0 +1,97 @@
+"""Runs tasks: some recipes on some windows, to what each gave on each.
+
+What a task gives depends on the task alone, and on the model, text, calibration and seed that the
+worker was made with: not on what it has run before, nor on who else works.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from fp4scope.design import Run
+from fp4scope.ledger import Found
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
+from fp4scope.recipes import Recipe
+from fp4scope.sweep.nonfinite import require_finite
+from fp4scope.sweep.passes import Pass, passes
+from fp4scope.sweep.shape import Shape
+from fp4scope.sweep.wavefront import Wavefront
+
+NUMERICS_VERSION = 2
+"""Changes when any number that a task gives does: rows of two versions must not be mixed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure together: a job to be, once the log has its rows.
+
+    Attributes:
+        runs: With the replica 0 of whatever they are compared with.
+        windows: Of the text, by their numbers.
+        shape: How much runs at once.
+    """
+
+    runs: Sequence[Run]
+    windows: Sequence[int]
+    shape: Shape
+
+
+class Worker:
+    """Measures on one model.
+
+    Args:
+        loaded: The model.
+        ids: Token ids of all windows.
+        injector: Of the same model.
+        seed: Of the perturbations.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        ids: Int[Tensor, "windows tokens"],
+        injector: Injector,
+        seed: int = 0,
+    ) -> None:
+        self.loaded, self.ids, self.seed = loaded, ids, seed
+        self._injector = injector
+        self._cut: tuple[Sequence[Run], int, list[Pass]] | None = None
+
+    def execute(
+        self, task: Task, advance: Callable[[float], None] = lambda share: None
+    ) -> list[Found]:
+        """What every realisation of a recipe gave.
+
+        Args:
+            task: What to measure.
+            advance: Told as the work goes on how much of it was done since the last time, in
+                blocks run on one window.
+
+        Raises:
+            NonFiniteError: The NLL or KL of a run, or a quantized input.
+        """
+        found: dict[tuple[Recipe, int], dict[str, list[float]]] = {}
+        ids = self.ids[list(task.windows)]
+        for part in self._passes(task):
+            wavefront = Wavefront(
+                self.loaded, self._injector, part.runs, part.tree, task.shape, self.seed
+            )
+            results = wavefront.measure(ids, task.windows, advance)
+            for run, metrics in list(zip(part.runs, results, strict=True))[part.carried :]:
+                for window, one in zip(task.windows, metrics, strict=True):
+                    require_finite(self.loaded, self._injector, run, one, self.ids, window)
+                columns = zip(*((m.nll, m.kl, m.top1) for m in metrics), strict=True)
+                values = {name: list(c) for name, c in zip(run.measures, columns, strict=True)}
+                found.setdefault((run.recipe, run.replica), {}).update(values)
+        realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
+        return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
+
+    def _passes(self, task: Task) -> list[Pass]:
+        """Those of the last task, if this one has the same runs: trees take time to make."""
+        groups = task.shape.groups
+        if self._cut is None or self._cut[0] is not task.runs or self._cut[1] != groups:
+            self._cut = task.runs, groups, passes(task.runs, groups, self.loaded.layout.sites)
+        return self._cut[2]
