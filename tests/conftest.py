@@ -93,6 +93,32 @@ _MOE = {
 torch.set_num_threads(1)
 
 
+# What takes most of the time, and breaks less often: subprocesses, whole runs, every kernel and
+# family, simulations. The rest is for every change: `scripts/test --fast`.
+_SLOW = (
+    "end_to_end/test_calibration.py", "end_to_end/test_cli.py", "end_to_end/test_diagnose.py",
+    "end_to_end/test_gradient.py", "end_to_end/test_interruption.py",
+    "end_to_end/test_odd_options.py", "end_to_end/test_offload.py", "end_to_end/test_outputs.py",
+    "end_to_end/test_plan.py", "end_to_end/test_real_model.py", "end_to_end/test_stopping.py",
+    "kernels/test_backends.py", "kernels/test_fused.py", "kernels/test_odd_tensors.py",
+    "kernels/test_packed.py", "kernels/test_peers.py", "kernels/test_qdq.py",
+    "metrics/test_fused.py", "models/test_gguf.py", "models/test_load.py",
+    "report/test_browser.py", "report/test_damage.py", "report/test_figures.py",
+    "report/test_names.py", "report/test_page.py", "report/test_reproduction.py",
+    "stats/test_changes.py", "stats/test_controls.py", "stats/test_coverage.py",
+    "stats/test_orders.py", "sweep/test_check.py", "sweep/test_gradient.py",
+    "sweep/test_memory.py",
+)  # fmt: skip
+_FIRST_FAMILIES = ("llama", "gpt2")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if item.path.as_posix().endswith(_SLOW) or (family and family not in _FIRST_FAMILIES):
+            item.add_marker("slow")
+
+
 @pytest.fixture(params=list(_DENSE))
 def family(request):
     """Every dense family, one after the other."""
