@@ -104,12 +104,19 @@ _SLOW = (
     "kernels/test_packed.py", "kernels/test_peers.py", "kernels/test_qdq.py",
     "metrics/test_fused.py", "models/test_gguf.py", "models/test_load.py",
     "report/test_browser.py", "report/test_damage.py", "report/test_figures.py",
-    "report/test_names.py", "report/test_page.py", "report/test_reproduction.py",
+    "report/test_markdown.py", "report/test_names.py", "report/test_page.py",
+    "report/test_reproduction.py",
     "stats/test_changes.py", "stats/test_controls.py", "stats/test_coverage.py",
     "stats/test_orders.py", "sweep/test_check.py", "sweep/test_gradient.py",
-    "sweep/test_memory.py",
+    "sweep/test_memory.py", "sweep/test_mixed_recipes.py", "sweep/test_tree.py",
 )  # fmt: skip
 _FIRST_FAMILIES = ("llama", "gpt2")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Not even read: that takes time as well."""
+    left_out = config.option.markexpr == "not slow" and collection_path.as_posix().endswith(_SLOW)
+    return True if left_out else None
 
 
 def pytest_collection_modifyitems(items):
