@@ -139,6 +139,11 @@ class Run:
         return [(self.recipe, self.replica, measure) for measure in self.measures]
 
 
+def keys_of(runs: Iterable[Run]) -> list[tuple[Recipe, int, str]]:
+    """The keys of all of them."""
+    return [key for run in runs for key in run.keys]
+
+
 @dataclass(frozen=True)
 class Design:
     """What is to be run, and what of it is asked.

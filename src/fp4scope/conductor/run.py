@@ -2,9 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.data import evaluation_text, evaluation_windows
-from fp4scope.design import Run
+from fp4scope.design import keys_of
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
 from fp4scope.files import replace_file, text_bytes
@@ -191,7 +192,7 @@ def _run_in(
         stopping = Stopping(goal, prepared.runs, prepared.design.contrasts, started=started)
         if not isinstance(goal, TimeGoal):
             stopping.look(log)
-        wanted = len(_done(log, stopping.remaining)) < len(windows) and not stopping.reached
+        wanted = len(log.done(keys_of(stopping.remaining))) < len(windows) and not stopping.reached
         check = _checked(prepared, log, tell) if wanted else None
         if check is not None:
             # Before the calibration: perhaps no batch makes the sweep small enough.
@@ -282,10 +283,6 @@ def calibrated(prepared: Prepared, log: Log, tell: Listener) -> dict[str, Any]:
     return log.notes["inputs"]
 
 
-def _done(log: Log, runs: Sequence[Run]) -> list[int]:
-    return log.done(key for run in runs for key in run.keys)
-
-
 def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> list[Key]:
     """The rows that go into the results: of every window, or of all that the goal wants.
 
@@ -294,7 +291,7 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
     """
     total, design = len(prepared.windows), prepared.design
     estimates = [(contrast.own, 0, "gradient") for contrast in design.contrasts if contrast.unit]
-    measured = total if stopped else len(_done(log, design.runs))
+    measured = total if stopped else len(log.done(keys_of(design.runs)))
     estimated = len(log.done(estimates)) if estimates else 0
     for method, windows in (("exact", measured), ("gradient", estimated)):
         if 0 < windows < total:
@@ -304,7 +301,7 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
             )
             tell(Progress("loading", note=note))
     runs = design.runs if measured == total else prepared.runs
-    wanted = [key for run in runs for key in run.keys]
+    wanted = keys_of(runs)
     return wanted + estimates if estimated == total else wanted
 
 
@@ -323,18 +320,17 @@ def _measure(
     sweep = schedule(worker, prepared.runs, log, check, budget=study.run.memory, stopping=stopping)
     for note in sweep.notes:
         tell(Progress("loading", note=note))
-    if before := _done(log, prepared.runs):
+    keys = keys_of(prepared.runs)
+    if before := log.done(keys):
         note = f"{len(before)} of {len(windows)} windows were measured before"
         tell(Progress("measuring", note=note))
 
-    keys = [key for run in prepared.runs for key in run.keys]
-    so_far: dict[int, Diagnosis] = {}  # tables are derived once a chunk, not at every step
+    @lru_cache(maxsize=1)  # made once a task, and only for listeners that look at it
+    def so_far(windows: int) -> Diagnosis:
+        return Diagnosis(found.results(keys))
 
     def measured(event: Progress) -> None:
-        if event.windows and event.windows not in so_far:
-            so_far.clear()
-            so_far[event.windows] = Diagnosis(found.results(keys))
-        tell(replace(event, diagnosis=so_far.get(event.windows)))
+        tell(replace(event, so_far=partial(so_far, event.windows) if event.windows else None))
 
     try:
         sweep.run(measured)

@@ -12,7 +12,7 @@ from fp4scope.design import Contrast, Family, Unit
 from fp4scope.errors import OutputError, shown
 from fp4scope.ledger import legacy
 from fp4scope.ledger.checks import first_problem, require_consistent
-from fp4scope.ledger.results import ActivationRecord, Results
+from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger, Rows
 from fp4scope.ledger.schema import (
     RESULTS_VERSION,
@@ -167,16 +167,11 @@ def _results(data: ResultsFields) -> Results:
     recipes = {name: _recipe(fields, sites) for name, fields in data["recipes"].items()}
     if len(set(recipes.values())) < len(recipes):
         raise ValueError("recipes: one comes twice")
-    return Results(
-        study=data["study"],
-        model=dict(data["model"]),
-        data=dict(data["data"]),
-        protocol=dict(data["protocol"]),
-        environment=dict(data["environment"]),
+    return Results.under(
+        data,
         sites=sites,
         contrasts=[_contrast(fields, recipes, sites) for fields in data["contrasts"]],
         ledger=_ledger(data["ledgers"][_EVALUATED], recipes),
-        activations=[ActivationRecord(**a) for a in data["activations"]],
     )
 
 

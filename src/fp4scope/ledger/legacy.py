@@ -14,10 +14,9 @@ from typing_extensions import TypedDict
 from fp4scope.design import NOTHING, Contrast, Unit, of_unit, setting_of, whole
 from fp4scope.errors import UnitError
 from fp4scope.formats import FORMATS, get_format
-from fp4scope.ledger.results import ActivationRecord, Results
+from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger
 from fp4scope.ledger.schema import (
-    ActivationFields,
     Block,
     Conditions,
     Count,
@@ -107,7 +106,6 @@ class Fields(Conditions):
     places: list[_Place]
     observations: list[_Sums]
     estimates: _Estimates
-    activations: list[ActivationFields]
 
 
 FILE = TypeAdapter(Fields)
@@ -146,17 +144,7 @@ def results(data: Fields) -> Results:
         rows = zip(estimates["windows"], estimates["tokens"], unit["nats"], strict=True)
         for window, tokens, nats in rows:
             ledger.open(subject).put(window, 0, tokens, {"gradient": nats})
-    return Results(
-        study=data["study"],
-        model=dict(data["model"]),
-        data=dict(data["data"]),
-        protocol=dict(data["protocol"]),
-        environment=dict(data["environment"]),
-        sites=reader.sites,
-        contrasts=list(contrasts),
-        ledger=ledger,
-        activations=[ActivationRecord(**a) for a in data["activations"]],
-    )
+    return Results.under(data, sites=reader.sites, contrasts=list(contrasts), ledger=ledger)
 
 
 def _take(ledger: Ledger, subject: Recipe, sums: _Sums, place: _Place) -> None:

@@ -113,8 +113,12 @@ class Log:
     @property
     def windows(self) -> list[int]:
         """Windows on which something was measured, not only estimated, in that order."""
-        measured = (job for job in self.jobs if any(name == "nll" for _, _, name in job.keys))
-        return list(dict.fromkeys(window for job in measured for window in job.windows))
+        return list(dict.fromkeys(window for job in self._measured for window in job.windows))
+
+    @property
+    def _measured(self) -> list[Job]:
+        """The jobs that measured something, and did not only estimate."""
+        return [job for job in self.jobs if any(name == "nll" for _, _, name in job.keys)]
 
     @property
     def wall_s(self) -> float:
@@ -186,7 +190,7 @@ class Log:
         """The shape of the last job, unless that measured less."""
         if not self.shapes:
             return None
-        measured = [job for job in self.jobs if any(name == "nll" for _, _, name in job.keys)]
+        measured = self._measured
         fits = not measured or frozenset(wanted) <= measured[-1].keys
         return self.shapes[-1] if fits else None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fp4scope.design import Contrast
 from fp4scope.ledger.rows import Ledger
+from fp4scope.ledger.schema import Conditions
 from fp4scope.recipes import Sites
 
 
@@ -44,6 +45,19 @@ class Results:
     contrasts: Sequence[Contrast] = ()
     ledger: Ledger = field(default_factory=Ledger)
     activations: list[ActivationRecord] = field(default_factory=list)
+
+    @classmethod
+    def under(cls, conditions: Conditions, **found: Any) -> "Results":  # noqa: ANN401
+        """Of a file of any version: what it says of the conditions, and what was found."""
+        return cls(
+            study=conditions["study"],
+            model=dict(conditions["model"]),
+            data=dict(conditions["data"]),
+            protocol=dict(conditions["protocol"]),
+            environment=dict(conditions["environment"]),
+            activations=[ActivationRecord(**record) for record in conditions["activations"]],
+            **found,
+        )
 
     @property
     def anytime(self) -> bool:

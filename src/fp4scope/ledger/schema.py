@@ -326,6 +326,7 @@ class Conditions(TypedDict):
     protocol: ProtocolSection
     environment: EnvironmentSection
     summary: Any
+    activations: list[ActivationFields]
 
 
 @_STRICT
@@ -337,7 +338,6 @@ class ResultsFields(Conditions):
     recipes: dict[Name, RecipeFields]
     contrasts: list[ContrastFields]
     ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
-    activations: list[ActivationFields]
 
 
 REPORTED = (

@@ -16,7 +16,7 @@ class Progress:
         detail: The same in the phase's own terms, such as windows.
         note: A line worth reading once.
         windows: How many windows have been measured.
-        diagnosis: While measuring, the `Diagnosis` of what is known so far.
+        so_far: While measuring, makes the `Diagnosis` of what is known; see `diagnosis`.
     """
 
     phase: str
@@ -25,7 +25,12 @@ class Progress:
     detail: str = ""
     note: str | None = None
     windows: int = 0
-    diagnosis: Any = None
+    so_far: Callable[[], Any] | None = None
+
+    @property
+    def diagnosis(self) -> Any:  # noqa: ANN401
+        """While measuring, the `Diagnosis` of what is known so far; made when it is asked for."""
+        return None if self.so_far is None else self.so_far()
 
 
 Listener = Callable[[Progress], None]

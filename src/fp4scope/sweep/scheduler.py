@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from fp4scope.design import Run
+from fp4scope.design import Run, keys_of
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Found, Log
 from fp4scope.sweep.check import SelfCheck, still_the_same
@@ -64,7 +64,7 @@ def schedule(
         # A state may not depend on what shares its batch.
         shape = replace(shape, windows=1, block=1, head=shape.head if check.batches else 1)
     notes: list[str] = []
-    last = log.last_shape([key for run in remaining for key in run.keys])
+    last = log.last_shape(keys_of(remaining))
     if last is not None:
         before = replace(Shape(**last), windows=min(last["windows"], most))
         if len(remaining) < len(runs):
@@ -126,7 +126,7 @@ class Scheduler:
         """
         generator = torch.Generator().manual_seed(self.worker.seed)
         order = torch.randperm(len(self.worker.ids), generator=generator).tolist()
-        known = set(self.log.done([key for run in self._runs for key in run.keys]))
+        known = set(self.log.done(keys_of(self._runs)))
         left = [w for w in order if w not in known]
         work = self.work
         spent = Counter({work: len(known)})  # windows by the work that each took
