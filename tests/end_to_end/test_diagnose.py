@@ -18,6 +18,7 @@ from transformers import (
 
 import fp4scope
 from fp4scope.errors import ModelError, NonFiniteError, OutputError, StudyError, UnitError
+from fp4scope.ledger import Ledger
 from fp4scope.ledger.schema import RESULTS_VERSION
 from fp4scope.models import load_model
 from fp4scope.sweep import Worker, memory
@@ -219,6 +220,22 @@ def test_a_second_run_in_the_same_folder_is_refused(model_folder, options, tmp_p
 
     fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, progress=again, **options)
     assert refused
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_is_known_so_far_is_made_only_for_who_looks(looks, model_folder, options, monkeypatch):
+    made, seen = [], set()
+    own = Ledger.settled
+    monkeypatch.setattr(Ledger, "settled", lambda *args: made.append(1) or own(*args))
+
+    def watch(event):
+        if event.windows and looks:
+            seen.add(event.windows)
+            assert event.diagnosis.results.ledger is event.diagnosis.results.ledger  # made once
+
+    fp4scope.diagnose(model_folder, sweep="", formats="nvfp4", progress=watch, **options)
+    assert bool(seen) == looks
+    assert len(made) == len(seen) + 1  # and once at the end
 
 
 def test_results_of_another_version_are_refused_with_advice(finished, tmp_path):
