@@ -10,9 +10,8 @@ the rest stay as they are, so injection and hooks see the same modules. The self
 sweep runs the blocks this way and compares them with the model's own forward.
 """
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from types import MethodType, ModuleType
@@ -24,18 +23,21 @@ from torch._dynamo.exc import TorchDynamoException
 
 Function = Callable[..., Any]
 _ROTARY = "apply_rotary_pos_emb"
-# An MLP with this in its own source is one whose gate can be taken for itself.
-_GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
-    """The model with compiled norms, rotary embeddings and gates, until the `with` block ends."""
+def fused(model: nn.Module, gated: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """The model with compiled norms, rotary embeddings and gates, until the `with` block ends.
+
+    Args:
+        model: The model.
+        gated: Those of its modules that `is_gated`.
+    """
     with ExitStack() as stack:
         for norm in _norms(model):
             forward = MethodType(_compiled(type(norm).forward), norm)
             stack.enter_context(replaced(norm.__dict__, "forward", forward))
-        for mlp in _gated(model):
+        for mlp in gated:
             stack.enter_context(replaced(mlp.__dict__, "forward", partial(_run_gated, mlp)))
         for names in namespaces(model):
             if callable(names.get(_ROTARY)):
@@ -72,17 +74,43 @@ def _norms(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _gated(model: nn.Module) -> Iterator[nn.Module]:
-    for module in model.modules():
-        if hasattr(module, "act_fn") and _is_gated(type(module)):
-            yield module
+@torch.no_grad()
+def is_gated(mlp: Any) -> bool:  # noqa: ANN401
+    """Whether a module computes `down_proj(act_fn(gate_proj(x)) * up_proj(x))`, bit for bit.
 
+    Its forward runs once, on numbers of many magnitudes: a clamp, a factor or another rounding
+    shows in them. Functions that give such numbers stand in for its linears, so weights may lie
+    anywhere, and need no values.
+    """
+    linears = [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    if not all(isinstance(linear, nn.Linear) for linear in linears) or not hasattr(mlp, "act_fn"):
+        return False
+    weight, generator = mlp.gate_proj.weight, torch.Generator().manual_seed(0)
+    device = "cpu" if weight.is_meta else weight.device
+    out, inner = weight.shape[::-1]
+    x, gate, up, down = (
+        (torch.randn(1, 2, width, generator=generator) * torch.logspace(-4, 4, width)).to(
+            device, weight.dtype
+        )
+        for width in (out, inner, inner, out)
+    )
+    as_expected: list[bool] = []
 
-@cache
-def _is_gated(kind: type[nn.Module]) -> bool:
+    def instead(expected: Tensor, output: Tensor) -> Function:
+        def linear(entered: Tensor) -> Tensor:
+            as_expected.append(torch.equal(entered, expected))
+            return output.clone()
+
+        return linear
+
     try:
-        return _GATED in inspect.getsource(kind.forward)
-    except (OSError, TypeError):
+        product = mlp.act_fn(gate) * up
+        with ExitStack() as stack:
+            for name, *known in (("gate", x, gate), ("up", x, up), ("down", product, down)):
+                stack.enter_context(replaced(mlp._modules, f"{name}_proj", instead(*known)))
+            found = mlp.forward(x.clone())
+        return as_expected == [True] * 3 and torch.equal(found, down)
+    except Exception:  # a forward that asks its linears for more than their output
         return False
 
 

@@ -10,7 +10,7 @@ calls a block the same way on a batch of other hidden states. What the model doe
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
 from fp4scope.models.config import config_value, text_config
-from fp4scope.models.fusion import fused, namespaces, replaced
+from fp4scope.models.fusion import fused, is_gated, namespaces, replaced
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
 
@@ -156,7 +156,11 @@ class BlockStack:
     def fused(self) -> AbstractContextManager[None]:
         """On a GPU, `run` and `tail` with fewer kernels (`fusion`), until the `with` block ends."""
         on_gpu = next(self._model.parameters()).is_cuda
-        return fused(self._model) if on_gpu else nullcontext()
+        return fused(self._model, self._gated) if on_gpu else nullcontext()
+
+    @cached_property
+    def _gated(self) -> list[nn.Module]:
+        return [module for module in self._model.modules() if is_gated(module)]
 
     @contextmanager
     def _aside(self, output: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
