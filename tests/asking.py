@@ -8,7 +8,7 @@
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from fp4scope.design import NOTHING, Contrast, Unit, of_unit, setting_of, whole
+from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.recipes import Recipe, Site, Sites
@@ -122,7 +122,8 @@ def asked(*, format, operands=BOTH, direction=None, level="model", unit="", bloc
     else:
         names = {"cells": f"blocks.{block}.{unit}", "blocks": f"blocks.{block}.every"}
         sites = frozenset([names.get(level, f"blocks.0.all_{unit}")])
-        contrast = of_unit(Unit(level, unit, block, sites), setting, Direction(direction))
+        units = [Unit(level, unit, block, sites)]
+        [contrast] = of_units(units, setting, Direction(direction))
     return Asked(contrast.own, contrast, names=contrast.labels)
 
 

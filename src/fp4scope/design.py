@@ -12,6 +12,7 @@ with the full-precision one: the control variate of the units that are kept.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from fp4scope.formats import BlockFormat
@@ -29,7 +30,7 @@ NOTHING = Recipe()
 """The full-precision model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """Sites that are switched together.
 
@@ -72,7 +73,7 @@ class Family:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contrast:
     """One number that a study wants: recipes, each with the sign that it enters with.
 
@@ -110,7 +111,7 @@ class Contrast:
         return "|".join(part for part in parts if part).rstrip(".")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """A recipe that is run, as it is or perturbed, and what its predictions are compared with.
 
@@ -119,13 +120,18 @@ class Run:
         replica: 0 is the model as it is; r > 0 is perturbed by one unit in the last place at the
             entrance of every block, by its own dice.
         against: The recipe with whose replica 0 KL and top-1 are taken.
-        name: Of the contrast that it is run for.
+        contrast: What it is run for; None for the full-precision model.
     """
 
     recipe: Recipe
     replica: int = 0
     against: Recipe = NOTHING
-    name: str = field(default="the full-precision model", compare=False)
+    contrast: Contrast | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return "the full-precision model" if self.contrast is None else self.contrast.name
 
     @property
     def measures(self) -> tuple[str, str, str]:
@@ -175,13 +181,13 @@ class Design:
         found = [Run(NOTHING, number) for number in range(self.realisations)]
         found += [Run(NOTHING, number) for number in self.controls]
         for contrast in self.contrasts:
-            own, name = contrast.own, contrast.name
+            own = contrast.own
             if contrast.unit is None or everything:
-                found += [Run(own, number, name=name) for number in range(self.realisations)]
+                found += [Run(own, n, contrast=contrast) for n in range(self.realisations)]
             if contrast.unit is None:
-                found += [Run(own, number, own, name) for number in self.controls]
+                found += [Run(own, n, own, contrast) for n in self.controls]
                 more = self.replicas.get(own, ()) if everything else ()
-                found += [Run(own, number, name=name) for number in more]
+                found += [Run(own, n, contrast=contrast) for n in more]
         return list(dict.fromkeys(found))
 
 
@@ -205,14 +211,11 @@ def design(study: Study, sites: Sites) -> Design:
         if more and setting.input is not None:  # with weights alone there is no noise to reduce
             replicas[Recipe(setting)] = more
         for direction in Direction:
-            contrasts += [
-                of_unit(unit, setting, direction)
-                for unit, directions in units
-                if direction in directions
-            ]
+            asked = [unit for unit, directions in units if direction in directions]
+            contrasts += of_units(asked, setting, direction)
     numerics = study.numerics
-    asked = 1 if numerics.jitter == "auto" else numerics.jitter
-    controls = range(1, max(numerics.replicas - 1, asked) + 1)
+    jitter = 1 if numerics.jitter == "auto" else numerics.jitter
+    controls = range(1, max(numerics.replicas - 1, jitter) + 1)
     return Design(tuple(contrasts), numerics.replicas, controls, replicas)
 
 
@@ -245,14 +248,16 @@ def whole(setting: Setting) -> Contrast:
     return Contrast(((Recipe(setting), 1), (NOTHING, -1)), None, Family("model", setting, None))
 
 
-def of_unit(unit: Unit, setting: Setting, direction: Direction) -> Contrast:
-    """What quantizing a unit costs, in one direction."""
-    family = Family(unit.level, setting, direction)
+def of_units(units: Iterable[Unit], setting: Setting, direction: Direction) -> list[Contrast]:
+    """What quantizing each unit costs, in one direction."""
+    # What they share is made once: a model of many experts has tens of thousands of units.
+    family = cache(lambda level: Family(level, setting, direction))
+    quantized, nothing = (Recipe(setting), 1), (NOTHING, -1)
     if direction is Direction.RESTORE:
-        kept = Recipe(setting, ((unit.sites, None),))
-        return Contrast(((Recipe(setting), 1), (kept, -1)), unit, family)
-    only = Recipe(None, ((unit.sites, setting),))
-    return Contrast(((only, 1), (NOTHING, -1)), unit, family)
+        kept = ((unit, Recipe(setting, ((unit.sites, None),))) for unit in units)
+        return [Contrast((quantized, (own, -1)), unit, family(unit.level)) for unit, own in kept]
+    only = ((unit, Recipe(None, ((unit.sites, setting),))) for unit in units)
+    return [Contrast(((own, 1), nothing), unit, family(unit.level)) for unit, own in only]
 
 
 def setting_of(fmt: BlockFormat, operands: Operands, amax: Amax = Amax.CALIBRATED) -> Setting:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -118,7 +118,7 @@ class Sites(Sequence[Site]):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A setting for all sites, and edits to it.
 
@@ -132,10 +132,15 @@ class Recipe:
 
     base: Setting | None = None
     edits: tuple[Edit, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.edits or (len(self.edits) == 1 and self._is_news(*self.edits[0])):
-            return
+        if len(self.edits) > 1 or not all(self._is_news(*edit) for edit in self.edits):
+            object.__setattr__(self, "edits", self._canonical())
+        # Of many names, and asked for often.
+        object.__setattr__(self, "_hash", hash((self.base, self.edits)))
+
+    def _canonical(self) -> tuple[Edit, ...]:
         claimed: set[str] = set()
         by_setting: dict[Setting | None, set[str]] = {}
         for names, setting in reversed(self.edits):
@@ -144,13 +149,9 @@ class Recipe:
             if self._is_news(fresh, setting):
                 by_setting.setdefault(setting, set()).update(fresh)
         edits = [(frozenset(names), setting) for setting, names in by_setting.items()]
-        object.__setattr__(self, "edits", tuple(sorted(edits, key=lambda edit: min(edit[0]))))
+        return tuple(sorted(edits, key=lambda edit: min(edit[0])))
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.base, self.edits))
-
-    def __hash__(self) -> int:  # of many names, and asked for often
+    def __hash__(self) -> int:
         return self._hash
 
     def _is_news(self, names: Set[str], setting: Setting | None) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from fp4scope.design import NOTHING, Contrast, Unit, of_unit, setting_of, whole
+from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
 from fp4scope.errors import UnitError
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger.results import Results
@@ -207,7 +207,7 @@ class _Reader:
         setting = setting_of(get_format(variant.get("format", "")), operands, self._amax)
         if direction in ("baseline", "jitter", "replica"):
             return Recipe(setting), whole(setting) if direction == "baseline" else None
-        contrast = of_unit(self._unit(variant), setting, Direction(direction))
+        [contrast] = of_units([self._unit(variant)], setting, Direction(direction))
         return contrast.own, contrast
 
     def _unit(self, variant: _Variant) -> Unit:
