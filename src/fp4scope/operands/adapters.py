@@ -8,9 +8,9 @@ watcher sees the input and the output of every call of the product, whatever cal
 above knows modules, hooks or transpositions.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from jaxtyping import Shaped
@@ -25,79 +25,11 @@ After = Callable[[str, Tensor, Tensor], Tensor | None]
 """Name, what entered and what leaves, to what leaves in its place; None changes nothing."""
 
 
-class Product(ABC):
+class Product:
     """One matrix product of a model: x (*batch, cols) to x @ weight^T (*batch, rows).
 
-    One adapter for each kind of place that a model has for it.
+    This one is an `nn.Linear`; adapters of other places differ from it.
     """
-
-    @property
-    @abstractmethod
-    def parameter(self) -> nn.Parameter:
-        """The object that holds the weight, in the model's own shape."""
-
-    @abstractmethod
-    def shaped(self, parameter: nn.Parameter) -> Shaped[Tensor, "rows cols"]:
-        """What `parameter`, or one in its place, holds, summed over the last axis. No copy."""
-
-    @abstractmethod
-    def as_parameter(self, weight: Shaped[Tensor, "rows cols"]) -> nn.Parameter:
-        """A weight as an object that can stand in the place of `parameter`."""
-
-    @abstractmethod
-    def put(self, parameter: nn.Parameter) -> Callable[[], None]:
-        """Compute with this instead; what is returned puts back what was there, the same object."""
-
-    @abstractmethod
-    def watch(self, name: str, before: Before | None, after: After | None) -> Callable[[], None]:
-        """Call these around every call of the product, until what is returned is called.
-
-        Of several that watch, the first sees what the model computes, the next what the first made
-        of it. `after` is told what `before` would be told at the same place.
-        """
-
-    @property
-    @abstractmethod
-    def kind(self) -> type:
-        """The class whose code runs it."""
-
-    @property
-    @abstractmethod
-    def is_standard(self) -> bool:
-        """Whether its code is known to do no more than the product and to add a bias."""
-
-    @abstractmethod
-    def __call__(self, x: Shaped[Tensor, "*batch cols"]) -> Tensor:
-        """What the model's own code gives for this input."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        return None
-
-    @property
-    def weight(self) -> Shaped[Tensor, "rows cols"]:
-        """What `parameter` holds."""
-        return self.shaped(self.parameter)
-
-    def times(
-        self, x: Shaped[Tensor, "*batch cols"], weight: Shaped[Tensor, "rows cols"]
-    ) -> Shaped[Tensor, "*batch rows"]:
-        """The product alone, with any weight."""
-        return x @ weight.T
-
-    @property
-    def rows(self) -> int:
-        """Outputs."""
-        return self.weight.shape[0]
-
-    @property
-    def cols(self) -> int:
-        """Inputs: the axis along which blocks of a format run."""
-        return self.weight.shape[1]
-
-
-class _Linear(Product):
-    """`nn.Linear`: a module that is one product."""
 
     _code = nn.Linear.forward
 
@@ -106,25 +38,48 @@ class _Linear(Product):
 
     @property
     def parameter(self) -> nn.Parameter:
+        """The object that holds the weight, in the model's own shape."""
         return self._module.weight
 
-    def shaped(self, parameter: nn.Parameter) -> Tensor:
+    @property
+    def bias(self) -> Tensor | None:
+        return self._module.bias
+
+    @property
+    def kind(self) -> type:
+        """The class whose code runs it."""
+        return type(self._module)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether its code is known to do no more than the product and to add a bias."""
+        return self.kind.forward is type(self)._code and "forward" not in vars(self._module)
+
+    def __call__(self, x: Shaped[Tensor, "*batch cols"]) -> Tensor:
+        """What the model's own code gives for this input."""
+        return self._module(x)
+
+    def shaped(self, parameter: nn.Parameter) -> Shaped[Tensor, "rows cols"]:
+        """What `parameter`, or one in its place, holds, summed over the last axis. No copy."""
         return parameter.detach()
 
-    def as_parameter(self, weight: Tensor) -> nn.Parameter:
+    def as_parameter(self, weight: Shaped[Tensor, "rows cols"]) -> nn.Parameter:
+        """A weight as an object that can stand in the place of `parameter`."""
         return nn.Parameter(weight, requires_grad=False)
 
     def put(self, parameter: nn.Parameter) -> Callable[[], None]:
+        """Compute with this instead; what is returned puts back what was there, the same object."""
         parameters = self._module._parameters
-        before = parameters["weight"]
+        undo = partial(parameters.__setitem__, "weight", parameters["weight"])
         parameters["weight"] = parameter
-
-        def undo() -> None:
-            parameters["weight"] = before
-
         return undo
 
     def watch(self, name: str, before: Before | None, after: After | None) -> Callable[[], None]:
+        """Call these around every call of the product, until what is returned is called.
+
+        Of several that watch, the first sees what the model computes, the next what the first made
+        of it. `after` is told what `before` would be told at the same place.
+        """
         entered: list[Tensor] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -137,33 +92,29 @@ class _Linear(Product):
             assert after is not None
             return after(name, entered.pop(), output)
 
-        handles = [self._module.register_forward_pre_hook(enter)]
+        undo = ExitStack()
+        undo.callback(self._module.register_forward_pre_hook(enter).remove)
         if after is not None:
-            handles.append(self._module.register_forward_hook(leave))
-
-        def undo() -> None:
-            for handle in handles:
-                handle.remove()
-
-        return undo
+            undo.callback(self._module.register_forward_hook(leave).remove)
+        return undo.close
 
     @property
-    def kind(self) -> type:
-        return type(self._module)
+    def weight(self) -> Shaped[Tensor, "rows cols"]:
+        """What `parameter` holds."""
+        return self.shaped(self.parameter)
 
     @property
-    def is_standard(self) -> bool:
-        return self.kind.forward is type(self)._code and "forward" not in vars(self._module)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._module(x)
+    def rows(self) -> int:
+        """Outputs."""
+        return self.weight.shape[0]
 
     @property
-    def bias(self) -> Tensor | None:
-        return self._module.bias
+    def cols(self) -> int:
+        """Inputs: the axis along which blocks of a format run."""
+        return self.weight.shape[1]
 
 
-class _Conv1D(_Linear):
+class _Conv1D(Product):
     """GPT-2's: the axis that is summed over comes first in its parameter."""
 
     _code = Conv1D.forward
@@ -175,7 +126,7 @@ class _Conv1D(_Linear):
         return nn.Parameter(weight.T.contiguous(), requires_grad=False)
 
 
-_ADAPTERS = {nn.Linear: _Linear, Conv1D: _Conv1D}
+_ADAPTERS = {nn.Linear: Product, Conv1D: _Conv1D}
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, Product]]:

@@ -130,13 +130,31 @@ class Injector:
         for image in self.held if images is None else images:
             self._weights.pop(image, None)
 
-    def weight(self, name: str) -> Shaped[Tensor, "rows cols"]:
-        """A linear's own weight, also while an image stands in its place.
+    def moved(self, name: str, setting: Setting, x: Tensor) -> Tensor:
+        """By how much quantizing a linear as a setting says moves its output: Wq xq - W x.
+
+        Weight and input are told apart, (Wq - W) x + Wq (xq - x), and each part is a product with
+        a difference that was taken first, so nothing cancels, not even in BF16. Settings may be
+        applied meanwhile. NaN or Inf is found by `check`.
+
+        Args:
+            name: The linear's.
+            setting: How its operands are treated.
+            x: What enters it, unquantized.
 
         Raises:
-            UnitError: The model has no such linear.
+            NonFiniteError: The calibrated amax is 0, but `x` is not.
+            UnitError: The model has no such linear, or the calibration has not.
         """
-        return self.product(name).shaped(self._original(name))
+        own = self.product(name).shaped(self._original(name))
+        weight = own
+        parts: list[Tensor] = []
+        if setting.weight is not None:
+            weight = self.quantized_weight(name, setting.weight)
+            parts.append(x @ (weight - own).T)
+        if setting.input is not None:
+            parts.append((self.quantized_input(name, setting.input, x) - x) @ weight.T)
+        return sum(parts[1:], start=parts[0])
 
     def quantized_weight(self, name: str, treatment: Treatment) -> Shaped[Tensor, "rows cols"]:
         """The image of a linear's weight.

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import LoadedModel
-from fp4scope.operands import Injector, moved, nonfinite_cause, watched
+from fp4scope.operands import Injector, nonfinite_cause, watched
 from fp4scope.treatments import Setting
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
@@ -225,7 +225,7 @@ class _Taps:
                 "leave --method at exact"
             )
         for setting in self._wanted[name]:
-            moves = moved(self._injector, name, setting, x).total
+            moves = self._injector.moved(name, setting, x)
             cost = torch.dot(gradient.flatten().double(), moves.flatten().double())
             key = (name, setting)
             self.found[key] = self.found[key] + cost if key in self.found else cost
