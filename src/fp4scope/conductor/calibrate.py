@@ -1,5 +1,6 @@
 """One pass of the full-precision model: what enters its linears."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,11 @@ def require_inputs(note: Any, loaded: LoadedModel, path: Path) -> None:  # noqa:
     """
     advice = f"{path} is damaged: its note 'inputs' is not the calibration of this model"
     try:
-        found = _INPUTS.validate_python(note)
+        found = _INPUTS.validate_json(json.dumps(note))
     except ValidationError as error:
         problem = first_problem(error.errors(include_url=False))
         raise OutputError(f"{advice} ({problem}); move it away to start again") from None
-    cells = [(cell["block"], cell["component"]) for cell in found["cells"]]
+    cells = [(cell.block, cell.component) for cell in found["cells"]]
     known = [(cell.block, cell.component) for cell in loaded.layout.cells]
     if found["amax"].keys() != set(loaded.layout.linears) or cells != known:
         raise OutputError(f"{advice} (its linears are others); move it away to start again")

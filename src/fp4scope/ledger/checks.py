@@ -54,8 +54,7 @@ def require_consistent(results: Results) -> None:
     Raises:
         ValueError: Something does not fit the rest; says what and where.
     """
-    windows, seq_len = results.data.get("windows"), results.data.get("seq_len")
-    tokens = WindowTokens(windows, None if seq_len is None else seq_len - 1)
+    tokens = WindowTokens(results.data)
     ledger = results.ledger
     for subject in ledger:
         try:
@@ -115,12 +114,13 @@ class WindowTokens:
     """Which windows there are, and that each has the same targets whenever it comes.
 
     Args:
-        windows: How many, if that is known.
-        targets: How many targets each has, if that is known.
+        known: Has `windows`, how many, and `seq_len`, one more than the targets of each, if these
+            are known.
     """
 
-    def __init__(self, windows: int | None, targets: int | None) -> None:
-        self._windows, self._targets = windows, targets
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._windows, seq_len = known.get("windows"), known.get("seq_len")
+        self._targets = None if seq_len is None else seq_len - 1
 
     def require(self, windows: Sequence[int], tokens: Sequence[int]) -> None:
         """Refuse a window that is not there, or that has other targets.

@@ -20,12 +20,10 @@ from fp4scope.ledger.schema import (
     LedgerFields,
     RecipeFields,
     ResultsFields,
-    Values,
 )
 from fp4scope.paths import named, read_bytes
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction
-from fp4scope.treatments import Setting
 
 _EVALUATED = "text"
 _FILE = TypeAdapter(ResultsFields)
@@ -35,9 +33,9 @@ _VERSION = f"version {RESULTS_VERSION}, and version {legacy.VERSION} of 0.1"
 def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """As JSON; `summary` is written for readers, and never read."""
     calibration = (results.data.get("calibration") or {}).get("sha256") or ""
-    writer = _Writer(results.sites, calibration)
-    contrasts = [writer.contrast(contrast) for contrast in results.contrasts]
-    ledger = writer.ledger(results.ledger)
+    terms = (recipe for contrast in results.contrasts for recipe, _ in contrast.terms)
+    ids = {recipe: recipe.id(calibration) for recipe in dict.fromkeys([*terms, *results.ledger])}
+    places = {site.name: place for place, site in enumerate(results.sites)}
     return {
         "version": RESULTS_VERSION,
         "study": results.study,
@@ -48,9 +46,9 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "summary": dict(summary or {}),
         "activations": [asdict(a) for a in results.activations],
         "sites": [[s.name, s.block, s.component, s.rows, s.cols] for s in results.sites],
-        "recipes": writer.recipes,
-        "contrasts": contrasts,
-        "ledgers": {_EVALUATED: ledger},
+        "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
+        "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
+        "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
     }
 
 
@@ -115,51 +113,41 @@ def _damaged(source: str, problem: str) -> OutputError:
     )
 
 
-class _Writer:
-    """Numbers sites and recipes, so that they stand once."""
+def _recipe_fields(recipe: Recipe, places: Mapping[str, int]) -> dict[str, Any]:
+    fields = recipe.to_json()
+    for edit in fields["edits"]:
+        edit["sites"] = _at(edit["sites"], places)
+    return fields
 
-    def __init__(self, sites: Sites, calibration: str) -> None:
-        self._places = {site.name: place for place, site in enumerate(sites)}
-        self._calibration = calibration
-        self._ids: dict[Recipe, str] = {}
-        self.recipes: dict[str, Any] = {}
 
-    def contrast(self, contrast: Contrast) -> dict[str, Any]:
-        unit, family = contrast.unit, contrast.family
-        return {
-            "level": family.level,
-            "setting": family.setting.to_json(),
-            "direction": None if family.direction is None else family.direction.value,
-            "unit": unit and self._unit(unit),
-            "terms": [[self._id(recipe), sign] for recipe, sign in contrast.terms],
-        }
+def _contrast_fields(
+    contrast: Contrast, ids: Mapping[Recipe, str], places: Mapping[str, int]
+) -> dict[str, Any]:
+    unit, family = contrast.unit, contrast.family
+    return {
+        "level": family.level,
+        "setting": family.setting.to_json(),
+        "direction": None if family.direction is None else family.direction.value,
+        "unit": unit and {"name": unit.name, "block": unit.block, "sites": _at(unit.sites, places)},
+        "terms": [[ids[recipe], sign] for recipe, sign in contrast.terms],
+    }
 
-    def _unit(self, unit: Unit) -> dict[str, Any]:
-        return {"name": unit.name, "block": unit.block, "sites": self._at(unit.sites)}
 
-    def ledger(self, ledger: Ledger) -> dict[str, Any]:
-        places: dict[Any, int] = {}
-        rows = []
-        for subject in ledger:
-            found = ledger[subject]
-            where = tuple(found.indices), tuple(found.replicas), tuple(found.tokens)
-            place = places.setdefault(where, len(places))
-            rows.append({"recipe": self._id(subject), "place": place, "values": found.values})
-        names = "indices", "replicas", "tokens"
-        listed = [dict(zip(names, map(list, where), strict=True)) for where in places]
-        return {"counted": ledger.counted, "places": listed, "rows": rows}
+def _ledger_fields(ledger: Ledger, ids: Mapping[Recipe, str]) -> dict[str, Any]:
+    places: dict[Any, int] = {}
+    rows = []
+    for subject in ledger:
+        found = ledger[subject]
+        where = tuple(found.indices), tuple(found.replicas), tuple(found.tokens)
+        place = places.setdefault(where, len(places))
+        rows.append({"recipe": ids[subject], "place": place, "values": found.values})
+    names = "indices", "replicas", "tokens"
+    listed = [dict(zip(names, map(list, where), strict=True)) for where in places]
+    return {"counted": ledger.counted, "places": listed, "rows": rows}
 
-    def _id(self, recipe: Recipe) -> str:
-        if recipe not in self._ids:
-            self._ids[recipe] = recipe.id(self._calibration)
-            fields = recipe.to_json()
-            for edit in fields["edits"]:
-                edit["sites"] = self._at(edit["sites"])
-            self.recipes[self._ids[recipe]] = fields
-        return self._ids[recipe]
 
-    def _at(self, names: Iterable[str]) -> list[int]:
-        return sorted(self._places[name] for name in names)
+def _at(names: Iterable[str], places: Mapping[str, int]) -> list[int]:
+    return sorted(places[name] for name in names)
 
 
 def _results(data: ResultsFields) -> Results:
@@ -187,13 +175,11 @@ def _sites(data: ResultsFields) -> Sites:
 
 
 def _recipe(fields: RecipeFields, sites: Sites) -> Recipe:
-    edits = [(_names(edit["sites"], sites), _setting(edit["setting"])) for edit in fields["edits"]]
-    return Recipe(_setting(fields["base"]), tuple(edits))
+    edits = [(_names(edit["sites"], sites), edit["setting"]) for edit in fields["edits"]]
+    return Recipe(fields["base"], tuple(edits))
 
 
 def _contrast(fields: ContrastFields, recipes: Mapping[str, Recipe], sites: Sites) -> Contrast:
-    setting = _setting(fields["setting"])
-    assert setting is not None
     unit, level, direction = fields["unit"], fields["level"], fields["direction"]
     if (unit is None) != (level == "model") or (unit is None) != (direction is None):
         raise ValueError(f"contrasts: level {level!r} with unit {unit} and direction {direction}")
@@ -203,7 +189,7 @@ def _contrast(fields: ContrastFields, recipes: Mapping[str, Recipe], sites: Site
     return Contrast(
         tuple((_known(recipes, name), sign) for name, sign in fields["terms"]),
         unit and Unit(level, unit["name"], unit["block"], _names(unit["sites"], sites)),
-        Family(level, setting, None if direction is None else Direction(direction)),
+        Family(level, fields["setting"], None if direction is None else Direction(direction)),
     )
 
 
@@ -215,15 +201,9 @@ def _ledger(fields: LedgerFields, recipes: Mapping[str, Recipe]) -> Ledger:
             raise ValueError(f"ledgers: {row['recipe']} has rows twice")
         if row["place"] >= len(fields["places"]):
             raise ValueError(f"ledgers: there is no place {row['place']}")
-        place = fields["places"][row["place"]]
-        found[subject] = Rows(
-            place["indices"], place["replicas"], place["tokens"], _columns(row["values"])
-        )
+        values: Any = row["values"]
+        found[subject] = Rows(**fields["places"][row["place"]], values=values)
     return Ledger(found, counted=fields["counted"])
-
-
-def _columns(values: Values) -> dict[str, list[float | int | None]]:
-    return dict(values)  # type: ignore[arg-type]
 
 
 def _known(recipes: Mapping[str, Recipe], name: str) -> Recipe:
@@ -236,7 +216,3 @@ def _names(places: list[int], sites: Sites) -> frozenset[str]:
     if max(places) >= len(sites):
         raise ValueError(f"there is no site {max(places)} among {len(sites)}")
     return frozenset(sites[place].name for place in places)
-
-
-def _setting(fields: Any) -> Setting | None:  # noqa: ANN401
-    return None if fields is None else Setting.from_json(fields)

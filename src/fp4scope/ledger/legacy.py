@@ -8,7 +8,7 @@ compared with full precision. Both are further replicas of one recipe now.
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, with_config
+from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
@@ -17,6 +17,7 @@ from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger
 from fp4scope.ledger.schema import (
+    STRICT,
     Block,
     Conditions,
     Count,
@@ -30,7 +31,6 @@ from fp4scope.study import Direction, Operands
 from fp4scope.treatments import Amax
 
 VERSION = 4
-_STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 _WHAT = {  # which direction goes with which levels
     "reference": ("model",),
     "baseline": ("model",),
@@ -41,7 +41,6 @@ _WHAT = {  # which direction goes with which levels
 }
 
 
-@_STRICT
 class _Variant(TypedDict, total=False):
     format: str
     operands: Literal["", "weights+activations", "weights", "activations"]
@@ -71,14 +70,12 @@ def _real(variant: _Variant) -> _Variant:
 _VariantFields = Annotated[_Variant, AfterValidator(_real)]
 
 
-@_STRICT
 class _Place(TypedDict):
     windows: list[Count]
     replicas: list[Replica]
     tokens: list[Positive]
 
 
-@_STRICT
 class _Sums(TypedDict):
     variant: _VariantFields
     place: Count
@@ -87,20 +84,18 @@ class _Sums(TypedDict):
     top1: list[Count]
 
 
-@_STRICT
 class _Estimate(TypedDict):
     variant: _VariantFields
     nats: list[Number]
 
 
-@_STRICT
 class _Estimates(TypedDict):
     windows: list[Count]
     tokens: list[Positive]
     units: list[_Estimate]
 
 
-@_STRICT
+@STRICT
 class Fields(Conditions):
     version: Literal[4]
     places: list[_Place]
@@ -170,7 +165,7 @@ def _sites(data: Fields) -> Sites:
         for block in projection["blocks"]:
             found[block, projection["component"]] = projection["path"]
     if not found:
-        cells = [(record["block"], record["component"]) for record in data["activations"]]
+        cells = [(record.block, record.component) for record in data["activations"]]
         variants: Iterable[Mapping[str, Any]] = [
             *(sums["variant"] for sums in data["observations"]),
             *(unit["variant"] for unit in data["estimates"]["units"]),

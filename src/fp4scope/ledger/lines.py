@@ -10,11 +10,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import (
+    STRICT,
     Count,
     Name,
     Options,
@@ -28,29 +29,27 @@ from fp4scope.ledger.schema import (
 )
 
 LOG_VERSION = 5
-
-_STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 _CHECKED = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}', re.DOTALL)
 
 
-@_STRICT
+@STRICT
 class Head(TypedDict):
     fp4scope_journal: int
     study: Options
 
 
-@_STRICT
+@STRICT
 class Note(TypedDict):
     note: Name
     data: Any
 
 
-@_STRICT
+@STRICT
 class Recipes(TypedDict):
     recipes: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
 
 
-@_STRICT
+@STRICT
 class JobLine(TypedDict):
     """A job: its windows, their targets, and what each recipe and replica gave there."""
 

@@ -97,7 +97,7 @@ class Log:
                 raise OutputError(
                     f"cannot write {path}: {reason(error)}; choose another folder with -o"
                 ) from None
-            self._windows = _known_windows(identity)
+            self._windows = WindowTokens(identity)
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
             """Whether a torn last line was dropped."""
@@ -325,11 +325,6 @@ def _damaged(path: Path, number: int, error: Exception) -> OutputError:
         f"{path} is damaged in line {number} ({error}); move it away to start again, or cut it "
         f"before line {number} to keep what is above"
     )
-
-
-def _known_windows(identity: Mapping[str, Any]) -> WindowTokens:
-    windows, seq_len = identity.get("windows"), identity.get("seq_len")
-    return WindowTokens(windows, None if seq_len is None else seq_len - 1)
 
 
 def _append(file: IO[bytes], line: bytes) -> None:

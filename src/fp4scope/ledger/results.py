@@ -6,24 +6,8 @@ from typing import Any
 
 from fp4scope.design import Contrast
 from fp4scope.ledger.rows import Ledger
-from fp4scope.ledger.schema import Conditions
+from fp4scope.ledger.schema import ActivationRecord, Conditions
 from fp4scope.recipes import Sites
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationRecord:
-    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|.
-
-    `ratio` is max / p999, None where p999 is zero.
-    """
-
-    block: int
-    component: str
-    max: float
-    p999: float
-    ratio: float | None
-    elements: int
-    nonfinite: int = 0
 
 
 @dataclass(kw_only=True)
@@ -55,7 +39,7 @@ class Results:
             data=dict(conditions["data"]),
             protocol=dict(conditions["protocol"]),
             environment=dict(conditions["environment"]),
-            activations=[ActivationRecord(**record) for record in conditions["activations"]],
+            activations=conditions["activations"],
             **found,
         )
 

@@ -5,6 +5,7 @@ The sections that say under what conditions a study ran may leave fields out: re
 are still compared. A report needs those in `REPORTED`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,12 +13,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     TypeAdapter,
     with_config,
 )
 from typing_extensions import TypedDict
 
 from fp4scope.study import in_sections
+from fp4scope.treatments import Setting
 
 RESULTS_VERSION = 5
 
@@ -34,57 +37,42 @@ Scalar = Annotated[int, Field(ge=-(2**64), le=2**64)] | bool | Number | Text | N
 Options = dict[Text, Scalar | list[Scalar]]
 StudySections = dict[Text, Scalar | list[Scalar] | Options]
 
-_STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
+STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
+"""Of what is read as a whole; what stands inside it takes it over."""
 
 # What was asked, and what was found.
 
+Treated = Annotated[Setting, PlainValidator(Setting.from_json)]
 SiteRow = tuple[Name, Block, Name, Count, Count]
 """Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept."""
 
 
-@_STRICT
-class TreatmentFields(TypedDict):
-    format: Name
-    amax: Literal["calibrated", "window"]
-
-
-@_STRICT
-class SettingFields(TypedDict, total=False):
-    weight: Name | TreatmentFields
-    input: Name | TreatmentFields
-
-
-@_STRICT
 class EditFields(TypedDict):
     sites: Annotated[list[Count], Field(min_length=1)]
-    setting: SettingFields | None
+    setting: Treated | None
 
 
-@_STRICT
 class RecipeFields(TypedDict):
     """As `Recipe.to_json`, with places in `sites` for names."""
 
-    base: SettingFields | None
+    base: Treated | None
     edits: list[EditFields]
 
 
-@_STRICT
 class UnitFields(TypedDict):
     name: Text
     block: Block | None
     sites: Annotated[list[Count], Field(min_length=1)]
 
 
-@_STRICT
 class ContrastFields(TypedDict):
     level: Literal["model", "components", "blocks", "cells", "patterns"]
-    setting: SettingFields
+    setting: Treated
     direction: Literal["restore", "isolate"] | None
     unit: UnitFields | None
     terms: Annotated[list[tuple[Name, Literal[1, -1]]], Field(min_length=2)]
 
 
-@_STRICT
 class Place(TypedDict):
     """Samples and replicas, row by row: most subjects have the same."""
 
@@ -93,7 +81,6 @@ class Place(TypedDict):
     tokens: list[Positive]
 
 
-@_STRICT
 class Values(TypedDict, total=False):
     """The columns of `MEASURES`; empty where a row lacks one."""
 
@@ -105,54 +92,51 @@ class Values(TypedDict, total=False):
     gradient: list[Number | None]
 
 
-@_STRICT
 class RowFields(TypedDict):
     recipe: Name
     place: Count
     values: Values
 
 
-@_STRICT
 class LedgerFields(TypedDict):
     counted: Positive
     places: list[Place]
     rows: list[RowFields]
 
 
-@_STRICT
-class _Activation(TypedDict, total=False):
-    nonfinite: Count
+@dataclass(frozen=True, kw_only=True)
+class ActivationRecord:
+    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|.
 
+    `ratio` is max / p999, None where p999 is zero.
+    """
 
-@_STRICT
-class ActivationFields(_Activation):
     block: Block
     component: Name
     max: Magnitude
     p999: Magnitude
     ratio: Magnitude | None
     elements: Count
+    nonfinite: Count = 0
 
 
-@_STRICT
+@STRICT
 class Inputs(TypedDict):
     """What a journal keeps of the calibration: the amax of every linear's input, and its cells."""
 
     amax: dict[Name, Magnitude]
-    cells: list[ActivationFields]
+    cells: list[ActivationRecord]
 
 
 # The conditions, and what is said of the course of a study.
 
 
-@_STRICT
 class Projection(TypedDict):
     component: Name
     path: Text
     blocks: list[Block]
 
 
-@_STRICT
 class Excluded(TypedDict):
     component: Name
     linears: Positive
@@ -160,7 +144,6 @@ class Excluded(TypedDict):
     share: Share
 
 
-@_STRICT
 class ModelSection(TypedDict, total=False):
     name: Text
     architecture: Text
@@ -182,7 +165,6 @@ class ModelSection(TypedDict, total=False):
     warnings: list[Text]
 
 
-@_STRICT
 class _Windows(TypedDict, total=False):
     source: Text
     text_sha256: Text
@@ -193,17 +175,14 @@ class _Windows(TypedDict, total=False):
     sha256: Text
 
 
-@_STRICT
 class Calibration(_Windows, total=False):
     evaluated: bool
 
 
-@_STRICT
 class DataSection(_Windows, total=False):
     calibration: Calibration
 
 
-@_STRICT
 class ShapeFields(TypedDict):
     windows: Positive
     groups: Positive
@@ -213,7 +192,7 @@ class ShapeFields(TypedDict):
     spill: bool
 
 
-@_STRICT
+@STRICT
 class SelfCheckFields(TypedDict):
     difference: Number
     allowed: Number
@@ -222,7 +201,6 @@ class SelfCheckFields(TypedDict):
     captured_bytes: Count
 
 
-@_STRICT
 class _Fate(TypedDict):
     unit: Text
     block: Block | None
@@ -230,7 +208,6 @@ class _Fate(TypedDict):
     windows: Count
 
 
-@_STRICT
 class _Search(TypedDict):
     level: Name
     format: Name
@@ -244,7 +221,6 @@ class _Search(TypedDict):
     units: Annotated[list[_Fate], Field(min_length=1)]
 
 
-@_STRICT
 class Stopping(TypedDict):
     goal: Name
     reached: bool
@@ -255,7 +231,7 @@ class Stopping(TypedDict):
     families: list[_Search]
 
 
-@_STRICT
+@STRICT
 class Session(TypedDict, total=False):
     torch: Text
     transformers: Text
@@ -263,7 +239,6 @@ class Session(TypedDict, total=False):
     threads: Count
 
 
-@_STRICT
 class ProtocolSection(TypedDict, total=False):
     activation_scale: Literal["calibrated", "dynamic"]
     identity: Options
@@ -274,7 +249,6 @@ class ProtocolSection(TypedDict, total=False):
     notes: list[Text]
 
 
-@_STRICT
 class EnvironmentSection(TypedDict, total=False):
     fp4scope: Text
     numerics: Count
@@ -316,7 +290,6 @@ def _study(sections: StudySections) -> StudySections:
     return sections
 
 
-@_STRICT
 class Conditions(TypedDict):
     """What every version has; `summary` is derived from the rest and never read."""
 
@@ -326,10 +299,10 @@ class Conditions(TypedDict):
     protocol: ProtocolSection
     environment: EnvironmentSection
     summary: Any
-    activations: list[ActivationFields]
+    activations: list[ActivationRecord]
 
 
-@_STRICT
+@STRICT
 class ResultsFields(Conditions):
     """A results file."""
 
