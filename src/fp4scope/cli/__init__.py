@@ -1,5 +1,3 @@
 """The command line: parse, call the library, print, exit. Only here `print` and `sys.exit`."""
 
 from fp4scope.cli.app import main
-
-__all__ = ["main"]

@@ -9,15 +9,3 @@ from fp4scope.data.windows import (
     evaluation_windows,
     needs_bos,
 )
-
-__all__ = [
-    "Text",
-    "WindowSet",
-    "calibration_text",
-    "calibration_windows",
-    "dataset",
-    "evaluation_text",
-    "evaluation_windows",
-    "needs_bos",
-    "read_text",
-]

@@ -4,6 +4,5 @@
 kernels against. The rules themselves are explained in `spec`.
 """
 
-from fp4scope.formats.spec import FORMATS, BlockFormat, ElementFormat, ScaleRule, get_format
-
-__all__ = ["FORMATS", "BlockFormat", "ElementFormat", "ScaleRule", "get_format"]
+# pyright: reportUnusedImport=false
+from fp4scope.formats.spec import FORMATS, BlockFormat, ScaleRule, get_format

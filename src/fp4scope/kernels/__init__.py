@@ -8,13 +8,3 @@ device, numba (`compiled`) on a CPU, Triton (`fused`) on CUDA.
 from fp4scope.kernels.dispatch import BACKENDS, backend, qdq, using
 from fp4scope.kernels.packed import QuantizedTensor, quantize
 from fp4scope.kernels.public import fake_quantize
-
-__all__ = [
-    "BACKENDS",
-    "QuantizedTensor",
-    "backend",
-    "fake_quantize",
-    "qdq",
-    "quantize",
-    "using",
-]

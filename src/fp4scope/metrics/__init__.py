@@ -1,5 +1,6 @@
 """What a variant did to a model's predictions."""
 
+# pyright: reportUnusedImport=false
 from fp4scope.metrics.predictions import (
     ReferencePredictions,
     RowMetrics,
@@ -7,11 +8,3 @@ from fp4scope.metrics.predictions import (
     compare,
     reference_predictions,
 )
-
-__all__ = [
-    "ReferencePredictions",
-    "RowMetrics",
-    "WindowMetrics",
-    "compare",
-    "reference_predictions",
-]

@@ -4,15 +4,3 @@ from fp4scope.operands.adapters import Product, product_at, products, watched
 from fp4scope.operands.apply import Injector
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.statistics import InputStatistics, never_run, observe_inputs
-
-__all__ = [
-    "Injector",
-    "InputStatistics",
-    "Product",
-    "never_run",
-    "nonfinite_cause",
-    "observe_inputs",
-    "product_at",
-    "products",
-    "watched",
-]

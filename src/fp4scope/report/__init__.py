@@ -1,5 +1,3 @@
 """Results to tables, figures and text. Never torch."""
 
 from fp4scope.report.files import write_outputs, write_report
-
-__all__ = ["write_outputs", "write_report"]

@@ -14,7 +14,6 @@ from fp4scope.stats.hypotheses import Column, Form, Hypothesis, Verdict, hypothe
 from fp4scope.stats.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
-    Estimate,
     half_width,
     mean,
     paired,
@@ -25,8 +24,8 @@ from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
 from fp4scope.stats.neighbours import neighbour_correlation
 from fp4scope.stats.noise import noise_shares, rerun_noise
 from fp4scope.stats.orders import order_table
-from fp4scope.stats.pairing import Pairing, difference
-from fp4scope.stats.projections import blocks_with, component_kind, kind_of
+from fp4scope.stats.pairing import Pairing
+from fp4scope.stats.projections import component_kind, kind_of
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
 from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
@@ -41,59 +40,3 @@ from fp4scope.stats.tables import (
 )
 from fp4scope.stats.tiers import tiers
 from fp4scope.stats.windows import by_window
-
-__all__ = [
-    "CONFIDENCE",
-    "MIN_WINDOWS",
-    "SIGNIFICANCE",
-    "TOP_K",
-    "BestSearch",
-    "Column",
-    "Estimate",
-    "Fate",
-    "Form",
-    "Hypothesis",
-    "Pairing",
-    "Verdict",
-    "activation_table",
-    "agreement",
-    "agreement_table",
-    "anytime_p_values",
-    "baseline_table",
-    "blocks_with",
-    "by_window",
-    "change_table",
-    "comparable",
-    "component_activation_table",
-    "component_kind",
-    "cost",
-    "critical",
-    "difference",
-    "differing_conditions",
-    "format_table",
-    "half_width",
-    "holm",
-    "hypotheses",
-    "kind_of",
-    "log_evidence",
-    "mean",
-    "neighbour_correlation",
-    "noise_shares",
-    "only_estimated",
-    "operand_table",
-    "order_table",
-    "p_value",
-    "paired",
-    "perplexity_difference",
-    "rerun_noise",
-    "scale_table",
-    "search",
-    "significant",
-    "spearman",
-    "standard_errors",
-    "tiers",
-    "top_probabilities",
-    "undecided",
-    "unit_table",
-    "windows_for",
-]

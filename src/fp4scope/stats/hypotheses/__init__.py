@@ -13,8 +13,6 @@ from fp4scope.stats.hypotheses.ordering import ordering
 from fp4scope.stats.hypotheses.scale import scale
 from fp4scope.stats.hypotheses.verdicts import Column, Form, Hypothesis, Verdict
 
-__all__ = ["Column", "Form", "Hypothesis", "Verdict", "hypotheses"]
-
 
 def hypotheses(results: Results) -> list[Hypothesis]:
     """The paper's four, in its order."""
