@@ -10,7 +10,9 @@ is: they say how far runs spread. Replicas are further runs of an all-quantized 
 with the full-precision one: the control variate of the units that are kept.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -191,6 +193,19 @@ class Design:
         return list(dict.fromkeys(found))
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No search for cycles: there are none, and among so many new objects it takes long."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@_without_collection()
 def design(study: Study, sites: Sites) -> Design:
     """Every contrast that a study asks for, setting by setting: the whole model, then its units.
 

@@ -1,36 +1,44 @@
-"""Variants as a prefix tree over the blocks: what they have in common is computed once.
+"""Runs as a prefix tree over the blocks: what they have in common is computed once.
 
-To a block, a variant is nothing but the settings of that block's linears. Two variants with the
-same settings in blocks 0 to b have the same hidden state behind block b, so they share a node of
-the tree. A cell of block b shares all blocks before b with its baseline (restore) or with the
-reference (isolate), and costs the L - b blocks from b on: (L + 1) / 2 of L on average. Nothing
-here knows what a restore or a component is.
+To a block, a recipe is nothing but its part there: the settings of that block's sites. Two recipes
+with the same parts in blocks 0 to b have the same hidden state behind block b, so they share a node
+of the tree. A layer of block b that is kept shares all blocks before b with the all-quantized
+model, one that alone is quantized with the full-precision model. It costs the L - b blocks from b
+on: (L + 1) / 2 of L on average. Nothing here knows what keeping or a projection is.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fp4scope.design import Run
-from fp4scope.recipes import Recipe, Sites
+from fp4scope.recipes import Edit, Recipe, Site, Sites
 from fp4scope.treatments import Setting, Treatment
 
-Settings = tuple[tuple[str, Setting], ...]
 Image = tuple[str, Treatment]
 """A quantized weight, by its site and how it is treated."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One block in one setting, for every node that passes through it: (parent, child) pairs."""
+    """One block with one part of recipes, for every node that passes through it.
 
-    settings: Mapping[str, Setting]
+    `edges` are (parent, child) pairs, and `sites` those of the block.
+    """
+
+    part: Recipe
     edges: tuple[tuple[int, int], ...]
+    sites: Sequence[Site]
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What is done in the block, by site."""
+        return dict(self.part.in_block(self.sites))
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Steps by block, the root of each replica, and the node that each variant ends in.
+    """Steps by block, the root of each replica, and the node that each run ends in.
 
     Replicas share nothing, since they are perturbed at every block; `replica_of` has every node's.
     """
@@ -46,7 +54,7 @@ class Tree:
         return sum(len(step.edges) for steps in self.steps for step in steps)
 
     def uses(self) -> Counter[int]:
-        """How many times each node is needed: by its children and by variants that end in it."""
+        """How many times each node is needed: by its children and by runs that end in it."""
         uses = Counter(parent for steps in self.steps for step in steps for parent, _ in step.edges)
         return uses + Counter(self.leaves)
 
@@ -72,16 +80,16 @@ class Tree:
 
 def build_tree(runs: Sequence[Run], sites: Sites) -> Tree:
     """The prefix tree of these runs."""
-    by_block, kinds_of = settings_by_block(dict.fromkeys(run.recipe for run in runs), sites)
+    by_block, kinds_of = parts_by_block(dict.fromkeys(run.recipe for run in runs), sites)
     kinds = [kinds_of[run.recipe] for run in runs]
     roots = {replica: i for i, replica in enumerate(sorted({run.replica for run in runs}))}
     at = [roots[run.replica] for run in runs]
     replica_of = list(roots)
     steps: list[tuple[Step, ...]] = []
-    for block, settings in enumerate(by_block):
-        edges: dict[int, dict[int, int]] = {}
+    for block, parts in enumerate(by_block):
+        edges: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for i, run in enumerate(runs):
-            children = edges.setdefault(kinds[i][block], {})
+            children = edges[kinds[i][block]]
             if at[i] not in children:
                 children[at[i]] = len(replica_of)
                 replica_of.append(run.replica)
@@ -89,55 +97,99 @@ def build_tree(runs: Sequence[Run], sites: Sites) -> Tree:
         # Nodes in the order in which they were made: neighbours stay neighbours.
         steps.append(
             tuple(
-                Step(dict(settings[kind]), tuple(sorted(children.items())))
+                Step(parts[kind], tuple(sorted(children.items())), sites.blocks[block])
                 for kind, children in edges.items()
             )
         )
     return Tree(tuple(steps), roots, tuple(at), tuple(replica_of))
 
 
-def settings_by_block(
+def parts_by_block(
     recipes: Iterable[Recipe], sites: Sites
-) -> tuple[list[list[Settings]], dict[Recipe, list[int]]]:
-    """The different settings of every block, and which of them each recipe has in each block.
+) -> tuple[list[list[Recipe]], dict[Recipe, list[int]]]:
+    """The different parts of recipes in every block, and which of them each recipe has there.
 
     A recipe is its base's but for the blocks that it edits, so only these are looked at.
     """
-    found: list[dict[Settings, int]] = [{} for _ in sites.blocks]
+    found: list[dict[Recipe, int]] = [{} for _ in sites.blocks]
 
-    def kind_in(recipe: Recipe, block: int) -> int:
-        settings = recipe.in_block(sites.blocks[block])
-        return found[block].setdefault(settings, len(found[block]))
+    def kind_in(block: int, recipe: Recipe) -> int:
+        return found[block].setdefault(_part(recipe, sites.blocks[block]), len(found[block]))
 
     kinds: dict[Recipe, list[int]] = {}
     for recipe in recipes:
         base = Recipe(recipe.base)
         if base not in kinds:
-            kinds[base] = [kind_in(base, block) for block in range(len(found))]
+            kinds[base] = [kind_in(block, base) for block in range(len(found))]
         kinds[recipe] = [*kinds[base]]
-        for block in {sites.by_name[name].block for name in recipe.edited}:
-            kinds[recipe][block] = kind_in(recipe, block)
-    return [list(settings) for settings in found], kinds
+        edits = _edits_by_block(recipe, sites)
+        for block, own in edits.items():
+            part = recipe if len(edits) == 1 else Recipe(recipe.base, tuple(own))
+            kinds[recipe][block] = kind_in(block, part)
+    return [list(parts) for parts in found], kinds
+
+
+def _edits_by_block(recipe: Recipe, sites: Sites) -> dict[int, list[Edit]]:
+    found: dict[int, list[Edit]] = {}
+    for names, setting in recipe.edits:
+        by_block: defaultdict[int, list[str]] = defaultdict(list)
+        for name in names:
+            by_block[sites.by_name[name].block].append(name)
+        for block, own in by_block.items():
+            found.setdefault(block, []).append((frozenset(own), setting))
+    return found
+
+
+def _part(recipe: Recipe, sites: Sequence[Site]) -> Recipe:
+    """The same to these sites, which are all that it edits: equal for recipes that do the same.
+
+    Its base is what most of the sites have. That is the recipe's own if it edits less than half.
+    """
+    if 2 * len(recipe.edited) < len(sites):
+        return recipe
+    settings = {site.name: recipe.at(site.name) for site in sites}
+    base = max(settings.values(), key=Counter(settings.values()).__getitem__, default=None)
+    return Recipe(base, tuple((frozenset([name]), s) for name, s in settings.items()))
+
+
+def first_uses(steps: Iterable[Step]) -> list[set[Image]]:
+    """For each step of a block, the weight images that no step before it needs.
+
+    A base's image is looked at until some step has it: not for each of the many steps that differ
+    in one site.
+    """
+    seen: set[Image] = set()
+    unseen: dict[Treatment, set[str]] = {}  # sites by what a base does to them
+    found: list[set[Image]] = []
+    for step in steps:
+        base, edited = step.part.base, step.part.edited
+        images = {(n, s.weight) for names, s in step.part.edits if s and s.weight for n in names}
+        if base and base.weight:
+            if base.weight not in unseen:
+                unseen[base.weight] = {site.name for site in step.sites}
+            images |= {(name, base.weight) for name in unseen[base.weight] - edited}
+            unseen[base.weight] &= edited
+        found.append(images - seen)
+        seen |= images
+    return found
 
 
 def last_uses(steps: Sequence[Step]) -> list[set[Image]]:
     """For each step of a block, the weight images that no later step of it needs."""
-    later: set[Image] = set()
-    found: list[set[Image]] = []
-    for step in reversed(steps):
-        images = {(name, s.weight) for name, s in step.settings.items() if s.weight is not None}
-        found.append(images - later)
-        later |= images
-    return found[::-1]
+    return first_uses(reversed(steps))[::-1]
 
 
 def peak_image_numbers(tree: Tree, sites: Sites) -> int:
     """How many numbers all weight images have that live at the same time, at most."""
+
+    def numbers(images: Iterable[Image]) -> int:
+        return sum(sites.by_name[name].parameters for name, _ in images)
+
     peak = 0
     for steps in tree.steps:
-        live: set[Image] = set()
-        for step, done in zip(steps, last_uses(steps), strict=True):
-            live |= {(name, s.weight) for name, s in step.settings.items() if s.weight is not None}
-            peak = max(peak, sum(sites.by_name[name].parameters for name, _ in live))
-            live -= done
+        live = 0
+        for made, done in zip(first_uses(steps), last_uses(steps), strict=True):
+            live += numbers(made)
+            peak = max(peak, live)
+            live -= numbers(done)
     return peak
