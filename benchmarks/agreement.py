@@ -4,11 +4,11 @@ r"""Whether the wavefront measures what running the model once for every variant
     python benchmarks/agreement.py model.gguf --text wikitext.txt --windows 24 --device cuda \
         --dtype float16
 
-Reference, baselines and components, both formats and directions, W4A4. In FP32 on a CPU every
-difference is 0. On a GPU batches and fused kernels round in another order, which W4A4 magnifies; so
-the mean difference of each variant stands there with its 95% t interval over windows, the largest
-difference of a window, and how many intervals contain 0. Below it the rerun noise: what the
-wavefront's own jitter controls differ by from the same configuration without.
+Reference, all-quantized models and projections, both formats and directions, W4A4. In FP32 on a CPU
+every difference is 0. On a GPU batches and fused kernels round in another order, which W4A4
+magnifies; so the mean difference of each variant stands there with its 95% t interval over windows,
+the largest difference of a window, and how many intervals contain 0. Below it the run-to-run noise:
+what the wavefront's own jitter controls differ by from the same configuration without.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    study = Study.build(sweep="components", **vars(parser.parse_args()))
+    study = Study.build(sweep="projections", **vars(parser.parse_args()))
     loaded = load_model(
         study.model.name, device=study.numerics.device, dtype=study.numerics.dtype.value
     )
@@ -81,7 +81,7 @@ def main() -> int:
         differences = np.array([(own[w] - m.nll) / m.tokens for w, m in enumerate(metrics)])
         inside += _print(run.name, differences)
     print(f"{inside} of {len(chosen)} intervals contain 0")
-    print(f"\n{'rerun noise':62}")
+    print(f"\n{'run-to-run noise':62}")
     for run in chosen:
         if not run.recipe.edits:
             own, again = (swept[run.recipe, replica] for replica in (0, 1))

@@ -4,13 +4,14 @@
     python benchmarks/controls.py docs/results/x --replicas OUT/x    # with replicas of another run
     python benchmarks/controls.py --simulate                         # where the truth is known
 
-Recorded studies: the squared standard error of what restored units save, without the control and
+Recorded studies: the squared standard error of what kept units save, without the control and
 with it (the mean over a family), that of Newey and West and s / sqrt(n); and how many are told from
 zero (Holm, 5%). Replicas of another run of the same model and text may stand in: to a chaotic map
 another machine is one more perturbation.
 
-Simulated: a baseline and its units with noise of which units share a part that rises with depth,
-heavy tails (t, 5 degrees of freedom), and what windows differ by besides. The truth is known.
+Simulated: an all-quantized model and its units with noise of which units share a part that rises
+with depth, heavy tails (t, 5 degrees of freedom), and what windows differ by besides. The truth is
+known.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def join(results: Results, other: Results) -> None:
 
 
 def recorded(results: Results, name: str) -> None:
-    print(f"\n{name}: of what restored units save, before and after\n")
+    print(f"\n{name}: of what kept units save, before and after\n")
     print("| measure, family | SE, millinats | variance | s / sqrt(n) | told from zero |")
     print("| --- " * 5 + "|")
     for column in ("nll", "kl"):
@@ -90,10 +91,10 @@ def recorded(results: Results, name: str) -> None:
 
 
 def restored(results: Results, pairing: Pairing) -> dict[Family, np.ndarray]:
-    """What restored units cost, windows by units, of each family."""
+    """What kept units cost, windows by units, of each family."""
     found: dict[Family, list[np.ndarray]] = defaultdict(list)
     for contrast in results.contrasts:
-        if contrast.family.direction is Direction.RESTORE:
+        if contrast.family.direction is Direction.KEEP:
             cost = pairing.difference(contrast)
             assert cost is not None
             found[contrast.family].append(cost.values)
@@ -115,7 +116,7 @@ def simulated(rng: np.random.Generator, studies: int = 1000, units: int = 24) ->
     print("| --- " * (len(sizes) + 1) + "|")
     for replicas in (1, 4, 8):
         for share in (0.9, 0.5, 0.0):
-            cells = []
+            layers = []
             for n in sizes:
                 squares, inside = np.zeros(2), np.zeros(2)
                 for _ in range(studies):
@@ -132,8 +133,8 @@ def simulated(rng: np.random.Generator, studies: int = 1000, units: int = 24) ->
                         squares[k] += np.mean(means**2)
                         inside[k] += np.mean(np.abs(means) <= limit * standard_errors(values))
                 hits = 100 * inside / studies
-                cells.append(f"{squares[1] / squares[0]:.2f}; {hits[0]:.1f}, {hits[1]:.1f}")
-            print(f"| {replicas}, {share} | {' | '.join(cells)} |", flush=True)
+                layers.append(f"{squares[1] / squares[0]:.2f}; {hits[0]:.1f}, {hits[1]:.1f}")
+            print(f"| {replicas}, {share} | {' | '.join(layers)} |", flush=True)
 
 
 if __name__ == "__main__":

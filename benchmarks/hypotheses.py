@@ -5,7 +5,7 @@
 Intervals: rank correlations of seven projections' costs with Max / P99.9, of random costs. The
 truth is the correlation without noise of windows.
 
-Mechanism: all 5040 orders of seven components, with the tails of recorded studies. How many give
+Mechanism: all 5040 orders of seven projections, with the tails of recorded studies. How many give
 each verdict by the rule of version 0.1 (which of two correlations is higher) and by the exact
 permutation test; also of the 144 in which the MLP's three come first or stay among themselves.
 
@@ -25,7 +25,7 @@ import numpy as np
 from intervals import KINDS, covering
 
 import fp4scope
-from fp4scope.stats import component_kind, spearman
+from fp4scope.stats import projection_kind, spearman
 from fp4scope.stats.agreement import DRAWS, ceilings
 from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.depth import peak_p
@@ -55,15 +55,15 @@ def main() -> None:
 
 
 def tails(run: fp4scope.Diagnosis) -> dict[str, float]:
-    """Mean Max / P99.9 of each component."""
-    rows = run.component_activations
-    return {row["component"]: float(row["ratio"]) for row in rows}
+    """Mean Max / P99.9 of each projection."""
+    rows = run.projection_activations
+    return {row["projection"]: float(row["ratio"]) for row in rows}
 
 
 def correlations(tail: dict[str, float], studies: int, rng: np.random.Generator) -> None:
     x, everyone = np.array([*tail.values()]), np.zeros(len(tail), np.int64)
-    strata = np.array([component_kind(name) == "MLP" for name in tail]).astype(np.int64)
-    print("\nIntervals (95%) of seven components' rank correlations that hold the truth, in %\n")
+    strata = np.array([projection_kind(name) == "MLP" for name in tail]).astype(np.int64)
+    print("\nIntervals (95%) of seven projections' rank correlations that hold the truth, in %\n")
     print(f"| windows, noise of a mean | correlation | {' | '.join(KINDS)} |")
     print("| --- " * 5 + "|")
     for windows, noise in ((16, 0.3), (WINDOWS, 0.1), (WINDOWS, 0.3), (WINDOWS, 0.6)):
@@ -80,7 +80,7 @@ def correlations(tail: dict[str, float], studies: int, rng: np.random.Generator)
 
 def mechanism(model: str, tail: dict[str, float]) -> None:
     x = np.array([*tail.values()])
-    mlp = np.array([component_kind(name) == "MLP" for name in tail])
+    mlp = np.array([projection_kind(name) == "MLP" for name in tail])
     orders = np.array([*permutations(range(len(x)))], np.float64)
     ordered = np.arange(float(len(x)))
     by_tail = spearman(orders, x) / spearman(ordered, np.sort(x))
@@ -125,7 +125,7 @@ def localization(studies: int, rng: np.random.Generator) -> None:
 
 
 def ceiling(model: str, run: fp4scope.Diagnosis, rng: np.random.Generator) -> None:
-    for family in families(run.results, "cells"):
+    for family in families(run.results, "layers"):
         costs = family.costs
         real, said = [], []
         for _ in range(20):

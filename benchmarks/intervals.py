@@ -58,12 +58,12 @@ def differences(folder: Path, draws: int, rng: np.random.Generator) -> None:
     print("| --- " * (len(sizes) + 4) + "|")
     for name, units in families.items():
         values = np.stack(units, axis=1)
-        cells = []
+        layers = []
         for n in sizes:
             inside, plain = covered(values, n, draws, rng)
-            cells.append(f"{100 * inside.mean():.0f} ({100 * plain.mean():.0f})")
+            layers.append(f"{100 * inside.mean():.0f} ({100 * plain.mean():.0f})")
         below = f"{100 * (inside < 0.93).mean():.0f}%"
-        row = [name, str(len(units)), *cells, below, f"{100 * inside.min():.0f}"]
+        row = [name, str(len(units)), *layers, below, f"{100 * inside.min():.0f}"]
         print(f"| {' | '.join(row)} |", flush=True)
 
 
@@ -99,8 +99,8 @@ def paired(studies: int, rng: np.random.Generator) -> None:
             hits += held(truth, one, other, spearman(drawn[:, :units], drawn[:, units:]))
         for name, hit in zip(KINDS, hits / studies, strict=True):
             rows[name].append(f"{100 * hit:.0f}%")
-    for name, cells in rows.items():
-        print(f"| {name} interval | {' | '.join(cells)} |", flush=True)
+    for name, layers in rows.items():
+        print(f"| {name} interval | {' | '.join(layers)} |", flush=True)
 
 
 def unpaired(studies: int, rng: np.random.Generator) -> None:
@@ -121,8 +121,8 @@ def unpaired(studies: int, rng: np.random.Generator) -> None:
             for i, kind in enumerate(KINDS[1:], 1):
                 values = [share[i] for share in shares]
                 rows[kind].append(f"{min(values):.0f}-{max(values):.0f}%")
-        for kind, cells in rows.items():
-            print(f"| noise {noise}, {kind} | {' | '.join(cells)} |", flush=True)
+        for kind, layers in rows.items():
+            print(f"| noise {noise}, {kind} | {' | '.join(layers)} |", flush=True)
 
 
 KINDS = ("percentile", "mirrored", "joined")

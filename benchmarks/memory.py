@@ -3,8 +3,8 @@
     python benchmarks/memory.py                    # the Qwen2.5-0.5B architecture, 1.5 GB
     python benchmarks/memory.py --model model.gguf --memory 500MB
 
-Runs one window of 2048 tokens on the CPU in a sweep of components (or of the cells of some
-linears: --cells) and prints the peak of the resident set above what it was with the model
+Runs one window of 2048 tokens on the CPU in a sweep of projections (or of the layers of some
+linears: --layers) and prints the peak of the resident set above what it was with the model
 loaded. Exits with 1 if it is more than --memory. Linux only.
 """
 
@@ -40,9 +40,9 @@ def main() -> int:
     parser.add_argument("--model", help="a GGUF file, folder or hub id; default: random weights")
     parser.add_argument("--memory", default="1.5GB")
     parser.add_argument("--seq-len", type=int, default=2048)
-    parser.add_argument("--sweep", default="components")
-    parser.add_argument("--cells", default="")
-    parser.add_argument("--direction", default="restore")
+    parser.add_argument("--sweep", default="projections")
+    parser.add_argument("--layers", default="")
+    parser.add_argument("--direction", default="keep")
     parser.add_argument("--formats", default="nvfp4")
     options = parser.parse_args()
     allowed = parse_memory(options.memory)
@@ -57,7 +57,7 @@ def main() -> int:
         model="-",
         formats=options.formats,
         sweep=options.sweep,
-        cells=options.cells,
+        layers=options.layers,
         direction=options.direction,
     )
     runs = design(study, loaded.layout.sites).runs

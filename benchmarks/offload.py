@@ -1,7 +1,7 @@
 r"""A sweep with the blocks in host memory against the same one with the whole model on the GPU.
 
     python benchmarks/offload.py --config qwen2.5-0.5b --limit 1GB
-    python benchmarks/offload.py --config qwen2.5-14b --limit 80GB --windows 8 --cells down_proj
+    python benchmarks/offload.py --config qwen2.5-14b --limit 80GB --windows 8 --layers down_proj
 
 Random weights. First everything on the device, without a limit; then with `--offload yes` and no
 more memory than --limit for everything that PyTorch allocates there, the rest of the model
@@ -27,7 +27,7 @@ from fp4scope.models import LoadedModel, adopt
 from fp4scope.operands import Injector
 from fp4scope.study import parse_memory
 from fp4scope.sweep import Shape, Worker, schedule, self_check
-from sweep import CONFIGS, cell_variants, random_text
+from sweep import CONFIGS, layer_variants, random_text
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--config", default="qwen2.5-0.5b", choices=CONFIGS)
     parser.add_argument("--limit", default="1GB")
     parser.add_argument("--format", default="mxfp4:floor")
-    parser.add_argument("--cells", default="")
+    parser.add_argument("--layers", default="")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--skip-whole", action="store_true")
@@ -107,7 +107,7 @@ def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None)
 
 def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) -> Run:
     ids = random_text(loaded, options.windows, options.seq_len)
-    variants = cell_variants(loaded, options.format, options.cells)
+    variants = layer_variants(loaded, options.format, options.layers)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})

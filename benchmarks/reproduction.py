@@ -32,12 +32,12 @@ DOCUMENT = DOCS / "reproduction.md"
 OURS = DOCS / "results" / "qwen2.5-coder-0.5b"
 SIZES = ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B")
 MODEL = SIZES[0]
-BOTH, WEIGHTS = "weights+activations", "weights"
+BOTH, WEIGHTS = "W4A4", "W4A16"
 FORMATS = {"mxfp4": "mxfp4:floor", "nvfp4": "nvfp4"}
 """The paper's names, and what of ours is held against them."""
 READINGS = [(f"mxfp4:{rule}", o) for o in (BOTH, WEIGHTS) for rule in ("floor", "rceil", "even")]
 """Of MXFP4, each against NVFP4 with the same operands."""
-CHECKS = {"weights only": "weights", "windows of 512": "seq512"}
+CHECKS = {"weights only": "W4A16", "windows of 512": "seq512"}
 _ROUNDING = 0.05
 """The paper gives percentages with one decimal."""
 _Row = dict[str, Any]
@@ -79,42 +79,49 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
     """MXFP4's perplexity over NVFP4's, in nats: what does not depend on the reference."""
     yield from header("reading", "MXFP4", "NVFP4", "MXFP4 less NVFP4, millinats")
     for model in SIZES:
-        pair = [paper_components(model, fmt)["baseline"] for fmt in FORMATS]
+        pair = [paper_projections(model, fmt)["baseline"] for fmt in FORMATS]
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
         )
     runs = {"ours": found, **checks(found, "windows of 512")}
     runs |= {str(run.results.model["name"]): run for run in beside(found)}
     for name, run in runs.items():
-        ppl = {(r["format"], r["operands"]): r["ppl"] for r in run.baselines}
+        ppl = {(r["format"], r["precision"]): r["ppl"] for r in run.all_quantized}
         wholes = {
-            (c.labels["format"], c.labels["operands"]): by_window(run.results.ledger, c.own, "nll")
+            (c.labels["format"], c.labels["precision"]): by_window(run.results.ledger, c.own, "nll")
             for c in run.results.contrasts
             if c.unit is None
         }
-        for mxfp4, operands in READINGS:
-            pair = [wholes.get((fmt, operands)) for fmt in (mxfp4, "nvfp4")]
+        for mxfp4, precision in READINGS:
+            pair = [wholes.get((fmt, precision)) for fmt in (mxfp4, "nvfp4")]
             series = [seen for seen in pair if seen is not None]
             if len(series) < 2:
                 continue
             gap = paired(*aligned(series)[1].T)
-            shown = [number(ppl[fmt, operands]) for fmt in (mxfp4, "nvfp4")]
+            shown = [number(ppl[fmt, precision]) for fmt in (mxfp4, "nvfp4")]
             ends = {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-            yield row(f"{name}, {mxfp4}, {operands}", *shown, interval(ends, "gap"))
+            yield row(f"{name}, {mxfp4}, {precision}", *shown, interval(ends, "gap"))
 
 
-def components(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """Tables 2 and ours: what keeping each component saves, in the order of the paper."""
+def projections(found: fp4scope.Diagnosis) -> Iterable[str]:
+    """Tables 2 and ours: what keeping each projection saves, in the order of the paper."""
     for fmt, ours in FORMATS.items():
-        paper = paper_components(MODEL, fmt)
+        paper = paper_projections(MODEL, fmt)
         saved = savings(paper)
-        rows = {r["component"]: r for r in restored(found.components, fmt)}
+        rows = {r["projection"]: r for r in restored(found.projections, fmt)}
         ranks = ranked({name: r["delta_nll"] for name, r in rows.items()})
         yield f"**{fmt}** (ours: `{ours}`)"
         yield ""
-        names = ("component", "PPL, paper", "ours", "saves, millinats, paper", "ours", "ours, tier")
+        names = (
+            "projection",
+            "PPL, paper",
+            "ours",
+            "saves, millinats, paper",
+            "ours",
+            "ours, tier",
+        )
         yield from header(*names)
-        ppl = found.baselines.where(format=ours, operands=BOTH)["ppl"][0]
+        ppl = found.all_quantized.where(format=ours, precision=BOTH)["ppl"][0]
         yield row("baseline", number(paper["baseline"]), number(ppl), "", "", "")
         for rank, (name, value) in enumerate(saved.items(), 1):
             r = rows[name]
@@ -128,15 +135,15 @@ def components(found: fp4scope.Diagnosis) -> Iterable[str]:
 
 
 def other_readings(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """What keeping each component saves under other readings of the protocol, millinats."""
+    """What keeping each projection saves under other readings of the protocol, millinats."""
     runs = {"as above": found, **checks(found, "weights only", "windows of 512")}
-    yield from header("format", "component", "paper", *runs)
+    yield from header("format", "projection", "paper", *runs)
     for fmt, ours in FORMATS.items():
-        saved = savings(paper_components(MODEL, fmt))
+        saved = savings(paper_projections(MODEL, fmt))
         sides = []
         for run in runs.values():
-            rows = run.components.where(direction="restore", format=ours)
-            sides.append({r["component"]: r["delta_nll"] for r in rows})
+            rows = run.projections.where(direction="keep", format=ours)
+            sides.append({r["projection"]: r["delta_nll"] for r in rows})
         for name, value in saved.items():
             yield row(fmt, name, *(number(1e3 * v) for v in (value, *(s[name] for s in sides))))
         rhos = [float(spearman(*np.array([[saved[n], s[n]] for n in saved]).T)) for s in sides]
@@ -144,31 +151,31 @@ def other_readings(found: fp4scope.Diagnosis) -> Iterable[str]:
 
 
 def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """How alike the components are ordered: the paper's sizes, this run, and runs beside it."""
+    """How alike the projections are ordered: the paper's sizes, this run, and runs beside it."""
     orders = {
-        f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_components(model, fmt))
+        f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_projections(model, fmt))
         for model in SIZES
         for fmt in FORMATS
     }
     for run in (found, *beside(found)):
         for fmt in FORMATS:
-            saved = {r["component"]: r["delta_nll"] for r in restored(run.components, fmt)}
+            saved = {r["projection"]: r["delta_nll"] for r in restored(run.projections, fmt)}
             orders[f"{run.results.model['name']} {fmt}"] = saved
     names = list(orders)
     yield from header("rank correlation", *names[1:])
     for i, one in enumerate(names[:-1], 1):
-        cells = [""] * (i - 1)
+        layers = [""] * (i - 1)
         for other in names[i:]:
             pair = np.array([[orders[one][n], orders[other][n]] for n in orders[one]])
-            cells.append(f"{float(spearman(*pair.T)):.2f}")
-        yield row(one, *cells)
+            layers.append(f"{float(spearman(*pair.T)):.2f}")
+        yield row(one, *layers)
 
 
 def activations(found: fp4scope.Diagnosis) -> Iterable[str]:
     """Table 1 beside ours."""
-    ours = {r["component"]: r for r in found.component_activations}
+    ours = {r["projection"]: r for r in found.projection_activations}
     names = (
-        "component",
+        "projection",
         "P99.9, paper",
         "ours",
         "max, paper",
@@ -179,9 +186,9 @@ def activations(found: fp4scope.Diagnosis) -> Iterable[str]:
     yield from header(*names)
     for r in read("activations"):
         if r["model"] == MODEL:
-            own = ours[r["component"]]
+            own = ours[r["projection"]]
             pairs = [(r[key], number(own[key])) for key in ("p999", "max", "ratio")]
-            yield row(r["component"], *(value for pair in pairs for value in pair))
+            yield row(r["projection"], *(value for pair in pairs for value in pair))
 
 
 def statements(found: fp4scope.Diagnosis) -> Iterable[str]:
@@ -189,12 +196,12 @@ def statements(found: fp4scope.Diagnosis) -> Iterable[str]:
     yield from header("figure", "the paper says", "ours", "")
     for s in read("statements"):
         said, ours, verdict = STATEMENTS[s["kind"]](found, s)
-        where = f"{s['component']}, {s['format']}"
+        where = f"{s['projection']}, {s['format']}"
         yield row(s["figure"], f"{where}: {said}", ours, verdict)
 
 
 def _peaks(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """The named blocks are the most costly of the component, in any order."""
+    """The named blocks are the most costly of the projection, in any order."""
     rows, ranks, named, shown = _named(found, s)
     top = [b for b in named if significant(rows[b]) and ranks[b] <= len(named)]
     first = next(b for b in ranks if ranks[b] == 1)
@@ -227,7 +234,7 @@ def _change(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The first third of the blocks dominates."""
-    rows = restored(depth_table(found.results), s["format"]).where(component=s["component"])
+    rows = restored(depth_table(found.results), s["format"]).where(projection=s["projection"])
     ends = [rows[0][f"share_early{end}"] for end in ("", "_low", "_high")] if rows else [None]
     if None in ends:
         return "the early blocks dominate", "their cost in all is not told from zero", "not told"
@@ -238,12 +245,12 @@ def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 
 def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """The blocks cost about the same: they spread less than those of most components."""
-    names = dict.fromkeys(found.components["component"])
-    curves = {name: curve(found, s | {"component": name}).values() for name in names}
+    """The blocks cost about the same: they spread less than those of most projections."""
+    names = dict.fromkeys(found.projections["projection"])
+    curves = {name: curve(found, s | {"projection": name}).values() for name in names}
     spreads = {n: float(np.std([percents(r)[0] for r in of], ddof=1)) for n, of in curves.items()}
-    own, rows = spreads[s["component"]], curves[s["component"]]
-    place, count = ranked({n: -v for n, v in spreads.items()})[s["component"]], len(spreads)
+    own, rows = spreads[s["projection"]], curves[s["projection"]]
+    place, count = ranked({n: -v for n, v in spreads.items()})[s["projection"]], len(spreads)
     told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
     ours = f"spread {own:.2f}% of PPL, place {place} of {count} from the least; {told}"
     verdict = "agrees" if own < np.median([*spreads.values()]) else "disagrees"
@@ -251,7 +258,7 @@ def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 
 
 def _strong(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """Keeping the component of the named blocks helps, each told from zero."""
+    """Keeping the projection of the named blocks helps, each told from zero."""
     rows, _, named, shown = _named(found, s)
     held = [b for b in named if significant(rows[b]) and rows[b]["delta_nll"] > 0]
     verdict = "agrees" if len(held) == len(named) else "in part" if held else "not told"
@@ -261,7 +268,7 @@ def _strong(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
 def _named(
     found: fp4scope.Diagnosis, s: _Row
 ) -> tuple[dict[int, _Row], dict[int, int], list[int], str]:
-    """A component's cells and their ranks by block, the blocks that a caption names, and these."""
+    """A projection's layers and ranks by block, the blocks that a caption names, and these."""
     rows = curve(found, s)
     ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
     named = [int(b) for b in s["blocks"].split()]
@@ -270,13 +277,13 @@ def _named(
 
 
 def _told_apart(found: fp4scope.Diagnosis, s: _Row) -> list[set[int | None]]:
-    """The pairs of blocks whose cells of a statement's component cost differently."""
+    """The pairs of blocks whose layers of a statement's projection cost differently."""
     (family,) = [
         f
-        for f in families(found.results, "cells")
-        if tuple(f.labels.values()) == (FORMATS[s["format"]], BOTH, "restore")
+        for f in families(found.results, "layers")
+        if tuple(f.labels.values()) == (FORMATS[s["format"]], BOTH, "keep")
     ]
-    columns = [i for i, unit in enumerate(family.units) if unit.name == s["component"]]
+    columns = [i for i, unit in enumerate(family.units) if unit.name == s["projection"]]
     costs, blocks = family.costs[:, columns], [family.units[i].block for i in columns]
     pairs = separable(costs) if len(costs) >= MIN_WINDOWS else []
     return [{blocks[i], blocks[j]} for i, j in pairs]
@@ -288,12 +295,12 @@ STATEMENTS: dict[str, Callable[..., tuple[str, str, str]]] = {
 
 
 def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """How small a change of a cell can be and still be told from zero."""
+    """How small a change of a layer can be and still be told from zero."""
     yield from header(
-        "format", "half an interval, % of PPL", "smallest change told (Holm)", "cells told"
+        "format", "half an interval, % of PPL", "smallest change told (Holm)", "layers told"
     )
     for fmt in FORMATS:
-        rows = restored(found.cells, fmt).rows
+        rows = restored(found.layers, fmt).rows
         ends = [(low, high) for _, low, high in map(percents, rows)]
         widths = [(high - low) / 2 for low, high in ends if low is not None and high is not None]
         told = [abs(percents(r)[0]) for r in rows if significant(r)]
@@ -313,8 +320,8 @@ def verdicts(found: fp4scope.Diagnosis) -> Iterable[str]:
 
 TABLES = {
     "readings": readings,
-    "components": components,
-    "operands": other_readings,
+    "projections": projections,
+    "precision": other_readings,
     "orders": orders,
     "activations": activations,
     "statements": statements,
@@ -343,28 +350,28 @@ def kept_run(folder: Path) -> fp4scope.Diagnosis:
     return fp4scope.load(folder)
 
 
-def paper_components(model: str, fmt: str) -> dict[str, float]:
-    """PPL by component, and of the baseline."""
-    rows = [r for r in read("components") if (r["model"], r["format"]) == (model, fmt)]
-    return {r["component"]: float(r["ppl"]) for r in rows}
+def paper_projections(model: str, fmt: str) -> dict[str, float]:
+    """PPL by projection, and of the baseline."""
+    rows = [r for r in read("projections") if (r["model"], r["format"]) == (model, fmt)]
+    return {r["projection"]: float(r["ppl"]) for r in rows}
 
 
 def savings(ppl: dict[str, float]) -> dict[str, float]:
-    """What keeping each component saves, nats, the largest first."""
+    """What keeping each projection saves, nats, the largest first."""
     base = ppl["baseline"]
     saved = {name: float(np.log(base / p)) for name, p in ppl.items() if name != "baseline"}
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
 def curve(found: fp4scope.Diagnosis, s: _Row) -> dict[int, _Row]:
-    """The cells of a statement's component, by block."""
-    rows = restored(found.cells, s["format"]).where(component=s["component"])
+    """The layers of a statement's projection, by block."""
+    rows = restored(found.layers, s["format"]).where(projection=s["projection"])
     return {r["block"]: r for r in rows}
 
 
 def restored(table: Table, fmt: str) -> Table:
     """The rows of ours that are held against the paper's."""
-    return table.where(direction="restore", format=FORMATS[fmt], operands=BOTH)
+    return table.where(direction="keep", format=FORMATS[fmt], precision=BOTH)
 
 
 def ranked(values: dict[Any, float]) -> dict[Any, int]:
@@ -396,8 +403,8 @@ def header(*names: str) -> list[str]:
     return [row(*names), row(*["---"] * len(names))]
 
 
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def row(*layers: str) -> str:
+    return f"| {' | '.join(layers)} |"
 
 
 if __name__ == "__main__":

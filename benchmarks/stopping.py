@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--format")
     parser.add_argument("--direction")
-    parser.add_argument("--level", default="cells")
+    parser.add_argument("--level", default="layers")
     parser.add_argument("--best", default="10")
     parser.add_argument("--within", default="3mnat")
     parser.add_argument("--error", default="5%")

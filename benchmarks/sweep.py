@@ -1,23 +1,23 @@
-r"""The wavefront against evaluating the same cells one model run at a time, in one program run.
+r"""The wavefront against evaluating the same layers one model run at a time, in one program run.
 
     python benchmarks/sweep.py                       # CPU, a random model, no download
     python benchmarks/sweep.py --model model.gguf    # a real one
     python benchmarks/sweep.py --device cuda --config qwen2.5-0.5b --windows 16 --seq-len 2048 \
         --formats mxfp4:floor,nvfp4 --rivals modelopt,eager --sample 8
 
-All cells (or some: --cells), restore, weights and activations, NLL with KL and top-1 on every side;
-the self-check is in the wavefront's time, compilation in nobody's. Prints seconds a variant,
-ratios, and how many blocks each cell cost: the wavefront's mean over cells must be (L + 1) / 2L of
-a whole run's, or this exits with 1. Beside it the floor: the operations that the sweep needs, at
+All layers (or some: --layers), restore, weights and activations, NLL with KL and top-1 on every
+side; the self-check is in the wavefront's time, compilation in nobody's. Prints seconds a variant,
+ratios, and how many blocks each layer cost: the wavefront's mean over layers must be (L + 1) / 2L
+of a whole run's, or this exits with 1. Beside it the floor: the operations that the sweep needs, at
 the rate that this machine reaches in a large matrix product. A head that is large beside the blocks
 (small models have one) limits the ratio, because every variant needs its own logits; so its size is
 printed too.
 
 Rivals: `naive` runs the model once a variant and window, with quantized weights kept and this
 project's kernels; `eager` quantizes weights and activations in every forward with twenty lines of
-PyTorch, as a paper's script does; `modelopt` is NVIDIA ModelOpt: quantized once, the cell's
+PyTorch, as a paper's script does; `modelopt` is NVIDIA ModelOpt: quantized once, the layer's
 quantizers switched off. The last two evaluate 16 windows at a time. With --sample a rival
-evaluates about so many cells, evenly chosen, and its mean time is compared.
+evaluates about so many layers, evenly chosen, and its mean time is compared.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a GGUF file, folder or hub id; default: random weights")
     parser.add_argument("--config", default="small", choices=CONFIGS)
-    parser.add_argument("--cells", default="", help="only of these linears, such as down_proj")
+    parser.add_argument("--layers", default="", help="only of these linears, such as down_proj")
     parser.add_argument("--formats", default="mxfp4:floor")
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=256)
@@ -113,7 +113,7 @@ def main() -> int:
     amax = calibrated(loaded, ids)
     failed = False
     for fmt in options.formats.split(","):
-        variants = cell_variants(loaded, fmt, options.cells)
+        variants = layer_variants(loaded, fmt, options.layers)
         failed |= _one_format(loaded, ids, fmt, variants, amax, rate, options)
     return int(failed)
 
@@ -124,9 +124,9 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
     return torch.randint(5, loaded.config.vocab_size, (windows, seq_len), generator=generator)
 
 
-def cell_variants(loaded: LoadedModel, fmt: str, cells: str) -> list[Run]:
-    """`restore` of these cells, without what is perturbed: a rival would not have that."""
-    study = Study.build(model="-", formats=fmt, sweep="cells", cells=cells, direction="restore")
+def layer_variants(loaded: LoadedModel, fmt: str, layers: str) -> list[Run]:
+    """`keep` of these layers, without what is perturbed: a rival would not have that."""
+    study = Study.build(model="-", formats=fmt, sweep="layers", layers=layers, direction="keep")
     return [run for run in design(study, loaded.layout.sites).runs if not run.replica]
 
 
@@ -146,29 +146,29 @@ def _one_format(
 ) -> bool:
     depth, windows = len(loaded.stack), len(ids)
     injector = Injector(loaded.model, amax)
-    cells = [run for run in variants if run.recipe.edits]
+    layers = [run for run in variants if run.recipe.edits]
     block_0 = {site.name for site in loaded.layout.sites.blocks[0]}
     first = [run for run in variants if run.recipe.edited <= block_0]
     compiled_s = _swept(loaded, ids, first, injector).seconds
     swept = _swept(loaded, ids, variants, injector)
 
-    # The reference and the baseline run whole; the rest is the cells'.
-    per_cell = (swept.blocks / windows - 2 * depth) / len(cells)
-    operations = _operations(loaded, ids, (2 + len(cells) * per_cell / depth), len(variants))
+    # The reference and the all-quantized model run whole; the rest is the layers'.
+    per_layer = (swept.blocks / windows - 2 * depth) / len(layers)
+    operations = _operations(loaded, ids, (2 + len(layers) * per_layer / depth), len(variants))
     mine = swept.seconds / len(variants)
     print(
-        f"\n{fmt}: {len(cells)} cells and 2 baselines, {swept.shape}; before, a sweep of block 0 "
+        f"\n{fmt}: {len(layers)} layers and 2 baselines, {swept.shape}; before, a sweep of block 0 "
         f"took {compiled_s:.1f} s, with kernels to compile or to find compiled"
         + (f"; peak of device memory {swept.peak_gb:.1f} GB" if swept.peak_gb else "")
     )
-    print(f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a cell':>15}{'baseline NLL':>14}")
+    print(f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a layer':>15}{'baseline NLL':>14}")
     floor = operations / rate / len(variants)
     print(f"  {'floor':26}{1e3 * floor:13.1f}{floor / mine:8.2f}")
-    print(f"  {'wavefront':26}{1e3 * mine:13.1f}{1:8.2f}{per_cell:15.2f}{swept.nll:14.4f}")
+    print(f"  {'wavefront':26}{1e3 * mine:13.1f}{1:8.2f}{per_layer:15.2f}{swept.nll:14.4f}")
     chosen = variants
     if options.sample:
-        step = max(1, len(cells) // options.sample)
-        chosen = [v for v in variants if v not in cells] + cells[step // 2 :: step]
+        step = max(1, len(layers) // options.sample)
+        chosen = [v for v in variants if v not in layers] + layers[step // 2 :: step]
     injector.forget()
     for rival in filter(None, options.rivals.split(",")):
         label, theirs, their_nll = _RIVALS[rival](loaded, ids, fmt, chosen, injector)
@@ -176,8 +176,8 @@ def _one_format(
             f"  {label:26}{1e3 * theirs:13.1f}{theirs / mine:8.2f}{depth:15.2f}{their_nll:14.4f}"
             + (f"   ({len(chosen)} variants)" if len(chosen) < len(variants) else "")
         )
-    if per_cell != (depth + 1) / 2:
-        print(f"FAILED: expected {(depth + 1) / 2} blocks a cell")
+    if per_layer != (depth + 1) / 2:
+        print(f"FAILED: expected {(depth + 1) / 2} blocks a layer")
         return True
     return False
 
@@ -327,7 +327,7 @@ def _one_by_one(
     variants: Sequence[Run],
     applied: Callable[[Run], AbstractContextManager[None]],
 ) -> tuple[float, float]:
-    """Seconds a variant, and the baseline's NLL; settings are applied anew for every batch."""
+    """Seconds a variant, and the all-quantized model's NLL; settings are applied to every batch."""
     device = next(model.parameters()).device
     batches = ids.to(device).split(_BATCH)
     needed = {run.against for run in variants}

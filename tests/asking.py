@@ -12,9 +12,10 @@ from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.recipes import Recipe, Site, Sites
+from fp4scope.stats import FULL_PRECISION
 from fp4scope.study import Direction, Operands
 
-BOTH = "weights+activations"
+BOTH = "W4A4"
 TOKENS = 10
 """Targets of a window."""
 
@@ -23,8 +24,8 @@ TOKENS = 10
 class Asked:
     """A recipe, what it is run for, and whether it is compared with itself.
 
-    `format`, `operands`, `direction`, `level`, `unit` and `block` are as a table has them; those of
-    the full-precision model are empty.
+    `format`, `precision`, `direction`, `level`, `unit` and `block` are as a table has them. The
+    full-precision model has none of them.
     """
 
     recipe: Recipe
@@ -97,16 +98,16 @@ class Observed:
 
 
 def _nothing():
-    names = {"level": "model", "format": "reference", "operands": "", "direction": ""}
+    names = {"level": "model", "format": FULL_PRECISION, "precision": "", "direction": ""}
     return Asked(NOTHING, names=names | {"unit": "", "block": None})
 
 
 REFERENCE = _nothing()
 
 
-def baseline(format, operands=BOTH):
+def all_quantized(format, precision=BOTH):
     """Everything quantized."""
-    return asked(format=format, operands=operands)
+    return asked(format=format, precision=precision)
 
 
 def jitter(one):
@@ -114,13 +115,13 @@ def jitter(one):
     return replace(one, again=True)
 
 
-def asked(*, format, operands=BOTH, direction=None, level="model", unit="", block=None):
+def asked(*, format, precision=BOTH, direction=None, level="model", unit="", block=None):
     """A contrast as a table names it; of a format that there is not, one called so."""
-    setting = setting_of(_format(format), Operands(operands))
+    setting = setting_of(_format(format), Operands(precision))
     if level == "model":
         contrast = whole(setting)
     else:
-        names = {"cells": f"blocks.{block}.{unit}", "blocks": f"blocks.{block}.every"}
+        names = {"layers": f"blocks.{block}.{unit}", "blocks": f"blocks.{block}.every"}
         sites = frozenset([names.get(level, f"blocks.0.all_{unit}")])
         units = [Unit(level, unit, block, sites)]
         [contrast] = of_units(units, setting, Direction(direction))
@@ -215,10 +216,10 @@ def sites_of(contrasts, blocks=0):
 
 
 def sites_at(places, blocks=0):
-    """A site for each (component, block, path inside the block)."""
+    """A site for each (projection, block, path inside the block)."""
     found = [
-        Site(name=f"blocks.{block}.{path}", block=block, component=component, rows=4, cols=4)
-        for component, block, path in places
+        Site(name=f"blocks.{block}.{path}", block=block, projection=projection, rows=4, cols=4)
+        for projection, block, path in places
     ]
     most = max((site.block for site in found), default=-1) + 1
     return Sites(sorted(found, key=lambda site: site.block), max(most, blocks))

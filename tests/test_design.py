@@ -7,7 +7,7 @@ from fp4scope.errors import UnitError
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction, Study
 
-COMPONENTS = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def model(blocks=2, experts=1):
@@ -17,13 +17,13 @@ def model(blocks=2, experts=1):
             Site(
                 name=f"layers.{b}.experts.{e}.{c}",
                 block=b,
-                component=f"experts.{e}.{c}" if experts > 1 else c,
+                projection=f"experts.{e}.{c}" if experts > 1 else c,
                 rows=8,
                 cols=16,
             )
             for b in range(blocks)
             for e in range(experts)
-            for c in COMPONENTS
+            for c in PROJECTIONS
         ],
         blocks,
     )
@@ -35,7 +35,7 @@ def asked(sites, **options):
 
 def test_signs_say_that_positive_costs():
     sites = model()
-    for contrast in asked(sites, sweep="components,cells", formats="nvfp4").contrasts:
+    for contrast in asked(sites, sweep="projections,layers", formats="nvfp4").contrasts:
         (more, plus), (less, minus) = contrast.terms
         assert (plus, minus) == (1, -1)
         done = [dict(recipe.in_block(sites)) for recipe in (more, less)]
@@ -46,9 +46,9 @@ def test_signs_say_that_positive_costs():
 
 def test_directions_compare_with_the_end_that_they_start_from():
     sites = model()
-    for contrast in asked(sites, sweep="cells", formats="mxfp4").contrasts[1:]:
+    for contrast in asked(sites, sweep="layers", formats="mxfp4").contrasts[1:]:
         recipes = [recipe for recipe, _ in contrast.terms]
-        keep = contrast.family.direction is Direction.RESTORE
+        keep = contrast.family.direction is Direction.KEEP
         assert (Recipe(contrast.family.setting) if keep else NOTHING) in recipes
         assert contrast.own in recipes
         assert contrast.own not in (NOTHING, Recipe(contrast.family.setting))
@@ -57,7 +57,7 @@ def test_directions_compare_with_the_end_that_they_start_from():
 def test_every_unit_of_every_level_once_in_each_direction():
     sites = model(blocks=3)
     found = asked(
-        sites, sweep="components,blocks,cells", patterns=["*.1.*"], formats="nvfp4"
+        sites, sweep="projections,blocks,layers", patterns=["*.1.*"], formats="nvfp4"
     ).contrasts
     by_level = {}
     for contrast in found[1:]:
@@ -65,9 +65,9 @@ def test_every_unit_of_every_level_once_in_each_direction():
         by_level.setdefault(key, []).append(contrast.unit)
     for direction in Direction:
         sizes = {level: len(set(units)) for (level, d), units in by_level.items() if d is direction}
-        assert sizes == {"components": 3, "blocks": 3, "patterns": 1, "cells": 9}
-    cells = [(u.name, u.block) for u in by_level["cells", Direction.RESTORE]]
-    assert cells == [(c, b) for c in COMPONENTS for b in range(3)]
+        assert sizes == {"projections": 3, "blocks": 3, "patterns": 1, "layers": 9}
+    layers = [(u.name, u.block) for u in by_level["layers", Direction.KEEP]]
+    assert layers == [(c, b) for c in PROJECTIONS for b in range(3)]
 
 
 def test_a_format_without_a_tensor_scale_is_one_recipe_whatever_its_amax():
@@ -82,7 +82,7 @@ def test_a_format_without_a_tensor_scale_is_one_recipe_whatever_its_amax():
 
 
 def test_whole_costs_of_further_settings_have_no_units():
-    found = asked(model(), formats="nvfp4", baselines="mxfp4:even/weights", sweep="components")
+    found = asked(model(), formats="nvfp4", baselines="mxfp4:even/weights", sweep="projections")
     assert [c.unit for c in found.contrasts].count(None) == 2
     assert {c.family.setting.precision for c in found.contrasts if c.unit} == {"W4A4"}
 
@@ -95,6 +95,6 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 def test_a_kept_site_among_thousands_is_one_base_and_one_edit():
     sites = model(blocks=48, experts=128)
     assert len(sites) == 18432
-    found = asked(sites, formats="nvfp4", sweep="cells").contrasts
+    found = asked(sites, formats="nvfp4", sweep="layers").contrasts
     assert len(found) == 1 + 2 * 18432
     assert all(len(c.own.edits) == 1 and len(c.own.edited) == 1 for c in found[1:])

@@ -15,7 +15,7 @@ NAMES = [f"model.layers.{b}.{c}" for b in range(2) for c in ("attn.q_proj", "mlp
 SITES = Sites(
     [
         Site(
-            name=name, block=int(name.split(".")[2]), component=name.split(".")[-1], rows=8, cols=c
+            name=name, block=int(name.split(".")[2]), projection=name.split(".")[-1], rows=8, cols=c
         )
         for name, c in zip(NAMES, (16, 48, 16, 48), strict=True)
     ],

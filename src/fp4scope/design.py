@@ -38,8 +38,8 @@ class Unit:
 
     Attributes:
         level: Which kind of unit.
-        name: Of a component or cell its component, of a pattern the pattern; a block has none.
-        block: Of a block or a cell.
+        name: Of a projection or layer its projection, of a pattern the pattern; a block has none.
+        block: Of a block or a layer.
         sites: By name.
     """
 
@@ -66,11 +66,10 @@ class Family:
     @property
     def labels(self) -> dict[str, Any]:
         """As tables name it."""
-        operands = {"weights": self.setting.weight, "activations": self.setting.input}
         return {
             "level": self.level,
             "format": self.setting.format,
-            "operands": "+".join(name for name, treated in operands.items() if treated),
+            "precision": self.setting.precision,
             "direction": "" if self.direction is None else self.direction.value,
         }
 
@@ -92,12 +91,12 @@ class Contrast:
     @property
     def own(self) -> Recipe:
         """The recipe that no other unit of the family has."""
-        sign = -1 if self.family.direction is Direction.RESTORE else 1
+        sign = -1 if self.family.direction is Direction.KEEP else 1
         return next(recipe for recipe, of in self.terms if of == sign)
 
     @property
     def labels(self) -> dict[str, Any]:
-        """Its family's level, format, operands and direction, its unit's name and block."""
+        """Its family's level, format, precision and direction, its unit's name and block."""
         unit = self.unit
         return self.family.labels | {
             "unit": "" if unit is None else unit.name,
@@ -109,7 +108,7 @@ class Contrast:
         """As messages call it; no other contrast of a study has it."""
         found = self.labels
         where = found["unit"] if found["block"] is None else f"{found['block']}.{found['unit']}"
-        parts = (found["format"], found["operands"], found["direction"], found["level"], where)
+        parts = (found["format"], found["precision"], found["direction"], found["level"], where)
         return "|".join(part for part in parts if part).rstrip(".")
 
 
@@ -242,7 +241,7 @@ def _replicas(
     None where nothing uses them: where no unit is kept, and where windows are measured until units
     are decided. (A folder may go on under another half-width, or without one.)
     """
-    kept = any(Direction.RESTORE in directions for _, directions in units)
+    kept = any(Direction.KEEP in directions for _, directions in units)
     if not kept or isinstance(study.question.stop_when, BestGoal):
         return range(0)
     first, asked = study.numerics.replicas, study.numerics.jitter
@@ -268,7 +267,7 @@ def of_units(units: Iterable[Unit], setting: Setting, direction: Direction) -> l
     # What they share is made once: a model of many experts has tens of thousands of units.
     family = cache(lambda level: Family(level, setting, direction))
     quantized, nothing = (Recipe(setting), 1), (NOTHING, -1)
-    if direction is Direction.RESTORE:
+    if direction is Direction.KEEP:
         kept = ((unit, Recipe(setting, ((unit.sites, None),))) for unit in units)
         return [Contrast((quantized, (own, -1)), unit, family(unit.level)) for unit, own in kept]
     only = ((unit, Recipe(None, ((unit.sites, setting),))) for unit in units)
@@ -288,28 +287,28 @@ def setting_of(fmt: BlockFormat, operands: Operands, amax: Amax = Amax.CALIBRATE
 
 def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:
     """Every unit, and the directions in which its effect is asked for."""
-    if directions := study.question.directions(Level.COMPONENTS):
-        for component, names in _grouped((s.component, s.name) for s in sites).items():
-            yield Unit("components", component, None, names), directions
+    if directions := study.question.directions(Level.PROJECTIONS):
+        for projection, names in _grouped((s.projection, s.name) for s in sites).items():
+            yield Unit("projections", projection, None, names), directions
     if directions := study.question.directions(Level.BLOCKS):
         for block, members in enumerate(sites.blocks):
             if members:
                 yield Unit("blocks", "", block, frozenset(s.name for s in members)), directions
     for pattern in study.question.patterns:
         yield Unit("patterns", pattern, None, sites.match(pattern)), study.question.directions(None)
-    if directions := study.question.directions(Level.CELLS):
+    if directions := study.question.directions(Level.LAYERS):
         chosen = frozenset().union(*map(sites.match, study.question.layers or ("*",)))
-        for unit in _cells(sites):
+        for unit in _layers(sites):
             if chosen & unit.sites:
                 yield unit, directions
 
 
-def _cells(sites: Sites) -> Iterator[Unit]:
-    """One component in one block each, component by component."""
-    cells = _grouped(((s.component, s.block), s.name) for s in sites)
-    order = {component: place for place, component in enumerate(sites.components)}
-    for component, block in sorted(cells, key=lambda cell: (order[cell[0]], cell[1])):
-        yield Unit("cells", component, block, cells[component, block])
+def _layers(sites: Sites) -> Iterator[Unit]:
+    """One projection in one block each, projection by projection."""
+    layers = _grouped(((s.projection, s.block), s.name) for s in sites)
+    order = {projection: place for place, projection in enumerate(sites.projections)}
+    for projection, block in sorted(layers, key=lambda layer: (order[layer[0]], layer[1])):
+        yield Unit("layers", projection, block, layers[projection, block])
 
 
 def _grouped(pairs: Iterable[tuple[_K, str]]) -> dict[_K, frozenset[str]]:

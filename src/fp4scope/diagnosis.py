@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Diagnosis(Findings):
-    """What a study found. Tables are `Table`s: `d.cells.to_pandas()` for a data frame.
+    """What a study found. Tables are `Table`s: `d.layers.to_pandas()` for a data frame.
 
     Args:
         results: What was measured.

@@ -3,7 +3,7 @@
     Fp4ScopeError
     ├── FormatError (ValueError)       unknown format, or values a format cannot hold
     ├── StudyError (ValueError)        options that cannot be run, or another study's folder
-    ├── UnitError (ValueError)         a component, block or pattern that names nothing
+    ├── UnitError (ValueError)         a projection, block or pattern that names nothing
     ├── ModelError (ValueError)        not a model, or one that cannot be diagnosed
     ├── DataError (ValueError)         evaluation or calibration text that cannot be used
     ├── NonFiniteError (ArithmeticError)  NaN or Inf where the numbers must be finite
@@ -35,7 +35,7 @@ class StudyError(Fp4ScopeError, ValueError):
 
 
 class UnitError(Fp4ScopeError, ValueError):
-    """A component, block or pattern that names no linear of the model."""
+    """A projection, block or pattern that names no linear of the model."""
 
 
 class ModelError(Fp4ScopeError, ValueError):

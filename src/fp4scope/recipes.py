@@ -51,14 +51,14 @@ class Site:
     Attributes:
         name: Full module name, such as `model.layers.3.mlp.up_proj`: what ignore lists take.
         block: Number of its block, from 0.
-        component: Its projection type: the shortest unambiguous ending of its path.
+        projection: Its projection type: the shortest unambiguous ending of its path.
         rows: Outputs of its weight.
         cols: Inputs: the axis along which blocks of a format run.
     """
 
     name: str
     block: int
-    component: str
+    projection: str
     rows: int
     cols: int
 
@@ -99,9 +99,9 @@ class Sites(Sequence[Site]):
         return iter(self._sites)
 
     @cached_property
-    def components(self) -> tuple[str, ...]:
+    def projections(self) -> tuple[str, ...]:
         """Projection types in the order in which a block holds them."""
-        return tuple(dict.fromkeys(site.component for site in self._sites))
+        return tuple(dict.fromkeys(site.projection for site in self._sites))
 
     def match(self, pattern: str) -> frozenset[str]:
         """Names of the sites that a pattern means (`matches`).
@@ -113,7 +113,7 @@ class Sites(Sequence[Site]):
         if not found:
             raise UnitError(
                 f"pattern {pattern!r} matches none of the {len(self)} linears; their names look "
-                f"like {self._sites[0].name}; for components, {nearest(pattern, self.components)}"
+                f"like {self._sites[0].name}; for projections, {nearest(pattern, self.projections)}"
             )
         return found
 

@@ -4,6 +4,7 @@ A treatment turns an operand into its image, of the same shape and dtype. A sett
 treatments of both operands; without any, a product runs in full precision, and has no setting.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +13,18 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import BlockFormat, get_format
 
-FULL_PRECISION_BITS = 16.0
+FULL_PRECISION_BITS = 16
+
+
+def operands_of(precision: str) -> str:
+    """Which operands are quantized: `WA`, `W` or `A`; nothing of the full-precision model.
+
+    Example:
+        >>> operands_of("W4A4"), operands_of("W8A16"), operands_of("")
+        ('WA', 'W', '')
+    """
+    found = re.findall(r"([WA])(\d+)", precision)
+    return "".join(side for side, bits in found if int(bits) < FULL_PRECISION_BITS)
 
 
 class Amax(str, Enum):
@@ -105,6 +117,11 @@ class Setting:
         return FULL_PRECISION_BITS if self.weight is None else self.weight.bits
 
     @property
+    def operands(self) -> str:
+        """Which operands it treats: `WA`, `W` or `A`."""
+        return operands_of(self.precision)
+
+    @property
     def precision(self) -> str:
         """Element bits of both operands, as the field writes them.
 
@@ -116,7 +133,7 @@ class Setting:
             FULL_PRECISION_BITS if operand is None else operand.format.element.bits
             for operand in (self.weight, self.input)
         ]
-        return f"W{bits[0]:.0f}A{bits[1]:.0f}"
+        return "W{}A{}".format(*bits)
 
     def to_json(self) -> dict[str, Any]:
         """The treated operands."""

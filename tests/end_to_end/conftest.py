@@ -97,5 +97,5 @@ def small(model_folder, text_file):
     """Arguments of a run of a second."""
     return [
         model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
-        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "components",
+        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "projections",
     ]  # fmt: skip

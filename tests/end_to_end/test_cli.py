@@ -26,7 +26,7 @@ def test_a_run_prints_the_tables_and_where_they_are(fp4scope, small):
     for word in ("FP32", "mxfp4:floor", "nvfp4", "down_proj", "W4A4", "keep", "only", "P99.9"):
         assert word in out
     assert "Written to here:" in out
-    assert " components.csv," in out
+    assert " projections.csv," in out
     assert "100.0% of the blocks' parameters" not in err  # norms are not quantized
     assert "% of the blocks' parameters are quantized" in err
     assert "4 windows of 32" in err
@@ -38,16 +38,16 @@ def test_the_papers_study_on_a_small_model(fp4scope, small, tmp_path):
     code, _, err = fp4scope("run", *small, "--preset", "paper", "--dtype", "float32", "-o", "out")
     assert code == 0, err
     data = json.loads((tmp_path / "out/results.json").read_text())
-    rows = data["summary"]["baselines"]
+    rows = data["summary"]["all_quantized"]
     formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")
-    operands = ("weights+activations", "weights")
-    expected = {("reference", ""), *((f, o) for f in formats for o in operands)}
-    assert {(row["format"], row["operands"]) for row in rows} == expected
-    assert all(row["jitter_nll"] is not None for row in rows)
-    units = data["summary"]["components"]  # `small` says so
-    swept = {(row["format"], row["operands"], row["direction"]) for row in units}
+    precisions = ("W4A4", "W4A16")
+    expected = {("full precision", ""), *((f, p) for f in formats for p in precisions)}
+    assert {(row["format"], row["precision"]) for row in rows} == expected
+    assert all(row["noise_nll"] is not None for row in rows)
+    units = data["summary"]["projections"]  # `small` says so
+    swept = {(row["format"], row["precision"], row["direction"]) for row in units}
     assert swept == {
-        (f, operands[0], d) for f in ("mxfp4:floor", "nvfp4") for d in ("restore", "isolate")
+        (f, precisions[0], d) for f in ("mxfp4:floor", "nvfp4") for d in ("keep", "only")
     }
     assert len(units) == 4 * 7
     study = yaml.safe_load((tmp_path / "out/study.yaml").read_text())
@@ -56,7 +56,7 @@ def test_the_papers_study_on_a_small_model(fp4scope, small, tmp_path):
 
 
 def test_the_default_folder_is_named_after_the_model(fp4scope, small, tmp_path):
-    code, _, _ = fp4scope("run", *small, "--formats", "nvfp4", "--direction", "isolate")
+    code, _, _ = fp4scope("run", *small, "--formats", "nvfp4", "--direction", "only")
     assert code == 0
     assert (tmp_path / "fp4scope-tiny-llama" / "results.json").exists()
 
@@ -106,7 +106,7 @@ def test_stats(fp4scope, model_folder, text_file, tmp_path):
     assert code == 0
     assert "down_proj" in out
     lines = (tmp_path / "a.csv").read_text().splitlines()
-    assert lines[0] == "block,component,max,p999,ratio"
+    assert lines[0] == "block,projection,max,p999,ratio"
     assert len(lines) == 1 + 21
 
 
@@ -199,7 +199,7 @@ def test_other_spellings_of_options(asked):
         "--pattern", "*.0.*", "--pattern", "re:a{1,2}", "--dtype", "float16", "--allow-pickle",
     )  # fmt: skip
     other, folder = asked(
-        "--limit", 3, "--seq_len=16", "--cells", "down_proj", "--baselines", "nvfp4",
+        "--limit", 3, "--seq_len=16", "--layers", "down_proj", "--all-quantized models", "nvfp4",
         "--patterns", "*.0.*", "--patterns", "re:a{1,2}", "--dtype", "fp16", "--allow_pickle",
         "--output-path", "there",
     )  # fmt: skip
@@ -235,12 +235,12 @@ def _bad(folder, text, tmp_path):
         ),
         "format": (["run", *model, "--formats", "nvpf4"], ["'nvpf4'", "did you mean nvfp4"]),
         "sweep": (
-            ["run", *model, "--sweep", "cell"],
-            ["'cell'", "choices: projections, blocks, layers"],
+            ["run", *model, "--sweep", "layer"],
+            ["'layer'", "choices: projections, blocks, layers"],
         ),
         "direction": (["run", *model, "--direction", "up"], ["'up'", "keep, only"]),
         "operands": (["run", *model, "--operands", "weight"], ["choices: w4a4, w4a16, w16a4"]),
-        "component": (["run", *model, "--pattern", "down_prj"], ["did you mean down_proj"]),
+        "projection": (["run", *model, "--pattern", "down_prj"], ["did you mean down_proj"]),
         "pattern": (["run", *model, "--pattern", "*.moe.*"], ["matches none of the 21 linears"]),
         "key": (
             ["run", "--config", tmp_path / "unknown.yaml"],
@@ -324,7 +324,7 @@ def test_another_study_in_the_folder(fp4scope, small):
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(small, tmp_path):
     command = [
         sys.executable, "-c", "from fp4scope.cli import main; main()", "run", *map(str, small),
-        "--sweep", "cells", "--formats", "nvfp4", "--windows", "48", "-o", str(tmp_path / "out"),
+        "--sweep", "layers", "--formats", "nvfp4", "--windows", "48", "-o", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     journal = tmp_path / "out" / "journal.jsonl"

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline, jitter
+from asking import REFERENCE, all_quantized, asked, jitter
 from fp4scope.ledger import results_to_json
 
-BASE = baseline("nvfp4")
+BASE = all_quantized("nvfp4")
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def outputs(observe, results, tmp_path):
             noisy = text + cost + 0.005 * rng.normal(size=16)
             found.append(observe(whole, noisy, replicas=replicas))
         for i, unit in enumerate(("q_proj", "up_proj", "down_proj")):
-            component = asked(format="nvfp4", direction="isolate", level="components", unit=unit)
-            found.append(observe(component, text + 0.05 * i + 0.001 * rng.normal(size=16)))
+            projection = asked(format="nvfp4", direction="only", level="projections", unit=unit)
+            found.append(observe(projection, text + 0.05 * i + 0.001 * rng.normal(size=16)))
         study = results(
             *found,
             model={"name": "m", "fingerprint": "f", "blocks": 2, "tokenizer_sha256": "t"},
@@ -72,8 +72,8 @@ def test_markdown_and_json(fp4scope, outputs, tmp_path):
     assert data["version"] == 1
     assert data["outputs"] == list(outputs)
     assert len(data["failed"]) == 1
-    assert [round(row["delta_nll"], 1) for row in data["baselines"]] == [0.2, 0.2]
-    assert {row["level"] for row in data["changes"]} == {"baselines", "components"}
+    assert [round(row["delta_nll"], 1) for row in data["all_quantized"]] == [0.2, 0.2]
+    assert {row["level"] for row in data["changes"]} == {"model", "projections"}
 
 
 @pytest.mark.parametrize(

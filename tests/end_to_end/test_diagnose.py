@@ -24,7 +24,7 @@ from fp4scope.models import load_model
 from fp4scope.sweep import Worker, memory
 from fp4scope.sweep.wavefront import Wavefront
 
-COMPONENTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def read_csv(path):
@@ -39,7 +39,7 @@ def finished(model_folder, text_file, tmp_path_factory):
     return fp4scope.diagnose(
         model_folder,
         text=str(text_file),
-        sweep="components,blocks,cells",
+        sweep="projections,blocks,layers",
         patterns=["*.0.mlp.*"],
         operands="weights+activations,weights",
         output_dir=folder,
@@ -48,13 +48,13 @@ def finished(model_folder, text_file, tmp_path_factory):
 
 
 def test_every_variant_is_there(finished):
-    # 2 formats x 2 operands x 2 directions x (7 components, 3 blocks, 21 cells, 1 pattern)
-    assert len(finished.components) == 8 * 7
+    # 2 formats x 2 operands x 2 directions x (7 projections, 3 blocks, 21 layers, 1 pattern)
+    assert len(finished.projections) == 8 * 7
     assert len(finished.blocks) == 8 * 3
-    assert len(finished.cells) == 8 * 21
+    assert len(finished.layers) == 8 * 21
     assert len(finished.patterns) == 8
-    assert len(finished.baselines) == 1 + 4
-    assert set(finished.components["component"]) == COMPONENTS
+    assert len(finished.all_quantized) == 1 + 4
+    assert set(finished.projections["projection"]) == PROJECTIONS
 
 
 def test_the_reference_is_the_models_own_loss(finished, model_folder, text_file):
@@ -65,16 +65,16 @@ def test_the_reference_is_the_models_own_loss(finished, model_folder, text_file)
         window = ids[32 * w : 32 * (w + 1)][None]
         with torch.no_grad():
             losses.append(float(loaded.model(window, labels=window).loss))
-    reference = finished.baselines[0]
+    reference = finished.all_quantized[0]
     assert reference["nll"] == pytest.approx(sum(losses) / 3, rel=1e-6)
     assert reference["ppl"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-6)
     assert (reference["kl"], reference["top1"]) == (0.0, 1.0)
     assert (reference["windows"], reference["tokens"]) == (3, 3 * 31)
 
 
-def test_a_pattern_equals_the_block_components_it_names(finished):
+def test_a_pattern_equals_the_block_projections_it_names(finished):
     # *.0.mlp.* quantized alone is its own unit; quantizing nothing else keeps the others' weights.
-    rows = finished.patterns.where(direction="isolate", operands="weights", format="nvfp4")
+    rows = finished.patterns.where(direction="only", precision="W4A16", format="nvfp4")
     assert rows[0]["pattern"] == "*.0.mlp.*"
     assert rows[0]["kl"] > 0
 
@@ -82,17 +82,17 @@ def test_a_pattern_equals_the_block_components_it_names(finished):
 def test_files(finished):
     names = {p.name for p in finished.folder.iterdir()}
     assert names == {
-        "activations.csv", "baselines.csv", "blocks.csv", "cells.csv", "components.csv",
+        "activations.csv", "baselines.csv", "blocks.csv", "layers.csv", "projections.csv",
         "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.html", "report.md",
         "results.json", "study.yaml",
     }  # fmt: skip
-    cells = read_csv(finished.folder / "cells.csv")
-    assert len(cells) == 8 * 21
-    for written, row in zip(cells, finished.cells, strict=True):
+    layers = read_csv(finished.folder / "layers.csv")
+    assert len(layers) == 8 * 21
+    for written, row in zip(layers, finished.layers, strict=True):
         assert float(written["delta_nll"]) == row["delta_nll"]
         assert int(written["block"]) == row["block"]
     first = read_csv(finished.folder / "baselines.csv")[0]
-    assert first["format"] == "reference"
+    assert first["format"] == "full precision"
     assert first["delta_nll"] == ""
     figures = {p.name for p in (finished.folder / "figures").iterdir()}
     for kind in ("projections-keep", "projections-only", "layers-keep", "heatmap-keep"):
@@ -119,59 +119,59 @@ def test_results_json_holds_the_windows_and_the_conditions(finished):
     assert data["data"]["tokens_in_text"] == 2000
     assert {"torch", "transformers", "python", "platform", "wall_s"} <= set(data["environment"])
     assert data["summary"]["confidence"] == 0.95
-    assert data["summary"]["components"][0]["delta_nll_stderr"] > 0
+    assert data["summary"]["projections"][0]["delta_nll_stderr"] > 0
 
 
 def test_load_gives_the_same_tables_without_torch(finished):
     again = fp4scope.load(finished.folder)
-    assert again.cells.rows == finished.cells.rows
+    assert again.layers.rows == finished.layers.rows
     assert again.activations.rows == finished.activations.rows
     assert again.report() == finished.report()
 
 
 def test_tables_become_data_frames(finished):
-    frame = finished.components.to_pandas()
-    assert list(frame.columns) == list(finished.components.columns)
-    assert len(frame) == len(finished.components)
+    frame = finished.projections.to_pandas()
+    assert list(frame.columns) == list(finished.projections.columns)
+    assert len(frame) == len(finished.projections)
 
 
 def test_the_report_has_the_numbers_of_the_tables(finished):
     text = (finished.folder / "report.md").read_text()
-    row = finished.components.where(component="down_proj", direction="restore")[0]
+    row = finished.projections.where(projection="down_proj", direction="keep")[0]
     assert f"{row['ppl']:.2f}" in text or f"{row['ppl']:.1f}" in text
     assert "Positive means that quantizing this costs" in text
     assert finished.results.data["sha256"][:16] in text
 
 
 def test_plots(finished):
-    for kind in ("components", "cells", "heatmap", "percent"):
+    for kind in ("projections", "layers", "heatmap", "percent"):
         assert finished.plot(kind).axes
     with pytest.raises(StudyError, match="did you mean heatmap"):
         finished.plot("heatmaps")
     with pytest.raises(StudyError, match="only keep has that"):
-        finished.plot("percent", direction="isolate")
+        finished.plot("percent", direction="only")
     with pytest.raises(StudyError, match="no direction 'sideways'"):
-        finished.plot("cells", direction="sideways")
+        finished.plot("layers", direction="sideways")
 
 
 def test_a_restored_unit_that_is_everything_would_be_the_reference(model_folder, options):
     """Restoring all linears leaves none quantized: the pattern `*` gives the reference back."""
     d = fp4scope.diagnose(model_folder, sweep="", patterns=["*"], formats="nvfp4", **options)
-    restored = d.patterns.where(direction="restore")[0]
-    isolated = d.patterns.where(direction="isolate")[0]
-    assert (restored["kl"], restored["nll"]) == (0.0, d.baselines[0]["nll"])
-    assert isolated["nll"] == d.baselines[1]["nll"]
-    assert isolated["kl"] == d.baselines[1]["kl"]
+    restored = d.patterns.where(direction="keep")[0]
+    isolated = d.patterns.where(direction="only")[0]
+    assert (restored["kl"], restored["nll"]) == (0.0, d.all_quantized[0]["nll"])
+    assert isolated["nll"] == d.all_quantized[1]["nll"]
+    assert isolated["kl"] == d.all_quantized[1]["kl"]
 
 
 def test_a_model_in_memory_gives_what_its_folder_gives(model_folder, options):
     loaded = load_model(str(model_folder))
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
     d = fp4scope.diagnose(
-        loaded.model, tokenizer=loaded.tokenizer, sweep="components", formats="mxfp4", **options
+        loaded.model, tokenizer=loaded.tokenizer, sweep="projections", formats="mxfp4", **options
     )
-    same = fp4scope.diagnose(model_folder, sweep="components", formats="mxfp4", **options)
-    assert d.components.rows == same.components.rows
+    same = fp4scope.diagnose(model_folder, sweep="projections", formats="mxfp4", **options)
+    assert d.projections.rows == same.projections.rows
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[name])
     with pytest.raises(StudyError, match="needs its tokenizer"):
@@ -288,7 +288,7 @@ def chunks(monkeypatch):
 def test_stopped_and_resumed_equals_run_through(
     model_folder, options, tmp_path, stop_after, chunks
 ):
-    study = options | {"sweep": "components", "formats": "nvfp4", "direction": "restore"}
+    study = options | {"sweep": "projections", "formats": "nvfp4", "direction": "keep"}
     whole = fp4scope.diagnose(model_folder, output_dir=tmp_path / "whole", **study)
     order = list(chunks)
     assert [len(chunk) for chunk in order] == [2, 2, 2]
@@ -306,9 +306,9 @@ def test_stopped_and_resumed_equals_run_through(
         fp4scope.load(tmp_path / "parts")
     parts = fp4scope.diagnose(model_folder, output_dir=tmp_path / "parts", **study)
     assert chunks == order
-    assert parts.components.rows == whole.components.rows
-    assert parts.baselines.rows == whole.baselines.rows
-    for name in ("baselines.csv", "components.csv", "activations.csv", "journal.jsonl"):
+    assert parts.projections.rows == whole.projections.rows
+    assert parts.all_quantized.rows == whole.all_quantized.rows
+    for name in ("baselines.csv", "projections.csv", "activations.csv", "journal.jsonl"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -316,7 +316,7 @@ def test_a_finished_run_measures_nothing_again(model_folder, options, tmp_path, 
     first = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
     monkeypatch.setattr(Wavefront, "measure", None)
     again = fp4scope.diagnose(model_folder, sweep="", output_dir=tmp_path, **options)
-    assert again.baselines.rows == first.baselines.rows
+    assert again.all_quantized.rows == first.all_quantized.rows
 
 
 def test_chunks_and_order_do_not_change_a_number(model_folder, options, chunks):
@@ -357,7 +357,7 @@ def test_overflow_is_named_by_block_and_linear(model_folder, options):
     loaded = load_model(str(model_folder))
     loaded.model.model.layers[1].mlp.up_proj.weight.data *= 1e38
     with pytest.raises(
-        NonFiniteError, match=r"model\.layers\.1\.mlp\.down_proj \(block 1, component down_proj\)"
+        NonFiniteError, match=r"model\.layers\.1\.mlp\.down_proj \(block 1, projection down_proj\)"
     ):
         fp4scope.diagnose(loaded.model, tokenizer=loaded.tokenizer, **options)
 
@@ -373,24 +373,24 @@ def test_calibrated_and_dynamic_scales_differ_for_nvfp4_only(model_folder, optio
     def run(scale):
         return fp4scope.diagnose(model_folder, sweep="", activation_scale=scale, **options)
 
-    calibrated, dynamic = run("calibrated").baselines, run("dynamic").baselines
+    calibrated, dynamic = run("calibrated").all_quantized, run("dynamic").all_quantized
     assert calibrated.where(format="nvfp4")["nll"] != dynamic.where(format="nvfp4")["nll"]
     assert calibrated.where(format="mxfp4:floor").rows == dynamic.where(format="mxfp4:floor").rows
 
 
 def test_what_is_excluded_is_quantized_nowhere_and_listed(model_folder, options, tmp_path):
     """The all-quantized model is the one without it: restoring an excluded unit is no question."""
-    few = options | {"formats": "mxfp4", "sweep": "components", "windows": 3}
+    few = options | {"formats": "mxfp4", "sweep": "projections", "windows": 3}
     d = fp4scope.diagnose(model_folder, **few, exclude=["*.mlp.*"], output_dir=tmp_path / "out")
-    listed = [(e["component"], e["linears"], e["reason"]) for e in d.results.model["excluded"]]
+    listed = [(e["projection"], e["linears"], e["reason"]) for e in d.results.model["excluded"]]
     names = ("gate_proj", "up_proj", "down_proj")
     assert listed == [(name, 3, "by *.mlp.*") for name in names]
-    assert {c.component for c in d.results.activations} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert {c.projection for c in d.results.activations} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     report = (tmp_path / "out" / "report.md").read_text()
     assert "9 linears stay in full precision (gate_proj: 3, by *.mlp.*" in report
     whole = fp4scope.diagnose(model_folder, **few, patterns=["*.mlp.*"])
-    kept = whole.patterns.where(direction="restore")["nll"]
-    assert d.baselines.where(format="mxfp4:floor")["nll"] == kept
+    kept = whole.patterns.where(direction="keep")["nll"]
+    assert d.all_quantized.where(format="mxfp4:floor")["nll"] == kept
     with pytest.raises(StudyError, match="exclude"):
         fp4scope.diagnose(model_folder, **few, output_dir=tmp_path / "out")
 
@@ -402,10 +402,10 @@ def test_linears_that_never_run_stay_in_full_precision(tiny_tokenizer, options):
         vocab_size=96, hidden_size=64, num_hidden_layers=2, state_size=4, time_step_rank=4
     )
     model = MambaForCausalLM(config)
-    few = options | {"formats": "mxfp4", "sweep": "components", "windows": 2, "exclude": "none"}
+    few = options | {"formats": "mxfp4", "sweep": "projections", "windows": 2, "exclude": "none"}
     d = fp4scope.diagnose(model, tokenizer=tiny_tokenizer(), **few, allow_partial=True)
     (excluded,) = d.results.model["excluded"]
-    assert (excluded["component"], excluded["linears"]) == ("dt_proj", 2)
+    assert (excluded["projection"], excluded["linears"]) == ("dt_proj", 2)
     assert excluded["reason"].startswith("never runs as a module")
 
 
@@ -419,7 +419,7 @@ def test_widths_that_no_engine_serves_are_said(tiny_tokenizer, options):
     fp4scope.diagnose(
         LlamaForCausalLM(config),
         tokenizer=tiny_tokenizer(),
-        **options | {"formats": "nvfp4", "sweep": "components", "windows": 2},
+        **options | {"formats": "nvfp4", "sweep": "projections", "windows": 2},
         progress=lambda event: notes.append(event.note),
     )
     (note,) = [note for note in notes if note and "width" in note]

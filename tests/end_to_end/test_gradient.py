@@ -14,7 +14,7 @@ BOTH = ["exact", "gradient"]
 
 @pytest.fixture
 def study(options):
-    return options | {"sweep": "components,cells:isolate", "formats": "nvfp4", "windows": 3}
+    return options | {"sweep": "projections,layers:only", "formats": "nvfp4", "windows": 3}
 
 
 @pytest.fixture
@@ -28,22 +28,22 @@ def run(model_folder, study, tmp_path):
 
 
 def same(one, other):
-    tables = ("baselines", "components", "cells", "agreement")
+    tables = ("all_quantized", "projections", "layers", "agreement")
     return all(getattr(one, t).rows == getattr(other, t).rows for t in tables)
 
 
 def test_both_methods_fill_the_same_rows(run):
     both, exact, gradient = run(BOTH), run("exact", "exact"), run("gradient", "gradient")
-    assert len(both.components) == 2 * 7
-    assert len(both.cells) == 21
-    assert both.baselines.rows == exact.baselines.rows
-    # Of rerun noise the gradient alone knows less: no replica is measured for it.
-    for measured, fewer in zip(exact.baselines, gradient.baselines, strict=True):
+    assert len(both.projections) == 2 * 7
+    assert len(both.layers) == 21
+    assert both.all_quantized.rows == exact.all_quantized.rows
+    # Of run-to-run noise the gradient alone knows less: no replica is measured for it.
+    for measured, fewer in zip(exact.all_quantized, gradient.all_quantized, strict=True):
         assert {k: v for k, v in measured.items() if v != fewer[k]}.keys() <= {
-            "jitter_nll",
-            "jitter_kl",
+            "noise_nll",
+            "noise_kl",
         }
-    for table in ("components", "cells"):
+    for table in ("projections", "layers"):
         rows = zip(*(getattr(d, table) for d in (both, exact, gradient)), strict=True)
         for row, measured, estimated in rows:
             for column, value in row.items():
@@ -52,7 +52,7 @@ def test_both_methods_fill_the_same_rows(run):
                     assert estimated[column] == value
                 else:
                     assert measured[column] == value
-                    names = ("format", "direction", "component", "block", "operands", "windows")
+                    names = ("format", "direction", "projection", "block", "precision", "windows")
                     expected = value if column in (*names, "tokens") else None
                     assert estimated[column] == expected
     assert len(both.agreement) == 3

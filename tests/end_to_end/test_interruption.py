@@ -91,7 +91,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-KEPT = ("components.csv", "cells.csv", "baselines.csv", "activations.csv", "journal.jsonl")
+KEPT = ("projections.csv", "layers.csv", "baselines.csv", "activations.csv", "journal.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def command(model_folder, text_file):
         "calibration_windows": 4,
         "calibration_seq_len": 32,
         "formats": "nvfp4",
-        "direction": "restore",
-        "sweep": "components,cells",
+        "direction": "keep",
+        "sweep": "projections,layers",
     }
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

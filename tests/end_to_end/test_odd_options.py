@@ -11,7 +11,7 @@ from fp4scope.cli.app import app
 from fp4scope.study import Study
 
 WORDS = [
-    "", ",", "\udce9", "~nosuchuser/m", "x" * 5000, "9" * 5000, "18446744073709551616", "cells:",
+    "", ",", "\udce9", "~nosuchuser/m", "x" * 5000, "9" * 5000, "18446744073709551616", "layers:",
     "[", "nvfp4/", "hpu", "/dev/zero", "/", "/nowhere/at/all", "-1", "1.5",
 ]  # fmt: skip
 COMMANDS = app.commands

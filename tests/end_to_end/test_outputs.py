@@ -13,7 +13,7 @@ from fp4scope.ledger.lines import decode, encode
 
 @pytest.fixture
 def study(options):
-    few = {"windows": 2, "sweep": "components", "direction": "restore", "formats": "nvfp4"}
+    few = {"windows": 2, "sweep": "projections", "direction": "keep", "formats": "nvfp4"}
     return options | few | {"calibration_windows": 2}
 
 
@@ -35,7 +35,7 @@ def test_a_path_that_is_not_utf8_loses_nothing(model_folder, study, tmp_path, te
     out = tmp_path / os.fsdecode(b"out-\xe9")
     written = study | {"text": str(tmp_path / name)}
     fp4scope.diagnose(model_folder, output_dir=out, **written)
-    assert {"results.json", "components.csv", "report.html", "report.md"} <= set(os.listdir(out))
+    assert {"results.json", "projections.csv", "report.html", "report.md"} <= set(os.listdir(out))
     assert fp4scope.load(out).results.study["data"]["text"].endswith("caf\\udce9")
     before = (out / "journal.jsonl").read_bytes()
     fp4scope.diagnose(model_folder, output_dir=out, **written)  # the same study, once more

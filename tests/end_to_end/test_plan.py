@@ -17,7 +17,7 @@ from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
 from fp4scope.sweep import scheduler
 
-LEVELS = ("components", "blocks", "cells", "patterns")
+LEVELS = ("projections", "blocks", "layers", "patterns")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def study(model_folder, text_file):
         windows=20,
         calibration_windows=8,
         calibration_seq_len=32,
-        sweep="components:restore,cells:isolate",
-        cells="down_proj,*.0.*",
+        sweep="projections:keep,layers:only",
+        layers="down_proj,*.0.*",
         patterns="*.1.mlp.*",
         replicas=2,
         jitter=3,
@@ -85,13 +85,13 @@ def test_variants_are_those_that_a_run_writes(planned, executed):
     }
     assert planned.variants == len(runs)
     written = Counter(
-        (row["format"], row["operands"], row["direction"], level)
+        (row["format"], row["precision"], row["direction"], level)
         for level in LEVELS
         for row in getattr(diagnosis, level)
     )
-    families = {(f.format, f.operands, f.direction, f.level): f.units for f in planned.families}
+    families = {(f.format, f.precision, f.direction, f.level): f.units for f in planned.families}
     assert families == dict(written)
-    assert {count for family, count in families.items() if family[3] == "cells"} == {3 + 6}
+    assert {count for family, count in families.items() if family[3] == "layers"} == {3 + 6}
 
 
 def test_work_is_what_a_run_does(planned, executed):
@@ -121,7 +121,7 @@ def test_intervals_are_about_as_wide_as_forecast(tokens, study, executed, monkey
     ratios = []
     for family in several:
         rows = getattr(diagnosis, family.level).where(
-            format=family.format, operands=family.operands, direction=family.direction
+            format=family.format, precision=family.precision, direction=family.direction
         )
         widths = [(row["delta_nll_high"] - row["delta_nll_low"]) / 2 for row in rows]
         reached = np.sqrt(np.mean(np.square(widths)))
@@ -162,7 +162,7 @@ def plan(fp4scope, tmp_path, monkeypatch):
 
 
 def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
-    code, out, err = plan(*small, "--sweep", "components,cells:restore", "--windows", 9)
+    code, out, err = plan(*small, "--sweep", "projections,layers:keep", "--windows", 9)
     assert code == 0
     assert "calibrating" in err
     first, *lines = [line for line in out.splitlines() if line.strip()]
@@ -172,8 +172,8 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
         "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
     ]  # fmt: skip
     assert "% of the blocks' parameters, 3 blocks, 7 projections" in facts["coverage"]
-    # Reference and two baselines, a control for each; per format 7 + 7 components and 21 cells,
-    # that is the work of 29 baselines with its own: 8% of it are two replicas.
+    # Reference and two baselines, a control for each; per format 7 + 7 projections and 21 layers,
+    # that is the work of 29 all-quantized models with its own: 8% of it are two replicas.
     assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21 + 2)}: ")
     for kind in ("14 projections (keep)", "14 projections (only)", "42 layers (keep)"):
         assert kind in facts["variants"]
@@ -206,9 +206,9 @@ def test_too_few_windows_are_said(plan, small):
 
 BAD = {
     "no model": ((), "which model?"),
-    "a level": (("--sweep", "cell"), "unknown 'cell'; choices: projections, blocks, layers"),
+    "a level": (("--sweep", "layer"), "unknown 'layer'; choices: projections, blocks, layers"),
     "a pattern": (("--pattern", "*.moe.*"), "matches none of the 21 linears"),
-    "cells": (("--sweep", "cells", "--cells", "*.moe.*"), "matches none of the 21 linears"),
+    "layers": (("--sweep", "layers", "--layers", "*.moe.*"), "matches none of the 21 linears"),
     "windows": (("--windows", 999), "--windows 62"),
     "a text": (("--text", "no.txt"), "cannot read the text no.txt"),
     "a size": (("--memory", "plenty"), "memory is 'plenty'; give a size such as 8GB"),

@@ -40,7 +40,7 @@ def diagnosis():
 
 
 def test_the_reference_and_weights_only_agree(diagnosis):
-    reference, nvfp4 = diagnosis.baselines
+    reference, nvfp4 = diagnosis.all_quantized
     assert reference["ppl"] == pytest.approx(36.635, abs=0.001)
     assert nvfp4["ppl"] == pytest.approx(46.52, abs=0.01)
     assert (reference["windows"], reference["tokens"]) == (16, 16 * 511)
@@ -49,7 +49,7 @@ def test_the_reference_and_weights_only_agree(diagnosis):
 
 def test_what_it_says_of_the_model(diagnosis):
     model = diagnosis.results.model
-    assert (model["blocks"], len(model["components"])) == (30, 7)
+    assert (model["blocks"], len(model["projections"])) == (30, 7)
     assert model["coverage"] > 0.99
     assert "Q4_1" in model["prior_quantization"]
     assert "quantized before" in diagnosis.report()

@@ -1,4 +1,4 @@
-"""Perturbed realisations: rows for each, and the floor that they put under every cell."""
+"""Perturbed realisations: rows for each, and the floor that they put under every layer."""
 
 import json
 import math
@@ -6,11 +6,11 @@ import math
 import pytest
 
 import fp4scope
-from asking import REFERENCE, baseline
+from asking import REFERENCE, all_quantized
 from fp4scope.ledger import MEASURES, read_results
 
 FORMATS = ("mxfp4:floor", "nvfp4")
-W4A4 = "weights+activations"
+W4A4 = "W4A4"
 SMALL = {"seq_len": 32, "windows": 3, "calibration_windows": 4, "calibration_seq_len": 32}
 
 
@@ -21,7 +21,7 @@ def finished(model_folder, text_file, tmp_path_factory):
         text=str(text_file),
         **SMALL,
         sweep="blocks",
-        direction="restore",
+        direction="keep",
         replicas=2,
         jitter=3,
         output_dir=tmp_path_factory.mktemp("out"),
@@ -34,7 +34,7 @@ def results(finished):
 
 
 NOTHING = REFERENCE.recipe
-WHOLE = [baseline(fmt, W4A4).recipe for fmt in FORMATS]
+WHOLE = [all_quantized(fmt, W4A4).recipe for fmt in FORMATS]
 
 
 def column(results, recipe, measure):
@@ -104,7 +104,7 @@ def test_rounding_alone_moves_the_full_precision_model_by_next_to_nothing(result
 
 
 def test_quantized_activations_magnify_rounding(model_folder, text_file):
-    """A baseline differs from itself by far more than the reference does from itself.
+    """An all-quantized model differs from itself by far more than the reference does from itself.
 
     In BF16, where rounding is coarse enough to flip quantized values in a model this small.
     """

@@ -13,7 +13,7 @@ from fp4scope.report import files
 from fp4scope.report.stopping import stopping_lines
 
 STEPS = 100
-KEPT = ("components.csv", "cells.csv", "baselines.csv", "journal.jsonl")
+KEPT = ("projections.csv", "layers.csv", "baselines.csv", "journal.jsonl")
 DECISION = "best=2,within=0mnat,error=40%"
 
 
@@ -21,7 +21,7 @@ DECISION = "best=2,within=0mnat,error=40%"
 def trained(tmp_path_factory, tiny_tokenizer):
     """A model whose layers had to learn which two words may follow each, and its text.
 
-    Outliers in front of down_proj, stronger in the second block, make that cell by far the most
+    Outliers in front of down_proj, stronger in the second block, make that layer by far the most
     costly.
     """
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def trained(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def diagnose(trained):
-    """`diagnose(goal, **options)`: isolated cells and components, up to 40 windows."""
+    """`diagnose(goal, **options)`: isolated layers and projections, up to 40 windows."""
 
     def run(goal, **options):
         study = {
@@ -70,7 +70,7 @@ def diagnose(trained):
             "calibration_windows": 4,
             "calibration_seq_len": 32,
             "formats": "mxfp4:floor",
-            "direction": "isolate",
+            "direction": "only",
             "stop_when": goal,
         }
         with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,7 @@ def diagnose(trained):
 
 @pytest.fixture(scope="module")
 def decided(diagnose, tmp_path_factory):
-    """A decision that drops cells on the way and has not come to its end by 40 windows."""
+    """A decision that drops layers on the way and has not come to its end by 40 windows."""
     folder = tmp_path_factory.mktemp("decided")
     return diagnose(DECISION, output_dir=folder), folder
 
@@ -100,13 +100,13 @@ def test_what_is_decided_is_not_measured_any_more(decided):
     assert "undecided" in fates
     assert not stopping["reached"]
     assert (stopping["windows"], stopping["available"], family["windows"]) == (40, 40, 40)
-    for row in diagnosis.cells:
-        unit = units[row["component"], row["block"]]
+    for row in diagnosis.layers:
+        unit = units[row["projection"], row["block"]]
         assert row["windows"] == unit["windows"]
         assert unit["windows"] == 40 or unit["fate"] != "undecided"
     assert units["down_proj", 1]["windows"] < 40
     # What is not in question is measured to the end.
-    assert set(diagnosis.components["windows"] + diagnosis.baselines["windows"]) == {40}
+    assert set(diagnosis.projections["windows"] + diagnosis.all_quantized["windows"]) == {40}
 
 
 def test_the_journal_has_what_was_measured_chunk_by_chunk(decided):
@@ -122,7 +122,7 @@ def test_the_journal_has_what_was_measured_chunk_by_chunk(decided):
 def test_intervals_are_confidence_sequences_and_the_report_says_so(decided, diagnose):
     diagnosis, folder = decided
     plain = diagnose(None)
-    for ours, fixed in zip(diagnosis.components, plain.components, strict=True):
+    for ours, fixed in zip(diagnosis.projections, plain.projections, strict=True):
         # The batches differ, so the numbers do by their rounding.
         assert ours["delta_nll"] == pytest.approx(fixed["delta_nll"], abs=2e-3)
         width = fixed["delta_nll_high"] - fixed["delta_nll_low"]
@@ -141,7 +141,7 @@ def test_intervals_are_confidence_sequences_and_the_report_says_so(decided, diag
     assert plain.results.protocol["stopping"] is None
     assert stopping_lines(plain.results) == []
     again = library.load(folder)
-    assert again.cells.rows == diagnosis.cells.rows
+    assert again.layers.rows == diagnosis.layers.rows
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 3, 4])
@@ -183,7 +183,7 @@ def test_a_half_width_and_going_on_to_a_smaller_one(diagnose, tmp_path):
     stopping = wide.results.protocol["stopping"]
     assert stopping["reached"]
     assert 8 <= stopping["windows"] < 40
-    rows = [*wide.cells, *wide.components]
+    rows = [*wide.layers, *wide.projections]
     largest = max(row["delta_nll_high"] - row["delta_nll"] for row in rows)
     assert stopping["widest_nats"] == pytest.approx(largest)
     assert largest <= 0.2
@@ -207,24 +207,24 @@ def test_a_time_measures_one_chunk_at_least_and_keeps_t_intervals(diagnose, tmp_
     assert "95% t intervals" in short.report()
     assert "8 of 40 windows of 32" in short.report()
     # Each run has its own time, and goes on.
-    assert set(diagnose("0.001s", output_dir=tmp_path).baselines["windows"]) == {16}
-    assert set(diagnose("10h", output_dir=tmp_path).baselines["windows"]) == {40}
+    assert set(diagnose("0.001s", output_dir=tmp_path).all_quantized["windows"]) == {16}
+    assert set(diagnose("10h", output_dir=tmp_path).all_quantized["windows"]) == {40}
 
 
 def test_more_than_there_are_is_refused_before_measuring(diagnose):
-    with pytest.raises(StudyError, match=r"best 14, but there are only 14 cells \(isolate, mxfp4"):
+    with pytest.raises(StudyError, match=r"best 14, but there are only 14 layers \(only, mxfp4"):
         diagnose("best=14")
-    with pytest.raises(StudyError, match="best 7, but there are only 7 components"):
-        diagnose("best=7", sweep="components")
+    with pytest.raises(StudyError, match="best 7, but there are only 7 projections"):
+        diagnose("best=7", sweep="projections")
     for goal in ("best=1", "half-width=1mnat"):
         with pytest.raises(StudyError, match="the study has no units; name some with --sweep"):
             diagnose(goal, sweep="")
 
 
-def test_without_cells_the_decision_is_about_components(diagnose):
-    diagnosis = diagnose("best=1,within=20mnat", sweep="components", windows=24)
+def test_without_layers_the_decision_is_about_projections(diagnose):
+    diagnosis = diagnose("best=1,within=20mnat", sweep="projections", windows=24)
     (family,) = diagnosis.results.protocol["stopping"]["families"]
-    assert family["level"] == "components"
+    assert family["level"] == "projections"
     assert len(family["units"]) == 7
 
 
@@ -232,7 +232,7 @@ def test_the_command_line(fp4scope, trained):
     arguments = [
         "run", trained / "model", "--text", trained / "words.txt", "--seq-len", 32,
         "--windows", 24, "--calibration-windows", 4, "--calibration-seq-len", 32, "--sweep",
-        "components", "--direction", "isolate", "--formats", "nvfp4",
+        "projections", "--direction", "only", "--formats", "nvfp4",
     ]  # fmt: skip
     code, out, _ = fp4scope(*arguments, "-o", "out", "--stop-when", "half-width=1nat")
     assert code == 0

@@ -16,7 +16,7 @@ BLOCKS, WINDOWS, TOKENS = 3, (4, 0, 2), 10
 SITES = Sites(
     [
         Site(
-            name=f"model.layers.{b}.{path}", block=b, component=path.split(".")[1], rows=8, cols=16
+            name=f"model.layers.{b}.{path}", block=b, projection=path.split(".")[1], rows=8, cols=16
         )
         for b in range(BLOCKS)
         for path in ("attn.q_proj", "mlp.up_proj", "mlp.down_proj")
@@ -48,7 +48,9 @@ def measured(**options):
         contrasts=plan.contrasts,
         ledger=ledger,
         activations=[
-            ActivationRecord(block=0, component="q_proj", max=2.0, p999=0.0, ratio=None, elements=9)
+            ActivationRecord(
+                block=0, projection="q_proj", max=2.0, p999=0.0, ratio=None, elements=9
+            )
         ],
     )
 
@@ -67,11 +69,11 @@ def equal(one, other):
 @pytest.mark.parametrize(
     "options",
     [
-        {"formats": "nvfp4", "sweep": "components"},
-        {"formats": "nvfp4,mxfp4", "sweep": "components,blocks,cells", "jitter": 3},
+        {"formats": "nvfp4", "sweep": "projections"},
+        {"formats": "nvfp4,mxfp4", "sweep": "projections,blocks,layers", "jitter": 3},
         {"formats": "nvfp4", "sweep": (), "patterns": ["*.1.*", "re:.*attn"], "replicas": 2},
-        {"formats": "nvfp4,mxfp4", "activation_scale": "dynamic", "sweep": "cells"},
-        {"formats": "nvfp4", "baselines": "mxfp4:even/weights", "sweep": "blocks"},
+        {"formats": "nvfp4,mxfp4", "activation_scale": "dynamic", "sweep": "layers"},
+        {"formats": "nvfp4", "all_quantized": "mxfp4:even/weights", "sweep": "blocks"},
     ],
 )
 def test_all_of_a_study_comes_back(options):
@@ -86,7 +88,7 @@ def test_all_of_a_study_comes_back(options):
 
 
 def test_rows_of_the_same_windows_say_so_once():
-    data = results_to_json(measured(formats="nvfp4", sweep="cells", direction="isolate"))
+    data = results_to_json(measured(formats="nvfp4", sweep="layers", direction="only"))
     ledger = data["ledgers"]["text"]
     assert len(ledger["rows"]) == 1 + 1 + len(SITES)
     # Whole models with their perturbed runs, units, and the two units with estimates.
@@ -95,7 +97,7 @@ def test_rows_of_the_same_windows_say_so_once():
 
 @pytest.fixture(scope="module")
 def whole():
-    return results_to_json(measured(formats="nvfp4", sweep="components", patterns=["*.1.*"]))
+    return results_to_json(measured(formats="nvfp4", sweep="projections", patterns=["*.1.*"]))
 
 
 def first(kind):

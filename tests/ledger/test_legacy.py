@@ -113,9 +113,10 @@ def test_a_replica_is_compared_with_full_precision_and_shares_rows_with_jitter()
     assert luck.values == pytest.approx([2.5 - 2.65, 3.6 - 3.6])
 
 
-@pytest.mark.parametrize("direction", Direction)
-def test_units_have_the_sites_that_projections_say(direction):
-    of = direction.value
+@pytest.mark.parametrize(
+    ("of", "direction"), [("restore", Direction.KEEP), ("isolate", Direction.ONLY)]
+)
+def test_units_have_the_sites_that_projections_say(of, direction):
     units = [
         variant(of, "components", "q_proj"),
         variant(of, "blocks", block=1),
@@ -135,12 +136,12 @@ def test_units_have_the_sites_that_projections_say(direction):
     for contrast in found.contrasts[1:]:
         assert contrast.family.direction is direction
         assert contrast.own in found.ledger
-    assert [s.name for s in found.sites if s.component == "q_proj"] == list(q.values())
-    (component,) = unit_table(found, "components")
-    sign = -1 if direction is Direction.RESTORE else 1
-    compared = [25.0, 36.0] if direction is Direction.RESTORE else [20.0, 30.0]
+    assert [s.name for s in found.sites if s.projection == "q_proj"] == list(q.values())
+    (projection,) = unit_table(found, "projections")
+    sign = -1 if direction is Direction.KEEP else 1
+    compared = [25.0, 36.0] if direction is Direction.KEEP else [20.0, 30.0]
     cost = sign * ((24.0 - compared[0]) + (33.0 - compared[1])) / 20
-    assert component["delta_nll"] == pytest.approx(cost)
+    assert projection["delta_nll"] == pytest.approx(cost)
     assert len(unit_table(found, "patterns")) == 2
 
 
@@ -148,7 +149,7 @@ def test_cells_say_where_components_are_where_projections_do_not():
     cell = variant("isolate", "cells", "up_proj", 1)
     component = variant("isolate", "components", "up_proj")
     found = read([*WHOLE, sums(component, [21.0, 31.0]), sums(cell, [22.0, 32.0])])
-    assert [(s.component, s.block) for s in found.sites] == [("up_proj", 1)]
+    assert [(s.projection, s.block) for s in found.sites] == [("up_proj", 1)]
     assert [set(c.unit.sites) for c in found.contrasts[1:]] == [{"blocks.1.up_proj"}] * 2
 
 
@@ -163,7 +164,7 @@ def test_estimates_are_a_measure_of_the_contrasts_own_recipe():
     values = {"nll": [24.0, 35.0], "kl": [0.5, 0.5], "top1": [7, 7], "gradient": [1.0, -2.0]}
     assert found.ledger[measured.own].values == values
     assert found.ledger[only.own] == Rows(WINDOWS, [0, 0], [10, 10], {"gradient": [3.0, 4.0]})
-    rows = {row["component"]: row for row in unit_table(found, "components")}
+    rows = {row["projection"]: row for row in unit_table(found, "projections")}
     assert rows["q_proj"]["gradient_nll"] == pytest.approx(-0.05)
     assert rows["up_proj"]["ppl"] is None
 

@@ -17,8 +17,8 @@ from fp4scope.ledger.lines import decode, encode
 
 IDENTITY = {"seq_len": 8, "formats": ["nvfp4"], "model": "abc"}
 NOTHING = REFERENCE.recipe
-_OF = {"format": "nvfp4", "operands": "weights", "direction": "restore", "level": "cells"}
-CELL, OTHER = (asked(**_OF, unit="q_proj", block=block).recipe for block in (2, 3))
+_OF = {"format": "nvfp4", "precision": "W4A16", "direction": "keep", "level": "layers"}
+LAYER, OTHER = (asked(**_OF, unit="q_proj", block=block).recipe for block in (2, 3))
 
 SHAPE = {"windows": 2, "groups": 1, "block": 4, "head": 8, "rows": 128, "spill": False}
 SMALLER = SHAPE | {"windows": 1}
@@ -29,11 +29,11 @@ def values(*nll):
 
 
 def measured(*nll):
-    """A job: the full-precision model, a cell, its second realisation, and a control."""
+    """A job: the full-precision model, a layer, its second realisation, and a control."""
     return [
         Found(NOTHING, 0, values(*nll)),
-        Found(CELL, 0, values(*(2 * x for x in nll))),
-        Found(CELL, 1, values(*(3 * x for x in nll))),
+        Found(LAYER, 0, values(*(2 * x for x in nll))),
+        Found(LAYER, 1, values(*(3 * x for x in nll))),
         Found(NOTHING, 1, values(*(4 * x for x in nll))),
     ]
 
@@ -62,8 +62,8 @@ def test_a_rerun_finds_exactly_what_was_kept(path):
     assert reference.replicas == [0, 0, 1, 1, 0, 1]
     assert reference.tokens == [7] * 6
     assert reference.values == values(2e-300, 1 / 3, 8e-300, 4 / 3, 0.1, 0.4)
-    cell = log.ledger[CELL]
-    assert list(zip(cell.indices, cell.replicas, cell.values["nll"], strict=True)) == [
+    layer = log.ledger[LAYER]
+    assert list(zip(layer.indices, layer.replicas, layer.values["nll"], strict=True)) == [
         (4, 0, 4e-300), (0, 0, 2 / 3), (4, 1, 6e-300), (0, 1, 1.0), (2, 0, 0.2), (2, 1, 0.1 * 3),
     ]  # fmt: skip
     assert log.jobs == [Job(w, frozenset(keys(measured(1.0)))) for w in ((4, 0), (2,))]
@@ -75,7 +75,7 @@ def test_in_memory_is_what_a_rerun_reads(path):
     log.add([7, 1], [7, 7], measured(100.0, 5e-324), SHAPE)
     log.close()
     again = Log(path, IDENTITY)
-    for subject in (NOTHING, CELL):
+    for subject in (NOTHING, LAYER):
         assert again.ledger[subject] == log.ledger[subject]
     assert (again.jobs, again.shapes, again.notes) == (log.jobs, log.shapes, log.notes)
     again.close()
@@ -293,7 +293,7 @@ def test_lines_are_plain_json(path):
     first, note, recipes, *jobs = records
     assert first == {"fp4scope_journal": 5, "study": IDENTITY}
     assert note == {"note": "inputs", "data": {"amax": 0.1}}
-    assert recipes["recipes"] == {r.id(): r.to_json() for r in (NOTHING, CELL)}
+    assert recipes["recipes"] == {r.id(): r.to_json() for r in (NOTHING, LAYER)}
     for job in jobs:
         assert set(job) == {"job", "tokens", "session", "shape", "rows"}
         for _, _, columns in job["rows"]:
@@ -320,14 +320,14 @@ def test_a_window_measured_again_with_more_recipes_counts_once(tmp_path):
         rows = log.ledger[NOTHING].settled({(0, "nll"), (1, "nll")})
         assert (rows.indices, rows.replicas) == ([0, 0, 2, 2, 4, 4], [0, 1] * 3)
         assert rows.values["nll"] == [3.0, 12.0, 4.0, 16.0, 1.0, 4.0]
-        assert log.ledger[CELL].indices == [0, 2, 0, 2]
+        assert log.ledger[LAYER].indices == [0, 2, 0, 2]
         log.close()
         log = Log(tmp_path / "journal.jsonl", IDENTITY)
     log.close()
 
 
 def estimated(one, other):
-    return [Found(CELL, 0, {"gradient": [one]}), Found(OTHER, 0, {"gradient": [other]})]
+    return [Found(LAYER, 0, {"gradient": [one]}), Found(OTHER, 0, {"gradient": [other]})]
 
 
 def test_estimates_come_back_beside_what_is_measured_and_a_torn_one_is_made_again(path):
@@ -337,18 +337,18 @@ def test_estimates_come_back_beside_what_is_measured_and_a_torn_one_is_made_agai
     log.close()
     whole = path.read_bytes()
     again = Log(path, IDENTITY)
-    assert again.ledger[CELL] == log.ledger[CELL]
-    assert again.ledger[CELL].values["gradient"][:2] == [1 / 3, 0.5]
-    assert again.ledger[CELL].values["nll"][:2] == [4e-300, 2 / 3]
+    assert again.ledger[LAYER] == log.ledger[LAYER]
+    assert again.ledger[LAYER].values["gradient"][:2] == [1 / 3, 0.5]
+    assert again.ledger[LAYER].values["nll"][:2] == [4e-300, 2 / 3]
     assert again.ledger[OTHER].values == {"gradient": [-2e-300, 0.0]}
-    assert again.done([(CELL, 0, "gradient")]) == [4, 0]
+    assert again.done([(LAYER, 0, "gradient")]) == [4, 0]
     assert (again.windows, again.shapes) == ([4, 0, 2], [SHAPE, SMALLER])
     assert again.ledger[OTHER].settled({(0, "nll")}) is None
     again.close()
     path.write_bytes(whole[:-5])
     torn = Log(path, IDENTITY)
     assert torn.dropped
-    assert torn.done([(CELL, 0, "gradient")]) == [4]
+    assert torn.done([(LAYER, 0, "gradient")]) == [4]
     torn.add([0], [7], estimated(0.5, 0.0))
     torn.close()
     assert path.read_bytes() == whole
@@ -401,10 +401,10 @@ DAMAGE = {
     ),
     "a shape of more": (JOB, lambda r: r["shape"].update(more=1), r"shape\.more is 1"),
     "another recipe under the name": (
-        JOB - 1, lambda r: r["recipes"][CELL.id()].update(base=None), "the name of another recipe"
+        JOB - 1, lambda r: r["recipes"][LAYER.id()].update(base=None), "the name of another recipe"
     ),
     "an unknown format": (
-        JOB - 1, lambda r: r["recipes"][CELL.id()].update(base="x"), "x"
+        JOB - 1, lambda r: r["recipes"][LAYER.id()].update(base="x"), "x"
     ),
     "calibrated twice": (2, None, "there is a note 'inputs' already"),
     "a second head": (1, None, "a second head"),

@@ -1,4 +1,4 @@
-"""Blocks and components found from structure alone: dense families, experts, what is refused."""
+"""Blocks and projections found from structure alone: dense families, experts, what is refused."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError
-from fp4scope.models import Cell, Excluded, adopt, find_layout, require_coverage
+from fp4scope.models import Excluded, Layer, adopt, find_layout, require_coverage
 from fp4scope.models.exclude import DEFAULTS
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -16,20 +16,20 @@ GPT2 = ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
 BLOCKS = {"qwen2-sliding": 3, "gemma3": 7}
 
 
-def test_every_family_has_its_blocks_and_components(family, tiny_model):
+def test_every_family_has_its_blocks_and_projections(family, tiny_model):
     model = tiny_model(family)
     layout = find_layout(model)
-    components = GPT2 if family == "gpt2" else PROJECTIONS
+    projections = GPT2 if family == "gpt2" else PROJECTIONS
     blocks = BLOCKS.get(family, 2)
     assert layout.blocks == blocks
-    assert layout.components == components
-    assert list(layout.cells) == [Cell(b, c) for b in range(blocks) for c in components]
-    for cell, names in layout.cells.items():
-        prefix = f"{layout.blocks_path}.{cell.block}."
+    assert layout.projections == projections
+    assert list(layout.layers) == [Layer(b, c) for b in range(blocks) for c in projections]
+    for layer, names in layout.layers.items():
+        prefix = f"{layout.blocks_path}.{layer.block}."
         assert len(names) == 1
         assert names[0].startswith(prefix)
-        assert names[0].endswith(f".{cell.component}")
-        assert layout.cell_of[names[0]] == cell
+        assert names[0].endswith(f".{layer.projection}")
+        assert layout.layer_of[names[0]] == layer
     assert layout.coverage > 0.95
     assert layout.excluded == ()
 
@@ -49,7 +49,7 @@ def test_nothing_but_linears_inside_blocks_is_listed(family, tiny_model):
     assert all(model.get_submodule(name) is not head for name in layout.linears)
 
 
-def test_paths_are_whole_and_blocks_those_that_have_a_component(tiny_model):
+def test_paths_are_whole_and_blocks_those_that_have_a_projection(tiny_model):
     """The second block of this one is dense."""
     layout = find_layout(tiny_model("qwen2-moe"))
     assert layout.paths["q_proj"] == "self_attn.q_proj"
@@ -128,7 +128,7 @@ def test_fused_experts_are_refused_by_name_or_allowed(family, tiny_model, tiny_t
 
     loaded = adopt(model, tiny_tokenizer(), allow_partial=True)
     assert f"only {loaded.layout.coverage:.1%} of" in str(error.value)
-    assert "q_proj" in loaded.layout.components
+    assert "q_proj" in loaded.layout.projections
     routers = [n for n in loaded.layout.linears if "gate" in n and "gate_proj" not in n]
     assert routers == []
 
@@ -143,7 +143,7 @@ def test_shared_expert_gate_stays_in_full_precision(tiny_model):
     assert excluded(layout) == {gate: "router"}
     # Block 0 has experts, block 1 is dense: endings must tell them apart.
     names = ("shared_expert.gate_proj", "mlp.gate_proj")
-    assert [len(layout.cells[Cell(b, name)]) for b, name in enumerate(names)] == [1, 1]
+    assert [len(layout.layers[Layer(b, name)]) for b, name in enumerate(names)] == [1, 1]
 
 
 class Mlp(nn.Module):
@@ -180,21 +180,21 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     "key", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"]
 )
-def test_experts_that_are_linears_make_one_cell(key):
+def test_experts_that_are_linears_make_one_layer(key):
     layout = find_layout(Model(Block(Mlp(64)), Block(Experts()), **{key: 3}))
-    assert layout.cells[Cell(1, "experts.*.gate_proj")] == tuple(
+    assert layout.layers[Layer(1, "experts.*.gate_proj")] == tuple(
         f"layers.1.mlp.experts.{i}.gate_proj" for i in range(3)
     )
-    assert layout.cells[Cell(1, "shared_experts.down_proj")] == (
+    assert layout.layers[Layer(1, "shared_experts.down_proj")] == (
         "layers.1.mlp.shared_experts.down_proj",
     )
-    assert layout.cells[Cell(0, "mlp.gate_proj")] == ("layers.0.mlp.gate_proj",)
-    assert layout.cells[Cell(1, "q_proj")] == ("layers.1.q_proj",)
+    assert layout.layers[Layer(0, "mlp.gate_proj")] == ("layers.0.mlp.gate_proj",)
+    assert layout.layers[Layer(1, "q_proj")] == ("layers.1.q_proj",)
     total = 2 * 1024 + 4 * 2048 + 4096 + 96
     assert layout.excluded == (Excluded("gate", ("layers.1.mlp.gate",), "router", 96 / total),)
     assert (layout.coverage, layout.missed) == ((total - 96) / total, ())
     assert layout.reachable == pytest.approx(1)
-    experts = frozenset(layout.cells[Cell(1, "experts.*.down_proj")])
+    experts = frozenset(layout.layers[Layer(1, "experts.*.down_proj")])
     assert layout.sites.match("*.experts.*.down_proj") == experts
     assert layout.sites.match("experts.*.down_proj") == experts
 
@@ -206,8 +206,8 @@ def test_experts_alone_have_the_short_name():
             self.experts = nn.ModuleList(Mlp() for _ in range(3))
 
     layout = find_layout(Model(Block(Only()), num_experts=3))
-    assert layout.components == ("q_proj", "gate_proj", "down_proj")
-    assert len(layout.cells[Cell(0, "gate_proj")]) == 3
+    assert layout.projections == ("q_proj", "gate_proj", "down_proj")
+    assert len(layout.layers[Layer(0, "gate_proj")]) == 3
 
 
 @pytest.mark.parametrize(
@@ -236,13 +236,13 @@ def test_routers_by_any_of_their_names(path):
 def test_a_projection_as_wide_as_there_are_experts_is_no_router():
     layout = find_layout(Model(Block(Mlp()), num_experts=32))
     assert layout.excluded == ()
-    assert layout.components == ("q_proj", "gate_proj", "down_proj")
+    assert layout.projections == ("q_proj", "gate_proj", "down_proj")
 
 
 def test_numbers_that_tell_projections_apart_stay():
     """Only the items of a ModuleList are alike; those of a Sequential are not."""
     block = Block(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)))
-    assert find_layout(Model(block)).components == ("q_proj", "mlp.0", "mlp.2")
+    assert find_layout(Model(block)).projections == ("q_proj", "mlp.0", "mlp.2")
 
 
 class FusedExperts(nn.Module):
@@ -335,7 +335,7 @@ def test_a_pattern_leaves_linears_in_full_precision(pattern, count, tiny_model):
     assert not set(excluded(layout)) & set(layout.linears)
     assert set(excluded(layout).values()) <= {f"by {pattern}"}
     # What is left keeps its name; what was chosen is not what cannot be reached.
-    assert layout.cells.items() <= whole.cells.items()
+    assert layout.layers.items() <= whole.layers.items()
     assert layout.reachable == pytest.approx(whole.coverage)
     assert layout.missed == whole.missed
 
@@ -357,7 +357,7 @@ def test_what_never_runs_cannot_be_reached(tiny_model):
     model = tiny_model("llama")
     whole = find_layout(model)
     layout = find_layout(model, silent=whole.sites.match("down_proj"))
-    assert "down_proj" not in layout.components
+    assert "down_proj" not in layout.projections
     assert layout.reachable == layout.coverage < whole.coverage
     with pytest.raises(ModelError, match=r"only 7\d.\d% of .*allow-partial"):
         require_coverage(layout)

@@ -140,7 +140,7 @@ def test_unknown_linear_is_an_error_that_undoes_the_others(missing, tiny_model, 
 
 
 def test_only_targeted_weights_are_replaced(family, tiny_model):
-    """Head, embeddings, norms and biases are the same objects while the baseline runs."""
+    """Head, embeddings, norms and biases are the same objects while all is quantized."""
     model = tiny_model(family)
     linears = find_layout(model).linears
     before = dict(model.named_parameters(remove_duplicate=False))
@@ -184,8 +184,8 @@ def test_one_linear_equals_the_computation_by_hand(case, family, tiny_model, ids
     model = tiny_model(family)
     how = {"nvfp4 dynamic": NV, "nvfp4 calibrated": STATIC}.get(case, MX)
     layout = find_layout(model)
-    for cell, (name,) in layout.cells.items():
-        if cell.block != layout.blocks - 1:
+    for layer, (name,) in layout.layers.items():
+        if layer.block != layout.blocks - 1:
             continue
         module = model.get_submodule(name)
         x, plain = seen_once(model, name, ids)

@@ -1,16 +1,16 @@
-"""A study of a model of six blocks and two components whose every number is known."""
+"""A study of a model of six blocks and two projections whose every number is known."""
 
 from copy import deepcopy
 
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline, jitter
+from asking import REFERENCE, all_quantized, asked, jitter
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.ledger import ActivationRecord
 
 FORMATS = ("mxfp4:floor", "nvfp4")
-COMPONENTS = ("q_proj", "down_proj")
+PROJECTIONS = ("q_proj", "down_proj")
 BLOCKS = 6
 WINDOWS = 8
 MILLI = 1e-3
@@ -45,8 +45,8 @@ def unit(fmt, direction, level, name, block=None):
 def known(observe, results):
     """`known(noise=True)`: a `Diagnosis`.
 
-    A cell of block b costs b millinats in every window, give or take; those of block 0, and all of
-    q_proj under NVFP4, cost nothing, give or take. A component costs as much as its last cell.
+    A layer of block b costs b millinats in every window, give or take; those of block 0, and all of
+    q_proj under NVFP4, cost nothing, give or take. A projection costs as much as its last layer.
     """
     rng = np.random.default_rng(0)
     text = rng.normal(3, 1, WINDOWS)
@@ -58,23 +58,23 @@ def known(observe, results):
             found.append(observe(jitter(REFERENCE), text + 0.004 * MILLI * flips, replicas=1))
         for i, fmt in enumerate(FORMATS):
             base = text + 0.12 * (i + 1)
-            found.append(observe(baseline(fmt), base, kl=0.25))
+            found.append(observe(all_quantized(fmt), base, kl=0.25))
             if noise:
                 shaken = base + 6 * (i + 1) * MILLI * flips
-                found.append(observe(jitter(baseline(fmt)), shaken, replicas=1, kl=0.05))
-            for direction in ("restore", "isolate"):
-                for component in COMPONENTS:
-                    nothing = (fmt, component) == ("nvfp4", "q_proj")
+                found.append(observe(jitter(all_quantized(fmt)), shaken, replicas=1, kl=0.05))
+            for direction in ("keep", "only"):
+                for projection in PROJECTIONS:
+                    nothing = (fmt, projection) == ("nvfp4", "q_proj")
                     for block in range(BLOCKS):
                         cost = (0 if nothing else block) + 0.2 * flips * rng.uniform(0.9, 1.1)
-                        nll = base - MILLI * cost if direction == "restore" else text + MILLI * cost
-                        cell = unit(fmt, direction, "cells", component, block)
-                        found.append(observe(cell, nll))
-                    found.append(observe(unit(fmt, direction, "components", component), nll))
+                        nll = base - MILLI * cost if direction == "keep" else text + MILLI * cost
+                        layer = unit(fmt, direction, "layers", projection, block)
+                        found.append(observe(layer, nll))
+                    found.append(observe(unit(fmt, direction, "projections", projection), nll))
         measured = results(*found, **deepcopy(CONDITIONS))
         measured.activations = [
-            ActivationRecord(block=b, component=c, max=8.0, p999=2.0, ratio=4.0, elements=9)
-            for c in COMPONENTS
+            ActivationRecord(block=b, projection=c, max=8.0, p999=2.0, ratio=4.0, elements=9)
+            for c in PROJECTIONS
             for b in range(BLOCKS)
         ]
         return Diagnosis(measured)

@@ -22,7 +22,7 @@ from asking import BOTH, entries, rebuilt  # noqa: E402
 from fp4scope.diagnosis import Diagnosis  # noqa: E402
 from fp4scope.report.numbers import interval, number  # noqa: E402
 
-WORDS = {"restore": "keep", "isolate": "only"}
+WORDS = {"keep": "keep", "only": "only"}
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # The least contrast of any text with what is behind it, and that text (WCAG 2.1, 1.4.3).
@@ -96,8 +96,8 @@ def choose(browser, name, value):
     Select(browser.find_element(By.ID, name)).select_by_value(value)
 
 
-def cell(browser, fmt, block, component):
-    return browser.find_element(By.CSS_SELECTOR, f'[data-layer="{fmt}|{block}|{component}"]')
+def cell(browser, fmt, block, projection):
+    return browser.find_element(By.CSS_SELECTOR, f'[data-layer="{fmt}|{block}|{projection}"]')
 
 
 def press(browser, key):
@@ -133,44 +133,44 @@ def test_the_policy_stops_what_is_not_the_pages_own(show):
     assert "Content Security Policy" in "".join(e["message"] for e in browser.get_log("browser"))
 
 
-@pytest.mark.parametrize("operands", [{"weights"}, {BOTH}, {"weights", BOTH}])
-def test_the_costs_of_formats_say_what_is_quantized(operands, show, known):
+@pytest.mark.parametrize("precision", [{"W4A16"}, {BOTH}, {"W4A16", BOTH}])
+def test_the_costs_of_formats_say_what_is_quantized(precision, show, known):
     results = known().results
     reference, *found = entries(results)
-    found = (one.but(operands=name) for one in found for name in sorted(operands))
+    found = (one.but(precision=name) for one in found for name in sorted(precision))
     results = rebuilt(results, [reference, *found])
-    chart = show(Diagnosis(results)).find_element(By.ID, "chart-baselines")
+    chart = show(Diagnosis(results)).find_element(By.ID, "chart-all-quantized models")
     labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
     title = chart.find_element(By.TAG_NAME, "h4").text
     assert {"mxfp4:floor", "nvfp4"} == {label.split(",")[0] for label in labels}
-    assert ("nvfp4, W4A16" in labels) == (len(operands) == 2)
-    bits = "W4A16" if operands == {"weights"} else "W4A4"
-    assert title.endswith(f", {bits}") == (len(operands) == 1)
+    assert ("nvfp4, W4A16" in labels) == (len(precision) == 2)
+    bits = "W4A16" if precision == {"W4A16"} else "W4A4"
+    assert title.endswith(f", {bits}") == (len(precision) == 1)
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
+@pytest.mark.parametrize("direction", ["keep", "only"])
 def test_controls_choose_what_is_shown(direction, show, known):
     diagnosis = known()
     browser = show(diagnosis)
     choose(browser, "direction", WORDS[direction])
     for fmt in ("mxfp4:floor", "nvfp4"):
-        for row in diagnosis.cells.where(format=fmt, direction=direction):
-            button = cell(browser, fmt, row["block"], row["component"])
+        for row in diagnosis.layers.where(format=fmt, direction=direction):
+            button = cell(browser, fmt, row["block"], row["projection"])
             said = button.get_attribute("aria-label")
             hatched = "muted" in button.get_attribute("class").split()
             assert hatched == (row["p_holm"] > 0.05)
-            start = f"block {row['block']}, {row['component']}: "
+            start = f"block {row['block']}, {row['projection']}: "
             told = "significant" if row["p_holm"] <= 0.05 else "not significant"
             kl = interval(row, "delta_kl")
             rest = f"{interval(row)} millinats; {kl} millinats of KL, {fmt}, {told}"
             assert said == start + rest
     hollow = browser.find_elements(By.CSS_SELECTOR, "#chart-curves .mark.muted")
     assert len(hollow) == len(
-        [r for r in diagnosis.cells.where(direction=direction) if r["p_holm"] > 0.05]
+        [r for r in diagnosis.layers.where(direction=direction) if r["p_holm"] > 0.05]
     )
     choose(browser, "metric", "percent")
-    row = diagnosis.cells.where(
-        format="nvfp4", direction=direction, component="down_proj", block=5
+    row = diagnosis.layers.where(
+        format="nvfp4", direction=direction, projection="down_proj", block=5
     )[0]
     said = cell(browser, "nvfp4", 5, "down_proj").get_attribute("aria-label")
     # One sign: quantizing this costs, whether by keeping it or by quantizing it alone.
@@ -188,15 +188,15 @@ def test_differences_of_kl_have_their_own_test_and_scale(show, known):
     found = entries(results)
     for one in found:
         a = one.asked
-        if a.level == "cells":  # far from the reference in odd blocks alone, whatever the loss
+        if a.level == "layers":  # far from the reference in odd blocks alone, whatever the loss
             far = 0.04237 * (a.block % 2)
-            kl = 0.25 - far if a.direction == "restore" else far
+            kl = 0.25 - far if a.direction == "keep" else far
             one.kl = [10 * (kl + 0.001 * (-1) ** i) for i in range(len(one.kl))]
     diagnosis = Diagnosis(rebuilt(results, found))
     browser = show(diagnosis)
     choose(browser, "metric", "kl")
-    for row in diagnosis.cells.where(format="nvfp4", direction="restore"):
-        button = cell(browser, "nvfp4", row["block"], row["component"])
+    for row in diagnosis.layers.where(format="nvfp4", direction="keep"):
+        button = cell(browser, "nvfp4", row["block"], row["projection"])
         hatched = "muted" in button.get_attribute("class").split()
         assert hatched == (row["p_holm_kl"] > 0.05) == (row["block"] % 2 == 0)
         value = f"{interval(row, 'delta_kl')} millinats of KL; "
@@ -212,12 +212,12 @@ def test_differences_of_kl_have_their_own_test_and_scale(show, known):
     assert len(hollow) == 12
 
 
-def test_it_opens_on_a_choice_that_has_cells(show, known):
+def test_it_opens_on_a_choice_that_has_layers(show, known):
     results = known().results
     kept = (
         one
         for one in entries(results)
-        if one.asked.level != "cells" or one.asked.direction == "isolate"
+        if one.asked.level != "layers" or one.asked.direction == "only"
     )
     browser = show(Diagnosis(rebuilt(results, kept)))
     direction = Select(browser.find_element(By.ID, "direction"))
@@ -236,10 +236,10 @@ def test_choices_without_data_are_grey_and_left(show, known):
     reference, *rest = entries(results)
     found = [reference]
     for one in rest:
-        kept = one.asked.direction == "restore"  # by weights alone, under one format
+        kept = one.asked.direction == "keep"  # by weights alone, under one format
         found += [] if kept else [one]
         if one.asked.format == "nvfp4" and (kept or one.asked.is_whole):
-            found.append(one.but(operands="weights"))
+            found.append(one.but(precision="W4A16"))
     browser = show(Diagnosis(rebuilt(results, found)))
 
     def enabled(name):
@@ -248,11 +248,11 @@ def test_choices_without_data_are_grey_and_left(show, known):
 
     choose(browser, "direction", "only")
     assert enabled("format") == {"", "mxfp4:floor", "nvfp4"}
-    assert enabled("operands") == {"W4A4"}
+    assert enabled("precision") == {"W4A4"}
     choose(browser, "format", "mxfp4:floor")
     choose(browser, "direction", "keep")
     assert enabled("direction") == {"keep", "only"}
-    assert enabled("operands") == {"W4A16"}
+    assert enabled("precision") == {"W4A16"}
     assert enabled("format") == {"", "nvfp4"}
     assert Select(browser.find_element(By.ID, "format")).first_selected_option.text == "all"
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 12
@@ -288,7 +288,7 @@ def test_a_cell_shows_its_numbers_and_its_activations(show, known):
     assert "Block 5, down_proj" in dialog.text
     assert "max |x| 8.00, P99.9 2.00, max / P99.9 4.00" in dialog.text
     rows = dialog.find_elements(By.CSS_SELECTOR, "tbody tr")
-    expected = diagnosis.cells.where(component="down_proj", block=5)
+    expected = diagnosis.layers.where(projection="down_proj", block=5)
     assert len(rows) == len(expected) == 4
     for row, values in zip(rows, expected, strict=True):
         shown = [c.text for c in row.find_elements(By.CSS_SELECTOR, "th, td")]
@@ -332,7 +332,7 @@ def test_tables_sort(show):
     heads = table.find_elements(By.CSS_SELECTOR, "th button")
     values = (
         "return [...arguments[0].tBodies[0].rows]"
-        ".map((r) => parseFloat(r.cells[4].textContent.replace('\u2212', '-')))"
+        ".map((r) => parseFloat(r.layers[4].textContent.replace('\u2212', '-')))"
     )
     assert len(browser.execute_script(values, table)) == 24
     (head,) = [h for h in heads if h.text.startswith("millinats")]
@@ -372,7 +372,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(show):
 
 
 def test_pages_with_less_in_them_load_too(show, known):
-    for keep in ("components", "cells", "model"):
+    for keep in ("projections", "layers", "model"):
         diagnosis = known()
         kept = (
             one

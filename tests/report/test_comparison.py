@@ -14,14 +14,14 @@ from fp4scope.ledger import results_to_json
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
 
-MODEL = {"tokenizer_sha256": "t", "parameters": 1_000_000, "components": ["q_proj", "down_proj"]}
+MODEL = {"tokenizer_sha256": "t", "parameters": 1_000_000, "projections": ["q_proj", "down_proj"]}
 
 
 @pytest.fixture
 def run(known):
     """`run(shift=0.0, model={"dtype": ...})`: the known study under other conditions.
 
-    NVFP4's baseline costs `shift` nats more.
+    NVFP4's all-quantized model costs `shift` nats more.
     """
 
     same = known().results
@@ -52,16 +52,16 @@ def folder(tmp_path):
     return build
 
 
-def test_every_output_and_baseline_has_a_row(run):
+def test_every_output_and_all_quantized_has_a_row(run):
     found = Comparison({"a": run(), "b": run(model={"dtype": "bfloat16"})})
-    assert [(r["output"], r["format"], r["dtype"]) for r in found.baselines] == [
+    assert [(r["output"], r["format"], r["dtype"]) for r in found.all_quantized] == [
         ("a", "mxfp4:floor", "float32"),
         ("a", "nvfp4", "float32"),
         ("b", "mxfp4:floor", "bfloat16"),
         ("b", "nvfp4", "bfloat16"),
     ]
-    assert [round(1e3 * r["delta_nll"]) for r in found.baselines] == [120, 240, 120, 240]
-    assert len(set(found.baselines["reference_ppl"])) == 1
+    assert [round(1e3 * r["delta_nll"]) for r in found.all_quantized] == [120, 240, 120, 240]
+    assert len(set(found.all_quantized["reference_ppl"])) == 1
 
 
 def test_the_same_twice_has_not_changed(run):
@@ -108,7 +108,7 @@ def test_a_planted_change_is_in_the_words_and_tables(run):
         "From a to b, the cost of nvfp4 (W4A4) changed by +50.00 [+50.00, +50.00] millinats: "
         "beyond noise."
     ) in text
-    # All of NVFP4's restored units are differences from that baseline.
+    # All of NVFP4's kept units are differences from that baseline.
     assert "12 of 48 layers and 2 of 8 projections changed beyond noise" in text
     assert "| nvfp4 |  | everything | +240.0 → +290.0 | +50.00 [+50.00, +50.00] |" in text
     titles = re.findall("^## (.*)$", text, re.M)
@@ -131,10 +131,10 @@ def test_three_sizes_have_a_trend_in_words(run):
                for line in said)  # fmt: skip
 
 
-def test_components_have_their_rank_side_by_side(run):
-    found = Comparison({"a": run(), "b": run()}).components
-    rows = found.where(output="b", format="nvfp4", direction="isolate")
-    assert [(r["component"], r["rank"], r["tier"]) for r in rows] == [
+def test_projections_have_their_rank_side_by_side(run):
+    found = Comparison({"a": run(), "b": run()}).projections
+    rows = found.where(output="b", format="nvfp4", direction="only")
+    assert [(r["projection"], r["rank"], r["tier"]) for r in rows] == [
         ("down_proj", 1, "a"), ("q_proj", 2, "b"),
     ]  # fmt: skip
 

@@ -42,7 +42,7 @@ def whole(known):
     results = rebuilt(results, [*found, *(estimated(unit, [0.1, 0.2]) for unit in units)])
     results.activations = [a for a in results.activations if a.block < 2]
     results.study = Study.build(model="m").model_dump(mode="json")
-    results.model |= {"blocks": 2, "components": ["q_proj", "down_proj"], "parameters": 1000}
+    results.model |= {"blocks": 2, "projections": ["q_proj", "down_proj"], "parameters": 1000}
     results.data["calibration"]["sha256"] = "c"
     results.protocol |= {
         "identity": {"seq_len": 11, "formats": ["nvfp4"]},
@@ -60,8 +60,8 @@ def whole(known):
             "widest_nats": None,
             "families": [
                 {
-                    "level": "components", "format": "nvfp4", "operands": "weights",
-                    "direction": "restore", "k": 1, "within_nats": 0.003, "error": 0.05,
+                    "level": "projections", "format": "nvfp4", "precision": "W4A16",
+                    "direction": "keep", "k": 1, "within_nats": 0.003, "error": 0.05,
                     "decided": True, "windows": 8,
                     "units": [{"unit": "q_proj", "block": None, "fate": "accepted", "windows": 8}],
                 }

@@ -12,9 +12,9 @@ from fp4scope.report import write_outputs, write_report
 from fp4scope.report.figures import figure_names, save
 from fp4scope.stats import significant
 
-BOTH = "weights+activations"
+BOTH = "W4A4"
 FORMATS = ("mxfp4:floor", "nvfp4")
-DIRECTIONS = ("restore", "isolate")
+DIRECTIONS = ("keep", "only")
 
 
 def svg_of(figure, tmp_path):
@@ -29,9 +29,9 @@ def test_layers_that_are_not_significant_are_crossed_out(direction, known, tmp_p
     panels = [axis for axis in figure.axes if axis.get_title(loc="left") in FORMATS]
     crosses = 0
     for axis in panels:
-        rows = diagnosis.cells.where(format=axis.get_title(loc="left"), direction=direction)
+        rows = diagnosis.layers.where(format=axis.get_title(loc="left"), direction=direction)
         names = [label.get_text() for label in axis.get_yticklabels()]
-        unsure = {(r["block"], r["component"]) for r in rows if not significant(r)}
+        unsure = {(r["block"], r["projection"]) for r in rows if not significant(r)}
         (marks,) = axis.collections
         assert {(int(x), names[int(y)]) for x, y in marks.get_offsets()} == unsure
         crosses += len(unsure)
@@ -46,7 +46,7 @@ def test_layers_that_are_not_significant_are_crossed_out(direction, known, tmp_p
 
 @pytest.fixture
 def far(known):
-    """A study whose restored cells of odd blocks are 42.4 millinats of KL closer, no others."""
+    """A study whose restored layers of odd blocks are 42.4 millinats of KL closer, no others."""
     results = known().results
     found = entries(results)
     for one in found:
@@ -58,15 +58,15 @@ def far(known):
 
 @pytest.mark.parametrize("metric", ["nll", "kl"])
 def test_what_is_drawn_in_a_heatmap_is_the_difference(metric, far):
-    figure = far.plot("heatmap", direction="restore", metric=metric)
+    figure = far.plot("heatmap", direction="keep", metric=metric)
     (image,) = figure.axes[0].images
-    for row in far.cells.where(format="mxfp4:floor", direction="restore"):
-        drawn = image.get_array()[["q_proj", "down_proj"].index(row["component"]), row["block"]]
+    for row in far.layers.where(format="mxfp4:floor", direction="keep"):
+        drawn = image.get_array()[["q_proj", "down_proj"].index(row["projection"]), row["block"]]
         assert drawn == pytest.approx(1e3 * row[f"delta_{metric}"])
 
 
 def test_kl_is_crossed_out_by_its_own_test_on_a_scale_with_round_ends(far):
-    figure = far.plot("heatmap", direction="restore", metric="kl")
+    figure = far.plot("heatmap", direction="keep", metric="kl")
     assert "millinats of KL" in figure.get_suptitle()
     for axis in figure.axes[:2]:
         (marks,) = axis.collections
@@ -78,14 +78,14 @@ def test_kl_is_crossed_out_by_its_own_test_on_a_scale_with_round_ends(far):
 
 
 def test_bars_and_curves_of_kl(far):
-    (axis,) = far.plot("components", direction="isolate", metric="kl").axes
+    (axis,) = far.plot("projections", direction="only", metric="kl").axes
     widths = {round(bar.get_width(), 6) for bar in axis.patches}
     assert widths == {
-        round(1e3 * v, 6) for v in far.components.where(direction="isolate")["delta_kl"]
+        round(1e3 * v, 6) for v in far.projections.where(direction="only")["delta_kl"]
     }
     assert axis.get_xlabel().startswith("millinats of KL per token, cost of")
-    axis, *_ = far.plot("cells", direction="restore", metric="kl", format="nvfp4").axes
-    rows = far.cells.where(direction="restore", format="nvfp4", component="q_proj")
+    axis, *_ = far.plot("layers", direction="keep", metric="kl", format="nvfp4").axes
+    rows = far.layers.where(direction="keep", format="nvfp4", projection="q_proj")
     (curve,) = [line for line in axis.lines if line.get_label() == "nvfp4"]
     assert list(curve.get_ydata()) == pytest.approx([1e3 * v for v in rows["delta_kl"]])
 
@@ -99,12 +99,12 @@ def test_figures_name_the_options_that_they_have(known):
 
 def test_curves_are_the_differences_with_their_intervals(known):
     diagnosis = known()
-    for axis in diagnosis.plot("cells", direction="restore").axes:
-        component = axis.get_title(loc="left")
+    for axis in diagnosis.plot("layers", direction="keep").axes:
+        projection = axis.get_title(loc="left")
         lines = {line.get_label(): line for line in axis.lines}
         assert len(axis.collections) == len(FORMATS)
         for fmt, band in zip(FORMATS, axis.collections, strict=True):
-            rows = diagnosis.cells.where(format=fmt, direction="restore", component=component)
+            rows = diagnosis.layers.where(format=fmt, direction="keep", projection=projection)
             assert list(lines[fmt].get_xdata()) == rows["block"]
             assert list(lines[fmt].get_ydata()) == pytest.approx(
                 [1e3 * value for value in rows["delta_nll"]]
@@ -117,25 +117,25 @@ def test_curves_are_the_differences_with_their_intervals(known):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_bars_are_the_differences(direction, known):
     diagnosis = known()
-    (axis,) = diagnosis.plot("components", direction=direction).axes
+    (axis,) = diagnosis.plot("projections", direction=direction).axes
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["down_proj", "q_proj"]
     for fmt, bars in zip(FORMATS, (c for c in axis.containers if len(c) == 2), strict=True):
-        rows = diagnosis.components.where(format=fmt, direction=direction)
+        rows = diagnosis.projections.where(format=fmt, direction=direction)
         drawn = {name: bar.get_width() for name, bar in zip(names, bars, strict=True)}
-        assert drawn == pytest.approx({r["component"]: 1e3 * r["delta_nll"] for r in rows})
+        assert drawn == pytest.approx({r["projection"]: 1e3 * r["delta_nll"] for r in rows})
 
 
 def test_percent_of_perplexity_is_positive_where_keeping_helps(known):
     diagnosis = known()
-    base = {row["format"]: row["ppl"] for row in diagnosis.baselines}
+    base = {row["format"]: row["ppl"] for row in diagnosis.all_quantized}
     for axis in diagnosis.plot("percent").axes:
-        component = axis.get_title(loc="left")
+        projection = axis.get_title(loc="left")
         for fmt, bars in zip(FORMATS, axis.containers, strict=True):
-            rows = diagnosis.cells.where(format=fmt, direction="restore", component=component)
+            rows = diagnosis.layers.where(format=fmt, direction="keep", projection=projection)
             drawn = bars[0].get_ydata()
             assert drawn == pytest.approx([100 * (1 - r["ppl"] / base[fmt]) for r in rows])
-            if component == "down_proj":
+            if projection == "down_proj":
                 assert drawn[-1] > 0.4
                 ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
                 widths = [
@@ -144,7 +144,7 @@ def test_percent_of_perplexity_is_positive_where_keeping_helps(known):
                 assert [high - low for low, high in ends] == pytest.approx(widths)
 
 
-@pytest.mark.parametrize("kind", ["components", "cells", "heatmap", "ppl", "percent"])
+@pytest.mark.parametrize("kind", ["projections", "layers", "heatmap", "ppl", "percent"])
 def test_one_format_alone(kind, known, tmp_path):
     figure = known().plot(kind, format="nvfp4")
     text = svg_of(figure, tmp_path)
@@ -158,11 +158,11 @@ def test_one_format_alone(kind, known, tmp_path):
 def test_raw_perplexity_stands_beside_what_it_starts_from(direction, known):
     diagnosis = known()
     figure = diagnosis.plot("ppl", direction=direction, format="nvfp4")
-    name = "nvfp4" if direction == "restore" else "reference"
-    (control,) = diagnosis.baselines.where(format=name)
+    name = "nvfp4" if direction == "keep" else "full precision"
+    (control,) = diagnosis.all_quantized.where(format=name)
     for axis in figure.axes:
-        rows = diagnosis.cells.where(
-            format="nvfp4", direction=direction, component=axis.get_title(loc="left")
+        rows = diagnosis.layers.where(
+            format="nvfp4", direction=direction, projection=axis.get_title(loc="left")
         )
         (dashed,) = [line for line in axis.lines if line.get_linestyle() == "--"]
         assert dashed.get_ydata()[0] == control["ppl"]

@@ -6,14 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from asking import BOTH, REFERENCE, baseline, entries, entry, estimated, rebuilt
+from asking import BOTH, REFERENCE, all_quantized, entries, entry, estimated, rebuilt
 from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.errors import StudyError
 from fp4scope.report import write_outputs
 from fp4scope.report.figures import figure_names
 from fp4scope.report.labels import LOWER_LOSS
 
-WORDS = {"restore": "keep", "isolate": "only"}
+WORDS = {"keep": "keep", "only": "only"}
 
 
 def tables(text):
@@ -23,7 +23,7 @@ def tables(text):
         if line.startswith("#"):
             heading = line.strip("# ")
         if line.startswith("| "):
-            lines.append([cell.strip() for cell in line.strip("|").split(" | ")])
+            lines.append([layer.strip() for layer in line.strip("|").split(" | ")])
         elif lines:
             names, _, *rows = lines
             found.setdefault(heading, [dict(zip(names, row, strict=True)) for row in rows])
@@ -48,14 +48,14 @@ def test_run_to_run_noise_is_a_column_of_the_formats(known):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
-def test_components_have_their_difference_and_tier(direction, known):
+@pytest.mark.parametrize("direction", ["keep", "only"])
+def test_projections_have_their_difference_and_tier(direction, known):
     diagnosis = known()
     found = tables(diagnosis.report())
     for fmt in ("mxfp4:floor", "nvfp4"):
         _, *rows = found[f"Projections, {WORDS[direction]}, {fmt}, W4A4"]
         of = {
-            r["component"]: r for r in diagnosis.components.where(format=fmt, direction=direction)
+            r["projection"]: r for r in diagnosis.projections.where(format=fmt, direction=direction)
         }
         assert {row["projection"] for row in rows} == of.keys()
         for row in rows:
@@ -82,27 +82,27 @@ def test_every_csv_is_the_difference_of_the_observations(known, tmp_path):
     results = diagnosis.results
     by_name = {tuple(one.asked.names.values()): one for one in entries(results)}
     write_outputs(diagnosis, tmp_path)
-    for name, count in (("components", 2 * 2 * 2), ("cells", 2 * 2 * 2 * 6)):
+    for name, count in (("projections", 2 * 2 * 2), ("layers", 2 * 2 * 2 * 6)):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == count
         for row in rows:
-            block = int(row["block"]) if name == "cells" else None
+            block = int(row["block"]) if name == "layers" else None
             family = name, row["format"], BOTH, row["direction"]
-            own = by_name[(*family, row["component"], block)]
-            restored = row["direction"] == "restore"
-            other = entry(results, baseline(row["format"]) if restored else REFERENCE).plain
+            own = by_name[(*family, row["projection"], block)]
+            restored = row["direction"] == "keep"
+            other = entry(results, all_quantized(row["format"]) if restored else REFERENCE).plain
             cost = np.subtract(own.nll, other.nll) / 10 * (-1 if restored else 1)
             assert float(row["delta_nll"]) == pytest.approx(cost.mean(), abs=1e-12)
             stderr = cost.std(ddof=1) / 8**0.5
             assert float(row["delta_nll_stderr"]) == pytest.approx(stderr)
             assert float(row["nll"]) == pytest.approx(np.mean(own.nll) / 10)
     again = load(tmp_path)
-    assert again.cells.rows == diagnosis.cells.rows
+    assert again.layers.rows == diagnosis.layers.rows
     assert (tmp_path / "report.md").read_text() == again.report() == diagnosis.report()
 
 
-def test_the_report_counts_the_cells_that_are_significant(known):
+def test_the_report_counts_the_layers_that_are_significant(known):
     text = known().report()
     for direction in ("Keep", "Only"):
         # All but block 0; under NVFP4 those of q_proj neither.
@@ -110,13 +110,13 @@ def test_the_report_counts_the_cells_that_are_significant(known):
             assert f"{direction}, {fmt}: {count} of 12 layers are significant" in text
 
 
-def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
+def test_layers_whose_quantization_lowers_the_loss_are_listed(known):
     results = known().results
     found = entries(results)
     reference = np.array(found[0].plain.nll)
     for one in found:
         a = one.asked
-        if (a.level, a.direction, a.format) == ("cells", "isolate", "mxfp4:floor"):
+        if (a.level, a.direction, a.format) == ("layers", "only", "mxfp4:floor"):
             one.nll = 2 * reference - np.array(one.nll)
     text = Diagnosis(rebuilt(results, found)).report()
     (line,) = [line for line in text.splitlines() if "the loss falls" in line]
@@ -127,7 +127,7 @@ def test_cells_whose_quantization_lowers_the_loss_are_listed(known):
     assert LOWER_LOSS not in known().report()
 
 
-def test_all_cells_of_a_small_study_stand_there_without_a_count(known):
+def test_all_layers_of_a_small_study_stand_there_without_a_count(known):
     results = known().results
     assert "W4A4: the 10 largest of 12\n" in Diagnosis(results).report()
     kept = [one for one in entries(results) if (one.asked.block or 0) < 3]
@@ -144,10 +144,10 @@ def guessed(known):
         diagnosis = known()
         found = entries(diagnosis.results)
         rows = {
-            **{("cells", r["format"], r["direction"], r["component"], r["block"]): r["delta_nll"]
-               for r in diagnosis.cells},
-            **{("components", r["format"], r["direction"], r["component"], None): r["delta_nll"]
-               for r in diagnosis.components},
+            **{("layers", r["format"], r["direction"], r["projection"], r["block"]): r["delta_nll"]
+               for r in diagnosis.layers},
+            **{("projections", r["format"], r["direction"], r["projection"], None): r["delta_nll"]
+               for r in diagnosis.projections},
         }  # fmt: skip
         units = {
             (a.level, a.format, a.direction, a.unit, a.block): a
@@ -171,7 +171,7 @@ def test_estimates_are_marked_as_such(guessed, measured):
     assert text.count("of the 10 most costly, 10 are the same") == 4 * measured
     rows = tables(text)["Projections, only, mxfp4:floor, W4A4"][measured:]
     column = "estimate (first order), millinats"
-    expected = {r["component"]: r for r in diagnosis.components.where(format="mxfp4:floor")}
+    expected = {r["projection"]: r for r in diagnosis.projections.where(format="mxfp4:floor")}
     for row in rows:
         assert ("PPL" in row) == measured
         value, *_ = numbers(row[column])
@@ -189,10 +189,10 @@ def test_estimates_survive_the_file(guessed, tmp_path):
     write_outputs(diagnosis, tmp_path)
     again = load(tmp_path)
     assert again.results.ledger == diagnosis.results.ledger
-    assert again.cells.rows == diagnosis.cells.rows
+    assert again.layers.rows == diagnosis.layers.rows
     assert again.agreement.rows == diagnosis.agreement.rows
     assert (tmp_path / "agreement.csv").exists()
-    with (tmp_path / "cells.csv").open(newline="") as file:
+    with (tmp_path / "layers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         assert float(row["gradient_nll"]) == pytest.approx(2 * float(row["delta_nll"]), abs=1e-7)
@@ -203,15 +203,15 @@ def test_what_was_only_estimated_is_drawn_and_called_so(guessed, known):
     names = figure_names(diagnosis)
     assert "heatmap-keep" in names
     assert not [name for name in names if name.startswith("percent")]
-    for kind in ("components", "cells", "heatmap"):
-        figure = diagnosis.plot(kind, direction="isolate")
+    for kind in ("projections", "layers", "heatmap"):
+        figure = diagnosis.plot(kind, direction="only")
         texts = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
         assert any("first-order estimate" in t for t in texts), kind
         assert not any("noise" in t for t in texts), kind
-    bars = diagnosis.plot("components", direction="isolate").axes[0].patches
-    costs = [1e3 * r["gradient_nll"] for r in diagnosis.components.where(direction="isolate")]
+    bars = diagnosis.plot("projections", direction="only").axes[0].patches
+    costs = [1e3 * r["gradient_nll"] for r in diagnosis.projections.where(direction="only")]
     assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(costs))
     with pytest.raises(StudyError, match="first-order estimate has none"):
         diagnosis.plot("percent")
-    measured = guessed(measured=True).plot("cells", direction="isolate")
+    measured = guessed(measured=True).plot("layers", direction="only")
     assert "estimate" not in measured.get_suptitle()

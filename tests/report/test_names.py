@@ -24,7 +24,7 @@ NAMES = (
 
 @pytest.fixture
 def renamed(known):
-    """`renamed(name)`: the known study, with model and one component called so."""
+    """`renamed(name)`: the known study, with model and one projection called so."""
 
     def build(name):
         results = known().results
@@ -62,7 +62,7 @@ def test_names_do_nothing_in_markdown(name, renamed):
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_show_names_as_they_are(name, renamed, tmp_path):
     diagnosis = renamed(name)
-    for kind in ("components", "heatmap"):
+    for kind in ("projections", "heatmap"):
         save(diagnosis.plot(kind), tmp_path / "figure.svg", "svg")
         text = "".join(ElementTree.parse(tmp_path / "figure.svg").getroot().itertext())
         shown = name.encode("unicode_escape").decode() if not name.isprintable() else name
@@ -109,7 +109,7 @@ def test_the_numbers_are_written_whatever_becomes_of_the_report(known, tmp_path,
         write_outputs(diagnosis, tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {
-        "results.json", "baselines.csv", "components.csv", "cells.csv", "activations.csv"
+        "results.json", "baselines.csv", "projections.csv", "layers.csv", "activations.csv"
     }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_a_path_that_is_not_utf8_is_written_as_an_escape(renamed, tmp_path, monk
     monkeypatch.setattr(files, "figures", lambda diagnosis, every=False: ())
     write_outputs(renamed("caf\udce9"), tmp_path)
     assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "caf\\udce9" in (tmp_path / "components.csv").read_text(encoding="utf-8")
+    assert "caf\\udce9" in (tmp_path / "projections.csv").read_text(encoding="utf-8")
     assert load(tmp_path).results.study["data"]["text"] == "caf\\udce9"
 
 
@@ -125,7 +125,7 @@ def test_a_gate_judges_no_number_that_is_none(known):
     results = [known().results for _ in range(2)]
     found = entries(results[1])
     for one in found:
-        if one.asked.is_whole and one.asked.format != "reference":
+        if one.asked.is_whole and one.asked.precision:
             one.nll = [float("nan")] * len(one.nll)
     results[1] = rebuilt(results[1], found)
     for one in results:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline, entries, estimated, jitter, rebuilt
+from asking import REFERENCE, all_quantized, asked, entries, estimated, jitter, rebuilt
 from fp4scope.diagnosis import Diagnosis, load
 from fp4scope.ledger import ActivationRecord
 from fp4scope.report import write_outputs, write_report
@@ -26,7 +26,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tables, self.elements, self.data, self.text = [], [], "", ""
-        self._inside, self._cell = [], None
+        self._inside, self._layer = [], None
         self.feed(text)
         self.payload = json.loads(self.data)
 
@@ -38,15 +38,15 @@ class Page(HTMLParser):
         elif tag == "tr" and self.tables:
             self.tables[-1]["rows"].append([])
         elif tag in ("td", "th"):
-            self._cell = [tag, "", attrs]
+            self._layer = [tag, "", attrs]
         if tag in ("script", "style"):
             self._inside.append((tag, attrs))
 
     def handle_endtag(self, tag):
-        if tag in ("td", "th") and self._cell:
-            _, text, attrs = self._cell
+        if tag in ("td", "th") and self._layer:
+            _, text, attrs = self._layer
             self.tables[-1]["rows"][-1].append((" ".join(text.split()), attrs.get("data-v")))
-            self._cell = None
+            self._layer = None
         if tag in ("script", "style"):
             self._inside.pop()
 
@@ -55,8 +55,8 @@ class Page(HTMLParser):
             self.data += data if self._inside[-1][1].get("id") == "data" else ""
             return
         self.text += data
-        if self._cell:
-            self._cell[1] += data
+        if self._layer:
+            self._layer[1] += data
 
     def table(self, id):
         return next(t["rows"] for t in self.tables if t["id"] == id)
@@ -66,13 +66,13 @@ def numbers(text):
     return [float(n) for n in re.findall(r"[-+]?\d[\d.]*", text.replace("−", "-"))]  # noqa: RUF001
 
 
-def test_baselines(known):
+def test_all_quantized(known):
     diagnosis = known()
     _, *rows = Page(diagnosis.html()).table("costs-table")
     assert len(rows) == 3
-    for row, expected in zip(rows, diagnosis.baselines, strict=True):
-        assert row[0][0] == ("FP32" if expected["format"] == "reference" else expected["format"])
-        names = ("delta_nll", "ppl", "nll", "kl", "top1", "jitter_nll", "jitter_kl", "windows")
+    for row, expected in zip(rows, diagnosis.all_quantized, strict=True):
+        assert row[0][0] == ("FP32" if not expected["precision"] else expected["format"])
+        names = ("delta_nll", "ppl", "nll", "kl", "top1", "noise_nll", "noise_kl", "windows")
         for (_, value), name in zip(row[3:], names, strict=True):
             assert (None if value == "" else float(value)) == expected[name]
     assert rows[1][2][0] == "+12.75%"  # exp(0.12) - 1
@@ -80,22 +80,22 @@ def test_baselines(known):
     assert numbers(rows[2][8][0]) == [3.0]
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
-def test_components_stand_side_by_side(direction, known):
+@pytest.mark.parametrize("direction", ["keep", "only"])
+def test_projections_stand_side_by_side(direction, known):
     diagnosis = known()
     page = Page(diagnosis.html())
     headed = [t["rows"] for t in page.tables if len(t["rows"]) == 5 and len(t["rows"][1]) == 11]
-    rows = headed[["restore", "isolate"].index(direction)]
+    rows = headed[["keep", "only"].index(direction)]
     assert [text for text, _ in rows[0][1:]] == ["mxfp4:floor", "nvfp4"]
-    for name, *cells in rows[3:]:
+    for name, *layers in rows[3:]:
         for fmt, (percent, nats, tier, ppl, kl) in (
-            ("mxfp4:floor", cells[:5]), ("nvfp4", cells[5:]),
+            ("mxfp4:floor", layers[:5]), ("nvfp4", layers[5:]),
         ):  # fmt: skip
-            (expected,) = diagnosis.components.where(
-                format=fmt, direction=direction, component=name[0]
+            (expected,) = diagnosis.projections.where(
+                format=fmt, direction=direction, projection=name[0]
             )
             assert float(ppl[1]) == expected["ppl"]
-            change = expected["delta_ppl"] if direction == "isolate" else -expected["delta_ppl"]
+            change = expected["delta_ppl"] if direction == "only" else -expected["delta_ppl"]
             control = expected["ppl"] - change
             assert float(percent[1]) == pytest.approx(100 * expected["delta_ppl"] / control)
             assert float(nats[1]) == expected["delta_nll"]
@@ -108,22 +108,22 @@ def test_components_stand_side_by_side(direction, known):
 def test_what_the_charts_are_drawn_from_is_the_tables(known):
     diagnosis = known()
     payload = Page(diagnosis.html()).payload
-    controls = {row["format"]: row for row in diagnosis.baselines}
+    controls = {row["format"]: row for row in diagnosis.all_quantized}
     assert payload["columns"] == list(COLUMNS)
-    for level, name in (("components", "projections"), ("cells", "layers")):
+    for level, name in (("projections", "projections"), ("layers", "layers")):
         families = payload["units"][name]
         assert len(families) == 4
         assert sum(len(f["rows"]) for f in families) == len(getattr(diagnosis, level))
         for f in families:
             restored = f["direction"] == "keep"
-            control = controls[f["format"] if restored else "reference"]
+            control = controls[f["format"] if restored else "full precision"]
             assert f["control"]["ppl"] == pytest.approx(control["ppl"], rel=1e-4)
             for values in f["rows"]:
                 row = dict(zip(COLUMNS, values, strict=True))
-                place = {"component": row["component"]}
-                place |= {} if level == "components" else {"block": row["block"]}
+                place = {"projection": row["projection"]}
+                place |= {} if level == "projections" else {"block": row["block"]}
                 (expected,) = getattr(diagnosis, level).where(
-                    format=f["format"], direction="restore" if restored else "isolate", **place
+                    format=f["format"], direction="keep" if restored else "only", **place
                 )
                 near = {"rel": 1e-4, "abs": 1e-6}
                 for end in ("", "_low", "_high"):
@@ -146,11 +146,11 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
                 assert said["kl_nats"] == number(expected["kl"])
 
 
-def test_costly_and_negative_cells_are_named(known):
+def test_costly_and_negative_layers_are_named(known):
     diagnosis = known()
     found = entries(diagnosis.results)
-    cell = asked(format="nvfp4", direction="isolate", level="cells", unit="q_proj", block=5)
-    (one,) = (one for one in found if one.asked == cell)
+    layer = asked(format="nvfp4", direction="only", level="layers", unit="q_proj", block=5)
+    (one,) = (one for one in found if one.asked == layer)
     one.nll = [nll - 0.05 for nll in one.nll]  # ten tokens: five millinats less
     _, *rows = Page(Diagnosis(rebuilt(diagnosis.results, found)).html()).table("standout")
     by_name = {row[0][0]: [text for text, _ in row[1:]] for row in rows}
@@ -166,7 +166,7 @@ def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
     reference = np.array(found[0].plain.nll)
     for one in found:
         a = one.asked
-        if (a.level, a.direction, a.format) == ("cells", "isolate", "nvfp4") and a.block > 1:
+        if (a.level, a.direction, a.format) == ("layers", "only", "nvfp4") and a.block > 1:
             one.nll = 2 * reference - np.array(one.nll)
     _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("standout")
     (row,) = [[text for text, _ in row[1:]] for row in rows if row[0][0] == "only, nvfp4, W4A4"]
@@ -177,7 +177,7 @@ def test_what_lowers_the_loss_is_not_among_the_most_costly(known):
 def test_whole_models_stand_in_the_order_of_their_cost(known):
     results = known(noise=False).results
     found = entries(results)
-    (nvfp4,) = (one for one in found if one.asked == baseline("nvfp4"))
+    (nvfp4,) = (one for one in found if one.asked == all_quantized("nvfp4"))
     nvfp4.nll = np.array(found[0].nll) + 0.1  # ten tokens: ten millinats
     _, *rows = Page(Diagnosis(rebuilt(results, found)).html()).table("costs-table")
     assert [row[0][0] for row in rows] == ["FP32", "nvfp4", "mxfp4:floor"]
@@ -211,8 +211,8 @@ def test_hostile_names_are_text(known):
     assert "img" not in [tag for tag, _ in page.elements]
     assert not [a for _, attrs in page.elements for a in attrs if a.startswith("on")]
     assert "{{ 7 * 7 }}" in page.text
-    assert {"name": HOSTILE, "kind": None} in page.payload["components"]
-    shown = Diagnosis(results)._repr_html_() + Diagnosis(results).cells._repr_html_()
+    assert {"name": HOSTILE, "kind": None} in page.payload["projections"]
+    shown = Diagnosis(results)._repr_html_() + Diagnosis(results).layers._repr_html_()
     assert "<img" not in shown
     assert "<script" not in shown
 
@@ -237,29 +237,29 @@ def test_it_asks_nothing_of_anyone(known):
 
 
 def large(observe, results, blocks=48, windows=16):
-    """A study of 48 blocks, seven components, two formats, both directions."""
+    """A study of 48 blocks, seven projections, two formats, both directions."""
     rng = np.random.default_rng(0)
     text = rng.normal(3, 1, windows)
-    components = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
+    projections = [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")]
     found = [observe(REFERENCE, text), observe(jitter(REFERENCE), text + 1e-6, replicas=1)]
     for fmt in ("mxfp4:floor", "nvfp4"):
         base = text + 0.4
-        found.append(observe(baseline(fmt), base, kl=0.3))
-        found.append(observe(jitter(baseline(fmt)), base + 0.001, replicas=1, kl=0.1))
-        for direction in ("restore", "isolate"):
-            for component in components:
+        found.append(observe(all_quantized(fmt), base, kl=0.3))
+        found.append(observe(jitter(all_quantized(fmt)), base + 0.001, replicas=1, kl=0.1))
+        for direction in ("keep", "only"):
+            for projection in projections:
                 for block in (None, *range(blocks)):
                     moved = rng.normal(0.004, 0.01, windows)
-                    nll = base - moved if direction == "restore" else text + moved
-                    level = "components" if block is None else "cells"
+                    nll = base - moved if direction == "keep" else text + moved
+                    level = "projections" if block is None else "layers"
                     of = {"format": fmt, "direction": direction, "level": level}
-                    unit = asked(**of, unit=component, block=block)
+                    unit = asked(**of, unit=projection, block=block)
                     found.append(observe(unit, nll, kl=0.1234567))
     return found, [
         ActivationRecord(
-            block=b, component=c, max=123.456789 + b, p999=4.5678912, ratio=27.123456, elements=9
+            block=b, projection=c, max=123.456789 + b, p999=4.5678912, ratio=27.123456, elements=9
         )
-        for c in components
+        for c in projections
         for b in range(blocks)
     ]
 
@@ -283,18 +283,18 @@ def without(diagnosis, keep):
 
 
 def test_what_was_not_measured_is_said_with_the_command_for_it(known):
-    page = Page(without(known(noise=False), lambda a: a.level != "cells").html())
+    page = Page(without(known(noise=False), lambda a: a.level != "layers").html())
     assert "No layers were measured" in page.text
     assert "--sweep projections,layers" in page.text
-    page = Page(without(known(), lambda a: a.level != "components").html())
+    page = Page(without(known(), lambda a: a.level != "projections").html())
     assert "No projections were measured" in page.text
     page = Page(without(known(), lambda a: a.is_whole).html())
     assert "No layers were measured" in page.text
-    page = Page(without(known(), lambda a: a.direction != "isolate").html())
+    page = Page(without(known(), lambda a: a.direction != "only").html())
     for name in ("projections", "layers"):
         assert f"Of {name} only “keep” was measured" in page.text
         assert f"--sweep {name} --direction only" in page.text
-    partly = without(known(), lambda a: a.level != "cells" or a.direction == "isolate")
+    partly = without(known(), lambda a: a.level != "layers" or a.direction == "only")
     text = Page(partly.html()).text
     assert "Of layers only “only” was measured" in text
     assert "Of projections only" not in text
@@ -330,7 +330,7 @@ def test_estimates_are_marked(known, measured):
     family = page.payload["units"]["layers"][0]
     assert family["estimated"] is not measured
     row = dict(zip(COLUMNS, family["rows"][0], strict=True))
-    first = diagnosis.cells[0]
+    first = diagnosis.layers[0]
     said = dict(zip((key for key, _ in page.payload["heads"]), row["texts"], strict=True))
     assert said["gradient"] == interval(first, "gradient_nll")
     if measured:
@@ -358,10 +358,10 @@ def test_units_that_saw_fewer_windows(known):
 def test_several_operands(known):
     results = known().results
     found = entries(results)
-    found += [one.but(operands="weights") for one in found if one.asked.operands]
+    found += [one.but(precision="W4A16") for one in found if one.asked.precision]
     page = Page(Diagnosis(rebuilt(results, found)).html())
     assert len(page.payload["units"]["layers"]) == 8
-    assert {f["operands"] for f in page.payload["units"]["layers"]} == {"W4A4", "W4A16"}
+    assert {f["precision"] for f in page.payload["units"]["layers"]} == {"W4A4", "W4A16"}
     assert "Projections, keep, W4A16" in page.text
     names, compared = page.table("formats")
     assert [text for text, _ in names][3:] == [
@@ -375,7 +375,7 @@ def test_what_activations_add_stands_beside_it(known, observe):
     results = known().results
     found = entries(results)
     text = np.array(found[0].plain.nll) / 10  # ten tokens a window
-    found.append(observe(baseline("mxfp4:floor", "weights"), text + 0.05))
+    found.append(observe(all_quantized("mxfp4:floor", "W4A16"), text + 0.05))
     _, row = Page(Diagnosis(rebuilt(results, found)).html()).table("both")
     assert [text for text, _ in row] == ["mxfp4:floor", "W4A16", "+70.00 [+70.00, +70.00]"]
     assert "Weights and activations" not in Page(known().html()).text
@@ -414,6 +414,6 @@ def test_notebooks_show_tables(known):
     shown = diagnosis._repr_html_()
     assert "FP4 sensitivity of known" in shown
     assert "+120.0 [+120.0, +120.0]" in shown
-    cells = diagnosis.cells._repr_html_()
-    assert cells.count("<tr>") == 1 + 48
-    assert f"<td>{diagnosis.cells[0]['ppl']:.4g}</td>" in cells
+    layers = diagnosis.layers._repr_html_()
+    assert layers.count("<tr>") == 1 + 48
+    assert f"<td>{diagnosis.layers[0]['ppl']:.4g}</td>" in layers

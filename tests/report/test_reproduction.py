@@ -16,9 +16,9 @@ compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
 
 
-def said(found, kind, component="down_proj", fmt="mxfp4", blocks="", percent=""):
+def said(found, kind, projection="down_proj", fmt="mxfp4", blocks="", percent=""):
     """What is shown of ours, and the verdict."""
-    of = {"component": component, "format": fmt, "blocks": blocks, "percent": percent}
+    of = {"projection": projection, "format": fmt, "blocks": blocks, "percent": percent}
     _, ours, verdict = compare.STATEMENTS[kind](found, of)
     return ours, verdict
 
@@ -64,7 +64,7 @@ def test_early_blocks(known):
 def test_flat(known):
     ours, verdict = said(known(), "flat")
     assert ours.endswith("; 5 of 6 told from zero")
-    # Both components of this study spread alike: neither less than the other.
+    # Both projections of this study spread alike: neither less than the other.
     assert verdict == "disagrees"
 
 
@@ -101,10 +101,10 @@ def test_whole_models_are_compared_by_the_ratio_of_perplexities(known):
 
 
 def test_what_the_paper_says_is_consistent():
-    for model in {row["model"] for row in compare.read("components")}:
+    for model in {row["model"] for row in compare.read("projections")}:
         for fmt in compare.FORMATS:
-            ppl = compare.paper_components(model, fmt)
-            for row in compare.read("components"):
+            ppl = compare.paper_projections(model, fmt)
+            for row in compare.read("projections"):
                 if (row["model"], row["format"]) == (model, fmt) and row["improvement"]:
                     drop = ppl["baseline"] - float(row["ppl"])
                     assert drop == pytest.approx(float(row["improvement"]), abs=0.011)
@@ -128,7 +128,7 @@ def test_tables_stand_between_their_markers():
 
 @pytest.fixture(scope="module")
 def tables():
-    """Every table, of the results that are kept: rows of cells, by name."""
+    """Every table, of the results that are kept: rows of layers, by name."""
     found = compare.fp4scope.load(KEPT)
     return {
         name: [line.strip("| ").split(" | ") for line in table(found) if line.startswith("| ")]
@@ -141,12 +141,12 @@ def rows_of(name):
         return list(csv.DictReader(file))
 
 
-def test_components_stand_beside_the_papers(tables):
-    down = [row for row in tables["components"] if row[0] == "down_proj"]
-    paper = [compare.paper_components("Qwen2.5-0.5B", fmt) for fmt in compare.FORMATS]
-    kept = rows_of("components.csv")
+def test_projections_stand_beside_the_papers(tables):
+    down = [row for row in tables["projections"] if row[0] == "down_proj"]
+    paper = [compare.paper_projections("Qwen2.5-0.5B", fmt) for fmt in compare.FORMATS]
+    kept = rows_of("projections.csv")
     for row, of, fmt in zip(down, paper, compare.FORMATS.values(), strict=True):
-        names = {"format": fmt, "component": "down_proj", "direction": "restore"}
+        names = {"format": fmt, "projection": "down_proj", "direction": "keep"}
         (ours,) = [r for r in kept if names.items() <= r.items()]
         assert float(row[1]) == of["down_proj"]
         assert float(row[2]) == pytest.approx(float(ours["ppl"]), abs=0.005)
@@ -158,14 +158,14 @@ def test_components_stand_beside_the_papers(tables):
 
 def test_activations_stand_beside_the_papers(tables):
     (down,) = [row for row in tables["activations"] if row[0] == "down_proj"]
-    kept = [row for row in rows_of("activations.csv") if row["component"] == down[0]]
+    kept = [row for row in rows_of("activations.csv") if row["projection"] == down[0]]
     means = [np.mean([float(r[name]) for r in kept]) for name in ("p999", "max", "ratio")]
     assert [float(x) for x in down[2::2]] == pytest.approx(means, rel=2e-3)
     assert down[1::2] == ["2.8", "253", "159"]
 
 
 def test_orders_of_the_paper(tables):
-    """Its 0.5B model orders components alike under both formats."""
+    """Its 0.5B model orders projections alike under both formats."""
     assert tables["orders"][2][:2] == ["0.5B mxfp4", "1.00"]
     assert len(tables["statements"]) == 2 + len(compare.read("statements"))
     assert [row[0] for row in tables["resolution"]] == ["format", "---", "mxfp4", "nvfp4"]

@@ -13,8 +13,8 @@ from fp4scope.table import Table
 
 def test_every_form_of_a_statistic_is_written_with_its_interval():
     row = {
-        "format": "nvfp4", "direction": "restore", "operands": "weights", "name": "q-proj",
-        "level": "cells", "rho": -0.5, "rho_low": -0.75, "rho_high": 0.25, "p": 0.0004, "q": 0.25,
+        "format": "nvfp4", "direction": "keep", "precision": "W4A16", "name": "q-proj",
+        "level": "layers", "rho": -0.5, "rho_low": -0.75, "rho_high": 0.25, "p": 0.0004, "q": 0.25,
         "cost": -0.012, "share": 0.5, "share_low": 0.25, "share_high": 0.75, "nothing": None,
     }  # fmt: skip
     chosen = (
@@ -40,33 +40,16 @@ def test_every_form_of_a_statistic_is_written_with_its_interval():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("value", "word"),
-    [("restore", "keep"), ("keep", "keep"), ("isolate", "only"), ("only", "only")],
-)
-def test_directions_of_today_and_of_version_0_1_have_one_word(value, word):
-    assert labels.direction(value).name == word
-
-
-@pytest.mark.parametrize(
-    ("operands", "formats", "word"),
-    [
-        ("weights+activations", ("nvfp4",), "W4A4"), ("weights", ("nvfp4",), "W4A16"),
-        ("activations", ("nvfp4",), "W16A4"), ("W4A4", ("nvfp4",), "W4A4"),
-        ("", ("reference",), ""),
-        ("weights+activations", ("mxfp8:e4m3:floor", "nvfp4"), "W8A8/W4A4"),
-        ("weights", ("a format of tomorrow",), "W4A16"),
-    ],
-)  # fmt: skip
-def test_operands_are_shown_as_bits(operands, formats, word):
-    assert labels.precision(operands, *formats) == word
+def test_formats_of_several_widths_have_their_precisions_side_by_side():
+    assert labels.precision([{"precision": "W8A8"}, {"precision": "W4A4"}]) == "W8A8/W4A4"
+    assert labels.precision([{"precision": "W4A16"}] * 2) == "W4A16"
 
 
 @pytest.mark.parametrize(
     ("row", "word"),
     [
         ({"unit": "down_proj", "block": 5}, "5.down_proj"),
-        ({"component": "down_proj"}, "down_proj"),
+        ({"projection": "down_proj"}, "down_proj"),
         ({"unit": "", "block": 0}, "0"),
         ({"pattern": "*.q_proj", "block": None}, "*.q_proj"),
     ],
@@ -76,12 +59,12 @@ def test_places(row, word):
 
 
 def test_a_section_has_formats_side_by_side_or_apart(known):
-    (keep, only) = units(known(), "components")
+    (keep, only) = units(known(), "projections")
     assert [c.group for c in keep.columns][:2] == ["", "mxfp4:floor"]
     assert [row[0].text for row in keep.rows] == ["all-quantized", "down_proj", "q_proj"]
     assert keep.controls == 1
     assert "full-precision" in only.rows[0][0].text
-    apart = list(units(known(), "components", apart=True))
+    apart = list(units(known(), "projections", apart=True))
     assert [s.title.split(", ")[1:3] for s in apart] == [
         ["keep", "mxfp4:floor"], ["keep", "nvfp4"], ["only", "mxfp4:floor"], ["only", "nvfp4"],
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def test_a_table_for_each_choice_of_operands(known):
     results = known().results
     found = entries(results)
     twins = [
-        one.but(operands="weights")
+        one.but(precision="W4A16")
         for one in found
         if one.asked.is_whole and one.asked.format == "nvfp4"
     ]
@@ -48,7 +48,7 @@ def test_a_table_for_each_choice_of_operands(known):
 
 
 def test_projections_stand_in_the_order_of_their_cost(known):
-    lines = printed(units(known(), "components", apart=True))
+    lines = printed(units(known(), "projections", apart=True))
     rows = [line.split()[0] for line in lines if "_proj" in line]
     # Under MXFP4 both cost the same, give or take.
     assert rows[2:4] == rows[6:] == ["down_proj", "q_proj"]
@@ -73,7 +73,7 @@ def wide(known, tmp_path):
             found += [one.but(format=name) for name in ("nvfp4:4over6", "mxfp4:rceil")]
     long = "language_model_query_projection"
     found = (one.but(unit=long) if one.asked.unit == "q_proj" else one for one in found)
-    for name in ("report.html", "cells.csv"):
+    for name in ("report.html", "layers.csv"):
         (tmp_path / name).touch()
     return Diagnosis(rebuilt(results, found), tmp_path)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from asking import BOTH, REFERENCE, baseline, entries, entry, rebuilt
+from asking import BOTH, REFERENCE, all_quantized, entries, entry, rebuilt
 from fp4scope.cli.tables import main_tables
 from fp4scope.cli.terminal import in_grid
 from fp4scope.diagnosis import Diagnosis
@@ -74,7 +74,7 @@ def test_one_minus_sign_in_all_that_is_shown(known):
 
 @pytest.fixture
 def baselines(observe, known):
-    """`baselines({(format, operands): millinats})`: a study with these costs besides its own."""
+    """`baselines({(format, precision): millinats})`: a study with these costs besides its own."""
 
     def build(costs):
         results = known().results
@@ -82,8 +82,8 @@ def baselines(observe, known):
         text = np.array(found[0].plain.nll) / 10  # ten tokens a window
         rounds = np.array([0.001, -0.001] * (len(text) // 2))
         found += [
-            observe(baseline(fmt, operands), text + cost / 1000 + rounds)
-            for (fmt, operands), cost in costs.items()
+            observe(all_quantized(fmt, precision), text + cost / 1000 + rounds)
+            for (fmt, precision), cost in costs.items()
         ]
         return Diagnosis(rebuilt(results, found))
 
@@ -91,7 +91,7 @@ def baselines(observe, known):
 
 
 def test_only_what_was_swept_has_a_headline_and_a_cheaper_rule_is_named(baselines):
-    costs = {("mxfp4:even", BOTH): 80, ("mxfp4:rceil", BOTH): 150, ("nvfp4", "weights"): 50}
+    costs = {("mxfp4:even", BOTH): 80, ("mxfp4:rceil", BOTH): 150, ("nvfp4", "W4A16"): 50}
     lines = headlines(baselines(costs))
     assert [line.split(" costs")[0] for line in lines if " costs " in line] == FORMATS
     assert [line.split(" [")[0] for line in lines if "rule" in line] == [
@@ -103,26 +103,26 @@ def test_only_what_was_swept_has_a_headline_and_a_cheaper_rule_is_named(baseline
 
 
 def test_operands_are_named_where_units_were_measured_under_several(baselines):
-    results = baselines({("nvfp4", "weights"): 50}).results
+    results = baselines({("nvfp4", "W4A16"): 50}).results
     found = entries(results)
     found += [
-        one.but(operands="weights")
+        one.but(precision="W4A16")
         for one in found
-        if (one.asked.format, one.asked.level) == ("nvfp4", "components")
+        if (one.asked.format, one.asked.level) == ("nvfp4", "projections")
     ]
     lines = headlines(Diagnosis(rebuilt(results, found)))
     for bits in ("W4A4", "W4A16"):
         assert any(line.startswith(f"nvfp4 ({bits}) costs") for line in lines)
 
 
-def test_where_nothing_was_swept_every_baseline_has_a_headline(observe, results):
+def test_where_nothing_was_swept_every_all_quantized_has_a_headline(observe, results):
     text = np.array([2.0, 3.0] * 4)
-    rest = [observe(baseline(fmt), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
+    rest = [observe(all_quantized(fmt), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
     lines = headlines(Diagnosis(results(observe(REFERENCE, text), *rest)))
     assert [line.split()[0] for line in lines] == ["nvfp4", "mxfp4:floor"]
 
 
-def test_components_beside_what_all_cost(known):
+def test_projections_beside_what_all_cost(known):
     (line,) = sums(known())
     # Kept or quantized alone both projections cost five millinats under MXFP4.
     assert "under mxfp4:floor (W4A4), where all together cost 120.0 millinats" in line
@@ -136,7 +136,7 @@ def test_the_reader_learns_what_neighbours_that_share_a_cost_do(shared, observe,
     text, cost = rng.normal(3, 1, 400), rng.normal(size=400)
     if shared:
         cost = np.convolve(cost, np.ones(4), "same")
-    study = results(observe(REFERENCE, text), observe(baseline("nvfp4"), text + 0.1 * cost))
+    study = results(observe(REFERENCE, text), observe(all_quantized("nvfp4"), text + 0.1 * cost))
     line = neighbour_line(study)
     assert line.startswith("Neighbouring windows correlate at ")
     assert ("times as wide" in line) == shared
@@ -156,7 +156,7 @@ def noisy(known, millinats):
 
 def test_where_nothing_is_significant_nothing_is_singled_out(known):
     diagnosis = noisy(known, 60)
-    rows = diagnosis.components.where(direction="restore", format="nvfp4").rows
+    rows = diagnosis.projections.where(direction="keep", format="nvfp4").rows
     half = np.median([500 * (r["delta_nll_high"] - r["delta_nll_low"]) for r in rows])
     (line,) = [line for line in headlines(diagnosis) if "singled out" in line and "nvfp4" in line]
     start = f"Under nvfp4, no projection can be singled out: ±{number(half)} millinats on 8 windows"
@@ -174,9 +174,9 @@ def test_units_that_change_nothing_at_all_are_known_exactly(known):
     results = known().results
     found = entries(results)
     for one in found:
-        if one.asked.level == "components":
-            kept = one.asked.direction == "restore"
-            same = entry(results, baseline(one.asked.format) if kept else REFERENCE)
+        if one.asked.level == "projections":
+            kept = one.asked.direction == "keep"
+            same = entry(results, all_quantized(one.asked.format) if kept else REFERENCE)
             one.nll = same.plain.nll
     results = rebuilt(results, found)
     lines = [line for line in headlines(Diagnosis(results)) if "singled out" in line]
@@ -213,5 +213,5 @@ def test_the_next_step(known, tmp_path):
     again = "fp4scope run --config /out/study.yaml"
     assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
     results = known().results
-    results = rebuilt(results, (one for one in entries(results) if one.asked.level != "cells"))
+    results = rebuilt(results, (one for one in entries(results) if one.asked.level != "layers"))
     assert step(Diagnosis(results)) == f"{again} --sweep projections,layers -o /out-layers"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from asking import REFERENCE, asked, baseline, jitter
+from asking import REFERENCE, all_quantized, asked, jitter
 
 DATA = Path(__file__).parents[1] / "data" / "sensitivity.npz"
 
@@ -54,11 +54,18 @@ def newey_west():
     return test
 
 
+_TODAY = {
+    "weights+activations": "W4A4", "restore": "keep", "isolate": "only",
+    "components": "projections", "cells": "layers",
+}  # fmt: skip
+"""Words by those of the file."""
+
+
 @pytest.fixture(scope="session")
 def recorded():
     """Windows, and per variant key the NLL in nats per token of each."""
     with np.load(DATA) as file:
-        keys = [key.decode() for key in file["variants"]]
+        keys = ["|".join(_TODAY.get(p, p) for p in k.decode().split("|")) for k in file["variants"]]
         return file["windows"].astype(int), dict(zip(keys, file["nll"].astype(float), strict=True))
 
 
@@ -70,9 +77,9 @@ def families(recorded):
     for key, values in nll.items():
         if key.startswith("reference") or "|jitter|" in key:
             continue
-        fmt, operands, direction, level = key.split("|")[:4]
-        if direction == "restore":
-            sides = nll[f"{fmt}|{operands}|baseline|model"], values
+        fmt, precision, direction, level = key.split("|")[:4]
+        if direction == "keep":
+            sides = nll[f"{fmt}|{precision}|baseline|model"], values
         else:
             sides = values, nll["reference"]
         found.setdefault((level, fmt, direction), []).append(sides)
@@ -98,10 +105,10 @@ def _asked(key):
     fmt, *parts = key.split("|")
     if fmt == "reference":
         return REFERENCE
-    operands, direction, level, *unit = parts
+    precision, direction, level, *unit = parts
     if level == "model":
-        whole = baseline(fmt, operands)
+        whole = all_quantized(fmt, precision)
         return jitter(whole) if direction == "jitter" else whole
     block, _, name = unit[0].rpartition(".")
-    of = {"format": fmt, "operands": operands, "direction": direction, "level": level}
+    of = {"format": fmt, "precision": precision, "direction": direction, "level": level}
     return asked(**of, unit=name, block=int(block) if block else None)

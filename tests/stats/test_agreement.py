@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from asking import REFERENCE, asked, baseline, estimated
+from asking import REFERENCE, all_quantized, asked, estimated
 from fp4scope.stats import MIN_WINDOWS, agreement, agreement_table, spearman, unit_table
 from fp4scope.stats.agreement import ceilings
 from fp4scope.stats.dependence import drawn_means
@@ -108,33 +108,33 @@ def test_an_order_that_does_not_repeat_has_no_ceiling():
     assert ceilings(exact[:3]) is None
 
 
-def cell(block, direction="isolate", fmt="nvfp4"):
-    return asked(format=fmt, direction=direction, level="cells", unit="q_proj", block=block)
+def layer(block, direction="only", fmt="nvfp4"):
+    return asked(format=fmt, direction=direction, level="layers", unit="q_proj", block=block)
 
 
 @pytest.fixture
 def both(observe, results):
-    """`both(direction)`: 20 cells that cost 0, 1, ... nats; the estimate turns the first five."""
+    """`both(direction)`: 20 layers that cost 0, 1, ... nats; the estimate turns the first five."""
 
     def build(direction, windows=9, only=()):
         text = np.random.default_rng(0).normal(3, 1, windows)
         base = text + 30
-        found = [observe(REFERENCE, text), observe(baseline("nvfp4"), base)]
+        found = [observe(REFERENCE, text), observe(all_quantized("nvfp4"), base)]
         order = [4, 3, 2, 1, 0, *range(5, 20)]
         for block in range(20):
-            nll = text + block if direction == "isolate" else base - block
+            nll = text + block if direction == "only" else base - block
             if block not in only:
-                found.append(observe(cell(block, direction), nll))
+                found.append(observe(layer(block, direction), nll))
         backwards = [*reversed(range(windows))]
         for block in range(20):
             nats = [order[block]] * windows
-            found.append(estimated(cell(block, direction), nats, windows=backwards))
+            found.append(estimated(layer(block, direction), nats, windows=backwards))
         return results(*found)
 
     return build
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
+@pytest.mark.parametrize("direction", ["keep", "only"])
 def test_a_family_is_compared_in_the_sign_of_the_tables(both, direction):
     (row,) = agreement_table(both(direction))
     expected = scipy_stats.spearmanr(range(20), [4, 3, 2, 1, 0, *range(5, 20)]).statistic
@@ -147,12 +147,12 @@ def test_a_family_is_compared_in_the_sign_of_the_tables(both, direction):
 
 
 def test_units_without_an_exact_measurement_are_in_the_tables_and_not_compared(both):
-    study = both("isolate", only=(7, 19))
+    study = both("only", only=(7, 19))
     (row,) = agreement_table(study)
     assert row["units"] == 18
-    cells = unit_table(study, "cells")
-    assert len(cells) == 20
-    for one in cells:
+    layers = unit_table(study, "layers")
+    assert len(layers) == 20
+    for one in layers:
         measured = one["block"] not in (7, 19)
         assert (one["delta_nll"] is not None) == (one["ppl"] is not None) == measured
         expected = [4, 3, 2, 1, 0, *range(5, 20)][one["block"]]
@@ -162,5 +162,5 @@ def test_units_without_an_exact_measurement_are_in_the_tables_and_not_compared(b
 
 
 def test_two_units_have_no_rank_correlation(both):
-    assert len(agreement_table(both("isolate", only=range(3, 20)))) == 1
-    assert len(agreement_table(both("isolate", only=range(2, 20)))) == 0
+    assert len(agreement_table(both("only", only=range(3, 20)))) == 1
+    assert len(agreement_table(both("only", only=range(2, 20)))) == 0

@@ -4,40 +4,40 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from asking import REFERENCE, asked, baseline, entry, jitter
+from asking import REFERENCE, all_quantized, asked, entry, jitter
 from fp4scope.stats import change_table
 from fp4scope.stats.changes import RESOLUTION
 from fp4scope.stats.contrasts import change
 from fp4scope.stats.windows import Series
 
-BASE = baseline("nvfp4")
+BASE = all_quantized("nvfp4")
 WINDOWS = 24
 NOISE = 0.02  # nats of a window, from one realisation to the next
 CONDITIONS = {
     "model": {"fingerprint": "f", "tokenizer_sha256": "t"},
     "data": {"windows": WINDOWS, "seq_len": 11, "sha256": "s", "text_sha256": "x"},
 }
-CELLS = [
-    asked(format="nvfp4", direction=d, level="cells", unit="q_proj", block=b)
-    for d in ("restore", "isolate")
+LAYERS = [
+    asked(format="nvfp4", direction=d, level="layers", unit="q_proj", block=b)
+    for d in ("keep", "only")
     for b in range(20)
 ]
-COMPONENTS = [
-    asked(format="nvfp4", direction=d, level="components", unit=f"{i}_proj")
-    for d in ("restore", "isolate")
+PROJECTIONS = [
+    asked(format="nvfp4", direction=d, level="projections", unit=f"{i}_proj")
+    for d in ("keep", "only")
     for i in range(4)
 ]
 
 
 @pytest.fixture
 def realise(observe, results):
-    """`realise(rng, shift={})`: a run of one configuration, with rerun noise of its own."""
+    """`realise(rng, shift={})`: a run of one configuration, with run-to-run noise of its own."""
 
     def build(rng, shift=None, *, controls=True, windows=range(WINDOWS), data=None, noise=NOISE):
         windows = list(windows)
         truth = np.random.default_rng(0)
         text = truth.normal(3, 1, 99)[windows]
-        depth = truth.uniform(0, 0.02, (len(CELLS) + len(COMPONENTS), 99))[:, windows]
+        depth = truth.uniform(0, 0.02, (len(LAYERS) + len(PROJECTIONS), 99))[:, windows]
         base = text + truth.gamma(4, 0.1, 99)[windows]
 
         def shaken(values):
@@ -49,9 +49,9 @@ def realise(observe, results):
         if controls:
             found.append(observe(jitter(REFERENCE), text + 1e-7, windows=windows, replicas=1))
             found.append(observe(jitter(BASE), shaken(moved), windows=windows, replicas=1))
-        for unit, cost in zip([*CELLS, *COMPONENTS], depth, strict=True):
+        for unit, cost in zip([*LAYERS, *PROJECTIONS], depth, strict=True):
             cost = cost + (shift or {}).get(unit, 0)
-            nll = moved - cost if unit.direction == "restore" else text + cost
+            nll = moved - cost if unit.direction == "keep" else text + cost
             found.append(observe(unit, shaken(nll), windows=windows))
         return results(*found, **CONDITIONS | {"data": data or CONDITIONS["data"]})
 
@@ -61,7 +61,7 @@ def realise(observe, results):
 def test_the_same_results_have_not_changed(realise):
     run = realise(np.random.default_rng(1))
     table = change_table(run, run)
-    assert len(table) == 1 + len(CELLS) + len(COMPONENTS)
+    assert len(table) == 1 + len(LAYERS) + len(PROJECTIONS)
     assert set(table["change"]) == {0.0}
     assert set(table["p_holm"]) == {1.0}
     assert set(table["beyond_noise"]) == {False}
@@ -72,16 +72,16 @@ def test_a_change_is_that_of_the_paired_costs(realise):
     rows = {
         (r["level"], r["direction"], r["unit"], r["block"]): r for r in change_table(one, other)
     }
-    for one_of in (BASE, CELLS[3], CELLS[-1], COMPONENTS[0]):
+    for one_of in (BASE, LAYERS[3], LAYERS[-1], PROJECTIONS[0]):
 
         def cost(run, unit=one_of):
             own = entry(run, unit).nll
-            if unit.direction == "restore":
+            if unit.direction == "keep":
                 return np.subtract(entry(run, BASE).nll, own) / 10
             return np.subtract(own, entry(run, REFERENCE).nll) / 10
 
         whole = one_of == BASE
-        place = ("baselines", "baseline") if whole else (one_of.level, one_of.direction)
+        place = ("model", "") if whole else (one_of.level, one_of.direction)
         row = rows[(*place, one_of.unit, one_of.block)]
         expected = scipy_stats.ttest_rel(cost(other), cost(one))
         low, high = expected.confidence_interval()
@@ -94,11 +94,11 @@ def test_a_change_is_that_of_the_paired_costs(realise):
 def test_levels_share_the_error_and_holm_is_inside_a_level(realise):
     one, other = (realise(np.random.default_rng(seed)) for seed in (1, 2))
     table = change_table(one, other)
-    assert table[0]["level"] == "baselines"
+    assert table[0]["level"] == "model"
     assert table[0]["p_holm"] == pytest.approx(min(1, 3 * table[0]["p"]))
-    cells = table.where(level="cells")
-    smallest = min(cells, key=lambda row: row["p"])
-    assert smallest["p_holm"] == pytest.approx(min(1, 3 * len(CELLS) * smallest["p"]))
+    layers = table.where(level="layers")
+    smallest = min(layers, key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 3 * len(LAYERS) * smallest["p"]))
 
 
 def test_false_alarms_are_at_most_one_pair_of_runs_in_twenty(realise):
@@ -117,7 +117,7 @@ def test_false_alarms_are_at_most_one_pair_of_runs_in_twenty(realise):
 
 def test_planted_changes_are_found_and_others_are_not(realise):
     rng = np.random.default_rng(6)
-    planted = {COMPONENTS[5]: 0.05, CELLS[25]: -0.06}
+    planted = {PROJECTIONS[5]: 0.05, LAYERS[25]: -0.06}
     found, false = 0, 0
     for _ in range(20):
         table = change_table(realise(rng), realise(rng, planted))
@@ -131,7 +131,7 @@ def test_planted_changes_are_found_and_others_are_not(realise):
     assert false <= 4
 
 
-def test_a_changed_baseline_is_found_beside_hundreds_of_cells(realise):
+def test_a_changed_all_quantized_is_found_beside_hundreds_of_layers(realise):
     rng = np.random.default_rng(7)
     beyond = [
         change_table(realise(rng), realise(rng, {BASE: 0.04}))[0]["beyond_noise"] for _ in range(20)
@@ -140,8 +140,8 @@ def test_a_changed_baseline_is_found_beside_hundreds_of_cells(realise):
 
 
 def test_a_late_unit_that_shares_its_roundings_is_beyond_noise_when_it_moved(observe, results):
-    """Its baseline realised again lies 100 millinats away, but the unit has that luck too."""
-    cell = CELLS[3]
+    """Its model realised again lies 100 millinats away, but the unit has that luck too."""
+    layer = LAYERS[3]
     text = np.random.default_rng(0).normal(3, 1, WINDOWS)
 
     def run(rng, step):
@@ -151,7 +151,7 @@ def test_a_late_unit_that_shares_its_roundings_is_beyond_noise_when_it_moved(obs
             observe(REFERENCE, text),
             observe(BASE, text + luck[0]),
             observe(jitter(BASE), text + luck[1], replicas=1),
-            observe(cell, text + luck[0] - 0.001 - step + own),
+            observe(layer, text + luck[0] - 0.001 - step + own),
             **CONDITIONS,
         )
 
@@ -159,10 +159,10 @@ def test_a_late_unit_that_shares_its_roundings_is_beyond_noise_when_it_moved(obs
         change_table(run(np.random.default_rng(1), 0), run(np.random.default_rng(2), step))
         for step in (0.005, 0)
     )
-    (row,) = moved.where(level="cells")
+    (row,) = moved.where(level="layers")
     assert row["change"] == pytest.approx(0.005, abs=0.001)
     assert row["beyond_noise"] is True
-    assert same.where(level="cells")["beyond_noise"] == [False]
+    assert same.where(level="layers")["beyond_noise"] == [False]
 
 
 @pytest.mark.parametrize(("step", "beyond"), [(0.9, False), (1.1, True)])
@@ -242,7 +242,7 @@ def test_unpaired_windows_of_a_run_with_a_goal_have_no_interval():
 def test_two_formats_are_compared_where_each_run_has_one(observe, results):
     text = np.random.default_rng(0).normal(3, 1, WINDOWS)
     runs = [
-        results(observe(REFERENCE, text), observe(baseline(f), text + cost), **CONDITIONS)
+        results(observe(REFERENCE, text), observe(all_quantized(f), text + cost), **CONDITIONS)
         for f, cost in (("mxfp4:floor", 0.5), ("nvfp4", 0.2))
     ]
     (row,) = change_table(*runs)

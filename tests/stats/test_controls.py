@@ -1,22 +1,22 @@
-"""The baseline's luck: found by its replicas, taken out as far as the other windows say."""
+"""The all-quantized model's luck: found by replicas, taken out as far as other windows say."""
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from asking import REFERENCE, asked, baseline, entries, jitter, rebuilt
+from asking import REFERENCE, all_quantized, asked, entries, jitter, rebuilt
 from fp4scope.stats import Pairing
 from fp4scope.stats.controls import Controls, coefficient, held_out, luck_of
 from fp4scope.stats.dependence import standard_errors
 from fp4scope.stats.pairing import costs
 from fp4scope.study import Direction
 
-BASE = baseline("nvfp4")
+BASE = all_quantized("nvfp4")
 BLOCKS = 4
 WINDOWS = 40
 
 
-def unit(level="cells", name="q_proj", block=None, direction="restore"):
+def unit(level="layers", name="q_proj", block=None, direction="keep"):
     return asked(format="nvfp4", direction=direction, level=level, unit=name, block=block)
 
 
@@ -30,10 +30,11 @@ def luck_in(run, column):
 def chaotic(observe, results):
     """`chaotic()`: a run whose units of block b correlate at b / BLOCKS with their baseline.
 
-    Every cell saves 10 millinats, every component and pattern 50. The loss and KL have luck apart.
+    Every layer saves 10 millinats, every projection and pattern 50. The loss and KL have luck
+    apart.
     """
 
-    def build(seed=0, windows=WINDOWS, count=4, own=1, stopping=None, level="cells"):
+    def build(seed=0, windows=WINDOWS, count=4, own=1, stopping=None, level="layers"):
         rng = np.random.default_rng(seed)
         text = rng.normal(3, 1, windows)
 
@@ -50,7 +51,7 @@ def chaotic(observe, results):
         found.append(observe(BASE, text + 0.5 + luck[0], kl=2 + luck[1]))
         shaken = np.tile(text, count) + 0.5 + nll
         found.append(observe(BASE, shaken, kl=2 + kl, windows=places, replicas=numbers))
-        if level == "cells":
+        if level == "layers":
             for i in range(12):
                 nll, kl = again((i % BLOCKS) / BLOCKS, 0.01)
                 found.append(observe(unit(name=f"u{i}", block=i % BLOCKS), nll, kl=kl))
@@ -64,12 +65,12 @@ def chaotic(observe, results):
 
 
 def raw(run, column="nll"):
-    """What each restored unit costs without controls."""
+    """What each kept unit costs without controls."""
     pairing = Pairing(run.ledger, column)
     return {
         contrast: pairing.difference(contrast).values
         for contrast in run.contrasts
-        if contrast.family.direction is Direction.RESTORE
+        if contrast.family.direction is Direction.KEEP
     }
 
 
@@ -121,7 +122,7 @@ def test_units_share_a_coefficient_that_falls_with_depth(column, chaotic):
         assert shift == pytest.approx(first * (1 - block / BLOCKS))
 
 
-@pytest.mark.parametrize(("column", "level"), [("nll", "cells"), ("kl", "components")])
+@pytest.mark.parametrize(("column", "level"), [("nll", "layers"), ("kl", "projections")])
 def test_what_is_taken_is_luck_times_what_the_other_windows_choose(column, level, chaotic):
     run = chaotic(level=level)
     units, pairing = raw(run, column), Pairing.of(run, column)
@@ -181,7 +182,7 @@ def test_of_old_results_the_jitter_is_the_replica_of_the_loss_and_kl_has_none(ob
     assert luck_in(run, "kl") is None
 
 
-def test_realisations_that_the_baseline_has_are_no_controls(observe, results):
+def test_realisations_that_the_all_quantized_has_are_no_controls(observe, results):
     rng = np.random.default_rng(4)
     own, again = rng.normal(3, 1, (2, 2, 12))
     places = [*range(12)] * 2

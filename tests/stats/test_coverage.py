@@ -70,7 +70,7 @@ def test_the_study_uses_the_intervals_that_tables_print(families):
 @pytest.mark.parametrize("n", [MIN_WINDOWS, 24, 90])
 def test_intervals_cover_in_93_to_97_of_100_samples(coverage, n):
     measured = coverage(n)
-    assert len(measured) == 10  # two formats: a baseline, components and cells both ways
+    assert len(measured) == 10  # two formats: a baseline, projections and layers both ways
     for family, by_unit in measured.items():
         for kind, value in zip(("delta_nll", "delta_ppl"), by_unit.mean(axis=1), strict=True):
             assert 0.93 <= value <= 0.97, (family, kind, n)

@@ -117,7 +117,7 @@ def test_it_notices_when_the_bounds_are_too_narrow(monkeypatch):
 
 def test_on_recorded_windows_the_error_is_below_what_it_says(families):
     rng, goal = np.random.default_rng(6), BestGoal(10, within=0.010)
-    more, less = families["cells", "nvfp4", "isolate"]
+    more, less = families["layers", "nvfp4", "only"]
     costs = more - less
     truth = costs.mean(axis=0)
     least = np.sort(truth)[-10] - goal.within

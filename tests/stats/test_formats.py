@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from asking import REFERENCE, asked, baseline
+from asking import REFERENCE, all_quantized, asked
 from fp4scope.stats import format_table, operand_table
 
 
@@ -13,12 +13,12 @@ def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe
     flips = np.array([1, -1] * 6)
     costs = {"mxfp4:floor": 0.5, "mxfp4:rceil": 0.3, "mxfp4:even": 0.4, "nvfp4": 0.1}
     found = [observe(REFERENCE, text)]
-    for operands in ("weights+activations", "weights"):
+    for precision in ("W4A4", "W4A16"):
         for fmt, cost in costs.items():
             spread = 0.01 * flips if fmt == "mxfp4:floor" else 0
-            found.append(observe(baseline(fmt, operands), text + cost + spread))
+            found.append(observe(all_quantized(fmt, precision), text + cost + spread))
     table = format_table(results(*found))
-    compared = [(r["format"], r["against"]) for r in table.where(operands="weights")]
+    compared = [(r["format"], r["against"]) for r in table.where(precision="W4A16")]
     assert compared == [
         ("mxfp4:floor", "nvfp4"), ("mxfp4:rceil", "nvfp4"), ("mxfp4:even", "nvfp4"),
         ("mxfp4:floor", "mxfp4:rceil"), ("mxfp4:even", "mxfp4:rceil"),
@@ -48,7 +48,8 @@ def test_of_formats_that_cost_the_same_none_seems_dearer_than_the_cheapest(
     for _ in range(studies):
         costs = rng.normal(0.3, 0.05, (len(names), 24))
         found = [
-            observe(baseline(n, "weights"), 3 + cost) for n, cost in zip(names, costs, strict=True)
+            observe(all_quantized(name, "W4A16"), 3 + cost)
+            for name, cost in zip(names, costs, strict=True)
         ]
         table = format_table(results(*found, protocol={"stopping": {"anytime": anytime}}))
         wrong += any(row["delta_nll_low"] > 0 for row in table)
@@ -62,8 +63,8 @@ def test_swept_formats_are_compared_with_each_other_too(observe, results):
     text = np.arange(9.0)
     found = [observe(REFERENCE, text)]
     for fmt, cost in {"mxfp4:floor": 0.5, "nvfp4": 0.2, "nvfp4:4over6": 0.1}.items():
-        found.append(observe(baseline(fmt, "weights"), text + cost))
-    names = {"operands": "weights", "direction": "isolate", "level": "components", "unit": "q_proj"}
+        found.append(observe(all_quantized(fmt, "W4A16"), text + cost))
+    names = {"precision": "W4A16", "direction": "only", "level": "projections", "unit": "q_proj"}
     for fmt in ("mxfp4:floor", "nvfp4"):
         found.append(observe(asked(format=fmt, **names), text + 0.05))
     assert [(r["format"], r["against"]) for r in format_table(results(*found))] == [
@@ -74,23 +75,23 @@ def test_swept_formats_are_compared_with_each_other_too(observe, results):
 def test_one_format_has_none_to_compare_with(observe, results):
     text = np.ones(9)
     assert not format_table(
-        results(observe(REFERENCE, text), observe(baseline("nvfp4", "weights"), text))
+        results(observe(REFERENCE, text), observe(all_quantized("nvfp4", "W4A16"), text))
     )
 
 
 def test_what_activations_add_to_weights_alone(observe, results):
     text = np.random.default_rng(0).normal(3, 1, 12)
     flips = 0.01 * np.array([1, -1] * 6)
-    costs = {"weights+activations": 0.5, "weights": 0.2, "activations": 0.35}
+    costs = {"W4A4": 0.5, "W4A16": 0.2, "W16A4": 0.35}
     found = [observe(REFERENCE, text)]
-    for operands, cost in costs.items():
-        spread = flips if operands == "weights" else 0
-        found.append(observe(baseline("mxfp4:floor", operands), text + cost + spread))
-    found.append(observe(baseline("nvfp4", "weights"), text + 0.1))
+    for precision, cost in costs.items():
+        spread = flips if precision == "W4A16" else 0
+        found.append(observe(all_quantized("mxfp4:floor", precision), text + cost + spread))
+    found.append(observe(all_quantized("nvfp4", "W4A16"), text + 0.1))
     table = operand_table(results(*found))
-    assert [(r["format"], r["operands"], r["against"]) for r in table] == [
-        ("mxfp4:floor", "weights+activations", "weights"),
-        ("mxfp4:floor", "weights+activations", "activations"),
+    assert [(r["format"], r["precision"], r["against"]) for r in table] == [
+        ("mxfp4:floor", "W4A4", "W4A16"),
+        ("mxfp4:floor", "W4A4", "W16A4"),
     ]
     weights, activations = table
     assert weights["delta_nll"] == pytest.approx(0.3)

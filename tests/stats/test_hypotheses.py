@@ -3,52 +3,52 @@
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline, entries, rebuilt, sites_at
+from asking import REFERENCE, all_quantized, asked, entries, rebuilt, sites_at
 from fp4scope.ledger import ActivationRecord
 from fp4scope.stats import Verdict, hypotheses
 from fp4scope.stats.depth import ALL, peak_p
 
 MILLI = 1e-3
-COMPONENTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TAILS = dict(zip(COMPONENTS, (1.6, 1.7, 1.8, 6.0, 2.0, 3.0, 50.0), strict=True))
-BY_KIND = dict(zip(COMPONENTS, (40, 30, 20, 10, 70, 60, 50), strict=True))
-BY_BOTH = dict(zip(COMPONENTS, (10, 20, 30, 40, 50, 60, 70), strict=True))
-BY_TAIL = dict(zip(COMPONENTS, (10, 20, 30, 60, 40, 50, 70), strict=True))
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TAILS = dict(zip(PROJECTIONS, (1.6, 1.7, 1.8, 6.0, 2.0, 3.0, 50.0), strict=True))
+BY_KIND = dict(zip(PROJECTIONS, (40, 30, 20, 10, 70, 60, 50), strict=True))
+BY_BOTH = dict(zip(PROJECTIONS, (10, 20, 30, 40, 50, 60, 70), strict=True))
+BY_TAIL = dict(zip(PROJECTIONS, (10, 20, 30, 60, 40, 50, 70), strict=True))
 BLOCKS = 9
 
 
 @pytest.fixture
 def study(observe, results):
-    """`study(costs={...}, cells=[...])`: costs in millinats, give or take `noise` in a window.
+    """`study(costs={...}, layers=[...])`: costs in millinats, give or take `noise` in a window.
 
-    `costs` has the components' by (format, direction), `cells` a list of a cost for each block by
-    (format, direction, component).
+    `costs` has the projections' by (format, direction), `layers` a list of a cost for each block by
+    (format, direction, projection).
     """
 
-    def build(costs=(), cells=(), *, noise=1.0, windows=16, tails=TAILS):
+    def build(costs=(), layers=(), *, noise=1.0, windows=16, tails=TAILS):
         rng = np.random.default_rng(0)
         text = rng.normal(3, 1, windows)
         found = [observe(REFERENCE, text)]
-        costs, cells = dict(costs), dict(cells)
+        costs, layers = dict(costs), dict(layers)
 
         def add(fmt, direction, level, name, block, cost):
             spread = rng.normal(0, noise, windows)
             shift = MILLI * (cost + spread - spread.mean() + noise * rng.normal() / windows**0.5)
-            nll = text + 0.5 - shift if direction == "restore" else text + shift
+            nll = text + 0.5 - shift if direction == "keep" else text + shift
             names = {"format": fmt, "direction": direction}
             found.append(observe(asked(level=level, unit=name, block=block, **names), nll))
 
-        for fmt in dict.fromkeys(key[0] for key in (*costs, *cells)):
-            found.append(observe(baseline(fmt), text + 0.5))
+        for fmt in dict.fromkeys(key[0] for key in (*costs, *layers)):
+            found.append(observe(all_quantized(fmt), text + 0.5))
         for (fmt, direction), by_name in costs.items():
             for name, cost in by_name.items():
-                add(fmt, direction, "components", name, None, cost)
-        for (fmt, direction, name), by_block in cells.items():
+                add(fmt, direction, "projections", name, None, cost)
+        for (fmt, direction, name), by_block in layers.items():
             for block, cost in enumerate(by_block):
-                add(fmt, direction, "cells", name, block, cost)
+                add(fmt, direction, "layers", name, block, cost)
         measured = results(*found, model={"blocks": BLOCKS})
         measured.activations = [
-            ActivationRecord(component=c, block=b, max=ratio, p999=1.0, ratio=ratio, elements=9)
+            ActivationRecord(projection=c, block=b, max=ratio, p999=1.0, ratio=ratio, elements=9)
             for c, ratio in tails.items()
             for b in range(BLOCKS)
         ]
@@ -62,7 +62,7 @@ def held(measured):
                     strict=True))  # fmt: skip
 
 
-FAMILIES = [("mxfp4:floor", "restore"), ("nvfp4", "isolate")]
+FAMILIES = [("mxfp4:floor", "keep"), ("nvfp4", "only")]
 FITTING, OPPOSITE = BY_BOTH, BY_KIND
 """Within MLP and attention costs rise with the tail, or fall with it."""
 
@@ -101,28 +101,28 @@ def test_seven_projections_that_share_inputs_cannot_tell(study, costs):
 
 
 def test_layers_of_one_projection_are_in_the_evidence_and_decide_nothing(study):
-    """Costs fall with the tail over blocks; components with heavier tails cost more."""
+    """Costs fall with the tail over blocks; projections with heavier tails cost more."""
     tails = {c: tail * (1 + np.arange(BLOCKS)) for c, tail in TAILS.items()}
-    cells = {("nvfp4", "restore", c): (FITTING[c] - np.arange(BLOCKS)).tolist() for c in COMPONENTS}
-    measured = study({("nvfp4", "restore"): FITTING}, cells, noise=0.1)
+    layers = {("nvfp4", "keep", c): (FITTING[c] - np.arange(BLOCKS)).tolist() for c in PROJECTIONS}
+    measured = study({("nvfp4", "keep"): FITTING}, layers, noise=0.1)
     measured.activations = [
-        ActivationRecord(component=c, block=b, max=x, p999=1.0, ratio=x, elements=9)
+        ActivationRecord(projection=c, block=b, max=x, p999=1.0, ratio=x, elements=9)
         for c, of in tails.items()
         for b, x in enumerate(of.tolist())
     ]
     found = held(measured)["mechanism"]
-    (components, layers) = found.evidence
-    assert (layers["level"], layers["units"], layers["p_more"]) == ("cells", 63, None)
+    (projections, layers) = found.evidence
+    assert (layers["level"], layers["units"], layers["p_more"]) == ("layers", 63, None)
     assert layers["rho_within"] == pytest.approx(-1)
     assert layers["rho_tail"] > 0.3
-    assert components["rho_within"] == pytest.approx(1)
+    assert projections["rho_within"] == pytest.approx(1)
     assert found.verdict is Verdict.SUPPORTED
     assert "Among the layers of one projection it is \u22121.00" in found.sentence
 
 
 def test_mechanism_needs_kinds_that_it_knows(study):
     named = {"a": 1.0, "b": 2.0, "c": 3.0}
-    measured = study({("nvfp4", "restore"): named}, tails=named)
+    measured = study({("nvfp4", "keep"): named}, tails=named)
     found = held(measured)["mechanism"]
     assert found.verdict is Verdict.UNDECIDED
     assert not found.evidence
@@ -134,7 +134,7 @@ def test_mechanism_needs_kinds_that_it_knows(study):
 
 
 def test_ordering(study):
-    families = [("mxfp4:floor", "restore"), ("nvfp4", "restore"), ("nvfp4", "isolate")]
+    families = [("mxfp4:floor", "keep"), ("nvfp4", "keep"), ("nvfp4", "only")]
     same = held(study({family: BY_BOTH for family in families}))["ordering"]
     assert same.verdict is Verdict.SUPPORTED
     assert [row["rho"] for row in same.evidence] == [pytest.approx(1.0)] * 3
@@ -159,8 +159,8 @@ def test_ordering(study):
 def test_directions_are_two_estimands(study):
     """What they order differently is shown and not judged."""
     swapped = BY_BOTH | {"up_proj": 70, "down_proj": 60}
-    of = {("mxfp4:floor", "restore"): BY_BOTH, ("nvfp4", "restore"): BY_BOTH}
-    found = held(study(of | {("nvfp4", "isolate"): swapped}))["ordering"]
+    of = {("mxfp4:floor", "keep"): BY_BOTH, ("nvfp4", "keep"): BY_BOTH}
+    found = held(study(of | {("nvfp4", "only"): swapped}))["ordering"]
     assert found.verdict is Verdict.SUPPORTED
     assert [row["reversed"] for row in found.evidence] == [0, 1, 1]
 
@@ -170,7 +170,7 @@ def test_a_reversal_counts_beyond_the_tolerance(study, gap, verdict):
     """Costs span 60 millinats: 3 are tolerated, however significant."""
     one, other = (BY_BOTH | {"up_proj": 70 - gap * up, "down_proj": 70 - gap * (1 - up)}
                   for up in (0, 1))  # fmt: skip
-    found = held(study({("mxfp4:floor", "restore"): one, ("nvfp4", "restore"): other}, noise=0.1))
+    found = held(study({("mxfp4:floor", "keep"): one, ("nvfp4", "keep"): other}, noise=0.1))
     assert found["ordering"].verdict is verdict
     (row,) = found["ordering"].evidence
     assert (row["reversed"], row["counted"]) == (1, int(gap == 5))
@@ -179,7 +179,7 @@ def test_a_reversal_counts_beyond_the_tolerance(study, gap, verdict):
 
 def test_after_a_stop_pairs_are_told_apart_by_tests_that_allow_for_it(study):
     """Sixteen windows in which neighbours are eight standard errors apart at least."""
-    measured = study({(fmt, "restore"): BY_BOTH for fmt in ("mxfp4:floor", "nvfp4")}, noise=5.0)
+    measured = study({(fmt, "keep"): BY_BOTH for fmt in ("mxfp4:floor", "nvfp4")}, noise=5.0)
     fixed = held(measured)["ordering"].evidence[0]["separated"]
     measured.protocol["stopping"] = {"anytime": True}
     assert held(measured)["ordering"].evidence[0]["separated"] < fixed
@@ -191,15 +191,15 @@ def test_scale_is_never_decided_by_one_model(study):
 
 def test_localization(study):
     late, early = [1.0] * 8 + [40.0], [40.0] + [1.0] * 8
-    rest = {("nvfp4", "restore", c): late for c in ("q_proj", "up_proj")}
-    found = held(study(cells=rest))["localization"]
+    rest = {("nvfp4", "keep", c): late for c in ("q_proj", "up_proj")}
+    found = held(study(layers=rest))["localization"]
     assert found.verdict is Verdict.CONTRADICTED
-    down = ("mxfp4:floor", "restore", "down_proj")
-    found = held(study(cells=rest | {down: early}))["localization"]
+    down = ("mxfp4:floor", "keep", "down_proj")
+    found = held(study(layers=rest | {down: early}))["localization"]
     assert found.verdict is Verdict.SUPPORTED
     assert "1 of 3 curves" in found.sentence
     assert "down_proj at block 0 under mxfp4:floor, keep" in found.sentence
-    rows = {(row["format"], row["component"]): row for row in found.evidence}
+    rows = {(row["format"], row["projection"]): row for row in found.evidence}
     summed = rows["mxfp4:floor", ALL]
     assert summed["peak_third"] == "early"
     # 42 of 48 millinats are in the first three of nine blocks.
@@ -211,29 +211,29 @@ def test_localization(study):
     assert rows["mxfp4:floor", "down_proj"]["p_early_holm"] < 1e-6
     assert "1 significantly in the first third" in found.sentence
     assert "particularly under MXFP4 is not tested" in found.sentence
-    flat = held(study(cells={down: [1.0] * 9}))["localization"]
+    flat = held(study(layers={down: [1.0] * 9}))["localization"]
     assert flat.verdict is Verdict.UNDECIDED
     assert held(study())["localization"].verdict is Verdict.UNDECIDED
 
 
 def test_a_peak_in_noise_is_no_peak(study):
     """Where all costs are negative the largest is no sensitivity, wherever it lies."""
-    cells = {("nvfp4", "isolate", "q_proj"): [-1.0] + [-40.0] * 8}
-    assert held(study(cells=cells))["localization"].verdict is Verdict.UNDECIDED
+    layers = {("nvfp4", "only", "q_proj"): [-1.0] + [-40.0] * 8}
+    assert held(study(layers=layers))["localization"].verdict is Verdict.UNDECIDED
 
 
 def test_curves_without_any_cost_do_not_stand_against_a_late_peak(study):
-    late = {("nvfp4", "restore", c): [1.0] * 8 + [40.0] for c in ("q_proj", "up_proj")}
-    nothing = {("nvfp4", "isolate", c): [0.0] * 9 for c in ("q_proj", "up_proj")}
-    found = held(study(cells=late | nothing))["localization"]
+    late = {("nvfp4", "keep", c): [1.0] * 8 + [40.0] for c in ("q_proj", "up_proj")}
+    nothing = {("nvfp4", "only", c): [0.0] * 9 for c in ("q_proj", "up_proj")}
+    found = held(study(layers=late | nothing))["localization"]
     assert found.verdict is Verdict.CONTRADICTED
     assert "All 2 curves over depth, of 4," in found.sentence
-    more = {("mxfp4:floor", "isolate", "q_proj"): [0.0] * 9}
-    assert held(study(cells=late | nothing | more))["localization"].verdict is Verdict.UNDECIDED
+    more = {("mxfp4:floor", "only", "q_proj"): [0.0] * 9}
+    assert held(study(layers=late | nothing | more))["localization"].verdict is Verdict.UNDECIDED
 
 
-def test_a_component_of_one_third_has_no_peak_over_depth(study):
-    measured = study(cells={("nvfp4", "restore", "q_proj"): [1.0] * 8 + [40.0]})
+def test_a_projection_of_one_third_has_no_peak_over_depth(study):
+    measured = study(layers={("nvfp4", "keep", "q_proj"): [1.0] * 8 + [40.0]})
     kept = [one for one in entries(measured) if one.asked.block not in range(7)]
     measured = rebuilt(measured, kept)
     found = held(measured)["localization"]
@@ -266,8 +266,8 @@ def test_a_peak_is_compared_with_nothing_too():
 
 def test_too_few_windows_decide_nothing(study):
     few = study(
-        {("nvfp4", d): BY_TAIL for d in ("restore", "isolate")},
-        {("nvfp4", "restore", "q_proj"): [40.0] + [1.0] * 8},
+        {("nvfp4", d): BY_TAIL for d in ("keep", "only")},
+        {("nvfp4", "keep", "q_proj"): [40.0] + [1.0] * 8},
         windows=7,
     )
     assert {h.verdict for h in hypotheses(few)} == {Verdict.UNDECIDED}

@@ -6,7 +6,7 @@ import pytest
 from asking import REFERENCE, asked
 from fp4scope.stats import neighbour_correlation
 
-UNIT = asked(format="nvfp4", direction="isolate", level="components", unit="q")
+UNIT = asked(format="nvfp4", direction="only", level="projections", unit="q")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_what_neighbours_share_is_found_in_any_order_of_measuring(alike, found):
     assert like.pairs == 3999
     assert like.nll == pytest.approx(0.6, abs=0.05)
     assert like.difference == pytest.approx(0.0, abs=0.05)
-    assert like.large == like.difference  # the one unit is a component
+    assert like.large == like.difference  # the one unit is a projection
 
 
 def test_costs_that_neighbours_share_are_found_and_what_they_do_to_an_interval(alike, found):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline
+from asking import REFERENCE, all_quantized, asked
 from fp4scope.stats import agreement, order_table, scale_table, spearman
 from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.orders import depth_weights, pair_orders
@@ -14,21 +14,21 @@ NAMES = ("down", "up", "gate", "v", "o", "k", "q")
 
 @pytest.fixture
 def model(observe, results):
-    """`model(rng, costs, ...)`: seven components that cost so; a cell's share grows with depth."""
+    """`model(rng, costs, ...)`: projections that cost so; a layer's share grows with depth."""
 
     def build(rng, costs, *, blocks=4, noise=0.01, windows=32, text="x", parameters=1):
         shared = np.random.default_rng(0).normal(3, 1, windows)
         found = [observe(REFERENCE, shared)]
         total = shared + sum(costs) + noise * rng.normal(size=windows)
-        found.append(observe(baseline("nvfp4"), total))
+        found.append(observe(all_quantized("nvfp4"), total))
         for name, cost in zip(NAMES, costs, strict=True):
-            of = {"format": "nvfp4", "direction": "isolate", "unit": name}
+            of = {"format": "nvfp4", "direction": "only", "unit": name}
             nll = shared + cost + noise * rng.normal(size=windows)
-            found.append(observe(asked(**of, level="components"), nll))
+            found.append(observe(asked(**of, level="projections"), nll))
             for block in range(blocks):
                 share = cost * ((block + 0.5) / blocks) ** 2
                 nll = shared + share + noise * rng.normal(size=windows)
-                found.append(observe(asked(**of, level="cells", block=block), nll))
+                found.append(observe(asked(**of, level="layers", block=block), nll))
         return results(
             *found,
             model={"blocks": blocks, "tokenizer_sha256": "t", "parameters": parameters},
@@ -46,27 +46,27 @@ def test_the_same_order_in_models_of_other_depth(model):
     rng = np.random.default_rng(1)
     costs = np.linspace(0.7, 0.1, 7)
     found = rows(order_table(model(rng, costs), model(rng, 0.5 * costs, blocks=6)))
-    assert set(found) == {"components", "cells", "depth"}
-    assert found["components"]["rho"] == pytest.approx(1)
-    assert [found["components"][k] for k in ("same", "reversed", "open")] == [21, 0, 0]
-    # 4 and 6 blocks: four parts of the depth, for each of seven components.
-    assert (found["cells"]["parts"], found["cells"]["units"]) == (4, 28)
+    assert set(found) == {"projections", "layers", "depth"}
+    assert found["projections"]["rho"] == pytest.approx(1)
+    assert [found["projections"][k] for k in ("same", "reversed", "open")] == [21, 0, 0]
+    # 4 and 6 blocks: four parts of the depth, for each of seven projections.
+    assert (found["layers"]["parts"], found["layers"]["units"]) == (4, 28)
     assert (found["depth"]["parts"], found["depth"]["units"]) == (4, 4)
-    assert found["cells"]["rho"] > 0.95
+    assert found["layers"]["rho"] > 0.95
     assert found["depth"]["rho"] == pytest.approx(1)
 
 
-def test_as_many_blocks_are_compared_cell_by_cell(model):
+def test_as_many_blocks_are_compared_layer_by_layer(model):
     rng = np.random.default_rng(2)
     found = rows(order_table(*(model(rng, np.linspace(0.7, 0.1, 7)) for _ in range(2))))
-    assert (found["cells"]["parts"], found["cells"]["units"]) == (None, 28)
+    assert (found["layers"]["parts"], found["layers"]["units"]) == (None, 28)
 
 
 def test_pairs_that_are_reversed_and_pairs_that_nothing_decides(model):
     rng = np.random.default_rng(3)
     one = model(rng, [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     turned = model(rng, [0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.2], text="another")
-    row = rows(order_table(one, turned))["components"]
+    row = rows(order_table(one, turned))["projections"]
     assert [row[k] for k in ("same", "reversed", "open")] == [19, 1, 1]
     assert not row["paired"]
     assert row["rho_apart"] is None
@@ -87,7 +87,7 @@ def test_pairs_are_called_reversed_wrongly_in_at_most_one_study_of_twenty():
 def test_too_few_windows_count_no_pairs(model):
     rng = np.random.default_rng(5)
     few = [model(rng, np.linspace(0.7, 0.1, 7), windows=7) for _ in range(2)]
-    row = rows(order_table(*few))["components"]
+    row = rows(order_table(*few))["projections"]
     assert (row["rho_low"], row["same"]) == (None, None)
 
 

@@ -1,19 +1,19 @@
-"""Components that not every block has: where they are, and of what kind."""
+"""Projections that not every block has: where they are, and of what kind."""
 
 import numpy as np
 import pytest
 
-from asking import REFERENCE, asked, baseline, entries, rebuilt, sites_at
+from asking import REFERENCE, all_quantized, asked, entries, rebuilt, sites_at
 from fp4scope.stats import order_table
 from fp4scope.stats.depth import ALL, depth_table
-from fp4scope.stats.projections import blocks_with, component_kind, kind_of
+from fp4scope.stats.projections import blocks_with, kind_of, projection_kind
 
 MILLI = 1e-3
-OF = {"format": "nvfp4", "direction": "isolate", "level": "cells"}
+OF = {"format": "nvfp4", "direction": "only", "level": "layers"}
 
 
 def mixers(blocks):
-    """A hybrid's components: up_proj everywhere, attention in even blocks, mamba in odd ones."""
+    """A hybrid's projections: up_proj everywhere, attention in even blocks, mamba in odd ones."""
     return {
         "up_proj": range(blocks),
         "q_proj": range(0, blocks, 2),
@@ -23,33 +23,33 @@ def mixers(blocks):
 
 @pytest.fixture
 def hybrid(observe, results):
-    """`hybrid(costs)`: cells cost 1 millinat, but for some, give or take 0.01 in a window."""
+    """`hybrid(costs)`: layers cost 1 millinat, but for some, give or take 0.01 in a window."""
 
     def build(costs=(), blocks=6, windows=16, only=None, seed=0):
         rng = np.random.default_rng(seed)
         text, costs = rng.normal(3, 1, windows), dict(costs)
-        found = [observe(REFERENCE, text), observe(baseline(OF["format"]), text + 0.1)]
-        for component, where in mixers(blocks).items():
+        found = [observe(REFERENCE, text), observe(all_quantized(OF["format"]), text + 0.1)]
+        for projection, where in mixers(blocks).items():
             for block in where:
-                if only is None or (component, block) in only:
-                    cost = costs.get((component, block), 1.0) + 0.01 * rng.normal(size=windows)
-                    cell = asked(unit=component, block=block, **OF)
-                    found.append(observe(cell, text + MILLI * cost))
+                if only is None or (projection, block) in only:
+                    cost = costs.get((projection, block), 1.0) + 0.01 * rng.normal(size=windows)
+                    layer = asked(unit=projection, block=block, **OF)
+                    found.append(observe(layer, text + MILLI * cost))
         return results(*found, model={"blocks": blocks})
 
     return build
 
 
-def by_component(results):
-    return {row["component"]: row for row in depth_table(results)}
+def by_projection(results):
+    return {row["projection"]: row for row in depth_table(results)}
 
 
-def test_no_component_is_dropped_from_depth(hybrid):
+def test_no_projection_is_dropped_from_depth(hybrid):
     """One mixer costs fifty times as much as anything else."""
-    rows = by_component(hybrid({("in_proj", 1): 50.0}))
+    rows = by_projection(hybrid({("in_proj", 1): 50.0}))
     assert set(rows) == {ALL, "up_proj", "q_proj", "in_proj"}
     summed = rows[ALL]
-    assert (summed["peak_block"], summed["components"], summed["blocks"]) == (1, 3, 6)
+    assert (summed["peak_block"], summed["projections"], summed["blocks"]) == (1, 3, 6)
     assert summed["peak_nll"] == pytest.approx(51 * MILLI, rel=0.01)
     # 52 + 1 of 61 millinats are in blocks 0 and 1.
     assert summed["share_early"] == pytest.approx(53 / 61, rel=0.01)
@@ -58,29 +58,29 @@ def test_no_component_is_dropped_from_depth(hybrid):
     assert mixer["peak_nll"] == pytest.approx(50 * MILLI, rel=0.01)
 
 
-def test_a_dense_first_block_keeps_its_components(hybrid):
+def test_a_dense_first_block_keeps_its_projections(hybrid):
     results = hybrid({("up_proj", 0): 9.0})
     kept = [one for one in entries(results) if one.asked.unit != "up_proj" or one.asked.block == 0]
-    rows = by_component(rebuilt(results, kept))
+    rows = by_projection(rebuilt(results, kept))
     assert (rows["up_proj"]["blocks"], rows[ALL]["peak_block"]) == (1, 0)
 
 
-def test_a_component_that_was_measured_in_part_has_no_curve(hybrid):
+def test_a_projection_that_was_measured_in_part_has_no_curve(hybrid):
     only = {(c, b) for c, where in mixers(6).items() for b in where} - {("in_proj", 3)}
     results = hybrid({("in_proj", 1): 50.0}, only=only)
     results.sites = sites_at((c, b, c) for c, where in mixers(6).items() for b in where)
-    rows = by_component(results)
+    rows = by_projection(results)
     assert set(rows) == {ALL, "up_proj", "q_proj"}
-    assert rows[ALL]["components"] == 2
+    assert rows[ALL]["projections"] == 2
 
 
-def test_orders_over_depth_hold_every_component(hybrid):
+def test_orders_over_depth_hold_every_projection(hybrid):
     """Both models have a costly mixer; nothing else tells blocks apart."""
     costs = {(c, b): float(b) for c, where in mixers(6).items() for b in where}
     costs["in_proj", 1] = 50.0
     table = order_table(hybrid(costs), hybrid(costs, seed=1))
     rows = {row["level"]: row for row in table}
-    assert (rows["cells"]["units"], rows["depth"]["units"]) == (12, 6)
+    assert (rows["layers"]["units"], rows["depth"]["units"]) == (12, 6)
     assert rows["depth"]["rho"] == pytest.approx(1)
     turned = {place: 6 - cost for place, cost in costs.items()} | {("in_proj", 1): 50.0}
     row = order_table(hybrid(costs), hybrid(turned, seed=1)).where(level="depth").rows[0]
@@ -89,16 +89,16 @@ def test_orders_over_depth_hold_every_component(hybrid):
     assert row["rho"] == pytest.approx(expected)
 
 
-def test_models_of_other_depth_are_compared_where_both_have_a_component(hybrid):
-    """In 4 and 8 blocks a component that alternates is in every part of four, or in two."""
+def test_models_of_other_depth_are_compared_where_both_have_a_projection(hybrid):
+    """In 4 and 8 blocks a projection that alternates is in every part of four, or in two."""
     rows = {r["level"]: r for r in order_table(hybrid(blocks=4), hybrid(blocks=8, seed=1))}
     # Of four parts: up_proj in 4, q_proj in blocks 0 and 2 of four, in_proj in 1 and 3.
-    assert (rows["cells"]["parts"], rows["cells"]["units"]) == (4, 8)
+    assert (rows["layers"]["parts"], rows["layers"]["units"]) == (4, 8)
     assert rows["depth"]["units"] == 4
-    assert np.isfinite(rows["cells"]["rho"])
+    assert np.isfinite(rows["layers"]["rho"])
 
 
-def test_results_say_where_components_are(hybrid):
+def test_results_say_where_projections_are(hybrid):
     results = hybrid()
     assert blocks_with(results) == {c: frozenset(where) for c, where in mixers(6).items()}
     results.sites = sites_at([("q_proj", 2, "a.q_proj")])
@@ -117,7 +117,7 @@ def test_results_say_where_components_are(hybrid):
     ],
 )  # fmt: skip
 def test_kinds(name, kind):
-    assert component_kind(name) == kind
+    assert projection_kind(name) == kind
 
 
 def test_the_whole_path_tells_the_kind_where_results_have_it(results):

@@ -8,7 +8,7 @@ from fp4scope.stats import MIN_WINDOWS, TOP_K, top_probabilities
 
 
 def test_every_level_has_its_k():
-    assert TOP_K == {"components": 2, "blocks": 3, "patterns": 1, "cells": 10}
+    assert TOP_K == {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10}
 
 
 def test_the_same_data_give_the_same_bits_and_k_places_are_given_away():
@@ -47,14 +47,14 @@ def test_too_few_windows_and_too_few_units():
 
 @pytest.mark.parametrize(("n", "tolerance"), [(MIN_WINDOWS, 0.15), (32, 0.1)])
 def test_what_is_said_is_as_often_true(families, n, tolerance):
-    """Cells drawn from a real study, whose own ten most costly are the truth.
+    """Layers drawn from a real study, whose own ten most costly are the truth.
 
     With few windows the middle is overstated: a draw spreads estimates that are spread already.
     """
     rng = np.random.default_rng(n)
     said, true = [], []
     for (level, *_), (more, less) in families.items():
-        if level != "cells":
+        if level != "layers":
             continue
         costs = more - less
         top = np.argsort(-costs.mean(axis=0))[: TOP_K[level]]

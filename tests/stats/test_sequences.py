@@ -131,7 +131,7 @@ def test_it_covers_on_recorded_differences(families):
     """Real windows drawn with replacement, each unit for itself, up to 300 of them."""
     rng = np.random.default_rng(1)
     for (level, fmt, direction), (more, less) in families.items():
-        if level == "cells":
+        if level == "layers":
             centred = (more - less) - (more - less).mean(axis=0)
             unit = rng.integers(centred.shape[1], size=1500)
             window = rng.integers(len(centred), size=(1500, 300))

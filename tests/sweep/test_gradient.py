@@ -89,10 +89,10 @@ def wide(adopted, calibrated, ids, monkeypatch):
 def test_isolate_is_the_derivative_of_the_error(wide, units, ids, family):
     loaded, injector = wide(family)
     asked = units(
-        loaded, formats=FORMATS, operands=OPERANDS, sweep="components,cells", direction="isolate"
+        loaded, formats=FORMATS, operands=OPERANDS, sweep="projections,layers", direction="only"
     )
     estimated = estimate_window(loaded, ids[0], asked, injector).nats
-    for contrast in (c for c in asked if c.family.level == "components"):
+    for contrast in (c for c in asked if c.family.level == "projections"):
         names, setting = contrast.unit.sites, contrast.family.setting
         part = partial(partly, loaded, injector, names, setting)
         expected = slope(loaded, ids[0], 0, part)
@@ -104,7 +104,7 @@ def test_restore_is_the_derivative_at_the_baseline(wide, units, ids, family):
     """Weights only, where the loss is smooth in what is left of an error."""
     loaded, injector = wide(family)
     asked = units(
-        loaded, formats=FORMATS, operands="weights", sweep="components", direction="restore"
+        loaded, formats=FORMATS, operands="weights", sweep="projections", direction="keep"
     )
     estimated = estimate_window(loaded, ids[0], asked, injector).nats
     for contrast in asked:
@@ -123,8 +123,8 @@ def test_restore_with_activations_where_no_quantizer_follows(wide, units, ids):
         loaded,
         formats=FORMATS,
         operands=OPERANDS,
-        sweep="cells:restore",
-        cells="*.1.mlp.down_proj",
+        sweep="layers:keep",
+        layers="*.1.mlp.down_proj",
     )
     estimated = estimate_window(loaded, ids[0], chosen, injector).nats
     name = "model.layers.1.mlp.down_proj"
@@ -139,7 +139,7 @@ def test_restore_with_activations_where_no_quantizer_follows(wide, units, ids):
 
 def test_the_weights_part_is_what_autograd_of_the_weight_says(wide, units, ids):
     loaded, injector = wide("llama")
-    asked = units(loaded, formats="nvfp4", operands="weights", sweep="cells", direction="isolate")
+    asked = units(loaded, formats="nvfp4", operands="weights", sweep="layers", direction="only")
     estimated = estimate_window(loaded, ids[0], asked, injector).nats
     for contrast in asked:
         ((name, setting),) = settings_of(contrast.own, loaded.layout).items()
@@ -164,7 +164,7 @@ def test_the_points_are_what_units_are_compared_with(
     study = {"formats": FORMATS, "operands": OPERANDS}
     controls = [run for run in planned(loaded, **study, sweep=()) if not run.replica]
     measured = measure_naively(loaded, ids[:1], controls, injector)
-    asked = units(loaded, **study, sweep="cells")
+    asked = units(loaded, **study, sweep="layers")
     points = estimate_window(loaded, ids[0], asked, injector).nll
     assert len(points) == len(controls) == 7
     for control, (metrics,) in zip(controls, measured, strict=True):
@@ -172,27 +172,27 @@ def test_the_points_are_what_units_are_compared_with(
         assert found == pytest.approx(metrics.nll, rel=1e-6), control.name
 
 
-def test_a_unit_is_the_sum_of_its_cells(adopted, units, calibrated, ids):
+def test_a_unit_is_the_sum_of_its_layers(adopted, units, calibrated, ids):
     loaded = adopted("llama")
     pattern = "*.mlp.*"
-    asked = units(loaded, sweep="components,blocks,cells", patterns=[pattern], operands=OPERANDS)
+    asked = units(loaded, sweep="projections,blocks,layers", patterns=[pattern], operands=OPERANDS)
     found = estimate_window(loaded, ids[0], asked, calibrated(loaded, ids)).nats
     assert list(found) == asked
 
     for contrast, cost in found.items():
         unit, family = contrast.unit, contrast.family
         same = {
-            c.unit: nats for c, nats in found.items() if c.family == replace(family, level="cells")
+            c.unit: nats for c, nats in found.items() if c.family == replace(family, level="layers")
         }
         parts = {
-            "components": [c for u, c in same.items() if u.name == unit.name],
+            "projections": [c for u, c in same.items() if u.name == unit.name],
             "blocks": [c for u, c in same.items() if u.block == unit.block],
             "patterns": [
                 c for u, c in same.items() if u.name in ("gate_proj", "up_proj", "down_proj")
             ],
-            "cells": [cost],
+            "layers": [cost],
         }[unit.level]
-        count = {"components": 2, "blocks": 7, "patterns": 6, "cells": 1}[unit.level]
+        count = {"projections": 2, "blocks": 7, "patterns": 6, "layers": 1}[unit.level]
         assert len(parts) == count
         assert cost == pytest.approx(sum(parts), rel=1e-9, abs=1e-9), contrast.name
 
@@ -201,8 +201,8 @@ def test_only_the_linears_of_the_units_are_looked_at(adopted, units, calibrated,
     """What is not asked for is not computed, and does not change what is."""
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
-    everything = units(loaded, sweep="cells", operands=OPERANDS)
-    some = units(loaded, sweep="cells", cells="down_proj", formats="nvfp4")
+    everything = units(loaded, sweep="layers", operands=OPERANDS)
+    some = units(loaded, sweep="layers", layers="down_proj", formats="nvfp4")
     whole = estimate_window(loaded, ids[0], everything, injector).nats
     part = estimate_window(loaded, ids[0], some, injector).nats
     assert len(part) == 4 < len(whole)
@@ -216,7 +216,7 @@ def test_the_same_in_half_precision(adopted, units, calibrated, ids):
         loaded = adopted("llama", dtype)
         injector = calibrated(adopted("llama"), ids)
         injector = Injector(loaded.model, injector.calibrated)
-        asked = units(loaded, sweep="cells", formats="nvfp4", direction="isolate")
+        asked = units(loaded, sweep="layers", formats="nvfp4", direction="only")
         nats = estimate_window(loaded, ids[0], asked, injector).nats
         found[dtype] = torch.tensor([*nats.values()])
     exact = found.pop(torch.float32)
@@ -228,7 +228,7 @@ def test_the_same_in_half_precision(adopted, units, calibrated, ids):
 def test_the_model_is_untouched(adopted, units, calibrated, ids, unchanged, family):
     loaded = adopted(family)
     injector = calibrated(loaded, ids)
-    chosen = units(loaded, sweep="components")
+    chosen = units(loaded, sweep="projections")
     before = loaded.logits(ids[0])
     with unchanged(loaded.model), torch.inference_mode():
         first = estimate_window(loaded, ids[0], chosen, injector)
@@ -240,7 +240,7 @@ def test_the_model_is_untouched(adopted, units, calibrated, ids, unchanged, fami
 def test_the_model_is_untouched_after_an_error(adopted, units, calibrated, ids, unchanged):
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
-    chosen = units(loaded, sweep="components", formats="nvfp4")
+    chosen = units(loaded, sweep="projections", formats="nvfp4")
     injector.calibrated["model.layers.0.mlp.down_proj"] = 0.0
     with unchanged(loaded.model), pytest.raises(NonFiniteError, match="calibrated amax"):
         estimate_window(loaded, ids[0], chosen, injector)
@@ -249,7 +249,7 @@ def test_the_model_is_untouched_after_an_error(adopted, units, calibrated, ids, 
 def test_an_overflowing_gradient_is_named(adopted, units, ids):
     loaded = adopted("llama")
     loaded.model.lm_head.weight.data *= float("inf")
-    chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
+    chosen = units(loaded, sweep="layers", formats="nvfp4", operands="weights")
     with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|weights.*overflowed"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
 
@@ -261,7 +261,7 @@ def test_a_large_gradient_in_half_precision(adopted, units, calibrated, ids):
         loaded = adopted("llama", torch.float16)
         loaded.model.lm_head.weight.data *= factor
         loaded.model.model.norm.weight.data /= factor
-        chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
+        chosen = units(loaded, sweep="layers", formats="nvfp4", operands="weights")
         nats = estimate_window(loaded, ids[0], chosen, Injector(loaded.model)).nats
         found.append(torch.tensor([*nats.values()]))
     assert torch.corrcoef(torch.stack(found))[0, 1] > 0.99
@@ -272,7 +272,7 @@ def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, units, calibrat
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
     loaded.model.model.layers[1].mlp.forward = torch.zeros_like
-    chosen = units(loaded, sweep="cells", cells="down_proj,up_proj")
+    chosen = units(loaded, sweep="layers", layers="down_proj,up_proj")
     found = estimate_window(loaded, ids[0], chosen, injector).nats
     assert [c.unit.block for c, cost in found.items() if cost == 0] == [1] * 8
     assert len(found) == 16
@@ -281,6 +281,6 @@ def test_what_the_loss_does_not_depend_on_costs_nothing(adopted, units, calibrat
 def test_a_forward_without_gradients_is_refused(adopted, units, ids):
     loaded = adopted("llama")
     loaded.model.forward = torch.no_grad()(loaded.model.forward)
-    chosen = units(loaded, sweep="cells", formats="nvfp4", operands="weights")
+    chosen = units(loaded, sweep="layers", formats="nvfp4", operands="weights")
     with pytest.raises(ModelError, match="no gradient comes"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))

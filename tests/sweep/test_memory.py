@@ -24,7 +24,7 @@ def loaded(adopted):
 
 @pytest.fixture(scope="module")
 def variants(loaded, planned):
-    return planned(loaded, sweep="components,cells", replicas=2)
+    return planned(loaded, sweep="projections,layers", replicas=2)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -297,7 +297,7 @@ config = LlamaConfig(
 )
 loaded = adopt(LlamaForCausalLM(config), None, name="random")
 ids = torch.randint(0, 4096, (1, 256))
-study = Study.build(model="x", sweep="cells", formats="nvfp4", activation_scale="dynamic")
+study = Study.build(model="x", sweep="layers", formats="nvfp4", activation_scale="dynamic")
 runs = design(study, loaded.layout.sites).runs
 
 

@@ -74,18 +74,18 @@ def test_an_image_is_let_go_after_the_last_step_that_needs_it(mixed):
 
 def test_sites_are_looked_at_only_where_a_recipe_differs(monkeypatch):
     """6 blocks of 128 experts with three projections, each kept and quantized alone."""
-    components = ("gate_proj", "up_proj", "down_proj")
+    projections = ("gate_proj", "up_proj", "down_proj")
     sites = Sites(
         [
-            Site(name=f"{b}.{e}.{c}", block=b, component=f"{e}.{c}", rows=768, cols=2048)
+            Site(name=f"{b}.{e}.{c}", block=b, projection=f"{e}.{c}", rows=768, cols=2048)
             for b in range(6)
             for e in range(128)
-            for c in components
+            for c in projections
         ],
         6,
     )
     assert len(sites) == 2304
-    runs = design(Study.build(model="m", formats="nvfp4", sweep="cells", jitter=1), sites).runs
+    runs = design(Study.build(model="m", formats="nvfp4", sweep="layers", jitter=1), sites).runs
     # Two directions of each, two controls and their two originals, and a replica.
     assert len(runs) == 2 * 2304 + 5
     # What a run holds does not grow with the model: one edit of one site.
@@ -101,7 +101,9 @@ def test_sites_are_looked_at_only_where_a_recipe_differs(monkeypatch):
 def test_parts_that_do_the_same_are_one_step():
     """However they are written, and in a block without sites."""
     names = ("0.a", "0.b", "2.a", "2.b", "2.c")
-    sites = Sites([Site(name=n, block=int(n[0]), component=n[2], rows=2, cols=2) for n in names], 3)
+    sites = Sites(
+        [Site(name=n, block=int(n[0]), projection=n[2], rows=2, cols=2) for n in names], 3
+    )
     one, two = (Setting.from_json(name) for name in ("nvfp4", "mxfp4"))
 
     def steps(*recipes):
@@ -122,7 +124,7 @@ def test_parts_that_do_the_same_are_one_step():
 def test_the_peak_of_weight_images_is_that_of_all_that_live_together(seed):
     dice = random.Random(seed)
     sites = Sites(
-        [Site(name=f"0.{i}", block=0, component=f"{i}", rows=1, cols=2**i) for i in range(6)], 1
+        [Site(name=f"0.{i}", block=0, projection=f"{i}", rows=1, cols=2**i) for i in range(6)], 1
     )
     settings = [None, *map(Setting.from_json, ("nvfp4", "mxfp4", {"input": "nvfp4"}))]
     names = list(sites.by_name)

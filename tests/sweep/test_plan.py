@@ -1,4 +1,4 @@
-"""Which linears a run of the design quantizes: components, blocks, cells, patterns, experts."""
+"""Which linears a run of the design quantizes: projections, blocks, layers, patterns, experts."""
 
 from fnmatch import fnmatchcase
 
@@ -14,7 +14,7 @@ from fp4scope.treatments import Setting, Treatment
 
 
 def study(**options):
-    return Study.build(**{"model": "m", "formats": "mxfp4", "direction": "isolate"} | options)
+    return Study.build(**{"model": "m", "formats": "mxfp4", "direction": "only"} | options)
 
 
 def planned_for(study, layout):
@@ -28,19 +28,19 @@ def settings_of(recipe, layout):
 
 def test_units_name_the_linears_they_say(family, tiny_model):
     layout = find_layout(tiny_model(family))
-    options = {"sweep": "components,blocks,cells", "direction": "isolate,restore"}
+    options = {"sweep": "projections,blocks,layers", "direction": "only,keep"}
     asked = study(**options, patterns="*.1.*")
     contrasts = [c for c in design(asked, layout.sites).contrasts if c.unit is not None]
-    units = len(layout.components) + layout.blocks + len(layout.cells) + 1
+    units = len(layout.projections) + layout.blocks + len(layout.layers) + 1
     assert len(contrasts) == 2 * units
     assert len({contrast.name for contrast in contrasts}) == len(contrasts)
     assert len(planned_for(asked, layout)) == 2 + len({c.own for c in contrasts})
 
     everything = set(layout.linears)
     expected = {
-        "components": lambda u, name: name.endswith(f".{u.name}"),
+        "projections": lambda u, name: name.endswith(f".{u.name}"),
         "blocks": lambda u, name: name.startswith(f"{layout.blocks_path}.{u.block}."),
-        "cells": lambda u, name: (
+        "layers": lambda u, name: (
             name.endswith(f".{u.name}") and name.startswith(f"{layout.blocks_path}.{u.block}.")
         ),
         "patterns": lambda u, name: fnmatchcase(name, u.name),
@@ -49,11 +49,11 @@ def test_units_name_the_linears_they_say(family, tiny_model):
         unit = contrast.unit
         names = {name for name in everything if expected[unit.level](unit, name)}
         assert names
-        chosen = names if contrast.labels["direction"] == "isolate" else everything - names
+        chosen = names if contrast.labels["direction"] == "only" else everything - names
         assert set(settings_of(contrast.own, layout)) == chosen, contrast.name
 
 
-def test_reference_quantizes_nothing_and_baseline_everything(family, tiny_model):
+def test_reference_quantizes_nothing_and_all_quantized_everything(family, tiny_model):
     layout = find_layout(tiny_model(family))
     reference, baseline = planned_for(study(sweep=()), layout)
     assert settings_of(reference.recipe, layout) == {}
@@ -73,11 +73,11 @@ def test_operands(operands, weights, activations, name, tiny_model):
     layout = find_layout(tiny_model("gpt2"))
     treated = Treatment(FORMATS[name])
     setting = Setting(treated if weights else None, treated if activations else None)
-    for planned in planned_for(study(formats=name, operands=operands, sweep="cells"), layout)[1:]:
+    for planned in planned_for(study(formats=name, operands=operands, sweep="layers"), layout)[1:]:
         assert set(settings_of(planned.recipe, layout).values()) == {setting}
 
 
-def test_a_cell_holds_all_experts_of_its_block():
+def test_a_layer_holds_all_experts_of_its_block():
     class Moe(nn.Module):
         def __init__(self):
             super().__init__()
@@ -89,7 +89,7 @@ def test_a_cell_holds_all_experts_of_its_block():
     model = nn.Module()
     model.layers = nn.ModuleList(Moe() for _ in range(2))
     layout = find_layout(model)
-    units = {c.unit for c in design(study(sweep="cells"), layout.sites).contrasts if c.unit}
+    units = {c.unit for c in design(study(sweep="layers"), layout.sites).contrasts if c.unit}
     by_place = {(unit.name, unit.block): unit.sites for unit in units}
     assert by_place["up_proj", 1] == {f"layers.1.experts.{i}.up_proj" for i in range(3)}
     assert len(units) == 4
@@ -115,20 +115,20 @@ def replicas(layout, **options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # Of two blocks. A baseline and seven components: 8% of the work of 8 baselines.
-        ({"sweep": "components", "direction": "restore"}, [1]),
-        # With 14 cells, of which half run both blocks, in two directions: 8% of 36.
-        ({"sweep": "components,cells", "direction": "restore,isolate"}, [1, 2, 3]),
-        # Three realisations of each: 8% of 3 * 36, and 8 at most. The baseline has the first three.
+        # Of two blocks. A baseline and seven projections: 8% of the work of 8 baselines.
+        ({"sweep": "projections", "direction": "keep"}, [1]),
+        # With 14 layers, of which half run both blocks, in two directions: 8% of 36.
+        ({"sweep": "projections,layers", "direction": "keep,only"}, [1, 2, 3]),
+        # Three realisations of each: 8% of 3 * 36, and 8 at most. The first three are there anyway.
         (
-            {"sweep": "components,cells", "direction": "restore,isolate", "replicas": 3},
+            {"sweep": "projections,layers", "direction": "keep,only", "replicas": 3},
             [3, 4, 5, 6, 7, 8, 9, 10],
         ),
-        ({"sweep": "components", "direction": "restore", "jitter": 2, "replicas": 3}, [3, 4]),
-        ({"sweep": "components", "direction": "restore", "jitter": 20}, list(range(1, 21))),
+        ({"sweep": "projections", "direction": "keep", "jitter": 2, "replicas": 3}, [3, 4]),
+        ({"sweep": "projections", "direction": "keep", "jitter": 20}, list(range(1, 21))),
     ],
 )
-def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
+def test_how_many_replicas_a_all_quantized_has(options, expected, tiny_model):
     layout = find_layout(tiny_model("llama"))
     assert replicas(layout, **options) == {("mxfp4:floor", "W4A4"): expected}
 
@@ -136,7 +136,7 @@ def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
 @pytest.mark.parametrize(
     "options",
     [
-        {"direction": "isolate"},
+        {"direction": "only"},
         {"sweep": ()},
         {"operands": "weights"},  # not chaotic
         {"stop_when": "best=1"},
@@ -144,10 +144,10 @@ def test_how_many_replicas_a_baseline_has(options, expected, tiny_model):
 )
 def test_no_replicas_where_nothing_uses_them(options, tiny_model):
     layout = find_layout(tiny_model("llama"))
-    assert replicas(layout, **{"direction": "restore", "baselines": "nvfp4"} | options) == {}
+    assert replicas(layout, **{"direction": "keep", "all_quantized": "nvfp4"} | options) == {}
 
 
-def test_formats_of_which_only_the_baseline_is_measured_have_no_replicas(tiny_model):
+def test_formats_of_which_only_the_all_quantized_is_measured_have_no_replicas(tiny_model):
     layout = find_layout(tiny_model("llama"))
-    found = replicas(layout, direction="restore", sweep="cells", baselines="nvfp4")
+    found = replicas(layout, direction="keep", sweep="layers", baselines="nvfp4")
     assert list(found) == [("mxfp4:floor", "W4A4")]

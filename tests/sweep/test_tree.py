@@ -36,7 +36,7 @@ def _is_whole(recipe):
 
 def different_prefixes(variants, layout):
     """Brute force: how many different (replica, settings of blocks 0 to b) there are."""
-    block_of = {name: cell.block for name, cell in layout.cell_of.items()}
+    block_of = {name: layer.block for name, layer in layout.layer_of.items()}
     found = set()
     for v in variants:
         for block in range(layout.blocks):
@@ -46,39 +46,39 @@ def different_prefixes(variants, layout):
     return len(found)
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
-def test_cells_cost_half_a_model_on_average(direction, loaded, planned):
-    """Exactly (L + 1) / 2 blocks a cell, where every block has the same components."""
+@pytest.mark.parametrize("direction", ["keep", "only"])
+def test_layers_cost_half_a_model_on_average(direction, loaded, planned):
+    """Exactly (L + 1) / 2 blocks a layer, where every block has the same projections."""
     blocks = loaded.layout.blocks
-    ran, cells = executions(planned, loaded, sweep="cells", direction=direction)
-    assert cells == len(loaded.layout.cells)
-    per_block = Counter(cell.block for cell in loaded.layout.cells)
+    ran, layers = executions(planned, loaded, sweep="layers", direction=direction)
+    assert layers == len(loaded.layout.layers)
+    per_block = Counter(layer.block for layer in loaded.layout.layers)
     assert ran == sum(count * (blocks - block) for block, count in per_block.items())
     if len(set(per_block.values())) == 1:
-        assert 2 * ran == cells * (blocks + 1)
+        assert 2 * ran == layers * (blocks + 1)
 
 
-@pytest.mark.parametrize("direction", ["restore", "isolate"])
-def test_components_cost_a_model_each(direction, loaded, planned):
-    ran, components = executions(planned, loaded, sweep="components", direction=direction)
-    if len({c for b, c in loaded.layout.cells if b == 0}) == components:
-        assert ran == components * loaded.layout.blocks
+@pytest.mark.parametrize("direction", ["keep", "only"])
+def test_projections_cost_a_model_each(direction, loaded, planned):
+    ran, projections = executions(planned, loaded, sweep="projections", direction=direction)
+    if len({c for b, c in loaded.layout.layers if b == 0}) == projections:
+        assert ran == projections * loaded.layout.blocks
 
 
-def test_a_component_and_its_cell_in_block_0_share_that_block(adopted, planned):
-    """Quantizing a component alone, and only in block 0, is the same up to there."""
+def test_a_projection_and_its_layer_in_block_0_share_that_block(adopted, planned):
+    """Quantizing a projection alone, and only in block 0, is the same up to there."""
     loaded = adopted("llama")
-    cells, _ = executions(planned, loaded, sweep="cells", direction="isolate")
-    components, _ = executions(planned, loaded, sweep="components", direction="isolate")
-    both, _ = executions(planned, loaded, sweep="cells,components", direction="isolate")
-    assert both == cells + components - 7
+    layers, _ = executions(planned, loaded, sweep="layers", direction="only")
+    projections, _ = executions(planned, loaded, sweep="projections", direction="only")
+    both, _ = executions(planned, loaded, sweep="layers,projections", direction="only")
+    assert both == layers + projections - 7
 
 
 def test_every_different_prefix_runs_exactly_once(loaded, planned):
     variants = planned(
         loaded,
         operands="weights+activations,weights",
-        sweep="components,blocks,cells",
+        sweep="projections,blocks,layers",
         patterns=["*.1.*", "*mlp*"],
         replicas=2,
     )
@@ -88,7 +88,7 @@ def test_every_different_prefix_runs_exactly_once(loaded, planned):
 
 def test_steps_give_every_variant_its_settings(loaded, planned):
     """A walk from a variant's leaf to its root meets exactly the variant's settings."""
-    variants = planned(loaded, sweep="components,cells", replicas=2)
+    variants = planned(loaded, sweep="projections,layers", replicas=2)
     tree = build_tree(variants, loaded.layout.sites)
     above = {}
     for block, steps in enumerate(tree.steps):
@@ -108,7 +108,7 @@ def test_steps_give_every_variant_its_settings(loaded, planned):
 
 
 def test_uses_are_children_and_variants(loaded, planned):
-    tree = build_tree(planned(loaded, sweep="components,cells", replicas=2), loaded.layout.sites)
+    tree = build_tree(planned(loaded, sweep="projections,layers", replicas=2), loaded.layout.sites)
     expected = Counter(tree.leaves)
     for steps in tree.steps:
         for step in steps:
@@ -122,7 +122,7 @@ def test_peak_states_is_what_a_sweep_holds(
     at_once, adopted, ids, planned, calibrated, monkeypatch, open_sweep
 ):
     loaded = adopted("qwen2-sliding")
-    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="cells", replicas=2)
+    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="layers", replicas=2)
     held = []
     own = Wavefront._run
 
@@ -142,7 +142,7 @@ def test_blocks_really_run_that_often(
     groups, loaded, ids, planned, open_sweep, monkeypatch, calibrated
 ):
     """`Scheduler.executions` windows' worth of batch entries go through the blocks' own forward."""
-    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="cells")
+    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="layers")
     shape = Shape(windows=2, groups=groups, block=6, head=8)
     sweep = open_sweep(loaded, ids, variants, calibrated(loaded, ids), shape=shape)
     monkeypatch.setattr(scheduler, "still_the_same", lambda *_: None)  # it runs blocks as well

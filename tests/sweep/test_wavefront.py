@@ -19,8 +19,8 @@ from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
 EVERYTHING = {
     "formats": "mxfp4:floor,nvfp4",
     "operands": "weights+activations,weights,activations",
-    "direction": "restore,isolate",
-    "sweep": "components,blocks,cells",
+    "direction": "keep,only",
+    "sweep": "projections,blocks,layers",
     "replicas": 2,
     "jitter": 1,
 }
@@ -34,7 +34,7 @@ def sample(asked, runs, seed):
     dice = random.Random(seed)
     kinds = {}
     for contrast in asked:
-        kind = tuple(contrast.labels[name] for name in ("operands", "direction", "level"))
+        kind = tuple(contrast.labels[name] for name in ("precision", "direction", "level"))
         kinds.setdefault(kind, []).append(contrast.own)
     weights = {s.precision for run in runs for s in run.recipe.settings} - {"W4A4"}
     controls = [
@@ -144,7 +144,9 @@ def test_experts_agree_to_rounding(
     """
     loaded = adopted(family)
     injector = Injector(loaded.model)
-    variants = planned(loaded, formats="mxfp4:floor", operands="weights", sweep="components,blocks")
+    variants = planned(
+        loaded, formats="mxfp4:floor", operands="weights", sweep="projections,blocks"
+    )
     sweep = open_sweep(loaded, ids, variants, injector)
     assert sweep.check.batches
     with unchanged(loaded.model):
@@ -171,7 +173,7 @@ def test_bfloat16_agrees_to_rounding(
     """BF16 rounds logits of about 4 to 1/64, so a window's mean NLL to some hundredths."""
     loaded = adopted(family, torch.bfloat16)
     injector = Injector(loaded.model)
-    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="components")
+    variants = planned(loaded, formats="nvfp4", operands="weights", sweep="projections")
     sweep = open_sweep(loaded, ids, variants, injector)
     sweep.run()
     assert_close(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector), 0.02)
@@ -187,7 +189,7 @@ def test_short_windows_and_odd_widths_agree_to_rounding(
     """Fewer than 16 rows, or widths with a rest, take other code in a matrix product."""
     loaded = adopted(family, **config)
     injector = Injector(loaded.model)
-    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="blocks,cells")
+    variants = planned(loaded, formats="mxfp4", operands="weights", sweep="blocks,layers")
     sweep = open_sweep(loaded, ids[:, :tokens], variants, injector)
     sweep.run()
     expected = naive_numbers(loaded, ids[:, :tokens], variants, injector)
@@ -200,7 +202,7 @@ def test_the_order_and_the_seed_decide_nothing_but_the_perturbation(
     """A window's numbers belong to the window: another order of the text, the same numbers."""
     loaded = adopted("qwen3")
     injector = calibrated(loaded, ids)
-    variants = planned(loaded, formats="nvfp4", sweep="components", replicas=2)
+    variants = planned(loaded, formats="nvfp4", sweep="projections", replicas=2)
     one, other = (open_sweep(loaded, ids, variants, injector, seed=seed) for seed in (3, 4))
     one.run()
     other.run()

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
-from fp4scope.report.labels import direction, level, precision
+from fp4scope.report.labels import level
 from fp4scope.report.numbers import number
 from fp4scope.study import Study
 
@@ -21,7 +21,7 @@ def print_plan(study: Study) -> None:
     out, shape, model = console(), found.shape, found.model
     levels = Counter()
     for family in found.families:
-        levels[f"{level(family.level)} ({direction(family.direction).name})"] += family.units
+        levels[f"{level(family.level)} ({family.direction})"] += family.units
     kinds = ", ".join(f"{count} {kind}" for kind, count in levels.items())
     passes = f"{found.passes} over the weights"
     if shape.groups > 1:
@@ -29,7 +29,7 @@ def print_plan(study: Study) -> None:
     share = 1 - found.executions / (found.variants * model["blocks"] * found.windows)
     rows = {
         "coverage": f"{model['coverage']:.1%} of the blocks' parameters, "
-        f"{model['blocks']} blocks, {len(model['components'])} projections",
+        f"{model['blocks']} blocks, {len(model['projections'])} projections",
         "variants": f"{found.variants}: {kinds}, the rest whole models and their replicas",
         "windows": f"{found.windows} of {found.tokens} tokens",
         "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
@@ -58,9 +58,8 @@ def print_plan(study: Study) -> None:
         reached = (
             "too few windows" if family.half_width is None else number(1e3 * family.half_width)
         )
-        way = direction(family.direction).name
-        bits = precision(family.operands, family.format)
-        names = (family.format, bits, way, level(family.level))
+        way = family.direction
+        names = (family.format, family.precision, way, level(family.level))
         widths.add_row(*names, str(family.units), reached)
     out.print()
     if found.families:

@@ -114,7 +114,7 @@ class Screen:
     def _picture(self, event: "Progress") -> RenderableType:
         # The bar first: what does not fit on the screen is cut at the bottom.
         parts: list[RenderableType] = [self._bar]
-        if event.diagnosis is not None and event.diagnosis.baselines:
+        if event.diagnosis is not None and event.diagnosis.all_quantized:
             for section in so_far(event.diagnosis):
                 parts += ["", in_grid(section)]
         return Group(*parts)

@@ -22,7 +22,7 @@ def print_statistics(study: Study, out: Path | None) -> None:
     for record in [r for r in diagnosis.results.activations if r.nonfinite][:5]:
         say(
             screen,
-            f"{record.nonfinite} inputs of {record.component} in block {record.block} are NaN or "
+            f"{record.nonfinite} inputs of {record.projection} in block {record.block} are NaN or "
             "Inf; they are not counted above",
             style="bold",
         )

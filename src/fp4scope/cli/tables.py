@@ -117,10 +117,10 @@ def main_tables(found: Findings) -> Iterator[Section]:
     yield from so_far(found)
     for level in ("blocks", "patterns"):
         yield from units(found, level, apart=True)
-    yield from units(found, "cells", apart=True, most=LAYERS_SHOWN)
+    yield from units(found, "layers", apart=True, most=LAYERS_SHOWN)
 
 
 def so_far(found: Findings) -> Iterator[Section]:
     """What is known first: whole models, projections."""
     yield from costs(found, apart=True)
-    yield from units(found, "components", apart=True)
+    yield from units(found, "projections", apart=True)

@@ -54,26 +54,26 @@ def _observe(
 
 def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> dict[str, Any]:
     """What the journal keeps of the calibration pass."""
-    cells = activation_records(loaded, observed)
-    for record in cells:
+    layers = activation_records(loaded, observed)
+    for record in layers:
         if not record.elements and not record.nonfinite:
             raise ModelError(
-                f"{record.component} of block {record.block} ran on the first window of the text, "
+                f"{record.projection} of block {record.block} ran on the first window of the text, "
                 "but on none of the calibration text, so nothing is known of its input; calibrate "
                 "on longer windows (--calibration-seq-len) or on more text, or leave it in full "
-                f"precision (--exclude {record.component})"
+                f"precision (--exclude {record.projection})"
             )
     for name, statistics in observed.items():
         if statistics.nonfinite:
-            cell = loaded.layout.cell_of[name]
+            layer = loaded.layout.layer_of[name]
             raise NonFiniteError(
                 f"in the unquantized model {statistics.nonfinite} inputs of {name} (block "
-                f"{cell.block}, component {cell.component}) are NaN or Inf in {loaded.dtype}; "
+                f"{layer.block}, projection {layer.projection}) are NaN or Inf in {loaded.dtype}; "
                 f"{nonfinite_cause(loaded.model)}"
             )
     return {
         "amax": {name: statistics.max for name, statistics in observed.items()},
-        "cells": [vars(record) for record in cells],
+        "layers": [vars(record) for record in layers],
     }
 
 
@@ -92,23 +92,23 @@ def require_inputs(note: Any, loaded: LoadedModel, path: Path) -> None:  # noqa:
     except ValidationError as error:
         problem = first_problem(error.errors(include_url=False))
         raise OutputError(f"{advice} ({problem}); move it away to start again") from None
-    cells = [(cell.block, cell.component) for cell in found["cells"]]
-    known = [(cell.block, cell.component) for cell in loaded.layout.cells]
-    if found["amax"].keys() != set(loaded.layout.linears) or cells != known:
+    layers = [(layer.block, layer.projection) for layer in found["layers"]]
+    known = [(layer.block, layer.projection) for layer in loaded.layout.layers]
+    if found["amax"].keys() != set(loaded.layout.linears) or layers != known:
         raise OutputError(f"{advice} (its linears are others); move it away to start again")
 
 
 def activation_records(
     loaded: LoadedModel, observed: dict[str, InputStatistics]
 ) -> list[ActivationRecord]:
-    """Input statistics by cell, its linears (experts) taken together."""
+    """Input statistics by layer, its linears (experts) taken together."""
     records = []
-    for cell, names in loaded.layout.cells.items():
+    for layer, names in loaded.layout.layers.items():
         together = sum((observed[n] for n in names[1:]), start=observed[names[0]])
         records.append(
             ActivationRecord(
-                block=cell.block,
-                component=cell.component,
+                block=layer.block,
+                projection=layer.projection,
                 max=together.max,
                 p999=together.quantile(0.999),
                 ratio=together.ratio,

@@ -38,7 +38,7 @@ from fp4scope.sweep import (
 _WINDOWS = 4
 _TOKENS = {"cpu": 128, "cuda": 1024}
 _UNITS = 4
-"""So many of each format, operands, direction and level."""
+"""So many of each format, precision, direction and level."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Family:
     """
 
     format: str
-    operands: str
+    precision: str
     direction: str
     level: str
     units: int

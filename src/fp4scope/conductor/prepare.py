@@ -73,7 +73,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         tell(Progress("loading", note=note))
     identity = study.identity | {
         "model": loaded.fingerprint,
-        "excluded": [f"{e.component}: {len(e.linears)}" for e in loaded.layout.excluded],
+        "excluded": [f"{e.projection}: {len(e.linears)}" for e in loaded.layout.excluded],
         "dtype": loaded.dtype_name,
         "device": loaded.device.type,
         "windows": len(windows),
@@ -119,8 +119,8 @@ def load(study: Study, tell: Listener) -> LoadedModel:
     tell(
         Progress(
             "loading",
-            note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.components)} components "
-            f"({', '.join(layout.components)}); {layout.coverage:.1%} of the blocks' parameters "
+            note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.projections)} projections "
+            f"({', '.join(layout.projections)}); {layout.coverage:.1%} of the blocks' parameters "
             f"are quantized; {loaded.dtype_name} on {loaded.device}",
         )
     )
@@ -141,17 +141,17 @@ def load(study: Study, tell: Listener) -> LoadedModel:
 
 
 def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"]) -> LoadedModel:
-    """The model, its layout without cells of which no linear runs on a window.
+    """The model, its layout without layers of which no linear runs on a window.
 
     Raises:
         ModelError: Too little is left, and the study does not allow that.
     """
     silent = never_run(loaded.model, loaded.layout.linears, lambda: loaded.logits(ids, last=1))
-    # An expert that no token chose is not silent: others of its cell run.
-    cells = [names for names in loaded.layout.cells.values() if silent.issuperset(names)]
-    if not cells:
+    # An expert that no token chose is not silent: others of its layer run.
+    layers = [names for names in loaded.layout.layers.values() if silent.issuperset(names)]
+    if not layers:
         return loaded
-    never = {name for names in cells for name in names}
+    never = {name for names in layers for name in names}
     layout = find_layout(loaded.model, study.model.exclude, never)
     if not study.run.allow_partial:
         require_coverage(layout)

@@ -23,16 +23,12 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "fingerprint": loaded.fingerprint,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "blocks": layout.blocks,
-        "components": list(layout.components),
-        "projections": [
-            {"component": name, "path": path, "blocks": layout.blocks_with(name)}
-            for name, path in layout.paths.items()
-        ],
+        "projections": list(layout.projections),
         "coverage": layout.coverage,
         "not_quantized": [list(item) for item in layout.missed[:8]],
         "excluded": [
             {
-                "component": excluded.component,
+                "projection": excluded.projection,
                 "linears": len(excluded.linears),
                 "reason": excluded.reason,
                 "share": excluded.share,

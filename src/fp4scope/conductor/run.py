@@ -79,7 +79,7 @@ def diagnose(
     Example:
         >>> import fp4scope
         >>> d = fp4scope.diagnose("Qwen/Qwen2.5-0.5B", windows=16)  # doctest: +SKIP
-        >>> d.components.to_pandas()  # doctest: +SKIP
+        >>> d.projections.to_pandas()  # doctest: +SKIP
     """
     if isinstance(model, str | Path):
         if tokenizer is not None:
@@ -243,7 +243,7 @@ class _Findings:
             data=describe_windows(prepared.windows)
             | {"calibration": calibration | {"evaluated": prepared.calibration.evaluated}},
             protocol={
-                "activation_scale": self.study.numerics.activation_scale.word,
+                "activation_scale": self.study.numerics.activation_scale.value,
                 "identity": prepared.identity,
                 "sessions": notes["sessions"],
                 "shapes": self.log.shapes,
@@ -255,7 +255,7 @@ class _Findings:
             sites=prepared.loaded.layout.sites,
             contrasts=prepared.design.contrasts,
             ledger=self.log.ledger.settled(wanted),
-            activations=[ActivationRecord(**cell) for cell in self.inputs["cells"]],
+            activations=[ActivationRecord(**layer) for layer in self.inputs["layers"]],
         )
 
 

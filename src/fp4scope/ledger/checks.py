@@ -62,9 +62,9 @@ def require_consistent(results: Results) -> None:
         except ValueError as error:
             raise ValueError(f"rows of {subject.to_json()}: {error}"[:500]) from None
     _require_compared(results, ledger)
-    cells = [(a.block, a.component) for a in results.activations]
-    if len(set(cells)) < len(cells):
-        raise ValueError("activations: a cell comes twice")
+    layers = [(a.block, a.projection) for a in results.activations]
+    if len(set(layers)) < len(layers):
+        raise ValueError("activations: a layer comes twice")
     blocks = results.model.get("blocks")
     found = [a.block for a in results.activations] + [site.block for site in results.sites]
     found += [c.unit.block or 0 for c in results.contrasts if c.unit is not None]

@@ -45,7 +45,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "environment": results.environment,
         "summary": dict(summary or {}),
         "activations": [asdict(a) for a in results.activations],
-        "sites": [[s.name, s.block, s.component, s.rows, s.cols] for s in results.sites],
+        "sites": [[s.name, s.block, s.projection, s.rows, s.cols] for s in results.sites],
         "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
         "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
@@ -165,8 +165,8 @@ def _results(data: ResultsFields) -> Results:
 
 def _sites(data: ResultsFields) -> Sites:
     sites = [
-        Site(name=name, block=block, component=component, rows=rows, cols=cols)
-        for name, block, component, rows, cols in data["sites"]
+        Site(name=name, block=block, projection=projection, rows=rows, cols=cols)
+        for name, block, projection, rows, cols in data["sites"]
     ]
     if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: a name comes twice")

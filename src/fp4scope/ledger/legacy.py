@@ -8,7 +8,7 @@ compared with full precision. Both are further replicas of one recipe now.
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
@@ -31,6 +31,17 @@ from fp4scope.study import Direction, Operands
 from fp4scope.treatments import Amax
 
 VERSION = 4
+_LEVELS = {
+    "components": "projections",
+    "blocks": "blocks",
+    "cells": "layers",
+    "patterns": "patterns",
+}
+_DIRECTIONS = {"restore": "keep", "isolate": "only"}
+_PRECISION = {
+    "weights+activations": "W{0}A{0}", "weights": "W{0}A16", "activations": "W16A{0}",
+}  # fmt: skip
+_SEARCHED = ("format", "operands", "level", "direction")
 _WHAT = {  # which direction goes with which levels
     "reference": ("model",),
     "baseline": ("model",),
@@ -95,15 +106,52 @@ class _Estimates(TypedDict):
     units: list[_Estimate]
 
 
+class _Projection(TypedDict):
+    projection: Text
+    path: Text
+    blocks: list[Block]
+
+
 @STRICT
 class Fields(Conditions):
     version: Literal[4]
+    paths: list[_Projection]
     places: list[_Place]
     observations: list[_Sums]
     estimates: _Estimates
 
 
-FILE = TypeAdapter(Fields)
+_TODAY = {"component": "projection", "components": "projections", "cells": "layers"}
+
+
+def _renamed(data: Any) -> Any:  # noqa: ANN401
+    """Under the names of today."""
+    if isinstance(data, list):
+        return [_renamed(item) for item in data]
+    if isinstance(data, dict):
+        return {_TODAY.get(name, name): _renamed(value) for name, value in data.items()}
+    return data
+
+
+def _in_words_of_today(data: Any) -> Any:  # noqa: ANN401
+    if not isinstance(data, dict):
+        return data
+    model, protocol = data.get("model"), data.get("protocol")
+    paths = model.pop("projections", []) if isinstance(model, dict) else []
+    stopping = protocol.get("stopping") if isinstance(protocol, dict) else None
+    families = stopping.get("families") if isinstance(stopping, dict) else None
+    for family in families if isinstance(families, list) else ():
+        if isinstance(family, dict):
+            fmt, operands, level, direction = (str(family.pop(name, None)) for name in _SEARCHED)
+            bits = FORMATS[fmt].element.bits if fmt in FORMATS else 4
+            family["precision"] = _PRECISION.get(operands, "").format(bits)
+            family |= {"format": fmt, "level": _LEVELS.get(level, "")}
+            family["direction"] = _DIRECTIONS.get(direction, "")
+    told = {name: _renamed(data.get(name)) for name in ("model", "activations")}
+    return data | told | {"paths": _renamed(paths)}
+
+
+FILE = TypeAdapter(Annotated[Fields, BeforeValidator(_in_words_of_today)])
 
 
 def results(data: Fields) -> Results:
@@ -158,31 +206,27 @@ def _take(ledger: Ledger, subject: Recipe, sums: _Sums, place: _Place) -> None:
 
 
 def _sites(data: Fields) -> Sites:
-    """One site for each cell that the file knows of; its real name was not kept."""
-    model = data["model"]
-    found: dict[tuple[int, str], str] = {}
-    for projection in model.get("projections") or []:
-        for block in projection["blocks"]:
-            found[block, projection["component"]] = projection["path"]
+    """One site for each layer that the file knows of; its real name was not kept."""
+    found = {(b, of["projection"]): of["path"] for of in data["paths"] for b in of["blocks"]}
     if not found:
-        cells = [(record.block, record.component) for record in data["activations"]]
+        layers = [(record.block, record.projection) for record in data["activations"]]
         variants: Iterable[Mapping[str, Any]] = [
             *(sums["variant"] for sums in data["observations"]),
             *(unit["variant"] for unit in data["estimates"]["units"]),
         ]
-        cells += [
+        layers += [
             (v.get("block") or 0, v.get("unit") or "")
             for v in variants
             if v.get("level") == "cells"
         ]
-        found = {(block, component): component for block, component in cells}
+        found = {(block, projection): projection for block, projection in layers}
     most = max((block for block, _ in found), default=-1) + 1
     return Sites(
         (
-            Site(name=f"blocks.{block}.{path}", block=block, component=component, rows=0, cols=0)
-            for (block, component), path in sorted(found.items(), key=lambda item: item[0][0])
+            Site(name=f"blocks.{block}.{path}", block=block, projection=name, rows=0, cols=0)
+            for (block, name), path in sorted(found.items(), key=lambda item: item[0][0])
         ),
-        max(most, model.get("blocks", 0)),
+        max(most, data["model"].get("blocks", 0)),
     )
 
 
@@ -206,14 +250,14 @@ class _Reader:
         return contrast.own, contrast
 
     def _unit(self, variant: _Variant) -> Unit:
-        level, name = variant.get("level", ""), variant.get("unit", "")
+        level, name = _LEVELS[variant.get("level", "")], variant.get("unit", "")
         block = variant.get("block")
         if level == "patterns":
             return Unit(level, name, None, self._matching(name))
         chosen = frozenset(
             site.name
             for site in self.sites
-            if block in (None, site.block) and name in ("", site.component)
+            if block in (None, site.block) and name in ("", site.projection)
         )
         return Unit(level, name, block, chosen or self._named(name or f"block {block}"))
 
@@ -226,6 +270,6 @@ class _Reader:
 
     def _named(self, name: str) -> frozenset[str]:
         if name not in self.sites.by_name:
-            site = Site(name=name, block=0, component=name, rows=0, cols=0)
+            site = Site(name=name, block=0, projection=name, rows=0, cols=0)
             self.sites = Sites((*self.sites, site), max(1, len(self.sites.blocks)))
         return frozenset([name])

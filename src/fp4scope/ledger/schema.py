@@ -66,9 +66,9 @@ class UnitFields(TypedDict):
 
 
 class ContrastFields(TypedDict):
-    level: Literal["model", "components", "blocks", "cells", "patterns"]
+    level: Literal["model", "projections", "blocks", "layers", "patterns"]
     setting: Treated
-    direction: Literal["restore", "isolate"] | None
+    direction: Literal["keep", "only"] | None
     unit: UnitFields | None
     terms: Annotated[list[tuple[Name, Literal[1, -1]]], Field(min_length=2)]
 
@@ -106,13 +106,13 @@ class LedgerFields(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRecord:
-    """Input statistics of one cell: `max` and the 99.9% quantile `p999` of |x|.
+    """Input statistics of one layer: `max` and the 99.9% quantile `p999` of |x|.
 
     `ratio` is max / p999, None where p999 is zero.
     """
 
     block: Block
-    component: Name
+    projection: Name
     max: Magnitude
     p999: Magnitude
     ratio: Magnitude | None
@@ -122,23 +122,17 @@ class ActivationRecord:
 
 @STRICT
 class Inputs(TypedDict):
-    """What a journal keeps of the calibration: the amax of every linear's input, and its cells."""
+    """What a journal keeps of the calibration: the amax of every linear's input, and its layers."""
 
     amax: dict[Name, Magnitude]
-    cells: list[ActivationRecord]
+    layers: list[ActivationRecord]
 
 
 # The conditions, and what is said of the course of a study.
 
 
-class Projection(TypedDict):
-    component: Name
-    path: Text
-    blocks: list[Block]
-
-
 class Excluded(TypedDict):
-    component: Name
+    projection: Name
     linears: Positive
     reason: Text
     share: Share
@@ -150,8 +144,7 @@ class ModelSection(TypedDict, total=False):
     fingerprint: Text
     parameters: Positive
     blocks: Annotated[int, Field(ge=1, lt=100_000)]
-    components: list[Name]
-    projections: list[Projection]
+    projections: list[Name]
     coverage: Share
     not_quantized: list[list[Text | Number]]
     excluded: list[Excluded]
@@ -211,7 +204,7 @@ class _Fate(TypedDict):
 class _Search(TypedDict):
     level: Name
     format: Name
-    operands: Name
+    precision: Name
     direction: Name
     k: Positive
     within_nats: Number

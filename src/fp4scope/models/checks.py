@@ -108,8 +108,8 @@ def require_coverage(layout: Layout) -> None:
         listed = ", ".join(f"{path} ({share:.1%})" for path, share in layout.missed[:4])
         raise ModelError(
             f"only {layout.reachable:.1%} of the parameters in the blocks are weights of linears "
-            f"that can be quantized; missed: {listed}. A baseline would not be an FP4 model; pass "
-            "--allow-partial (allow_partial=True) to measure it all the same"
+            f"that can be quantized; missed: {listed}. With all of them quantized this is no FP4 "
+            "model; pass --allow-partial (allow_partial=True) to measure it all the same"
         )
 
 

@@ -41,9 +41,9 @@ DEFAULTS = (
 
 @dataclass(frozen=True)
 class Excluded:
-    """Linears of one component that are not quantized, why, and their share of the blocks."""
+    """Linears of one projection that are not quantized, why, and their share of the blocks."""
 
-    component: str
+    projection: str
     linears: tuple[str, ...]
     reason: str
     share: float
@@ -62,5 +62,5 @@ def reason_for(name: str, patterns: Sequence[str]) -> str | None:
 
 
 def listed(excluded: Sequence[Excluded]) -> str:
-    """One line of what is excluded: components with their counts and reasons."""
-    return ", ".join(f"{e.component} ({len(e.linears)}, {e.reason})" for e in excluded)
+    """One line of what is excluded: projections with their counts and reasons."""
+    return ", ".join(f"{e.projection} ({len(e.linears)}, {e.reason})" for e in excluded)

@@ -1,10 +1,10 @@
-"""Where the blocks and components of a causal language model are, from its structure alone.
+"""Where the blocks and projections of a causal language model are, from its structure alone.
 
 The blocks are the items of the `nn.ModuleList` that holds the most linear weights. A
-component is a linear's path inside its block, cut to the shortest ending that is unambiguous
+projection is a linear's path inside its block, cut to the shortest ending that is unambiguous
 (`q_proj`; for GPT-2 `attn.c_proj` and `mlp.c_proj`); the numbers of experts become `*`, so
-that all experts' `gate_proj` of a block are one cell. No list of model names is needed.
-What stays in full precision (`exclude`, routers) is no cell; it is listed with its reason.
+that all experts' `gate_proj` of a block are one layer. No list of model names is needed.
+What stays in full precision (`exclude`, routers) is no layer; it is listed with its reason.
 """
 
 import re
@@ -26,16 +26,16 @@ ROUTER = "router"
 NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
 
 
-class Cell(NamedTuple):
-    """One component in one block."""
+class Layer(NamedTuple):
+    """One projection in one block."""
 
     block: int
-    component: str
+    projection: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the blocks are, and the sites in them: a cell's (experts) follow one another.
+    """Where the blocks are, and the sites in them: a layer's (experts) follow one another.
 
     `coverage` is the share of the blocks' parameters that are weights of these linears. `excluded`
     are linears that stay in full precision, by choice or because they never run. `missed` names
@@ -58,22 +58,22 @@ class Layout:
         return self.coverage + sum(e.share for e in self.excluded if e.reason != NEVER_RUNS)
 
     @property
-    def components(self) -> tuple[str, ...]:
-        """Component names in the order in which a block holds them."""
-        return self.sites.components
+    def projections(self) -> tuple[str, ...]:
+        """Projection names in the order in which a block holds them."""
+        return self.sites.projections
 
     @property
     def paths(self) -> dict[str, str]:
-        """Each component's path inside its block, uncut: that of its first linear."""
+        """Each projection's path inside its block, uncut: that of its first linear."""
         found: dict[str, str] = {}
         for site in self.sites:
             prefix = f"{self.blocks_path}.{site.block}."
-            found.setdefault(site.component, site.name.removeprefix(prefix))
+            found.setdefault(site.projection, site.name.removeprefix(prefix))
         return found
 
-    def blocks_with(self, component: str) -> list[int]:
-        """The blocks that have a component; hybrids do not have each in all."""
-        return sorted(cell.block for cell in self.cells if cell.component == component)
+    def blocks_with(self, projection: str) -> list[int]:
+        """The blocks that have a projection; hybrids do not have each in all."""
+        return sorted(layer.block for layer in self.layers if layer.projection == projection)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -81,23 +81,23 @@ class Layout:
         return tuple(self.sites.by_name)
 
     @cached_property
-    def cells(self) -> dict[Cell, tuple[str, ...]]:
-        """The linears of every cell by their full module names."""
-        found: dict[Cell, tuple[str, ...]] = {}
+    def layers(self) -> dict[Layer, tuple[str, ...]]:
+        """The linears of every layer by their full module names."""
+        found: dict[Layer, tuple[str, ...]] = {}
         for site in self.sites:
-            cell = Cell(site.block, site.component)
-            found[cell] = (*found.get(cell, ()), site.name)
+            layer = Layer(site.block, site.projection)
+            found[layer] = (*found.get(layer, ()), site.name)
         return found
 
     @property
-    def cell_of(self) -> dict[str, Cell]:
-        return {name: cell for cell, names in self.cells.items() for name in names}
+    def layer_of(self) -> dict[str, Layer]:
+        return {name: layer for layer, names in self.layers.items() for name in names}
 
 
 def find_layout(
     model: nn.Module, exclude: Sequence[str] = (), silent: Collection[str] = ()
 ) -> Layout:
-    """The blocks and cells of `model`.
+    """The blocks and layers of `model`.
 
     Args:
         model: The model.
@@ -129,27 +129,27 @@ def find_layout(
             _require_own_weight(full, product.parameter, owner)
 
     short = _shortest_endings({inner for _, inner, _ in found.values()})
-    cells: dict[Cell, list[Site]] = defaultdict(list)
+    layers: dict[Layer, list[Site]] = defaultdict(list)
     apart: dict[tuple[str, str], list[str]] = defaultdict(list)
     for full, (index, inner, product) in found.items():
         name, rows, cols = short[inner], product.rows, product.cols
         if full in reasons:
             apart[name, reasons[full]].append(full)
         else:
-            site = Site(name=full, block=index, component=name, rows=rows, cols=cols)
-            cells[Cell(index, name)].append(site)
-    if not cells:
+            site = Site(name=full, block=index, projection=name, rows=rows, cols=cols)
+            layers[Layer(index, name)].append(site)
+    if not layers:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
     sizes, total, missed = _coverage(stack, {full.removeprefix(f"{path}."): full for full in found})
     return Layout(
         blocks_path=path,
-        sites=Sites((site for members in cells.values() for site in members), len(stack)),
+        sites=Sites((site for members in layers.values() for site in members), len(stack)),
         coverage=sum(size for name, size in sizes.items() if name not in reasons) / total,
         missed=missed,
         excluded=tuple(
-            Excluded(component, tuple(names), reason, sum(sizes.get(n, 0) for n in names) / total)
-            for (component, reason), names in apart.items()
+            Excluded(projection, tuple(names), reason, sum(sizes.get(n, 0) for n in names) / total)
+            for (projection, reason), names in apart.items()
         ),
     )
 

@@ -23,12 +23,14 @@ from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name, visible
 from fp4scope.report.axes import linear_threshold, log_ticks, step_above, step_below
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import KEEP, precision, under
+from fp4scope.report.labels import KEEP
 from fp4scope.report.labels import direction as in_words
+from fp4scope.report.labels import precision as precisions
 from fp4scope.report.numbers import relative_ends
-from fp4scope.report.selection import costliest
-from fp4scope.stats import SIGNIFICANCE, only_estimated
+from fp4scope.report.selection import costliest, side_by_side
+from fp4scope.stats import FULL_PRECISION, SIGNIFICANCE, only_estimated
 from fp4scope.table import Table
+from fp4scope.treatments import operands_of
 
 # Okabe and Ito's colour-blind-safe palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -90,17 +92,17 @@ def _drawable(diagnosis: Findings, every: bool) -> dict[str, tuple[str, dict[str
     for kind in FIGURES:
         if kind == "ppl" and not every:
             continue
-        table = diagnosis.components if kind == "projections" else diagnosis.cells
-        several = len(set(table["operands"])) > 1
-        for direction, operands in dict.fromkeys((r["direction"], r["operands"]) for r in table):
-            chosen = table.where(direction=direction, operands=operands)
+        table = diagnosis.projections if kind == "projections" else diagnosis.layers
+        several = len(set(map(operands_of, table["precision"]))) > 1
+        for chosen in side_by_side(table):
+            direction, precision = chosen[0]["direction"], chosen[0]["precision"]
             if kind == "percent" and in_words(direction) is not KEEP:
                 continue
             if kind in ("percent", "ppl") and only_estimated(chosen[0]):
                 continue  # an estimate is of the NLL
             name = f"{kind}-{in_words(direction).name}"
-            name = file_name(f"{name}-{under(chosen[0])}" if several else name)
-            options = {"direction": direction, "operands": operands}
+            name = file_name(f"{name}-{precision}" if several else name)
+            options = {"direction": direction, "precision": precision}
             if kind != "ppl":
                 found[name] = (kind, options)
                 if every and kind in ("projections", "heatmap") and not only_estimated(chosen[0]):
@@ -115,20 +117,20 @@ def _drawable(diagnosis: Findings, every: bool) -> dict[str, tuple[str, dict[str
 def projections_figure(
     diagnosis: Findings,
     direction: str | None = None,
-    operands: str | None = None,
+    precision: str | None = None,
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
     """Bars with whiskers: one group a projection, one bar a format."""
-    table = _select(diagnosis.components, direction, operands, format, metric)
+    table = _select(diagnosis.projections, direction, precision, format, metric)
     way = in_words(table[0]["direction"])
     formats = list(dict.fromkeys(table["format"]))
-    order = [name for (name,) in costliest(table, "component")]
+    order = [name for (name,) in costliest(table, "projection")]
     figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
     axis = axes[0]
     thick = 0.8 / len(formats)
     for i, name in enumerate(formats):
-        rows = {r["component"]: r for r in table.where(format=name)}
+        rows = {r["projection"]: r for r in table.where(format=name)}
         y = np.arange(len(order)) + (i - (len(formats) - 1) / 2) * thick
         chosen = [rows[c] for c in order if c in rows]
         axis.barh(
@@ -153,12 +155,12 @@ def projections_figure(
 def layers_figure(
     diagnosis: Findings,
     direction: str | None = None,
-    operands: str | None = None,
+    precision: str | None = None,
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
     """Curves over depth, one panel a projection, on a symmetric log axis."""
-    table = _select(diagnosis.cells, direction, operands, format, metric)
+    table = _select(diagnosis.layers, direction, precision, format, metric)
     way = in_words(table[0]["direction"])
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
@@ -186,7 +188,7 @@ def layers_figure(
 def percent_figure(
     diagnosis: Findings,
     direction: str | None = None,
-    operands: str | None = None,
+    precision: str | None = None,
     format: str | None = None,
 ) -> Figure:
     """What keeping a layer saves, in percent of the all-quantized model's perplexity."""
@@ -195,7 +197,7 @@ def percent_figure(
             f"the percentage figure shows layers kept in full precision: "
             f"direction is {direction!r}, and only {KEEP.name} has that"
         )
-    table = _select(diagnosis.cells, KEEP.name, operands, format)
+    table = _select(diagnosis.layers, KEEP.name, precision, format)
     if table[0]["estimated"]:
         raise StudyError(
             "the percentage figure shows perplexity, and a first-order estimate has none; "
@@ -227,14 +229,14 @@ def percent_figure(
 def ppl_figure(
     diagnosis: Findings,
     direction: str | None = None,
-    operands: str | None = None,
+    precision: str | None = None,
     format: str | None = None,
 ) -> Figure:
     """Perplexity over depth, of one format (by default the first), beside what it starts from.
 
     The whiskers are the intervals of the paired difference from that line.
     """
-    table = _select(diagnosis.cells, direction, operands, format)
+    table = _select(diagnosis.layers, direction, precision, format)
     if table[0]["estimated"]:
         raise StudyError(
             "this figure shows perplexity, and a first-order estimate has none; run the study "
@@ -243,8 +245,8 @@ def ppl_figure(
     fmt, way = table[0]["format"], in_words(table[0]["direction"])
     table = table.where(format=fmt)
     kept = way is KEEP
-    control = diagnosis.baselines.where(
-        format=fmt if kept else "reference", operands=table[0]["operands"] if kept else ""
+    control = diagnosis.all_quantized.where(
+        format=fmt if kept else FULL_PRECISION, precision=table[0]["precision"] if kept else ""
     )
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
@@ -271,28 +273,28 @@ def ppl_figure(
 def heatmap_figure(
     diagnosis: Findings,
     direction: str | None = None,
-    operands: str | None = None,
+    precision: str | None = None,
     format: str | None = None,
     metric: str = "nll",
 ) -> Figure:
     """Block by projection, one panel a format; layers that are not significant are crossed out."""
-    table = _select(diagnosis.cells, direction, operands, format, metric)
+    table = _select(diagnosis.layers, direction, precision, format, metric)
     way = in_words(table[0]["direction"])
     formats = list(dict.fromkeys(table["format"]))
-    components = list(dict.fromkeys(table["component"]))
+    projections = list(dict.fromkeys(table["projection"]))
     blocks = sorted(set(table["block"]))
     figure, axes = _new(
         len(formats),
         1,
-        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (1.1 + 0.22 * len(components))),
+        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (1.1 + 0.22 * len(projections))),
     )
     for axis, name in zip(axes, formats, strict=True):
-        rows = {(r["component"], r["block"]): r for r in table.where(format=name)}
-        values = np.full((len(components), len(blocks)), np.nan)
+        rows = {(r["projection"], r["block"]): r for r in table.where(format=name)}
+        values = np.full((len(projections), len(blocks)), np.nan)
         unsure = []
-        for i, component in enumerate(components):
+        for i, projection in enumerate(projections):
             for j, block in enumerate(blocks):
-                row = rows.get((component, block))
+                row = rows.get((projection, block))
                 if row is None:
                     continue
                 values[i, j] = 1e3 * row["drawn"]
@@ -304,7 +306,7 @@ def heatmap_figure(
         image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
         if unsure:
             axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
-        axis.set_yticks(range(len(components)), [visible(name) for name in components])
+        axis.set_yticks(range(len(projections)), [visible(name) for name in projections])
         shown = range(0, len(blocks), max(1, ceil(len(blocks) / 16)))
         axis.set_xticks(list(shown), [str(blocks[j]) for j in shown])
         axis.spines[:].set_visible(False)
@@ -333,11 +335,14 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 def _select(
     table: Table,
     direction: str | None,
-    operands: str | None,
+    precision: str | None,
     format: str | None,
     metric: str = "nll",
 ) -> Table:
-    """One direction and one choice of operands, by default the first; one format, or all."""
+    """One direction and the formats of one precision, by default the first; one format, or all.
+
+    Formats of other widths, of which the same operands are quantized, stand beside them.
+    """
     if metric not in _UNITS:
         raise StudyError(f"no figure shows differences of {metric!r}; {nearest(metric, _UNITS)}")
     if format is not None:
@@ -345,17 +350,18 @@ def _select(
         if format not in present:
             raise StudyError(f"the study has no format {format!r}; {nearest(format, present)}")
         table = table.where(format=format)
-    for column, value, show in (
-        ("direction", direction, lambda found: in_words(found).name),
-        ("operands", operands, precision),
+    for column, value, same in (
+        ("direction", direction, str),
+        ("precision", precision, operands_of),
     ):
-        present = list(dict.fromkeys(map(show, table[column])))
-        chosen = show(value) if value else next(iter(present), "")
+        present = list(dict.fromkeys(table[column]))
+        chosen = value or next(iter(present), "")
         if chosen not in present:
             asked = f"{column} {value!r}" if value else "these units"
             there = ", ".join(present) or "nothing to draw"
             raise StudyError(f"the study has no {asked}; it has: {there}")
-        table = Table(table.columns, [row for row in table if show(row[column]) == chosen])
+        rows = [row for row in table if same(row[column]) == same(chosen)]
+        table = Table(table.columns, rows)
     return _drawn(table, metric)
 
 
@@ -386,28 +392,28 @@ def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, li
 
 
 def _panels(table: Table, draw: Callable[..., None], zero: bool = True) -> tuple[Figure, list[Any]]:
-    """One panel a component, one colour a format, a line at zero unless that is far away."""
-    components = list(dict.fromkeys(table["component"]))
-    columns = min(2, len(components))
-    rows = ceil(len(components) / columns)
+    """One panel a projection, one colour a format, a line at zero unless that is far away."""
+    projections = list(dict.fromkeys(table["projection"]))
+    columns = min(2, len(projections))
+    rows = ceil(len(projections) / columns)
     figure, axes = _new(rows, columns, (8.4, 1.4 + 1.7 * rows))
-    for axis, component in zip(axes, components, strict=False):
+    for axis, projection in zip(axes, projections, strict=False):
         for i, name in enumerate(dict.fromkeys(table["format"])):
-            chosen = table.where(component=component, format=name).rows
+            chosen = table.where(projection=projection, format=name).rows
             chosen = sorted(chosen, key=lambda r: r["block"])
             if chosen:
                 draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
         if zero:
             axis.axhline(0, color="0.3", linewidth=0.8)
-        axis.set_title(visible(component), loc="left")
+        axis.set_title(visible(projection), loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)
-    for axis in axes[len(components) :]:
+    for axis in axes[len(projections) :]:
         axis.set_visible(False)
     _legend(figure, axes[0])
-    for axis in axes[max(0, len(components) - columns) : len(components)]:
+    for axis in axes[max(0, len(projections) - columns) : len(projections)]:
         axis.set_xlabel("block")
-    return figure, axes[: len(components)]
+    return figure, axes[: len(projections)]
 
 
 def _legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
@@ -429,5 +435,5 @@ def _title(diagnosis: Findings, what: str, table: Table) -> str:
     what += ", first-order estimate" if table[0]["estimated"] else ""
     return (
         f"{what}: {visible(diagnosis.results.model.get('name', 'a model'))}\n"
-        f"{precision(table[0]['operands'], *table['format'])}, {windows} windows, 95% {kind}"
+        f"{precisions(table)}, {windows} windows, 95% {kind}"
     )

@@ -14,13 +14,13 @@ class Findings:
         self.results = results
 
     @cached_property
-    def baselines(self) -> Table:
+    def all_quantized(self) -> Table:
         """The reference and each format's baseline."""
-        return stats.baseline_table(self.results)
+        return stats.all_quantized_table(self.results)
 
     @cached_property
     def noise_shares(self) -> Table:
-        """How much of the variance of baselines and restored units is rerun noise."""
+        """How much of the variance of all-quantized models and kept units is run-to-run noise."""
         return stats.noise_shares(self.results)
 
     @cached_property
@@ -34,16 +34,16 @@ class Findings:
         return stats.operand_table(self.results)
 
     @cached_property
-    def components(self) -> Table:
-        return stats.unit_table(self.results, "components")
+    def projections(self) -> Table:
+        return stats.unit_table(self.results, "projections")
 
     @cached_property
     def blocks(self) -> Table:
         return stats.unit_table(self.results, "blocks")
 
     @cached_property
-    def cells(self) -> Table:
-        return stats.unit_table(self.results, "cells")
+    def layers(self) -> Table:
+        return stats.unit_table(self.results, "layers")
 
     @cached_property
     def patterns(self) -> Table:
@@ -56,10 +56,10 @@ class Findings:
 
     @cached_property
     def activations(self) -> Table:
-        """Input statistics of every cell, measured on the calibration text."""
+        """Input statistics of every layer, measured on the calibration text."""
         return stats.activation_table(self.results.activations)
 
     @cached_property
-    def component_activations(self) -> Table:
-        """The same by component, as in table 1 of the paper."""
-        return stats.component_activation_table(self.results.activations)
+    def projection_activations(self) -> Table:
+        """The same by projection, as in table 1 of the paper."""
+        return stats.projection_activation_table(self.results.activations)

@@ -3,7 +3,7 @@
     cost(nvfp4) > 40        what quantizing costs, millinats per token
     cost(nvfp4).low > 40    an end of its 95% interval: surely more than 40
     change(nvfp4) > 5       how much more it costs than in the output it is compared with
-    change.low > 0          any format costs more, told at 95%
+    change.low > 0          any format costs more, surely at 95%
     beyond-noise            any whole model, projection or layer changed beyond noise
     beyond-noise(nvfp4)     ... under this format
 
@@ -19,7 +19,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import get_format
 from fp4scope.report.joint import JointFindings
-from fp4scope.report.labels import direction, place, under
+from fp4scope.report.labels import place
 from fp4scope.report.numbers import number
 from fp4scope.stats import MIN_WINDOWS
 
@@ -97,7 +97,7 @@ def failures(gate: Gate, comparison: JointFindings) -> list[str]:
 def _rows(gate: Gate, comparison: JointFindings, output: str) -> list[dict[str, Any]]:
     """What the condition is about in an output."""
     if gate.name == "cost":
-        table = comparison.baselines.where(output=output)
+        table = comparison.all_quantized.where(output=output)
     elif output not in (new for _, new in comparison.compared):
         raise StudyError(
             f"fail-if {gate.text!r}: {output} is not comparable with an output before it; give "
@@ -105,7 +105,7 @@ def _rows(gate: Gate, comparison: JointFindings, output: str) -> list[dict[str, 
         )
     else:
         table = comparison.changes.where(output=output)
-        table = table.where(level="baselines") if gate.name == "change" else table
+        table = table.where(level="model") if gate.name == "change" else table
     found = [row for row in table if gate.format in (None, row["format"])]
     if not found:
         there = ", ".join(dict.fromkeys(table["format"])) or "nothing that both have"
@@ -141,7 +141,7 @@ def _beyond_noise(gate: Gate, rows: list[dict[str, Any]]) -> list[str]:
         )
     for row in rows:
         _require_finite(gate, row, row["change"])
-    order = ("baselines", "components")
+    order = ("model", "projections")
     found = sorted(
         (row for row in rows if row["beyond_noise"]),
         key=lambda row: ([row["level"] != level for level in order], -abs(row["change"])),
@@ -162,7 +162,7 @@ def _require_finite(gate: Gate, row: dict[str, Any], value: float | None) -> Non
 
 
 def _place(row: dict[str, Any]) -> str:
-    parts = [row["output"], row["format"], under(row)]
-    if row.get("level") not in (None, "baselines"):
-        parts += [direction(row["direction"]).name, place(row)]
+    parts = [row["output"], row["format"], row["precision"]]
+    if row.get("level") not in (None, "model"):
+        parts += [row["direction"], place(row)]
     return ", ".join(parts)

@@ -25,30 +25,30 @@ class JointFindings:
         self.runs = dict(runs)
 
     @cached_property
-    def baselines(self) -> Table:
+    def all_quantized(self) -> Table:
         """A row for each output and baseline."""
         rows = []
         columns: tuple[str, ...] = ()
         for name, results in self.runs.items():
-            table = stats.baseline_table(results)
+            table = stats.all_quantized_table(results)
             columns = table.columns
             about = {"output": name, "model": results.model.get("name")}
             about |= {key: results.model.get(key) for key in ("parameters", "blocks", "dtype")}
             about["seq_len"] = results.data.get("seq_len")
             for row in table:
-                if row["format"] == "reference":
+                if row["format"] == stats.FULL_PRECISION:
                     about["reference_ppl"] = row["ppl"]
                 else:
                     rows.append(row | about)
         return Table((*_RUN_COLUMNS, *columns), rows)
 
     @cached_property
-    def components(self) -> Table:
-        """Every output's components, most costly first, with their `rank` and their tier."""
+    def projections(self) -> Table:
+        """Every output's projections, most costly first, with their `rank` and their tier."""
         rows = []
         columns: tuple[str, ...] = ()
         for name, results in self.runs.items():
-            table = stats.unit_table(results, "components")
+            table = stats.unit_table(results, "projections")
             columns = table.columns
             found = [row for row in table if row["delta_nll"] is not None]
             for _, members in groups(Table(columns, found)):
@@ -104,5 +104,5 @@ class JointFindings:
         return stats.differing_conditions(self.runs)
 
     def tables(self) -> dict[str, Table]:
-        names = ("baselines", "components", "scale", "agreement", "changes")
+        names = ("all_quantized", "projections", "scale", "agreement", "changes")
         return {name: getattr(self, name) for name in names}

@@ -1,14 +1,11 @@
 """The words of the field for what the tables hold: the one map from values to what readers see."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fp4scope.errors import FormatError
-from fp4scope.formats import get_format
 from fp4scope.ledger import Results
 from fp4scope.stats import SIGNIFICANCE
-from fp4scope.treatments import FULL_PRECISION_BITS
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,7 @@ ONLY = Direction(
     "cost of quantizing only it",
     "full-precision model",
 )
-_DIRECTIONS = {"keep": KEEP, "only": ONLY, "restore": KEEP, "isolate": ONLY}
-_LEVELS = {
-    "components": "projections",
-    "cells": "layers",
-    "baselines": "all-quantized models",
-}
-_OPERANDS = {"weights+activations": "WA", "weights": "W", "activations": "A"}
+_DIRECTIONS = {way.name: way for way in (KEEP, ONLY)}
 _DTYPES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 EFFECT = "millinats per token"
@@ -75,54 +66,28 @@ ESTIMATES_MEAN = (
 
 
 def direction(value: str) -> Direction:
-    """A direction by its value in a table, of today or of version 0.1."""
+    """A direction by its value in a table."""
     return _DIRECTIONS.get(value) or Direction(value, value, value, value)
 
 
-def precision(operands: str, *formats: str) -> str:
-    """Bits of weights and activations, as in W4A16; of formats of other widths, each.
-
-    Example:
-        >>> precision("weights", "nvfp4"), precision("", "reference"), precision("W4A4", "nvfp4")
-        ('W4A16', '', 'W4A4')
-    """
-    treated = _OPERANDS.get(operands)
-    if treated is None:
-        return operands
-    found: dict[str, None] = {}
-    for name in formats or ("nvfp4",):
-        bits = _element_bits(name)
-        sides = (bits if side in treated else FULL_PRECISION_BITS for side in "WA")
-        found["W{:.0f}A{:.0f}".format(*sides)] = None
-    return "/".join(found)
-
-
-def _element_bits(name: str) -> int:
-    try:
-        return get_format(name).element.bits
-    except FormatError:  # of results that name a format which this version does not know
-        return 4
+def precision(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Bits of weights and activations, as in W4A16; of formats of other widths, each."""
+    return "/".join(dict.fromkeys(row["precision"] for row in rows))
 
 
 def level(value: str) -> str:
     """A kind of units, in the plural."""
-    return _LEVELS.get(value, value)
+    return "all-quantized models" if value == "model" else value
 
 
 def family(row: Mapping[str, Any]) -> str:
     """What units are compared within, for a title: direction, format, precision."""
-    shown = (direction(row["direction"]).name, row["format"], under(row))
-    return ", ".join(part for part in shown if part)
-
-
-def under(row: Mapping[str, Any]) -> str:
-    """The precision of a row."""
-    return precision(row["operands"], row["format"])
+    return ", ".join(part for part in (row["direction"], row["format"], row["precision"]) if part)
 
 
 def place(row: Mapping[str, Any]) -> str:
     """A unit's name: `5.down_proj`, `down_proj`, `5`."""
-    name = row["unit"] if "unit" in row else row.get("component", row.get("pattern", ""))
+    name = row["unit"] if "unit" in row else row.get("projection", row.get("pattern", ""))
     return f"{'' if row.get('block') is None else row['block']}.{name or ''}".strip(".")
 
 
@@ -134,4 +99,4 @@ def full_precision(results: Results) -> str:
 
 def format_name(row: Mapping[str, Any], results: Results) -> str:
     """A whole model's format; of the unquantized one its dtype."""
-    return full_precision(results) if not row["operands"] else row["format"]
+    return row["format"] if row["precision"] else full_precision(results)

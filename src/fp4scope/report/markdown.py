@@ -47,9 +47,9 @@ def markdown(found: Findings) -> str:
         costs=[*costs(found), *against_each_other(found)],
         levels={
             labels.level(level): list(units(found, level, apart=True))
-            for level in ("components", "blocks", "patterns")
+            for level in ("projections", "blocks", "patterns")
         },
-        layers=list(units(found, "cells", apart=True, most=LAYERS_SHOWN)),
+        layers=list(units(found, "layers", apart=True, most=LAYERS_SHOWN)),
         lowering=_lowering(found),
         activations=activations(found),
         figures=figure_names(found),
@@ -64,7 +64,7 @@ def markdown(found: Findings) -> str:
 def _lowering(found: Findings) -> list[str]:
     """The layers of each family whose quantization lowers the loss, in a sentence each."""
     said = []
-    for group, rows in groups(found.cells):
+    for group, rows in groups(found.layers):
         if lower := lowering(rows):
             which = "this one" if len(lower) == 1 else "any of these"
             more = f" (the {LAYERS_SHOWN} largest of {len(lower)})"

@@ -11,7 +11,7 @@ from fp4scope.report.sentences import headlines
 def summary(found: Findings) -> str:
     """An HTML fragment: one sentence for each finding, the formats, the projections."""
     lines = "".join(f"<li>{shown(line)}</li>" for line in headlines(found))
-    sections: list[Section] = [*costs(found), *units(found, "components")]
+    sections: list[Section] = [*costs(found), *units(found, "projections")]
     return (
         f"<h3>FP4 sensitivity of {shown(str(found.results.model.get('name')))}</h3>"
         f"<ul>{lines}</ul>{''.join(map(as_html, sections))}"

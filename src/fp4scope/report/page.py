@@ -74,12 +74,12 @@ def page(found: Findings) -> str:
         one_rule=_one_rule(found),
         units={
             level: list(sections.units(found, level))
-            for level in ("components", "blocks", "patterns")
+            for level in ("projections", "blocks", "patterns")
         },
-        standing_out=sections.standing_out(found) if found.cells else None,
+        standing_out=sections.standing_out(found) if found.layers else None,
         directions={
             level: list(dict.fromkeys(map(labels.direction, table["direction"])))
-            for level, table in (("components", found.components), ("cells", found.cells))
+            for level, table in (("projections", found.projections), ("layers", found.layers))
         },
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
@@ -97,7 +97,7 @@ def _shown(value: Any) -> Any:  # noqa: ANN401
 
 def _one_rule(found: Findings) -> bool:
     """Whether one of MXFP4's scale rules was measured, and no other."""
-    return len({fmt for fmt in found.baselines["format"] if fmt.startswith("mxfp4:")}) == 1
+    return len({fmt for fmt in found.all_quantized["format"] if fmt.startswith("mxfp4:")}) == 1
 
 
 def _table(section: Section) -> Any:  # noqa: ANN401

@@ -14,11 +14,11 @@ from typing import Any
 
 from fp4scope.report import axes, labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import KEEP, direction, under
+from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import interval, number, relative_ends
 from fp4scope.report.sections import Measure, is_muted, measures
 from fp4scope.report.selection import is_measured
-from fp4scope.stats import kind_of, only_estimated
+from fp4scope.stats import FULL_PRECISION, kind_of, only_estimated
 from fp4scope.table import Table
 
 _ENDS = ("", "_low", "_high")
@@ -41,7 +41,7 @@ METRICS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 COLUMNS = (
-    "component", "block",
+    "projection", "block",
     *(f"{metric}{end}" for metric in METRICS for end in _ENDS),
     "delta_ppl", "muted", "muted_kl", "texts",
 )  # fmt: skip
@@ -54,20 +54,20 @@ _Family = dict[str, Any]
 def payload(found: Findings) -> dict[str, Any]:
     """All that the page's script draws."""
     results = found.results
-    columns = measures("cells", [*found.components, *found.cells])
+    columns = measures("layers", [*found.projections, *found.layers])
     units = {
-        "projections": _families(found, found.components, columns),
-        "layers": _families(found, found.cells, columns),
+        "projections": _families(found, found.projections, columns),
+        "layers": _families(found, found.layers, columns),
     }
-    named = [row["component"] for row in (*found.components, *found.cells)]
-    names = dict.fromkeys([*named, *(a.component for a in results.activations)])
-    formats = dict.fromkeys(r["format"] for r in found.baselines if r["operands"])
+    named = [row["projection"] for row in (*found.projections, *found.layers)]
+    names = dict.fromkeys([*named, *(a.projection for a in results.activations)])
+    formats = dict.fromkeys(r["format"] for r in found.all_quantized if r["precision"])
     return {
         "metrics": METRICS,
         "columns": COLUMNS,
-        "components": [{"name": c, "kind": kind_of(results, c)} for c in names],
+        "projections": [{"name": c, "kind": kind_of(results, c)} for c in names],
         "formats": list(formats),
-        "baselines": _baselines(found),
+        "all_quantized": _all_quantized(found),
         "units": units,
         "heads": [[column.key, column.label] for column in columns],
         "views": {name: dict(_views(families)) for name, families in units.items()},
@@ -75,23 +75,23 @@ def payload(found: Findings) -> dict[str, Any]:
     }
 
 
-def _baselines(found: Findings) -> dict[str, Any] | None:
+def _all_quantized(found: Findings) -> dict[str, Any] | None:
     """What quantizing everything costs, the cheapest first."""
     rows = sorted(
-        (row for row in found.baselines if row["delta_nll"] is not None),
+        (row for row in found.all_quantized if row["delta_nll"] is not None),
         key=lambda row: row["delta_nll"],
     )
     if not rows:
         return None
-    choices = list(dict.fromkeys(map(under, rows)))
+    choices = list(dict.fromkeys(row["precision"] for row in rows))
     several = len(choices) > 1
     return {
         "title": "What quantizing everything costs" + ("" if several else f", {choices[0]}"),
         "rows": [
             {
                 "format": row["format"],
-                "label": f"{row['format']}, {under(row)}" if several else row["format"],
-                "text": f"{row['format']}, {under(row)}: {interval(row)} millinats",
+                "label": f"{row['format']}, {row['precision']}" if several else row["format"],
+                "text": f"{row['format']}, {row['precision']}: {interval(row)} millinats",
             }
             | {name: _milli(row[f"delta_nll{end}"]) for name, end in _NAMED_ENDS.items()}
             for row in rows
@@ -106,21 +106,18 @@ _NAMED_ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def _families(found: Findings, table: Table, columns: Sequence[Measure]) -> list[_Family]:
-    controls = {(row["format"], row["operands"]): row for row in found.baselines}
-    keys = dict.fromkeys((row["format"], row["operands"], row["direction"]) for row in table)
+    controls = {(row["format"], row["precision"]): row for row in found.all_quantized}
     families = []
-    for fmt, operands, way in keys:
-        rows = table.where(format=fmt, operands=operands, direction=way).rows
-        kept = direction(way) is KEEP
-        control = controls.get((fmt, operands) if kept else ("reference", ""))
+    for group in dict.fromkeys((r["format"], r["precision"], r["direction"]) for r in table):
+        names = dict(zip(("format", "precision", "direction"), group, strict=True))
+        rows, way = table.where(**names).rows, direction(names["direction"])
+        control = controls.get(group[:2] if way is KEEP else (FULL_PRECISION, ""))
         families.append(
             {
-                "format": fmt,
-                "operands": under(rows[0]),
-                "direction": direction(way).name,
+                **names,
                 "estimated": not is_measured(rows),
                 "control": {
-                    "name": direction(way).control,
+                    "name": way.control,
                     "ppl": control and _short(control["ppl"]),
                 },
                 "rows": [[*_values(row), [str(c.show(row)) for c in columns]] for row in rows],
@@ -135,7 +132,7 @@ def _values(row: _Row) -> list[Any]:
     if only_estimated(row):
         nats = [_milli(row[f"gradient_nll{end}"]) for end in _ENDS]
     return [
-        row["component"],
+        row["projection"],
         row.get("block"),
         *nats,
         *map(_short, relative_ends(row)),
@@ -159,12 +156,12 @@ def _around(row: _Row) -> list[float | None]:
 
 def _views(families: Sequence[_Family]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every choice of direction, precision and format (or all of them), by metric."""
-    for way, operands in dict.fromkeys((f["direction"], f["operands"]) for f in families):
-        chosen = [f for f in families if (f["direction"], f["operands"]) == (way, operands)]
+    for way, precision in dict.fromkeys((f["direction"], f["precision"]) for f in families):
+        chosen = [f for f in families if (f["direction"], f["precision"]) == (way, precision)]
         for fmt in ("", *(f["format"] for f in chosen)):
             members = [f for f in chosen if fmt in ("", f["format"])]
             yield (
-                "|".join((way, operands, fmt)),
+                "|".join((way, precision, fmt)),
                 {m: view for m in METRICS if (view := _view(members, m)) is not None},
             )
 
@@ -229,7 +226,7 @@ def _activations(found: Findings) -> dict[str, Any]:
     records = found.results.activations
     ratios = sorted((a.ratio for a in records if a.ratio), reverse=True)
     said = {
-        f"{a.block}|{a.component}": f"max |x| {number(a.max)}, P99.9 {number(a.p999)}"
+        f"{a.block}|{a.projection}": f"max |x| {number(a.max)}, P99.9 {number(a.p999)}"
         + (
             f", max / P99.9 {number(a.ratio)} (number {1 + ratios.index(a.ratio)} of {len(ratios)} "
             "layers, the largest first)"
@@ -242,10 +239,10 @@ def _activations(found: Findings) -> dict[str, Any]:
     for a in records:
         if a.ratio:
             point = (a.block, float(f"{a.ratio:.{DIGITS}g}"), number(a.ratio))
-            curves.setdefault(a.component, []).append(point)
+            curves.setdefault(a.projection, []).append(point)
     inputs: dict[tuple[Any, ...], list[str]] = {}
-    for component, points in curves.items():
-        inputs.setdefault(tuple(points), []).append(component)
+    for projection, points in curves.items():
+        inputs.setdefault(tuple(points), []).append(projection)
     low, high = (min(1.0, ratios[-1]), 1.2 * ratios[0]) if ratios else (1.0, 1.0)
     powers = [10.0**i for i in range(20) if 10.0**i <= high]
     return {

@@ -6,13 +6,20 @@ from typing import Any
 
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import ESTIMATE, KEEP, direction, precision, under
+from fp4scope.report.labels import ESTIMATE, KEEP, direction, precision
 from fp4scope.report.numbers import interval, measured, number, percent, plain, relative, share
 from fp4scope.report.numbers import spread as plus_minus
 from fp4scope.report.section import Cell, Column, Section, naming, texts
-from fp4scope.report.selection import by_cost, costliest, groups, is_estimated, is_measured
+from fp4scope.report.selection import (
+    by_cost,
+    costliest,
+    groups,
+    is_estimated,
+    is_measured,
+    side_by_side,
+)
 from fp4scope.report.selection import lowering as lowering_of
-from fp4scope.stats import SIGNIFICANCE, TOP_K, Form, Hypothesis, significant
+from fp4scope.stats import FULL_PRECISION, SIGNIFICANCE, TOP_K, Form, Hypothesis, significant
 from fp4scope.table import Table
 
 NAMED = 5
@@ -20,7 +27,7 @@ NAMED = 5
 _Row = Mapping[str, Any]
 _ONLY_APART = ("delta_ppl", "p_top")
 """Where formats stand side by side there is no room for these."""
-_UNIT = {"components": ("component",), "blocks": ("block",), "patterns": ("pattern",)}
+_UNIT = {"projections": ("projection",), "blocks": ("block",), "patterns": ("pattern",)}
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,8 @@ class Measure:
 
 def costs(found: Findings, *, apart: bool = False) -> Iterator[Section]:
     """What each format costs; `apart`: a section for each precision."""
-    source = by_cost(found.baselines)
-    quantized = [row for row in source if row["operands"]]
-    choices = list(dict.fromkeys(under(row) for row in quantized))
+    source = by_cost(found.all_quantized)
+    choices = [found for found in dict.fromkeys(source["precision"]) if found]
     columns = [
         naming("format"), *([] if apart else [naming("precision")]), Column("% of PPL", "% of PPL"),
         Column(labels.EFFECT, "millinats"), Column("PPL", "PPL"), Column("NLL, nats per token"),
@@ -57,19 +63,19 @@ def costs(found: Findings, *, apart: bool = False) -> Iterator[Section]:
         f"Top-1 agreement: how often its most likely next token stays the most likely. "
         f"{labels.NOISE} KL of two runs: how far two such runs are apart."
     )
-    if any(row["jitter_nll"] is None for row in source):
+    if any(row["noise_nll"] is None for row in source):
         note += " Where it is empty it was not measured."
     for chosen in [[choice] for choice in choices] if apart and choices else [choices]:
-        rows = [row for row in source if not row["operands"] or under(row) in chosen]
+        rows = [row for row in source if row["precision"] in ("", *chosen)]
         said = f", {chosen[0]}" if apart and len(choices) > 1 else ""
         shown = [_whole(found, row, apart) for row in rows]
         yield Section(f"What each format costs{said}", columns, shown, note=note, id="costs-table")
 
 
 def _whole(found: Findings, row: _Row, apart: bool) -> list[Cell]:
-    noise = row["jitter_nll"]
+    noise = row["noise_nll"]
     return [
-        *texts(labels.format_name(row, found.results), *([] if apart else [under(row)])),
+        *texts(labels.format_name(row, found.results), *([] if apart else [row["precision"]])),
         _text_only(relative(row)),
         measured(row),
         plain(row["ppl"]),
@@ -77,7 +83,7 @@ def _whole(found: Findings, row: _Row, apart: bool) -> list[Cell]:
         plain(row["kl"]),
         share(row["top1"]),
         Cell("" if noise is None else plus_minus(1e3 * noise), value=noise),
-        plain(row["jitter_kl"]),
+        plain(row["noise_kl"]),
         Cell(str(row["windows"]), value=row["windows"]),
     ]
 
@@ -90,7 +96,7 @@ def _text_only(cell: Cell) -> Cell:
 def against_each_other(found: Findings) -> Iterator[Section]:
     """Formats against the cheapest, and both operands against one; what was measured of these."""
     if pairs := _pairs(found.formats):
-        known = list(dict.fromkeys(under(row) for row in found.formats))
+        known = list(dict.fromkeys(found.formats["precision"]))
         rows = [
             [*texts(fmt, other, "scale rule" if rules else "format")]
             + [measured(by[choice]) if choice in by else Cell() for choice in known]
@@ -107,10 +113,7 @@ def against_each_other(found: Findings) -> Iterator[Section]:
         )
         yield Section("Formats against each other", columns, rows, intro, id="formats")
     if found.operands:
-        rows = [
-            [*texts(row["format"], precision(row["against"], row["format"])), measured(row)]
-            for row in found.operands
-        ]
+        rows = [[*texts(row["format"], row["against"]), measured(row)] for row in found.operands]
         columns = [naming("format"), naming("than only"), Column(f"costs more by, {labels.EFFECT}")]
         intro = "What quantizing both costs more than one of them, window by window."
         yield Section("Weights and activations", columns, rows, intro, id="both")
@@ -120,7 +123,9 @@ def _pairs(table: Table) -> dict[tuple[str, str, bool], dict[str, _Row]]:
     """Rows of each pair of formats by precision, the pairs of formats first."""
     found: dict[tuple[str, str, bool], dict[str, _Row]] = {}
     for row in table:
-        found.setdefault((row["format"], row["against"], bool(row["rules"])), {})[under(row)] = row
+        found.setdefault((row["format"], row["against"], bool(row["rules"])), {})[
+            row["precision"]
+        ] = row
     return dict(sorted(found.items(), key=lambda item: item[0][2]))
 
 
@@ -129,7 +134,7 @@ def measures(level: str, rows: Sequence[_Row]) -> list[Measure]:
     found: list[Measure] = []
     if is_measured(rows):
         found = [_PERCENT, _EFFECT, _TIER, _PPL, _DELTA_PPL, _KL]
-        if level == "cells":
+        if level == "layers":
             found = [_PERCENT, _EFFECT, _PPL, _DELTA_PPL, _P, _KL_EFFECT, _P_KL, _KL, _TOP1]
         found.append(
             Measure("p_top", f"among the {TOP_K[level]} most costly", lambda r: share(r["p_top"]))
@@ -177,13 +182,12 @@ def units(
 
     Args:
         found: The findings.
-        level: `components`, `blocks`, `cells` or `patterns`.
+        level: `projections`, `blocks`, `layers` or `patterns`.
         apart: Whether each format has a section of its own.
         most: How many units are shown of each.
     """
     table: Table = getattr(found, level)
-    for way, operands in dict.fromkeys((row["direction"], row["operands"]) for row in table):
-        chosen = table.where(direction=way, operands=operands)
+    for chosen in side_by_side(table):
         formats = list(dict.fromkeys(chosen["format"]))
         for together in [[fmt] for fmt in formats] if apart else [formats]:
             rows = [row for row in chosen if row["format"] in together]
@@ -199,13 +203,13 @@ def _unit_section(
     apart: bool,
     most: int | None,
 ) -> Section:
-    way, names = direction(rows[0]["direction"]), _UNIT.get(level, ("block", "component"))
+    way, names = direction(rows[0]["direction"]), _UNIT.get(level, ("block", "projection"))
     by_unit: dict[tuple[Any, ...], dict[str, _Row]] = {}
     for row in rows:
         by_unit.setdefault(tuple(row[n] for n in names), {})[row["format"]] = row
     columns = [m for m in measures(level, rows) if apart or m.key not in _ONLY_APART]
     order = costliest(rows, *names)
-    bits = precision(rows[0]["operands"], *formats)
+    bits = precision(rows)
     title = f"{labels.level(level).capitalize()}, {way.name}, "
     title += f"{formats[0]}, {bits}" if apart else bits
     if most is not None and len(order) > most:
@@ -221,13 +225,13 @@ def _unit_section(
         ]
         for unit in order[:most]
     ]
-    control = [] if level == "cells" or not is_measured(rows) else [_control(found, rows, columns)]
+    control = [] if level == "layers" or not is_measured(rows) else [_control(found, rows, columns)]
     windows = sorted({row["windows"] for row in rows})
     seen = " to ".join(str(end) for end in dict.fromkeys((windows[0], windows[-1])))
     return Section(
         title,
         [
-            *(naming(labels.level(f"{n}s")[:-1]) for n in names),
+            *map(naming, names),
             *(
                 Column(m.label, m.short, "" if apart else fmt)
                 for fmt in formats
@@ -243,12 +247,10 @@ def _unit_section(
 
 def _control(found: Findings, rows: Sequence[_Row], columns: Sequence[Measure]) -> list[Cell]:
     """What the units of each format are compared with."""
-    way, operands = direction(rows[0]["direction"]), rows[0]["operands"]
-    whole = {row["format"]: row for row in found.baselines if row["operands"] == operands}
-    reference = next((row for row in found.baselines if not row["operands"]), None)
-    cells = []
-    for fmt in dict.fromkeys(row["format"] for row in rows):
-        row = whole.get(fmt) if way is KEEP else reference
+    way, cells = direction(rows[0]["direction"]), []
+    whole = {(row["format"], row["precision"]): row for row in found.all_quantized}
+    for key in dict.fromkeys((row["format"], row["precision"]) for row in rows):
+        row = whole.get(key if way is KEEP else (FULL_PRECISION, ""))
         known = {} if row is None else {"ppl": plain(row["ppl"]), "kl_nats": plain(row["kl"])}
         cells += [known.get(column.key, Cell()) for column in columns]
     return [Cell(way.control.removesuffix(" model")), *cells]
@@ -256,9 +258,9 @@ def _control(found: Findings, rows: Sequence[_Row], columns: Sequence[Measure]) 
 
 def standing_out(found: Findings) -> Section:
     """What stands out among the layers of each format, precision and direction."""
-    shares = found.noise_shares.where(level="cells")
+    shares = found.noise_shares.where(level="layers")
     rows = []
-    for group, members in groups(found.cells):
+    for group, members in groups(found.layers):
         noise = next(iter(shares.where(**group)["share"]), None)
         rows.append([Cell(labels.family(group)), *_standing_out(members, noise)])
     columns = [
@@ -277,18 +279,18 @@ def standing_out(found: Findings) -> Section:
 
 
 def _standing_out(rows: Sequence[_Row], noise: float | None) -> list[Cell]:
-    told = [row for row in rows if significant(row)]
+    known = [row for row in rows if significant(row)]
     lower = lowering_of(rows)
     tested = any(row["p_holm"] is not None for row in rows)
     if not tested:
         why = "too few windows" if is_measured(rows) else "estimated only"
         counted = f"not tested: {why}"
     else:
-        counted = f"{len(told)} of {len(rows)} layers"
+        counted = f"{len(known)} of {len(rows)} layers"
         if noise is not None:
             counted += f"; {noise:.0%} of their variance over windows is run-to-run noise"
     column = "delta_nll" if is_measured(rows) else "gradient_nll"
-    largest = [row for row in told if row["delta_nll"] > 0][:NAMED] if told else rows[:NAMED]
+    largest = [row for row in known if row["delta_nll"] > 0][:NAMED] if known else rows[:NAMED]
     more = [f"and {len(lower) - NAMED} more"] if len(lower) > NAMED else []
     falls = [f"{labels.place(row)} {interval(row)}" for row in lower[:NAMED]] + more
     return texts(
@@ -307,11 +309,11 @@ def activations(found: Findings) -> Section:
     ]  # fmt: skip
     rows = [
         [
-            Cell(row["component"]),
+            Cell(row["projection"]),
             *(plain(row[n]) for n in ("max", "p999", "ratio", "ratio_max")),
             Cell(str(row["blocks"]), value=row["blocks"]),
         ]
-        for row in found.component_activations
+        for row in found.projection_activations
     ]
     note = "Means over blocks; the ratio is the mean of the blocks' ratios."
     title = "|x| entering each projection, means over blocks"

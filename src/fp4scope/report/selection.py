@@ -5,21 +5,28 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import under
 from fp4scope.stats import cost, significant
 from fp4scope.table import Table
+from fp4scope.treatments import operands_of
 
 LAYERS_SHOWN = 10
 """Of a family, where all would be too many."""
+_FAMILY = ("direction", "format", "precision")
 
 
 def groups(table: Table) -> Iterable[tuple[dict[str, str], list[dict[str, Any]]]]:
-    """The rows of one format, operands and direction at a time, most costly first."""
-    keys = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in table)
-    for direction, fmt, operands in keys:
-        chosen = table.where(direction=direction, format=fmt, operands=operands)
-        rows = sorted(chosen, key=lambda r: -(cost(r) or 0.0))
-        yield {"direction": direction, "format": fmt, "operands": operands}, rows
+    """The rows of one format, precision and direction at a time, most costly first."""
+    for key in dict.fromkeys(tuple(row[name] for name in _FAMILY) for row in table):
+        group: dict[str, str] = dict(zip(_FAMILY, key, strict=True))
+        yield group, sorted(table.where(**group), key=lambda row: -(cost(row) or 0.0))
+
+
+def side_by_side(table: Table) -> Iterable[Table]:
+    """The rows of one direction and of the same operands, all formats together."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table:
+        found.setdefault((row["direction"], operands_of(row["precision"])), []).append(row)
+    return [Table(table.columns, rows) for rows in found.values()]
 
 
 def costliest(table: Iterable[Mapping[str, Any]], *names: str) -> list[tuple[Any, ...]]:
@@ -30,13 +37,16 @@ def costliest(table: Iterable[Mapping[str, Any]], *names: str) -> list[tuple[Any
     return sorted(costs, key=lambda unit: -fmean(costs[unit]))
 
 
-def by_cost(baselines: Table) -> Table:
+def by_cost(models: Table) -> Table:
     """Whole models, those of the same operands together, the cheapest first."""
-    order = list(dict.fromkeys(baselines["operands"]))
-    rows = sorted(
-        baselines, key=lambda row: (order.index(row["operands"]), row["delta_nll"] or 0.0)
+    order = list(dict.fromkeys(map(operands_of, models["precision"])))
+    return Table(
+        models.columns,
+        sorted(
+            models,
+            key=lambda row: (order.index(operands_of(row["precision"])), row["delta_nll"] or 0.0),
+        ),
     )
-    return Table(baselines.columns, rows)
 
 
 def is_measured(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -57,13 +67,13 @@ def lowering(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def sole_precision(found: Findings) -> str | None:
     """The precision under which units were measured, if that is one."""
-    known = {under(row) for row in swept(found)}
+    known = {row["precision"] for row in swept(found)}
     return known.pop() if len(known) == 1 else None
 
 
 def swept(found: Findings) -> list[dict[str, Any]]:
     """The all-quantized models whose units were measured; all of them where none were."""
-    tables = (found.components, found.blocks, found.cells, found.patterns)
-    known = {(row["format"], row["operands"]) for table in tables for row in table}
-    _, *rest = found.baselines
-    return [row for row in rest if (row["format"], row["operands"]) in known] or rest
+    tables = (found.projections, found.blocks, found.layers, found.patterns)
+    known = {(row["format"], row["precision"]) for table in tables for row in table}
+    _, *rest = found.all_quantized
+    return [row for row in rest if (row["format"], row["precision"]) in known] or rest

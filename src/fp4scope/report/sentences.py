@@ -7,48 +7,49 @@ from typing import Any
 from fp4scope.ledger import Results
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import KEEP, direction, precision, under
+from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import interval, number, percent, relative
 from fp4scope.report.resolution import resolution
 from fp4scope.report.selection import groups, is_measured, lowering, sole_precision, swept
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
 from fp4scope.table import Table
+from fp4scope.treatments import operands_of
 
 _WIDENED = 1.1
 """From here on a reader is told by how much intervals are wider because neighbours are alike."""
 
 
 def headlines(found: Findings, *, short: bool = False) -> list[str]:
-    """What the study found, one sentence each; `short`: all cells in one.
+    """What the study found, one sentence each; `short`: all layers in one.
 
-    Operands are named where units were measured under several.
+    The precision is named where units were measured in several.
     """
     layers = [
         f"{_way(group).capitalize()}, {_under(group)}: {_layers_found(rows)}."
-        for group, rows in _tested(found.cells)
+        for group, rows in _tested(found.layers)
     ]
     lines = [
         *_format_lines(found),
         *_operand_lines(found),
         *_rule_lines(found),
         *_projection_lines(found),
-        *(_layers_told(found) if short else layers),
+        *(_significant_layers(found) if short else layers),
     ]
     only = sole_precision(found)
     return [line.replace(f" ({only})", "") for line in lines] if only else lines
 
 
 def _under(row: Mapping[str, Any]) -> str:
-    return f"{row['format']} ({under(row)})"
+    return f"{row['format']} ({row['precision']})"
 
 
 def _way(row: Mapping[str, Any]) -> str:
-    return direction(row["direction"]).name
+    return row["direction"]
 
 
 def _format_lines(found: Findings) -> list[str]:
     """What each format costs; those of which only that was measured stand in their table."""
-    reference, *_ = found.baselines
+    reference, *_ = found.all_quantized
     return [
         f"{_under(row)} costs {relative(row).text} of perplexity, {interval(row)} millinats per "
         f"token{_undecided(row)}: perplexity {number(reference['ppl'])} becomes "
@@ -60,27 +61,26 @@ def _format_lines(found: Findings) -> list[str]:
 
 def _operand_lines(found: Findings) -> list[str]:
     """What activations add to the cost of each swept format, where weights alone were measured."""
-    costs = {(row["format"], row["operands"]): row for row in found.baselines}
-    chosen = {(row["format"], row["operands"]) for row in swept(found)}
+    costs = {(row["format"], row["precision"]): row for row in found.all_quantized}
+    chosen = {(row["format"], row["precision"]) for row in swept(found)}
     return [
         f"Under {row['format']}, weights alone cost "
         f"{interval(costs[row['format'], row['against']])} millinats; quantizing activations too "
         f"adds {interval(row)}{_undecided(row)}."
         for row in found.operands
-        if precision(row["against"], row["format"]).endswith("A16")
-        and (row["format"], row["operands"]) in chosen
+        if operands_of(row["against"]) == "W" and (row["format"], row["precision"]) in chosen
     ]
 
 
 def _rule_lines(found: Findings) -> list[str]:
     """Where another scale rule of a swept format is cheaper."""
-    chosen = {(row["format"], row["operands"]) for row in swept(found)}
+    chosen = {(row["format"], row["precision"]) for row in swept(found)}
     return [
         f"{row['against']}, another scale rule, is cheaper than {_under(row)} by "
         f"{interval(row)} millinats."
         for row in found.formats
         if row["rules"]
-        and (row["format"], row["operands"]) in chosen
+        and (row["format"], row["precision"]) in chosen
         and (row["delta_nll_low"] or 0) > 0
     ]
 
@@ -88,31 +88,31 @@ def _rule_lines(found: Findings) -> list[str]:
 def _projection_lines(found: Findings) -> list[str]:
     """Which projection saves most when it is kept under each format, if that can be told."""
     said = []
-    for group, rows in groups(found.components):
+    for group, rows in groups(found.projections):
         if direction(group["direction"]) is not KEEP or not is_measured(rows):
             continue
         start = f"Under {_under(group)}, "
-        told = [row for row in rows if significant(row)]
-        if not told or told[0]["delta_nll"] <= 0:
+        known = [row for row in rows if significant(row)]
+        if not known or known[0]["delta_nll"] <= 0:
             said.append(f"{start}no projection can be singled out{_short_of(found, rows)}.")
         else:
-            said.append(start + _singled_out(told, rows))
+            said.append(start + _singled_out(known, rows))
     return said
 
 
-def _singled_out(told: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+def _singled_out(known: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
     """The most and the least costly of those that are significant."""
-    first, *rest = told
-    line = f"keeping {first['component']} in full precision saves most, {interval(first)}"
+    first, *rest = known
+    line = f"keeping {first['projection']} in full precision saves most, {interval(first)}"
     alike = [row for row in rest if set(row["tier"] or "") & set(first["tier"] or "")]
     if alike:
-        line += f" (not significantly more than {', '.join(row['component'] for row in alike)})"
+        line += f" (not significantly more than {', '.join(row['projection'] for row in alike)})"
     if rest:
         last = rest[-1]
-        line += f"; {last['component']} saves least of the {len(told)} significant ones, "
+        line += f"; {last['projection']} saves least of the {len(known)} significant ones, "
         line += interval(last)
-    untold = [row["component"] for row in rows if not significant(row)]
-    return f"{line}; not significant: {', '.join(untold)}." if untold else f"{line}."
+    others = [row["projection"] for row in rows if not significant(row)]
+    return f"{line}; not significant: {', '.join(others)}." if others else f"{line}."
 
 
 def _short_of(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -129,9 +129,9 @@ def _short_of(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     return line
 
 
-def _layers_told(found: Findings) -> list[str]:
+def _significant_layers(found: Findings) -> list[str]:
     """How many layers are significant, of all formats and directions, in one sentence."""
-    tested = _tested(found.cells)
+    tested = _tested(found.layers)
     if not tested:
         return []
     counts = [
@@ -150,7 +150,7 @@ def _tested(table: Table) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
 def next_step(found: Findings, folder: Path) -> list[str]:
     """The command that most helps from here, as its words; `folder` is the study's."""
     again = ["fp4scope", "run", "--config", str(folder / "study.yaml")]
-    families = [rows for _, rows in groups(found.components) if is_measured(rows)]
+    families = [rows for _, rows in groups(found.projections) if is_measured(rows)]
     if families and not any(significant(row) for rows in families for row in rows):
         known = [resolution(found.results, rows) for rows in families]
         needed = max((r.needed for r in known if r is not None), default=MIN_WINDOWS)
@@ -159,17 +159,17 @@ def next_step(found: Findings, folder: Path) -> list[str]:
         if min(needed, available) > measured:
             windows = str(min(needed, available))
             return [*again, "--windows", windows, "-o", f"{folder}-{windows}-windows"]
-    if not found.cells:
+    if not found.layers:
         return [*again, "--sweep", "projections,layers", "-o", f"{folder}-layers"]
     return ["fp4scope", "report", str(folder), "--figures"]
 
 
 def sums(found: Findings) -> list[str]:
     """What projections add up to, beside what quantizing all of them costs."""
-    whole = {(row["format"], row["operands"]): row["delta_nll"] for row in found.baselines}
+    whole = {(row["format"], row["precision"]): row["delta_nll"] for row in found.all_quantized}
     parts: dict[str, list[str]] = {}
-    for group, rows in groups(found.components):
-        of_all = whole.get((group["format"], group["operands"]))
+    for group, rows in groups(found.projections):
+        of_all = whole.get((group["format"], group["precision"]))
         if of_all is not None and is_measured(rows) and len(rows) > 1:
             name = f"{_under(group)}, where all together cost {number(1e3 * of_all)} millinats"
             kept = direction(group["direction"]) is KEEP

@@ -7,7 +7,7 @@ from fp4scope.ledger import Results
 from fp4scope.names import markdown as escaped
 from fp4scope.report import labels
 from fp4scope.report.joint import JointFindings
-from fp4scope.report.labels import direction, precision, under
+from fp4scope.report.labels import direction
 from fp4scope.report.numbers import interval, number, percent, relative, spread
 from fp4scope.report.render import as_markdown
 from fp4scope.report.section import Column, Section, naming, texts
@@ -48,8 +48,8 @@ def findings(comparison: JointFindings) -> list[str]:
 
 def sections(comparison: JointFindings) -> Iterator[Section]:
     """Every table that there is something in."""
-    yield _outputs(comparison.runs, comparison.baselines)
-    yield _costs(comparison.baselines)
+    yield _outputs(comparison.runs, comparison.all_quantized)
+    yield _costs(comparison.all_quantized)
     yield from _projections(comparison)
     if comparison.scale:
         yield _scale(comparison.scale)
@@ -70,8 +70,8 @@ def _section(
     return Section(title, columns, [texts(*row) for row in rows], note=note)
 
 
-def _outputs(runs: Mapping[str, Results], baselines: Table) -> Section:
-    ppl = {row["output"]: row["reference_ppl"] for row in baselines}
+def _outputs(runs: Mapping[str, Results], models: Table) -> Section:
+    ppl = {row["output"]: row["reference_ppl"] for row in models}
     rows = []
     for name, results in runs.items():
         model, data = results.model, results.data
@@ -92,20 +92,20 @@ def _outputs(runs: Mapping[str, Results], baselines: Table) -> Section:
     return _section("Outputs", ("output", "model", "dtype"), values, rows)
 
 
-def _costs(baselines: Table) -> Section:
-    several = len(set(map(under, baselines))) > 1
+def _costs(models: Table) -> Section:
+    several = len(set(models["precision"])) > 1
     rows = [
         [
             row["output"],
-            f"{row['format']}, {under(row)}" if several else row["format"],
+            f"{row['format']}, {row['precision']}" if several else row["format"],
             relative(row).text,
             interval(row),
             number(row["ppl"]),
             number(row["kl"]),
             percent(row["top1"]),
-            "" if row["jitter_nll"] is None else spread(1e3 * row["jitter_nll"]),
+            "" if row["noise_nll"] is None else spread(1e3 * row["noise_nll"]),
         ]
-        for row in baselines
+        for row in models
     ]
     values = ("% of PPL", "millinats", "PPL", "KL", "top-1", "noise")
     note = f"Millinats and KL (nats) per token, with 95% intervals. {labels.SIGN} {labels.NOISE}"
@@ -113,15 +113,15 @@ def _costs(baselines: Table) -> Section:
 
 
 def _projections(comparison: JointFindings) -> Iterator[Section]:
-    source = comparison.components
-    families = dict.fromkeys((r["direction"], r["format"], r["operands"]) for r in source)
-    for way, fmt, operands in families:
-        found = source.where(direction=way, format=fmt, operands=operands)
+    source = comparison.projections
+    families = dict.fromkeys((r["direction"], r["format"], r["precision"]) for r in source)
+    for way, fmt, precision in families:
+        found = source.where(direction=way, format=fmt, precision=precision)
         by_output: dict[str, dict[str, _Row]] = {}
         for row in found:
-            by_output.setdefault(row["output"], {})[row["component"]] = row
+            by_output.setdefault(row["output"], {})[row["projection"]] = row
         order = sorted(
-            dict.fromkeys(found["component"]),
+            dict.fromkeys(found["projection"]),
             key=lambda name: min(rows[name]["rank"] for rows in by_output.values() if name in rows),
         )
         rows = [
@@ -143,7 +143,7 @@ def _ranked(row: _Row) -> str:
 def _scale(scale: Table) -> Section:
     rows = [
         [
-            f"{row['format']}, {under(row)}",
+            f"{row['format']}, {row['precision']}",
             f"{row['smaller']} → {row['larger']}",
             f"{_size(row['parameters'])} → {_size(row['parameters_larger'])}",
             f"{_milli(row['before'])} → {_milli(row['after'])}",
@@ -168,7 +168,7 @@ def _agreement(agreement: Table) -> Section:
             [
                 f"{row['one']}, {row['other']}",
                 _format(row, "format_other", "format"),
-                direction(row["direction"]).name,
+                row["direction"],
                 level,
                 str(row["units"]),
                 _rho(row),
@@ -190,12 +190,12 @@ def _agreement(agreement: Table) -> Section:
 
 
 def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
-    few = [row for row in changes if row["level"] != "cells"]
-    cells = sorted(
-        changes.where(level="cells"), key=lambda r: (not r["beyond_noise"], -abs(r["change"]))
+    few = [row for row in changes if row["level"] != "layers"]
+    layers = sorted(
+        changes.where(level="layers"), key=lambda r: (not r["beyond_noise"], -abs(r["change"]))
     )
     title = f"What changed from {old} to {new}"
-    several = len(set(map(under, changes))) > 1
+    several = len(set(changes["precision"])) > 1
     note = (
         f"Millinats, {_pairing(changes)}. P is Holm's over all that these two have in common, an "
         "equal share of the 5% for each level. Beyond noise: significant. What rounding alone "
@@ -203,10 +203,10 @@ def _changes(old: str, new: str, changes: Table) -> Iterator[Section]:
     )
     if few:
         yield _change_section(title, few, several, note)
-    if cells:
-        more = f": {LAYERS_SHOWN} of {len(cells)}" if len(cells) > LAYERS_SHOWN else ""
+    if layers:
+        more = f": {LAYERS_SHOWN} of {len(layers)}" if len(layers) > LAYERS_SHOWN else ""
         yield _change_section(
-            f"{title}, layers{more}", cells[:LAYERS_SHOWN], several, "" if few else note
+            f"{title}, layers{more}", layers[:LAYERS_SHOWN], several, "" if few else note
         )
 
 
@@ -214,8 +214,8 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
     shown = [
         [
             _format(row, "format_before", "format", arrow=True)
-            + (f", {under(row)}" if several else ""),
-            "" if _whole(row) else direction(row["direction"]).name,
+            + (f", {row['precision']}" if several else ""),
+            "" if _whole(row) else row["direction"],
             "everything" if _whole(row) else labels.place(row),
             f"{_milli(row['before'])} → {_milli(row['after'])}",
             interval(row, "change"),
@@ -231,13 +231,13 @@ def _change_section(title: str, rows: Sequence[_Row], several: bool, note: str) 
 def _changed(comparison: JointFindings) -> Iterator[str]:
     for old, new in comparison.compared:
         changes = comparison.changes.where(output=new)
-        for row in changes.where(level="baselines"):
+        for row in changes.where(level="model"):
             what = _format(row, "format_before", "format", arrow=True)
             yield (
-                f"From {old} to {new}, the cost of {what} ({under(row)}) changed by "
+                f"From {old} to {new}, the cost of {what} ({row['precision']}) changed by "
                 f"{interval(row, 'change')} millinats: {_verdict(row)}."
             )
-        units = [row for row in changes if row["level"] != "baselines"]
+        units = [row for row in changes if row["level"] != "model"]
         if units and any(row["beyond_noise"] is not None for row in units):
             counts = []
             for level in dict.fromkeys(row["level"] for row in units):
@@ -261,24 +261,24 @@ def _verdict(row: _Row) -> str:
 
 def _scaled(comparison: JointFindings) -> Iterator[str]:
     scale = comparison.scale
-    for fmt, operands in dict.fromkeys((r["format"], r["operands"]) for r in scale):
-        steps = scale.where(format=fmt, operands=operands)
+    for fmt, precision in dict.fromkeys((r["format"], r["precision"]) for r in scale):
+        steps = scale.where(format=fmt, precision=precision)
         if steps[0]["trend"] is not None:
             sizes = ", ".join(
                 [_size(steps[0]["parameters"]), *map(_size, steps["parameters_larger"])]
             )
             said = _TREND[steps[0]["trend"]]
-            yield f"Over {sizes}, what {fmt} ({precision(operands, fmt)}) costs {said}."
+            yield f"Over {sizes}, what {fmt} ({precision}) costs {said}."
 
 
 def _ordered(comparison: JointFindings) -> Iterator[str]:
-    for row in comparison.agreement.where(level="components"):
+    for row in comparison.agreement.where(level="projections"):
         if (row["one"], row["other"]) in comparison.compared:
             continue  # what changed says more of two runs of one model
         total = row["units"] * (row["units"] - 1) // 2
         line = (
-            f"{direction(row['direction']).name.capitalize()}, "
-            f"{_format(row, 'format_other', 'format')} ({under(row)}): {row['one']} and "
+            f"{row['direction'].capitalize()}, "
+            f"{_format(row, 'format_other', 'format')} ({row['precision']}): {row['one']} and "
             f"{row['other']} order {row['units']} projections with rho {_rho(row)}"
         )
         if row["same"] is not None:
@@ -296,7 +296,7 @@ def _rho(row: _Row) -> str:
 
 def _whole(row: _Row) -> bool:
     """Whether a change is one of a whole model."""
-    return row["level"] == "baselines"
+    return row["level"] == "model"
 
 
 def _format(row: _Row, one: str, other: str, *, arrow: bool = False) -> str:

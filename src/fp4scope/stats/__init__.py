@@ -25,16 +25,17 @@ from fp4scope.stats.neighbours import neighbour_correlation
 from fp4scope.stats.noise import noise_shares, rerun_noise
 from fp4scope.stats.orders import order_table
 from fp4scope.stats.pairing import Pairing
-from fp4scope.stats.projections import component_kind, kind_of
+from fp4scope.stats.projections import kind_of, projection_kind
 from fp4scope.stats.ranks import TOP_K, top_probabilities
 from fp4scope.stats.scale import scale_table
 from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
 from fp4scope.stats.tables import (
+    FULL_PRECISION,
     activation_table,
-    baseline_table,
-    component_activation_table,
+    all_quantized_table,
     cost,
     only_estimated,
+    projection_activation_table,
     undecided,
     unit_table,
 )

@@ -4,7 +4,7 @@ Spearman's rank correlation between two lists of means over the same windows, an
 units that are most costly by one are so by the other.
 
 What the two lists share in a window raises rho: on little text a unit looks costly in both because
-these windows happen to be hard for it. For `isolate` that can be most of an estimate, since on
+these windows happen to be hard for it. For `only` that can be most of an estimate, since on
 endless text the gradient of a trained model is near zero and what remains is curvature, which first
 order leaves out. Hence `rho_apart`: the estimate on one half of the windows against the exact sweep
 on the other, the mean over many halvings. It says what an estimate is worth for other text; halves
@@ -58,7 +58,7 @@ FEWEST_UNITS = 3
 DRAWS = 2000
 HALVINGS = 500
 AGREEMENT_COLUMNS = (
-    "format", "direction", "operands", "level", "units", "rho", "rho_low", "rho_high", "ceiling",
+    "format", "direction", "precision", "level", "units", "rho", "rho_low", "rho_high", "ceiling",
     "rho_apart", "ceiling_apart", "top", "top_shared", "windows",
 )  # fmt: skip
 

@@ -1,13 +1,13 @@
 """What changed between two runs, unit by unit, and whether it is beyond noise.
 
-A change is *beyond noise* if it is told from none among all that are compared (`p_holm` at most
-5%) and larger than `RESOLUTION`. Two runs have one error: the chance that any change is called so
-where none is, in any format, direction or level, is at most 5%. Each level that was compared
-(baselines, components, cells, ...) has an equal share of it, and inside a level it is Holm's; so a
-few baselines keep their power beside hundreds of cells.
+A change is *beyond noise* if it is significant among all that are compared (`p_holm` at most 5%)
+and larger than `RESOLUTION`. Two runs have one error: the chance that any change is called so where
+none is, in any format, direction or level, is at most 5%. Each level that was compared (whole
+models, projections, layers, ...) has an equal share of it, and inside a level it is Holm's. So a
+few whole models keep their power beside hundreds of layers.
 
-Rerun noise needs no condition of its own: every window rounds by itself in each run, so that noise
-is part of what differs between windows, and the p-value has as much of it as this unit really has.
+Run-to-run noise needs no condition of its own. Every window rounds by itself in each run, so that
+noise is part of what differs between windows, and the p-value has as much of it as this unit has.
 Early blocks have much, late ones little.
 """
 
@@ -25,14 +25,14 @@ from fp4scope.table import Table
 RESOLUTION = 1e-5
 """Nats per token; two machines agree on nothing finer. Sums in FP32 move a mean NLL by 1e-6."""
 CHANGE_COLUMNS = (
-    "level", "format", "format_before", "operands", "direction", "unit", "block",
+    "level", "format", "format_before", "precision", "direction", "unit", "block",
     "before", "after", "change", "change_stderr", "change_low", "change_high",
     "p", "p_holm", "beyond_noise", "paired", "windows", "windows_before",
 )  # fmt: skip
 
 
 def change_table(before: Results, after: Results) -> Table:
-    """A row for every baseline and unit that both have measured, in the order of `after`.
+    """A row for every whole model and unit that both have measured, in the order of `after`.
 
     `before` and `after` are what it costs in each; they may be two runs of a model, two checkpoints
     of one shape, or, where each has one format, two formats.
@@ -49,7 +49,7 @@ def change_table(before: Results, after: Results) -> Table:
             continue
         found = change(there, series, pair=pair, anytime=anytime)
         if found is not None:
-            rows.append(_names(contrast, old) | _values(found))
+            rows.append(contrast.labels | {"format_before": old} | _values(found))
     _adjust(rows)
     return Table(CHANGE_COLUMNS, rows)
 
@@ -62,18 +62,14 @@ def _adjust(rows: list[dict[str, Any]]) -> None:
     for members in levels.values():
         for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
             row["p_holm"] = None if p is None else min(1.0, len(levels) * p)
-            told = significant(row) and abs(row["change"]) > RESOLUTION
-            row["beyond_noise"] = None if row["p_holm"] is None else told
+            beyond = significant(row) and abs(row["change"]) > RESOLUTION
+            row["beyond_noise"] = None if row["p_holm"] is None else beyond
 
 
 def _place(contrast: Contrast, fmt: str) -> tuple[Any, ...]:
     """What is the same thing in two runs, in the one's own format."""
-    return tuple((contrast.labels | {"format": fmt}).values())
-
-
-def _names(contrast: Contrast, old: str) -> dict[str, Any]:
-    labels = contrast.labels | {"format_before": old}
-    return labels if contrast.unit else labels | {"level": "baselines", "direction": "baseline"}
+    operands = contrast.family.setting.operands
+    return tuple((contrast.labels | {"format": fmt, "precision": operands}).values())
 
 
 def _values(found: Change) -> dict[str, Any]:

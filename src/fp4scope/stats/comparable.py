@@ -12,7 +12,7 @@ from typing import Any
 from fp4scope.ledger import Results
 from fp4scope.stats.windows import by_window
 
-_SHAPE = ("architecture", "blocks", "components", "parameters")
+_SHAPE = ("architecture", "blocks", "projections", "parameters")
 _TEXT = ("text_sha256", "tokens_in_text", "bos")
 # What may differ, where it stands, and what then does not compare.
 _CONDITIONS = (
@@ -59,14 +59,14 @@ _CONDITIONS = (
     (
         "processor",
         "environment.processor",
-        "quantized activations magnify its rounding: that is rerun noise",
+        "quantized activations magnify its rounding: that is run-to-run noise",
     ),
     (
         "torch",
         "environment.torch",
-        "quantized activations magnify its rounding: that is rerun noise",
+        "quantized activations magnify its rounding: that is run-to-run noise",
     ),
-    ("replicas", "study.numerics.replicas", "those with more have less rerun noise"),
+    ("replicas", "study.numerics.replicas", "those with more have less run-to-run noise"),
 )  # fmt: skip
 _HASH_SHOWN = 8
 

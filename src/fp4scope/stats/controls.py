@@ -1,8 +1,9 @@
 """The luck of the all-quantized model, taken out of what keeping a unit saves.
 
-Under quantized activations one ulp decides roundings, these decide others, and a baseline's NLL in
-a window is one draw of many. A restored unit is compared with that draw, so all units of a family
-share its luck. Replicas of the baseline (perturbed by one ulp at every block) say how lucky it was:
+Under quantized activations one ulp decides roundings, these decide others, and an all-quantized
+model's NLL in a window is one draw of many. A kept unit is compared with that draw, so all units of
+a family share its luck. Replicas of the baseline (perturbed by one ulp at every block) say how
+lucky it was:
 
     d = (baseline - mean of its replicas) - (reference - mean of the reference's)
 
@@ -10,13 +11,14 @@ has mean zero in every window. Without the reference's part it would hold what t
 itself costs, in any model; that is small and the same for both. So d times any number
 may be taken from a difference without moving what it estimates: a control variate.
 
-**How much.** A unit shares all roundings of the blocks before it with its baseline and, a chaotic
-map forgetting fast, few behind. With s the share of blocks before it, Cov(difference, d) falls
-about as 1 - s, from the first block to none at the last. So units of a family have
-one coefficient between them, b, and (1 - s) b each: one number from all units
-and windows, since one regression for each unit would add noise of its own. A component is in
-all blocks and has s = 0; so has a pattern, which has a coefficient of its own. Averaging the
-replicas into the baseline would be (1 - s) b = 1: too much for late units, which share its luck.
+**How much.** A unit shares all roundings of the blocks before it with its all-quantized model and,
+a chaotic map forgetting fast, few behind. With s the share of blocks before it, Cov(difference, d)
+falls about as 1 - s, from the first block to none at the last. So units of a family have one
+coefficient between them, b, and (1 - s) b each: one number from all units and windows, since one
+regression for each unit would add noise of its own. A projection is in all blocks and has s = 0; so
+has a pattern, which has a coefficient of its own. Averaging the replicas into the all-quantized
+model would be (1
+- s) b = 1: too much for late units, which share its luck.
 
 **Which b.** That of the least squares, shrunk towards zero by how uncertain it is (James and
 Stein's factor 1 - SE^2 / b^2), and between 0 and 1. For each window it is chosen on the *other*
@@ -67,7 +69,7 @@ class Controls:
         self._ledger, self._measure = results.ledger, measure
         self._members: dict[Any, list[Contrast]] = defaultdict(list)
         for contrast in results.contrasts:
-            if contrast.family.direction is Direction.RESTORE:
+            if contrast.family.direction is Direction.KEEP:
                 self._members[_pool(contrast)].append(contrast)
         self._fits: dict[Any, _Fit | None] = {}
 

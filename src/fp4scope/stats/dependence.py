@@ -2,10 +2,10 @@
 
 Neighbouring windows share a topic, and with it some of what quantization costs. Pairing takes out
 what variants share, not that: in what whole models cost, neighbours still correlate at 0.24 to 0.37
-(medians of three models), in what components cost at 0.13 to 0.16, and the plain s / sqrt(n) is too
-small there. So the standard error is Newey and West's, with `lags(n)` neighbours on each side, and
-never below the plain one, since the estimate itself is noisy and no reason is known for windows to
-be less than independent.
+(medians of three models), in what projections cost at 0.13 to 0.16, and the plain s / sqrt(n) is
+too small there. So the standard error is Newey and West's, with `lags(n)` neighbours on each side,
+and never below the plain one, since the estimate itself is noisy and no reason is known for windows
+to be less than independent.
 
 How often a 95% t interval then covers, on average over the units of a family, was measured by
 drawing runs of 12 windows on average from three recorded studies of a whole text (Qwen2.5-Coder
@@ -15,12 +15,12 @@ drawing runs of 12 windows on average from three recorded studies of a whole tex
 | windows | 16 | 32 | 64 | all |
 | --- | --- | --- | --- | --- |
 | whole models | 82-86% (79-83) | 85-88% (79-84) | 88-91% (78-85) | 90-93% (78-84) |
-| components, isolate | 88-92% (86-90) | 90-93% (86-92) | 90-95% (84-92) | 91-96% (85-93) |
-| components, restore | 89-95% (88-95) | 89-95% (87-95) | 90-96% (87-95) | 90-96% (86-95) |
-| cells, isolate | 91-96% (90-95) | 92-96% (90-95) | 93-97% (90-96) | 94-96% (91-95) |
-| cells, restore | 94-97% (93-96) | 95-97% (93-97) | 95-97% (94-97) | 96-98% (94-97) |
+| projections, isolate | 88-92% (86-90) | 90-93% (86-92) | 90-95% (84-92) | 91-96% (85-93) |
+| projections, restore | 89-95% (88-95) | 89-95% (87-95) | 90-96% (87-95) | 90-96% (86-95) |
+| layers, isolate | 91-96% (90-95) | 92-96% (90-95) | 93-97% (90-96) | 94-96% (91-95) |
+| layers, restore | 94-97% (93-96) | 95-97% (93-97) | 95-97% (94-97) | 96-98% (94-97) |
 
-Single rows differ: of the cells in `isolate` 11 to 32% cover below 93% over a whole text, the worst
+Single rows differ: of the layers in `only` 11 to 32% cover below 93% over a whole text, the worst
 83%. Short texts do not hold enough to tell how far their windows go together.
 
 Source: Newey, West 1987, A simple, positive semi-definite, heteroskedasticity and autocorrelation

@@ -1,8 +1,8 @@
-"""Costs over depth: in which block each component costs most, and how sure that is.
+"""Costs over depth: in which block each projection costs most, and how sure that is.
 
-A curve has the blocks that have its component: hybrids, and models whose first blocks are dense, do
-not have each in all. The sum of a block's cells has every component that is there. A component of
-which not every cell was measured has no curve and is not in the sum.
+A curve has the blocks that have its projection: hybrids, and models whose first blocks are dense,
+do not have each in all. The sum of a block's layers has every projection that is there. A
+projection of which not every layer was measured has no curve and is not in the sum.
 
 **Where it peaks.** A block peaks if it costs more than each block of the other parts of the depth,
 and more than nothing. Each of these is a one-sided paired test; that all of them hold has the
@@ -33,24 +33,24 @@ from fp4scope.table import Table
 
 THIRDS = ("early", "middle", "final")
 DEPTH_COLUMNS = (
-    "format", "operands", "direction", "component", "components", "blocks", "peak_block",
+    "format", "precision", "direction", "projection", "projections", "blocks", "peak_block",
     "peak_third", "peak_nll", "peak_p_holm", "p_before", "p_early", "p_final", "share_early",
     "share_early_low", "share_early_high", "share_final", "share_final_low", "share_final_high",
     "windows",
 )  # fmt: skip
 ALL = ""
-"""The component of a row that adds up all of a block's cells."""
+"""The projection of a row that adds up all of a block's layers."""
 
 
 def depth_table(results: Results) -> Table:
-    """A row for every component's curve over depth, and for all components summed (`ALL`).
+    """A row for every projection's curve over depth, and for all projections summed (`ALL`).
 
     Nothing on too few windows, or for fewer blocks than thirds.
     """
     depth, existing = results.model.get("blocks") or 0, blocks_with(results)
     rows: list[dict[str, Any]] = []
     if depth >= len(THIRDS):
-        for family in families(results, "cells"):
+        for family in families(results, "layers"):
             rows += _curves(family, existing, depth, anytime=results.anytime)
     return Table(DEPTH_COLUMNS, rows)
 
@@ -58,7 +58,7 @@ def depth_table(results: Results) -> Table:
 def _curves(
     family: Members, existing: Mapping[str, frozenset[int]], depth: int, *, anytime: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for the sum of each block's cells, and one for each component over depth."""
+    """A row for the sum of each block's layers, and one for each projection over depth."""
     costs = family.costs
     if len(costs) < MIN_WINDOWS:
         return
@@ -68,18 +68,18 @@ def _curves(
     if not curves:
         return
     every = [place for places in curves.values() for place in places]
-    for component, places in {ALL: every, **curves}.items():
+    for projection, places in {ALL: every, **curves}.items():
         columns, depths = np.array(places).T
         blocks, rows = np.unique(depths, return_inverse=True)
         summing = np.zeros((costs.shape[1], len(blocks)))
         summing[columns, rows] = 1
         by_block, draws = costs.mean(axis=0) @ summing, drawn @ summing
         thirds, peak = _third(blocks, depth), int(by_block.argmax())
-        row = {**family.labels, "component": component, "windows": len(costs)}
-        row |= {"components": len(curves) if component == ALL else 1, "blocks": len(blocks)}
+        row = {**family.labels, "projection": projection, "windows": len(costs)}
+        row |= {"projections": len(curves) if projection == ALL else 1, "blocks": len(blocks)}
         row |= {"peak_block": int(blocks[peak]), "peak_third": THIRDS[thirds[peak]]}
         row |= {"peak_nll": float(by_block[peak])}
-        if component != ALL:
+        if projection != ALL:
             row["peak_p_holm"] = p_holm[int(summing[:, peak].argmax())]
         sums = costs @ summing
         parts = {"before": thirds < 2, "early": thirds == 0, "final": thirds == 2}
@@ -110,15 +110,15 @@ def peak_p(costs: Floats, inside: NDArray[np.bool_], *, anytime: bool = False) -
 def _places(
     family: Members, existing: Mapping[str, frozenset[int]]
 ) -> dict[str, list[tuple[int, int]]]:
-    """Column and block of every cell, by component; only components measured wherever they are."""
+    """Column and block of every layer, by projection; only of those measured everywhere."""
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, unit in enumerate(family.units):
         if unit.block is not None:
             found[unit.name].append((i, unit.block))
     return {
-        component: places
-        for component, places in found.items()
-        if {block for _, block in places} >= existing.get(component, frozenset())
+        projection: places
+        for projection, places in found.items()
+        if {block for _, block in places} >= existing.get(projection, frozenset())
     }
 
 

@@ -9,11 +9,7 @@ from fp4scope.design import Contrast, Family, Unit
 from fp4scope.ledger import Results
 from fp4scope.stats.pairing import costs
 from fp4scope.stats.windows import Floats, Series, aligned
-
-_WORDS = {
-    "restore": "keep", "isolate": "only",
-    "weights+activations": "", "weights": "W4A16", "activations": "W16A4",
-}  # fmt: skip
+from fp4scope.treatments import operands_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Members:
     @property
     def labels(self) -> dict[str, Any]:
         found = self.family.labels
-        return {name: found[name] for name in ("format", "operands", "direction")}
+        return {name: found[name] for name in ("format", "precision", "direction")}
 
     @property
     def costs(self) -> Floats:
@@ -51,6 +47,7 @@ def families(results: Results, level: str) -> list[Members]:
 
 
 def named(row: Mapping[str, Any]) -> str:
-    """A family in a sentence; its operands only where they are not the default."""
-    operands, direction = (_WORDS.get(row[name], row[name]) for name in ("operands", "direction"))
-    return f"{row['format']}, {direction}{f', {operands}' if operands else ''}"
+    """A family in a sentence; its precision only where one operand is left as it is."""
+    precision = row["precision"]
+    apart = "" if operands_of(precision) == "WA" else f", {precision}"
+    return f"{row['format']}, {row['direction']}{apart}"

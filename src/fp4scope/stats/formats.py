@@ -1,7 +1,7 @@
 """Formats against each other, and operands of one format, with everything quantized both ways.
 
-Two baselines are compared window by window, so that what makes windows differ cancels: their
-difference is surer than either's difference from the reference suggests.
+Two all-quantized models are compared window by window, so that what makes windows differ cancels:
+their difference is surer than either's difference from the reference suggests.
 
 Which format is the cheapest is seen in the same data. Of formats that cost the same, the one that
 seems cheapest is so by luck, and with five of them an ordinary interval of some difference from it
@@ -19,18 +19,19 @@ from fp4scope.ledger import Results
 from fp4scope.stats.intervals import paired, simultaneous
 from fp4scope.stats.windows import Series, aligned, by_window
 from fp4scope.table import Table
+from fp4scope.treatments import operands_of
 
 COMPARISON_COLUMNS = (
-    "operands", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
+    "precision", "format", "against", "rules", "delta_nll", "delta_nll_low", "delta_nll_high",
     "windows",
 )  # fmt: skip
 OPERAND_COLUMNS = (
-    "format", "operands", "against", "delta_nll", "delta_nll_low", "delta_nll_high", "windows",
+    "format", "precision", "against", "delta_nll", "delta_nll_low", "delta_nll_high", "windows",
 )  # fmt: skip
 
 
 def format_table(results: Results) -> Table:
-    """Baselines of the same operands against each other, nats per token.
+    """All-quantized models of the same operands against each other, nats per token.
 
     Every format against the cheapest of all and the cheapest of those whose units were measured,
     and every scale rule against the cheapest rule of its format (`rules`). `delta_nll` is the
@@ -42,14 +43,16 @@ def format_table(results: Results) -> Table:
         if contrast.unit is not None and by_window(results.ledger, contrast.own, "nll")
     }
     by_operands: dict[str, dict[str, Series]] = {}
+    precisions: dict[tuple[str, str], str] = {}
     for contrast, series in _wholes(results):
-        labels = contrast.labels
-        by_operands.setdefault(labels["operands"], {})[labels["format"]] = series
+        setting = contrast.family.setting
+        by_operands.setdefault(setting.operands, {})[setting.format] = series
+        precisions[setting.operands, setting.format] = setting.precision
     rows: list[dict[str, Any]] = []
     for operands, by_format in by_operands.items():
         among = comb(len(by_format), 2)
         for name, against in _pairs(by_format, swept):
-            row = {"operands": operands, "format": name, "against": against}
+            row = {"precision": precisions[operands, name], "format": name, "against": against}
             row |= {"rules": _element(name) == _element(against)}
             rows += _compared(row, by_format[name], by_format[against], results, among)
     return Table(COMPARISON_COLUMNS, rows)
@@ -58,18 +61,18 @@ def format_table(results: Results) -> Table:
 def operand_table(results: Results) -> Table:
     """What quantizing both operands costs more than one of them, for every format with both.
 
-    `delta_nll`, in nats per token, is the cost under `operands` less that under `against`.
+    `delta_nll`, in nats per token, is the cost under `precision` less that under `against`.
     """
     by_format: dict[str, dict[str, Series]] = {}
     for contrast, series in _wholes(results):
-        labels = contrast.labels
-        by_format.setdefault(labels["format"], {})[labels["operands"]] = series
+        setting = contrast.family.setting
+        by_format.setdefault(setting.format, {})[setting.precision] = series
     rows: list[dict[str, Any]] = []
-    for name, by_operands in by_format.items():
-        for operands, against in permutations(by_operands, 2):
-            if set(operands.split("+")) > set(against.split("+")):
-                row = {"format": name, "operands": operands, "against": against}
-                rows += _compared(row, by_operands[operands], by_operands[against], results)
+    for name, of in by_format.items():
+        for precision, against in permutations(of, 2):
+            if set(operands_of(precision)) > set(operands_of(against)):
+                row = {"format": name, "precision": precision, "against": against}
+                rows += _compared(row, of[precision], of[against], results)
     return Table(OPERAND_COLUMNS, rows)
 
 

@@ -23,9 +23,10 @@ class NeighbourCorrelation:
     """Lag-1 autocorrelation of windows over `pairs` neighbours, both of which were measured.
 
     `nll` is that of the reference's NLL, `difference` the median over the units' paired
-    differences, None where no unit has any. `large` is the median over baselines' and components'
-    differences from what they are compared with: large ones share more of a text than small ones.
-    `widened` is by what their intervals are wider than if windows were independent, the median.
+    differences, None where no unit has any. `large` is the median over all-quantized models' and
+    projections' differences from what they are compared with: large ones share more of a text than
+    small ones. `widened` is by what their intervals are wider than if windows were independent, the
+    median.
     """
 
     nll: float
@@ -60,7 +61,7 @@ def _widened(series: Series) -> float:
 
 
 def _is_large(contrast: Contrast) -> bool:
-    return contrast.family.level in ("model", "components")
+    return contrast.family.level in ("model", "projections")
 
 
 def _neighbours(series: Series) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Rerun noise: what rounding alone does to a configuration.
+"""Run-to-run noise: what rounding alone does to a configuration.
 
 Quantizing activations is a discontinuous map: a perturbation of one unit in the last place flips
-some roundings, and these flip more. Controls realise the reference and each baseline
+some roundings, and these flip more. Controls realise the reference and each all-quantized model
 again under such perturbations. How far the realisations of a window lie apart says how much of
 a difference between two configurations a rerun on another machine may not show. More
 windows average it out as they do the windows' own spread, and so do more replicas; unlike
@@ -22,7 +22,7 @@ from fp4scope.stats.windows import Floats, aligned
 from fp4scope.study import Direction
 from fp4scope.table import Table
 
-SHARE_COLUMNS = ("level", "format", "operands", "direction", "units", "share", "windows")
+SHARE_COLUMNS = ("level", "format", "precision", "direction", "units", "share", "windows")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def rerun_noise(results: Results, recipe: Recipe) -> RerunNoise | None:
 
 
 def noise_shares(results: Results) -> Table:
-    """How much of the variance over windows is rerun noise, for whole models and kept families.
+    """How much of the variance over windows is run-to-run noise: of whole models, and kept units.
 
     Replicas of the all-quantized model share nothing with a unit but what they measure. So the
     covariance of a unit's cost with that model's luck (`controls`) is the variance that its own
@@ -86,8 +86,6 @@ def noise_shares(results: Results) -> Table:
         own = 1 if family.direction is None else 2
         row = family.labels | {"units": len(costs), "windows": len(windows)}
         row |= {"share": _share(values[:, 1:], values[:, 0], own)}
-        if family.direction is None:
-            row |= {"level": "baselines", "direction": "baseline"}
         rows.append(row)
     return Table(SHARE_COLUMNS, rows)
 
@@ -96,7 +94,7 @@ def _families(results: Results) -> Iterator[tuple[Family, list[Contrast]]]:
     """Whole models one by one, then kept units by family."""
     found: dict[Family, list[Contrast]] = {}
     for contrast in results.contrasts:
-        if contrast.family.direction is not Direction.ISOLATE:
+        if contrast.family.direction is not Direction.ONLY:
             found.setdefault(contrast.family, []).append(contrast)
     yield from sorted(found.items(), key=lambda item: item[0].direction is not None)
 

@@ -1,9 +1,9 @@
-"""Whether two results order the same units alike: components, cells, and the depth of a model.
+"""Whether two results order the same units alike: projections, layers, and the depth of a model.
 
 Spearman's rho with an interval over windows (`agreement`). Noise lowers it, so beside it
 stands how well each order repeats on other text (`own`: one half of a result's windows against the
 other): where that is low too, a low rho says little of the models. The interval is over windows,
-not over components: those are all there are.
+not over projections: those are all there are.
 
 The interval is that of `agreement`. In a simulation (40 and 30 windows of other text, 60 studies,
 heavy-tailed costs that correlate at 0, 0.7 or 0.97, the noise of a mean 0.1, 0.3 or 0.6 of their
@@ -16,18 +16,18 @@ spread; `benchmarks/intervals.py --ranks`) it held the rank correlation without 
 | noise 0.6 | 95-100% | 88-93% | 60-90% | 23-92% |
 | mirrored quantiles alone, any noise | 58-87% | 65-85% | 60-97% | 23-98% |
 
-so where an order hardly repeats, as that of cells on little text, it is too narrow, and too low.
+so where an order hardly repeats, as that of layers on little text, it is too narrow, and too low.
 
-Of components the pairs are counted besides. A pair is `same` if both results tell its two members
+Of projections the pairs are counted besides. A pair is `same` if both results tell its two members
 apart and agree which costs more, `reversed` if they tell them apart and disagree, else `open`
 (the larger of the two p-values, Holm over all pairs, 5%). Whether model size changes the order is
 decided by `reversed` pairs; `open` ones decide nothing.
 
-**Depth.** Models of as many blocks are compared cell by cell. Else each block covers its share of
+**Depth.** Models of as many blocks are compared layer by layer. Else each block covers its share of
 the depth from 0 to 1, the depth is cut into equal parts, at most `PARTS`, and a part's cost is the
-mean of its blocks that have the component, weighted by how much of it they cover. `depth` is what
-all components of both outputs cost together in a block or part; a component that a block does
-not have adds nothing there. A component of which not every cell was measured is in neither.
+mean of its blocks that have the projection, weighted by how much of it they cover. `depth` is what
+all projections of both outputs cost together in a block or part; a projection that a block does
+not have adds nothing there. A projection of which not every layer was measured is in neither.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ from fp4scope.table import Table
 
 PARTS = 10
 ORDER_COLUMNS = (
-    "format", "format_other", "operands", "direction", "level", "units", "parts",
+    "format", "format_other", "precision", "direction", "level", "units", "parts",
     "rho", "rho_low", "rho_high", "rho_apart", "own_one", "own_other",
     "same", "reversed", "open", "paired", "windows_one", "windows_other",
 )  # fmt: skip
@@ -59,15 +59,15 @@ _Places = dict[tuple[str, int | None], Series]
 
 
 def order_table(one: Results, other: Results) -> Table:
-    """A row for each format, operands, direction and level that both have measured."""
+    """A row for each format, precision, direction and level that both have measured."""
     pair, anytime = same_tokens(one, other), one.anytime or other.anytime
     formats, theirs = matched_formats(one, other), _families(other)
     models = _Model.of(one), _Model.of(other)
     rows: list[dict[str, Any]] = []
-    for (fmt, operands, direction), levels in _families(one).items():
-        opposite = theirs.get((formats.get(fmt, ""), operands, direction), {})
+    for (fmt, precision, direction), levels in _families(one).items():
+        opposite = theirs.get((formats.get(fmt, ""), precision, direction), {})
         names = {"format": fmt, "format_other": formats.get(fmt)}
-        names |= {"operands": operands, "direction": direction}
+        names |= {"precision": precision, "direction": direction}
         for level in (name for name in levels if name in opposite):
             for lists in _lists(level, levels[level], opposite[level], models, pair):
                 row = _row(lists, pair, anytime)
@@ -77,12 +77,12 @@ def order_table(one: Results, other: Results) -> Table:
 
 
 def _families(results: Results) -> dict[tuple[str, str, str], dict[str, _Places]]:
-    """By format, operands and direction, then by level."""
+    """By format, precision and direction, then by level."""
     found: dict[tuple[str, str, str], dict[str, _Places]] = {}
     for contrast, series in costs(results).items():
         unit, labels = contrast.unit, contrast.labels
         if unit is not None:
-            name = labels["format"], labels["operands"], labels["direction"]
+            name = labels["format"], labels["precision"], labels["direction"]
             levels = found.setdefault(name, {})
             levels.setdefault(unit.level, {})[unit.name, unit.block] = series
     return found
@@ -101,7 +101,7 @@ class _Lists:
 
 @dataclass(frozen=True)
 class _Model:
-    """How many blocks a model has, and which of them have each component."""
+    """How many blocks a model has, and which of them have each projection."""
 
     depth: int
     blocks: Mapping[str, frozenset[int]]
@@ -121,7 +121,7 @@ def _lists(
 ) -> Iterator[_Lists]:
     shared = [place for place in mine if place in theirs]
     depths = models[0].depth, models[1].depth
-    layered = level in ("cells", "blocks")
+    layered = level in ("layers", "blocks")
     if shared and (not layered or depths[0] == depths[1]):
         one, other = _matrices(mine, theirs, shared, shared, pair)
         yield _Lists(level, one, other)
@@ -213,7 +213,7 @@ def _row(lists: _Lists, pair: bool, anytime: bool) -> dict[str, Any] | None:
     row |= {"rho_apart": found.apart, "own_one": rho_apart(one, one)}
     row |= {"own_other": rho_apart(other, other), "paired": pair}
     row |= {"windows_one": len(one), "windows_other": len(other)}
-    pairs = pair_orders(one, other, anytime=anytime) if lists.level == "components" else None
+    pairs = pair_orders(one, other, anytime=anytime) if lists.level == "projections" else None
     return row | (vars(pairs) if pairs else {})
 
 

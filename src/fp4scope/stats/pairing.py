@@ -51,7 +51,7 @@ class Pairing:
         if not len(windows):
             return None
         more, less = (Series(windows, column) for column in values.T)
-        if self._shifts is not None and contrast.family.direction is Direction.RESTORE:
+        if self._shifts is not None and contrast.family.direction is Direction.KEEP:
             shift = self._shifts.shift(contrast, windows)
             more = Series(windows, more.values - shift)
         return more, less

@@ -1,6 +1,6 @@
-"""Where a model has each component, and whether that is in an MLP or in attention.
+"""Where a model has each projection, and whether that is in an MLP or in attention.
 
-A component need not exist in every block: hybrids alternate mixers, and some mixture-of-experts
+A projection need not exist in every block: hybrids alternate mixers, and some mixture-of-experts
 models begin with dense blocks. The sites of the results say which blocks have it.
 """
 
@@ -22,28 +22,28 @@ _MLP = {
 
 
 def blocks_with(results: Results) -> dict[str, frozenset[int]]:
-    """The blocks that have each component."""
+    """The blocks that have each projection."""
     found: dict[str, set[int]] = defaultdict(set)
     for site in results.sites:
-        found[site.component].add(site.block)
-    return {component: frozenset(blocks) for component, blocks in found.items()}
+        found[site.projection].add(site.block)
+    return {projection: frozenset(blocks) for projection, blocks in found.items()}
 
 
-def kind_of(results: Results, component: str) -> str | None:
-    """A component's kind, from its path inside a block."""
-    site = next((site for site in results.sites if site.component == component), None)
-    return component_kind(component if site is None else site.path)
+def kind_of(results: Results, projection: str) -> str | None:
+    """A projection's kind, from its path inside a block."""
+    site = next((site for site in results.sites if site.projection == projection), None)
+    return projection_kind(projection if site is None else site.path)
 
 
-def component_kind(path: str) -> str | None:
+def projection_kind(path: str) -> str | None:
     """`MLP` or `attention`, as a linear's path or name says; None where it does not.
 
     The module that holds a linear says it before the linear's own name does: gated attention has a
     `gate_proj` too. A state-space mixer is neither.
 
     Example:
-        >>> component_kind("mlp.down_proj"), component_kind("attn.c_proj"), component_kind("dense")
-        ('MLP', 'attention', None)
+        >>> [projection_kind(path) for path in ("mlp.down_proj", "attn.c_proj", "dense")]
+        ['MLP', 'attention', None]
     """
     *holders, last = path.lower().split(".")
     for part in (*holders, last):

@@ -7,7 +7,7 @@ to the paired test of `tiers`: it has their difference's own standard error, whi
 come near.
 
 Draws spread estimates that noise has spread already, so on little text the middle is overstated: of
-cells on 16 windows, with noise as NVFP4's, 0.43 was right in 27% and 0.74 in 60% of cases. On 146
+layers on 16 windows, with noise as NVFP4's, 0.43 was right in 27% and 0.74 in 60% of cases. On 146
 windows it was right. The draws are those of a number of windows that was fixed beforehand; after a
 stop that depended on what was seen they are no more than that.
 """
@@ -18,7 +18,7 @@ from fp4scope.stats.dependence import drawn_means
 from fp4scope.stats.intervals import MIN_WINDOWS
 from fp4scope.stats.windows import Floats
 
-TOP_K = {"components": 2, "blocks": 3, "patterns": 1, "cells": 10}
+TOP_K = {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10}
 DRAWS = 4000
 
 

@@ -3,8 +3,8 @@
 Models in the order of their parameters; each step from one to the next has its change, its interval
 and its p-value (`contrasts`), Holm over the steps of a format. What the steps say together:
 
-- `rises` or `falls`: every step is told from none, and all go that way;
-- `neither`: steps are told from none that go either way, so cost is not monotone in size;
+- `rises` or `falls`: every step is significant, and all go that way;
+- `neither`: significant steps go either way, so cost is not monotone in size;
 - `open`: anything else, which is not decided.
 
 Two models have one step and no trend. Only models whose tokens are the same pieces of text as those
@@ -28,34 +28,34 @@ from fp4scope.table import Table
 FEWEST_SIZES = 3
 """Two sizes make one step, which is not a trend."""
 SCALE_COLUMNS = (
-    "format", "operands", "smaller", "larger", "parameters", "parameters_larger",
+    "format", "precision", "smaller", "larger", "parameters", "parameters_larger",
     "before", "after", "change", "change_stderr", "change_low", "change_high", "p", "p_holm",
     "trend", "paired",
 )  # fmt: skip
 
 
 def scale_table(runs: Mapping[str, Results]) -> Table:
-    """A row for each baseline and step from a model to the next larger one.
+    """A row for each all-quantized model and step from a model to the next larger one.
 
-    `trend` is the same in all rows of a baseline; None with fewer than `FEWEST_SIZES` sizes.
+    `trend` is the same in all rows of a format; None with fewer than `FEWEST_SIZES` sizes.
     """
     sized = _by_size(runs)
     found = {name: _wholes(results) for name, results in sized.items()}
     rows: list[dict[str, Any]] = []
-    for fmt, operands in dict.fromkeys(key for of in found.values() for key in of):
-        having = [name for name, of in found.items() if (fmt, operands) in of]
+    for fmt, precision in dict.fromkeys(key for of in found.values() for key in of):
+        having = [name for name, of in found.items() if (fmt, precision) in of]
         steps = []
         for smaller, larger in pairwise(having):
             one, other = sized[smaller], sized[larger]
             change = change_between(
-                found[smaller][fmt, operands],
-                found[larger][fmt, operands],
+                found[smaller][fmt, precision],
+                found[larger][fmt, precision],
                 pair=same_tokens(one, other),
                 anytime=one.anytime or other.anytime,
             )
             if change is None:
                 continue
-            row = {"format": fmt, "operands": operands}
+            row = {"format": fmt, "precision": precision}
             row |= {"smaller": smaller, "larger": larger}
             row |= {"parameters": one.model["parameters"]}
             row |= {"parameters_larger": other.model["parameters"]}
@@ -97,6 +97,6 @@ def _by_size(runs: Mapping[str, Results]) -> dict[str, Results]:
 
 
 def _wholes(results: Results) -> dict[tuple[str, str], Series]:
-    """What quantizing everything costs, by format and operands."""
+    """What quantizing everything costs, by format and precision."""
     found = ((contrast, series) for contrast, series in costs(results).items() if not contrast.unit)
-    return {(c.labels["format"], c.labels["operands"]): series for c, series in found}
+    return {(c.labels["format"], c.labels["precision"]): series for c, series in found}

@@ -23,7 +23,7 @@ E+_n = 2 E_n P(effect > 0 | the values), where the posterior probability is a St
 degrees of freedom: given sigma it is Phi(k / sigma), and 1 / sigma^2 is a scaled chi square.
 
 **c** decides for which n it is tightest, weakly. `EFFECT` = 0.7 is within 7% of the best c for
-n from 24 to 146 at alpha = 0.05 and within 2% from 32 on at alpha = 2.5e-5 (a pair of 210 cells).
+n from 24 to 146 at alpha = 0.05 and within 2% from 32 on at alpha = 2.5e-5 (a pair of 210 layers).
 
 All of that is for independent values. Where neighbouring windows are alike, the larger standard
 error of `dependence` stands in the place of s / sqrt(n): without neighbours in common the promise

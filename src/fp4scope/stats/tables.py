@@ -1,9 +1,9 @@
 """The tables of a study, derived from what its variants gave on each window.
 
-Every difference is paired over the windows that both sides have seen and means *more
-quantized minus less quantized*: positive says that quantizing this costs. So a baseline is
-compared with the reference, an isolated unit with the reference, and a restored unit's
-baseline with the restored unit.
+Every difference is paired over the windows that both sides have seen. It means *more quantized
+minus less quantized*: positive says that quantizing this costs. An all-quantized model is compared
+with the full-precision model, and so is a model of which only a unit is quantized. A model that
+keeps a unit is what the all-quantized model is compared with.
 
 Where the number of windows depended on the data (a goal other than a time), intervals and
 p-values are those of confidence sequences (`sequences`).
@@ -12,9 +12,8 @@ Where a study has first-order estimates, each unit has its own beside the differ
 interval over the same windows (of the estimate; how far it is from the truth is not in it).
 
 The columns `p_holm`, `tier` and `p_top` look at a unit's whole family: the units of the same level,
-format, operands and direction (`multiple`, `tiers`, `ranks`). Columns that end in `_kl` are the
-same tests of the difference of KL. An isolated unit's KL is compared with that of the reference,
-which is zero.
+format, precision and direction (`multiple`, `tiers`, `ranks`). Columns that end in `_kl` are the
+same tests of the difference of KL; that of the full-precision model is zero.
 """
 
 from collections import defaultdict
@@ -46,45 +45,47 @@ _TOP = ("p_top", "p_top_kl")
 _ESTIMATE = ("gradient_nll", "gradient_nll_stderr", "gradient_nll_low", "gradient_nll_high")
 _REST = ("kl", "kl_stderr", "top1", "windows", "tokens")
 
-_NOISE = ("jitter_nll", "jitter_kl")
+FULL_PRECISION = "full precision"
+"""What stands for the format of the model that nothing is quantized in."""
+_NOISE = ("noise_nll", "noise_kl")
 
-BASELINE_COLUMNS = ("format", "operands", *_MEASURES, *_DELTA, *_REST, *_NOISE)
-_DIFFERENCE = ("operands", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, *_TESTS)
+ALL_QUANTIZED_COLUMNS = ("format", "precision", *_MEASURES, *_DELTA, *_REST, *_NOISE)
+_DIFFERENCE = ("precision", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, *_TESTS)
 _BEHIND = (*_REST, *_ESTIMATE)
 UNIT_COLUMNS = {
-    "components": ("format", "direction", "component", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
+    "projections": ("format", "direction", "projection", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
     "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
-    "cells": ("format", "direction", "component", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
+    "layers": ("format", "direction", "projection", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
     "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
 }
-_UNIT_NAME = {"components": "component", "cells": "component", "patterns": "pattern"}
-ACTIVATION_COLUMNS = ("block", "component", "max", "p999", "ratio")
-COMPONENT_ACTIVATION_COLUMNS = ("component", "max", "p999", "ratio", "ratio_max", "blocks")
+_UNIT_NAME = {"projections": "projection", "layers": "projection", "patterns": "pattern"}
+ACTIVATION_COLUMNS = ("block", "projection", "max", "p999", "ratio")
+PROJECTION_ACTIVATION_COLUMNS = ("projection", "max", "p999", "ratio", "ratio_max", "blocks")
 
 
-def baseline_table(results: Results) -> Table:
+def all_quantized_table(results: Results) -> Table:
     """The full-precision and every all-quantized model: what each costs, and how noisy it is.
 
-    Those of the same operands stand together.
+    Those of the same precision stand together.
     """
     rows: list[dict[str, Any]] = []
     if (plain := _measures(results, NOTHING)) is not None:
-        rows.append({"format": "reference", "operands": ""} | plain | _noise(results, NOTHING))
+        rows.append({"format": FULL_PRECISION, "precision": ""} | plain | _noise(results, NOTHING))
     pairing = Pairing.of(results)
     for contrast in results.contrasts:
         measures = _measures(results, contrast.own)
         if contrast.unit is not None or measures is None:
             continue
-        row = {name: contrast.labels[name] for name in ("format", "operands")} | measures
+        row = {name: contrast.labels[name] for name in ("format", "precision")} | measures
         if (sides := pairing.sides(contrast)) is not None:
             row |= _difference(sides, results.anytime)
         rows.append(row | _noise(results, contrast.own))
-    order = list(dict.fromkeys(row["operands"] for row in rows))
-    return Table(BASELINE_COLUMNS, sorted(rows, key=lambda row: order.index(row["operands"])))
+    order = list(dict.fromkeys(row["precision"] for row in rows))
+    return Table(ALL_QUANTIZED_COLUMNS, sorted(rows, key=lambda row: order.index(row["precision"])))
 
 
 def unit_table(results: Results, level: str) -> Table:
-    """Every unit of a level (`components`, `blocks`, `cells`, `patterns`), in sweep order.
+    """Every unit of a level (`projections`, `blocks`, `layers`, `patterns`), in sweep order.
 
     A unit that was only estimated has nothing in the columns of what is measured.
     """
@@ -139,36 +140,36 @@ def _compare(level: str, members: Sequence[_Member], *, anytime: bool) -> None:
 
 
 def activation_table(activations: Sequence[ActivationRecord]) -> Table:
-    """Input statistics of every cell."""
+    """Input statistics of every layer."""
     return Table(ACTIVATION_COLUMNS, [vars(a) for a in activations])
 
 
-def component_activation_table(activations: Sequence[ActivationRecord]) -> Table:
-    """Per component: means over its blocks of max, P99.9 and their ratio, and the worst ratio.
+def projection_activation_table(activations: Sequence[ActivationRecord]) -> Table:
+    """Per projection: means over its blocks of max, P99.9 and their ratio, and the worst ratio.
 
     The ratio is the mean of the blocks' ratios, not the ratio of the means (as in table 1 of
     arXiv 2603.08747), which lets one block's outliers show.
     """
     groups: dict[str, list[ActivationRecord]] = defaultdict(list)
     for record in activations:
-        groups[record.component].append(record)
+        groups[record.projection].append(record)
     rows: list[dict[str, Any]] = [
         {
-            "component": component,
+            "projection": projection,
             "max": fmean(a.max for a in group),
             "p999": fmean(a.p999 for a in group),
             "ratio": fmean(ratios) if (ratios := [a.ratio for a in group if a.ratio]) else None,
             "ratio_max": max(ratios, default=None),
             "blocks": len(group),
         }
-        for component, group in groups.items()
+        for projection, group in groups.items()
     ]
     rows.sort(key=lambda row: -(row["ratio"] or 0.0))
-    return Table(COMPONENT_ACTIVATION_COLUMNS, rows)
+    return Table(PROJECTION_ACTIVATION_COLUMNS, rows)
 
 
 def undecided(row: Mapping[str, Any]) -> bool:
-    """Whether a row's interval holds zero: its difference is not told from none."""
+    """Whether a row's interval holds zero."""
     low, high = row["delta_nll_low"], row["delta_nll_high"]
     return low is not None and low <= 0 <= high
 
@@ -199,7 +200,7 @@ def _estimate(results: Results, contrast: Contrast) -> dict[str, Any]:
 
 def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:
     noise = rerun_noise(results, recipe)
-    return {} if noise is None else {"jitter_nll": noise.nll, "jitter_kl": noise.kl}
+    return {} if noise is None else {"noise_nll": noise.nll, "noise_kl": noise.kl}
 
 
 def _measures(results: Results, recipe: Recipe) -> dict[str, Any] | None:

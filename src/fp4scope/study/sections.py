@@ -150,12 +150,12 @@ class Question(Section):
         examples=["mxfp4:even,nvfp4/w4a16"],
     )
     sweep: Annotated[Levels, Option(value=",".join(Level.words()))] = Field(
-        (Swept(Level.COMPONENTS), Swept(Level.CELLS)),
+        (Swept(Level.PROJECTIONS), Swept(Level.LAYERS)),
         description="units to switch: projections (one kind of linear in all blocks), blocks, "
         "layers (one linear in one block); a direction of its own is written layers:only",
     )
     direction: Directions = Field(
-        (Direction.RESTORE, Direction.ISOLATE),
+        (Direction.KEEP, Direction.ONLY),
         description="quantize all but the unit (keep), or nothing but the unit (only)",
     )
     layers: Annotated[Patterns, Option(also=("cells",), value="PATTERNS", absent="all")] = Field(

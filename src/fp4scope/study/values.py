@@ -41,7 +41,7 @@ class Configuration:
     operands: Operands | None = None
 
     def __str__(self) -> str:
-        return self.format.name + (f"/{self.operands.word}" if self.operands else "")
+        return self.format.name + (f"/{self.operands.value}" if self.operands else "")
 
     @classmethod
     def parse(cls, item: Any) -> "Configuration":  # noqa: ANN401
@@ -73,7 +73,7 @@ class Swept:
     direction: Direction | None = None
 
     def __str__(self) -> str:
-        return self.level.word + (f":{self.direction.word}" if self.direction else "")
+        return self.level.value + (f":{self.direction.value}" if self.direction else "")
 
     @classmethod
     def parse(cls, item: Any) -> "Swept":  # noqa: ANN401

@@ -14,22 +14,18 @@ class Choice(str, Enum):
     `Direction("restore")` and `Direction("keep")` are the same member.
     """
 
-    word: str
     spellings: tuple[str, ...]
 
     def __new__(cls, word: str, *others: str) -> Any:  # noqa: ANN401
-        # Results and journals hold some words as version 0.1 spelt them: the last spelling.
-        value = others[-1] if others and cls.__name__ in _SPELT_AS_BEFORE else word
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.word = word
+        member = str.__new__(cls, word)
+        member._value_ = word
         member.spellings = (word, *others)
         return member
 
     @classmethod
     def words(cls) -> list[str]:
         """What a user may write, other spellings left out."""
-        return [member.word for member in cls]
+        return [member.value for member in cls]
 
     @classmethod
     def find(cls, word: Any) -> Any:  # noqa: ANN401
@@ -58,11 +54,8 @@ class Choice(str, Enum):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:  # noqa: ANN401
-        written = core_schema.plain_serializer_function_ser_schema(lambda member: member.word)
+        written = core_schema.plain_serializer_function_ser_schema(lambda member: member.value)
         return core_schema.no_info_plain_validator_function(cls.read, serialization=written)
-
-
-_SPELT_AS_BEFORE = ("Operands", "Direction", "Level")
 
 
 class Operands(Choice):
@@ -84,9 +77,9 @@ class Operands(Choice):
 class Direction(Choice):
     """How a unit's effect is asked for."""
 
-    RESTORE = "keep", "restore"
+    KEEP = "keep", "restore"
     """Everything quantized but the unit: what keeping it in full precision saves."""
-    ISOLATE = "only", "isolate"
+    ONLY = "only", "isolate"
     """Only the unit quantized: what quantizing it alone costs."""
 
 
@@ -102,10 +95,10 @@ class Method(Choice):
 class Level(Choice):
     """The units that a sweep goes through."""
 
-    COMPONENTS = "projections", "components"
+    PROJECTIONS = "projections", "components"
     """One kind of linear in all blocks."""
     BLOCKS = "blocks"
-    CELLS = "layers", "cells"
+    LAYERS = "layers", "cells"
     """One kind of linear in one block."""
 
 

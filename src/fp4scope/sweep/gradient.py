@@ -7,14 +7,14 @@ that move it costs
     <g, Wq xq - W x>    nats, positive: quantizing this costs.
 
 One backward pass has g at all linears, so it serves all units at once; a unit of several linears
-is the sum of theirs. Where the gradient is taken is the direction. For `isolate` it is the
+is the sum of theirs. Where the gradient is taken is the direction. For `only` it is the
 reference, and the one pass serves every format and choice of operands, for only the differences
-depend on them. For `restore` it is the baseline, whose own g and x say what undoing the
+depend on them. For `keep` it is the baseline, whose own g and x say what undoing the
 quantization of one linear saves; g passes straight through the quantizers of the inputs, as if they
 were the identity, because their own gradient is zero almost everywhere.
 
 What it leaves out: curvature (the error of a linear times itself), how the errors of two linears
-act on each other, and, for `restore` with quantized activations, that other inputs are rounded
+act on each other, and, for `keep` with quantized activations, that other inputs are rounded
 anew. The first two are not small in FP4, which is why the estimate is called one, and why its
 ranking is held against the exact sweep's where both were run.
 
@@ -22,8 +22,8 @@ Numbers: the move is that of `operands.moved`, inner products are FP64. In FP16 
 by a power of two, or small gradients would vanish; by a smaller one where a large gradient
 overflows.
 
-Memory: one window's graph, the inputs of the linears with it, and at a baseline the quantized
-weights.
+Memory: one window's graph, the inputs of the linears with it, and at an all-quantized model the
+quantized weights.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

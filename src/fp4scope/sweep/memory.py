@@ -1,6 +1,6 @@
 """How much runs at once, so that a sweep stays inside its memory.
 
-A hidden state of one window takes tokens * hidden numbers, and a sweep of cells ends with
+A hidden state of one window takes tokens * hidden numbers, and a sweep of layers ends with
 one for each variant. What does not fit is cut in this order: fewer windows in a chunk, then
 variants in groups, each a pass of its own over the weights, then states in host memory. The size
 of a batch depends on the model, and on the memory only where that is short, so that a study

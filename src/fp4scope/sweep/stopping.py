@@ -27,7 +27,7 @@ from fp4scope.study import BestGoal, Goal, TimeGoal, WidthGoal
 
 MOST_WINDOWS = 8
 """In a job, where there is a goal: so often it is looked whether it is reached."""
-_DECIDED_FIRST = ("cells", "patterns", "blocks", "components")
+_DECIDED_FIRST = ("layers", "patterns", "blocks", "projections")
 
 
 class Stopping:
@@ -152,7 +152,7 @@ def require_reachable(goal: Goal | None, contrasts: Sequence[Contrast]) -> None:
 def _searches(
     goal: Goal | None, units: Sequence[Contrast]
 ) -> list[tuple[list[Contrast], BestSearch]]:
-    """A search for every family of the level to decide about: cells if there are any."""
+    """A search for every family of the level to decide about: layers if there are any."""
     if goal is None or isinstance(goal, TimeGoal):
         return []
     if not units:

@@ -6,7 +6,7 @@
   const column = Object.fromEntries(data.columns.map((name, i) => [name, i]));
   const head = Object.fromEntries(data.heads.map(([name], i) => [name, i]));
   const METRICS = data.metrics;
-  const state = { format: "", direction: "", metric: "nats", operands: "" };
+  const state = { format: "", direction: "", metric: "nats", precision: "" };
 
   // ---------------------------------------------------------------- small tools
 
@@ -38,15 +38,15 @@
 
   const get = (row, name) => row[column[name]];
   const text = (row, name) => get(row, "texts")[head[name]] ?? "";
-  const where = (row) => `block ${get(row, "block")}, ${get(row, "component")}`;
+  const where = (row) => `block ${get(row, "block")}, ${get(row, "projection")}`;
   const formatClass = (name) => `f${data.formats.indexOf(name) < 0 ? 5 : data.formats.indexOf(name) % 6}`;
-  const kinds = Object.fromEntries(data.components.map((c) => [c.name, c.kind]));
+  const kinds = Object.fromEntries(data.projections.map((c) => [c.name, c.kind]));
   const kindClass = (name) => (kinds[name] || "other").toLowerCase();
 
   /** The families of a level that the controls choose. */
   const chosen = (level) =>
     data.units[level].filter(
-      (f) => f.direction === state.direction && f.operands === state.operands && (!state.format || f.format === state.format),
+      (f) => f.direction === state.direction && f.precision === state.precision && (!state.format || f.format === state.format),
     );
 
   /** What a metric says quantizing costs, as colours show it. */
@@ -54,7 +54,7 @@
 
   /** What the controls choose, as Python has described it; `format`: of one format alone. */
   const view = (level, format = state.format) =>
-    data.views[level][[state.direction, state.operands, format].join("|")]?.[state.metric];
+    data.views[level][[state.direction, state.precision, format].join("|")]?.[state.metric];
 
   /** Tested by the chosen metric's own test, and not significant. */
   const isMuted = (row) => get(row, state.metric === "kl" ? "muted_kl" : "muted");
@@ -261,17 +261,17 @@
 
   /** Above a chart: what it shows, or what there is instead; what belongs to an empty one is hidden. */
   function caption(level, charts) {
-    const there = unique(data.units[level].map((f) => [f.direction, f.operands].join(", ")));
+    const there = unique(data.units[level].map((f) => [f.direction, f.precision].join(", ")));
     byId(`said-${level}`).textContent = charts.length ? view(level).said
-      : `No ${level} were measured for ${state.direction}, ${state.operands}${state.format && `, ${state.format}`}; there is ${there.join("; ")}.`;
+      : `No ${level} were measured for ${state.direction}, ${state.precision}${state.format && `, ${state.format}`}; there is ${there.join("; ")}.`;
     byId(`drawn-${level}`).hidden = !charts.length;
   }
 
-  function drawBaselines() {
-    const { baselines } = data;
-    if (!baselines) return;
-    const rows = baselines.rows.map((b) => ({ ...b, cls: formatClass(b.format), index: data.formats.indexOf(b.format), muted: false }));
-    byId("chart-baselines").replaceChildren(panels([dots(baselines.title, rows, { label: METRICS.nats.label, zero: 0, axis: baselines.axis })]));
+  function drawAllQuantized() {
+    const whole = data.all_quantized;
+    if (!whole) return;
+    const rows = whole.rows.map((b) => ({ ...b, cls: formatClass(b.format), index: data.formats.indexOf(b.format), muted: false }));
+    byId("chart-all-quantized").replaceChildren(panels([dots(whole.title, rows, { label: METRICS.nats.label, zero: 0, axis: whole.axis })]));
   }
 
   function drawProjections() {
@@ -285,7 +285,7 @@
     const metric = METRICS[state.metric];
     const charts = families.filter(() => view("projections")).map((f) => {
       const rows = f.rows.slice().sort((a, b) => (cost(b, state.metric) ?? 0) - (cost(a, state.metric) ?? 0)).map((row) => {
-        const name = get(row, "component");
+        const name = get(row, "projection");
         return {
           label: name, cls: kindClass(name), index: kinds[name] === "attention" ? 1 : 0, muted: isMuted(row),
           value: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
@@ -296,7 +296,7 @@
       const label = metric.signed ? metric.label : `${metric.label} (line: ${f.control.name})`;
       return dots(f.format, rows, { label, zero, axis });
     });
-    const shownKinds = unique(families.flatMap((f) => f.rows.map((row) => kinds[get(row, "component")])));
+    const shownKinds = unique(families.flatMap((f) => f.rows.map((row) => kinds[get(row, "projection")])));
     const entries = [["MLP", "mlp", 0], ["attention", "attention", 1], [null, "other", 0]]
       .filter(([kind]) => shownKinds.includes(kind))
       .map(([kind, cls, index]) => ({ name: kind || "other", cls, index }));
@@ -334,8 +334,8 @@
 
   function heat(f, size) {
     const blocks = unique(f.rows.map((row) => get(row, "block"))).sort((a, b) => a - b);
-    const names = unique(f.rows.map((row) => get(row, "component")));
-    const at = Object.fromEntries(f.rows.map((row) => [`${get(row, "block")}.${get(row, "component")}`, row]));
+    const names = unique(f.rows.map((row) => get(row, "projection")));
+    const at = Object.fromEntries(f.rows.map((row) => [`${get(row, "block")}.${get(row, "projection")}`, row]));
     const table = element("table", {}, element("caption", { class: "hidden" }, `Every layer of ${f.format}, ${f.direction}: projections down, blocks across`));
     table.style.setProperty("--blocks", blocks.length);
     const head = element("tr", {}, element("th", { scope: "col" }, "block"), ...blocks.map((b) => element("th", { scope: "col" }, String(b))));
@@ -402,7 +402,7 @@
     const metric = METRICS[state.metric];
     // Differences of several formats go on one axis; raw values have a panel for each format.
     const groups = metric.signed ? [families] : families.map((f) => [f]);
-    const names = unique(families.flatMap((f) => f.rows.map((row) => get(row, "component"))));
+    const names = unique(families.flatMap((f) => f.rows.map((row) => get(row, "projection"))));
     const charts = [];
     for (const group of groups) {
       const shown = group.length && view("layers", metric.signed ? state.format : group[0].format);
@@ -412,7 +412,7 @@
       for (const name of names) {
         const series = group.map((f) => ({
           name: f.format, cls: formatClass(f.format), index: data.formats.indexOf(f.format),
-          points: f.rows.filter((row) => get(row, "component") === name).map((row) => ({
+          points: f.rows.filter((row) => get(row, "projection") === name).map((row) => ({
             block: get(row, "block"), y: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
             muted: isMuted(row), text: `${f.format}: ${told(row)}`,
           })).sort((a, b) => a.block - b.block),
@@ -441,13 +441,13 @@
     const table = byId("layer-table");
     if (!byId("all-layers").open) return table.replaceChildren();
     const rows = chosen("layers").flatMap((f) => f.rows.map((row) => [f, row])).sort((a, b) => (cost(b[1], state.metric) ?? 0) - (cost(a[1], state.metric) ?? 0));
-    sortable(layerTable(table, ["block", "projection", "format"], rows.map(([f, row]) => [[get(row, "block"), get(row, "component"), f.format], get(row, "texts")])));
+    sortable(layerTable(table, ["block", "projection", "format"], rows.map(([f, row]) => [[get(row, "block"), get(row, "projection"), f.format], get(row, "texts")])));
   }
 
   function openLayer(name, block) {
     const rows = data.units.layers
-      .filter((f) => f.operands === state.operands)
-      .flatMap((f) => f.rows.filter((row) => get(row, "component") === name && get(row, "block") === block).map((row) => [[f.direction, f.format], get(row, "texts")]));
+      .filter((f) => f.precision === state.precision)
+      .flatMap((f) => f.rows.filter((row) => get(row, "projection") === name && get(row, "block") === block).map((row) => [[f.direction, f.format], get(row, "texts")]));
     const input = data.activations.said[`${block}|${name}`];
     byId("layer-title").textContent = `Block ${block}, ${name}`;
     byId("layer-body").replaceChildren(
@@ -507,7 +507,7 @@
   // ---------------------------------------------------------------- controls
 
   const families = [...data.units.projections, ...data.units.layers];
-  const AXES = ["direction", "operands", "format", "metric"];
+  const AXES = ["direction", "precision", "format", "metric"];
 
   /** Whether there is data for a value of a control, given the controls before it. */
   function available(name, value) {
@@ -547,23 +547,23 @@
     }
   }
 
-  /** The direction and operands to begin with: those for which most levels have data, layers before projections. */
+  /** The direction and precision to begin with: those for which most levels have data, layers before projections. */
   function first() {
-    const has = (level, f) => data.units[level].some((g) => g.direction === f.direction && g.operands === f.operands);
+    const has = (level, f) => data.units[level].some((g) => g.direction === f.direction && g.precision === f.precision);
     const score = (f) => 2 * has("layers", f) + has("projections", f);
     return families.reduce((best, f) => (score(f) > score(best) ? f : best));
   }
 
   if (families.length) {
     const formats = unique(families.map((f) => f.format));
-    const { direction, operands } = first();
-    Object.assign(state, { direction, operands, format: formats.length > 1 ? "" : formats[0] });
+    const { direction, precision } = first();
+    Object.assign(state, { direction, precision, format: formats.length > 1 ? "" : formats[0] });
     fill("format", formats.length > 1 ? ["", ...formats] : formats, { "": "all" });
     fill("direction", ["keep", "only"]);
-    fill("operands", unique(families.map((f) => f.operands)));
+    fill("precision", unique(families.map((f) => f.precision)));
     fill("metric", Object.keys(METRICS), Object.fromEntries(Object.keys(METRICS).map((m) => [m, METRICS[m].short])));
     settle();
-    byId("operands-label").hidden = unique(families.map((f) => f.operands)).length < 2;
+    byId("precision-label").hidden = unique(families.map((f) => f.precision)).length < 2;
     byId("controls").hidden = false;
   }
 
@@ -592,7 +592,7 @@
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("all-layers")?.addEventListener("toggle", drawLayerTable);
   document.querySelectorAll("table.sortable").forEach((table) => table.tHead && sortable(table));
-  drawBaselines();
+  drawAllQuantized();
   drawActivations();
   draw();
 })();

@@ -1,4 +1,4 @@
-"""Hypothesis 4, localization: does a component's cost peak elsewhere than in the final blocks?
+"""Hypothesis 4, localization: does a projection's cost peak elsewhere than in the final blocks?
 
 The p-values are those of `depth`. Supported: for one curve at least the peak is significantly
 before the final third (Holm over all curves, 5%). Contradicted: of the curves whose largest layer
@@ -49,13 +49,13 @@ _EXPLANATION = (
 
 def localization(results: Results) -> Hypothesis:
     depth = depth_table(results)
-    curves = [row for row in depth if row["component"] != ALL and row["p_before"] is not None]
+    curves = [row for row in depth if row["projection"] != ALL and row["p_before"] is not None]
     for name in ("before", "early"):
         adjusted = holm([row[f"p_{name}"] for row in curves])
         for row, p in zip(curves, adjusted, strict=True):
             row[f"p_{name}_holm"] = p
     rows = [row | {"curve": _curve(row)} for row in depth]
-    verdict, sentence = _verdict(curves, [row for row in depth if row["component"] == ALL])
+    verdict, sentence = _verdict(curves, [row for row in depth if row["projection"] == ALL])
     return Hypothesis(
         name="Block localization",
         claim=_CLAIM,
@@ -68,7 +68,7 @@ def localization(results: Results) -> Hypothesis:
 
 
 def _curve(row: dict[str, Any]) -> str:
-    return row["component"] if row["component"] != ALL else f"all {row['components']}, summed"
+    return row["projection"] if row["projection"] != ALL else f"all {row['projections']}, summed"
 
 
 def _verdict(curves: list[dict[str, Any]], sums: list[dict[str, Any]]) -> tuple[Verdict, str]:
@@ -78,16 +78,16 @@ def _verdict(curves: list[dict[str, Any]], sums: list[dict[str, Any]]) -> tuple[
             "This needs layers measured in every block that has the projection, on 8 windows or "
             "more, with blocks in and before the final third.",
         )
-    costly = [row for row in curves if _told(row["peak_p_holm"]) and row["peak_nll"] > 0]
-    before = [row for row in curves if _told(row["p_before_holm"])]
-    early = sum(_told(row["p_early_holm"]) for row in curves)
-    final = sum(_told(row["p_final"]) for row in costly)
+    costly = [row for row in curves if _significant(row["peak_p_holm"]) and row["peak_nll"] > 0]
+    before = [row for row in curves if _significant(row["p_before_holm"])]
+    early = sum(_significant(row["p_early_holm"]) for row in curves)
+    final = sum(_significant(row["p_final"]) for row in costly)
     rest = f"; {early} significantly in the first third{_early_shares(sums)}. "
     rest += "Whether this is so particularly under MXFP4 is not tested."
     if before:
         strongest = sorted(before, key=lambda row: -row["peak_nll"])[:3]
         where = "; ".join(
-            f"{r['component']} at block {r['peak_block']} under {named(r)}" for r in strongest
+            f"{r['projection']} at block {r['peak_block']} under {named(r)}" for r in strongest
         )
         return (
             Verdict.SUPPORTED,
@@ -108,7 +108,7 @@ def _verdict(curves: list[dict[str, Any]], sums: list[dict[str, Any]]) -> tuple[
     )
 
 
-def _told(p: float | None) -> bool:
+def _significant(p: float | None) -> bool:
     return p is not None and p <= SIGNIFICANCE
 
 
@@ -124,8 +124,8 @@ def _early_shares(sums: list[dict[str, Any]]) -> str:
 
 def _left_out(results: Results, depth: Table) -> str:
     """Projections with layers of which some were not measured."""
-    units = [unit.name for family in families(results, "cells") for unit in family.units]
-    missing = [u for u in dict.fromkeys(units) if u not in depth["component"]]
+    units = [unit.name for family in families(results, "layers") for unit in family.units]
+    missing = [u for u in dict.fromkeys(units) if u not in depth["projection"]]
     if not missing or not len(depth):
         return ""
     return f" Left out, as not measured in every block that has them: {', '.join(missing)}."

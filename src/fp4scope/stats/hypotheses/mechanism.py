@@ -35,7 +35,7 @@ from fp4scope.stats.windows import Floats, Integers, Series, aligned
 from fp4scope.table import Table
 
 _COLUMNS = (
-    "format", "operands", "direction", "level", "units", "rho_tail", "rho_tail_low",
+    "format", "precision", "direction", "level", "units", "rho_tail", "rho_tail_low",
     "rho_tail_high", "rho_mlp", "rho_mlp_low", "rho_mlp_high", "rho_within", "rho_within_low",
     "rho_within_high", "p_more", "p_less", "p_least", "orders", "windows",
 )  # fmt: skip
@@ -52,8 +52,8 @@ _SHOWN = (
     Column("windows", "windows"),
 )
 _CLAIM = (
-    "Component sensitivity to FP4 is primarily determined by activation tail-heaviness rather "
-    "than by whether the component belongs to MLP or attention."
+    "Projection sensitivity to FP4 is primarily determined by activation tail-heaviness rather "
+    "than by whether the projection belongs to MLP or attention."
 )
 _EXPLANATION = (
     "Rank correlations of the measured costs with max / P99.9 of the input (for a projection the "
@@ -72,12 +72,14 @@ def mechanism(results: Results) -> Hypothesis:
     tail = _tails(results)
     rows = [
         {**family.labels, "level": level, **found}
-        for level in ("components", "cells")
+        for level in ("projections", "layers")
         for family in families(results, level)
         if (found := _row(results, family, level, tail))
     ]
-    components, cells = ([r for r in rows if r["level"] == of] for of in ("components", "cells"))
-    verdict, sentence = _verdict(components, cells, bool(results.activations))
+    projections, layers = (
+        [r for r in rows if r["level"] == of] for of in ("projections", "layers")
+    )
+    verdict, sentence = _verdict(projections, layers, bool(results.activations))
     return Hypothesis(
         name="Mechanism",
         claim=_CLAIM,
@@ -91,15 +93,15 @@ def mechanism(results: Results) -> Hypothesis:
 
 def _tails(results: Results) -> Callable[[Unit], float | None]:
     """Max / P99.9 of what enters a layer, or of a projection the mean over its blocks."""
-    by_cell = {(a.component, a.block): a.ratio for a in results.activations if a.ratio}
-    by_component: dict[str, list[float]] = defaultdict(list)
-    for (component, _), ratio in by_cell.items():
-        by_component[component].append(ratio)
+    by_layer = {(a.projection, a.block): a.ratio for a in results.activations if a.ratio}
+    by_projection: dict[str, list[float]] = defaultdict(list)
+    for (projection, _), ratio in by_layer.items():
+        by_projection[projection].append(ratio)
 
     def tail(unit: Unit) -> float | None:
         if unit.block is not None:
-            return by_cell.get((unit.name, unit.block))
-        found = by_component.get(unit.name)
+            return by_layer.get((unit.name, unit.block))
+        found = by_projection.get(unit.name)
         return fmean(found) if found else None
 
     return tail
@@ -112,7 +114,7 @@ def _row(
     known: list[tuple[Series, float, str, str | None]] = []
     for unit, series in zip(family.units, family.series, strict=True):
         ratio, kind = tail(unit), kind_of(results, unit.name)
-        if ratio is not None and (kind is not None or level == "cells"):
+        if ratio is not None and (kind is not None or level == "layers"):
             known.append((series, ratio, unit.name, kind))
     if len(known) < FEWEST_UNITS:
         return None
@@ -123,7 +125,7 @@ def _row(
     tails = np.array(ratios)
     everyone, strata = (
         np.zeros(len(known), np.int64),
-        _numbered(names if level == "cells" else kinds),
+        _numbered(names if level == "layers" else kinds),
     )
     row = {"units": len(known), "windows": len(costs)}
     row |= _fit(costs, "rho_tail", tails, everyone) | _fit(costs, "rho_within", tails, strata)
@@ -131,7 +133,7 @@ def _row(
         return None
     if None not in kinds:
         row |= _fit(costs, "rho_mlp", np.array([float(k == "MLP") for k in kinds]), everyone)
-    if level == "components":
+    if level == "projections":
         row |= vars(permutation_test(costs.mean(axis=0), tails, strata))
     return row
 
@@ -151,13 +153,13 @@ def _numbered(names: tuple[str | None, ...]) -> Integers:
 
 
 def _verdict(
-    rows: list[dict[str, Any]], cells: list[dict[str, Any]], activations: bool
+    rows: list[dict[str, Any]], layers: list[dict[str, Any]], activations: bool
 ) -> tuple[Verdict, str]:
     if not rows:
         missing = "projections in their kinds" if activations else "activation statistics"
         return Verdict.UNDECIDED, f"This needs measured projections and {missing}."
-    layers = [row["rho_within"] for row in cells if "rho_within" in row]
-    beside = f" Among the layers of one projection it is {span(layers)}." if layers else ""
+    within = [row["rho_within"] for row in layers if "rho_within" in row]
+    beside = f" Among the layers of one projection it is {span(within)}." if within else ""
     tail = span(row["rho_tail"] for row in rows)
     said = f"The rank correlation of costs with max / P99.9 is {tail}.{beside}"
     for verdict, name, way in (
@@ -181,8 +183,8 @@ def _verdict(
 
 
 def _left_out(results: Results) -> str:
-    """The components that are neither MLP nor attention, as far as their names say."""
-    units = [unit.name for family in families(results, "components") for unit in family.units]
+    """The projections that are neither MLP nor attention, as far as their names say."""
+    units = [unit.name for family in families(results, "projections") for unit in family.units]
     unknown = [u for u in dict.fromkeys(units) if kind_of(results, u) is None]
     if not unknown:
         return ""

@@ -1,11 +1,11 @@
-"""Hypothesis 2, ordering: do components keep their order from one format to the other?
+"""Hypothesis 2, ordering: do projections keep their order from one format to the other?
 
 Formats are judged against each other in one direction and with the same operands. What restoring
-and what isolating a component costs are two quantities, so their orders are reported and not
-judged. A pair of components is told apart in both formats if both paired tests say so (the larger
+and what isolating a projection costs are two quantities, so their orders are reported and not
+judged. A pair of projections is told apart in both formats if both paired tests say so (the larger
 of the two p-values, Holm over all pairs of all comparisons that are judged, 5%). It is reversed if
 the two formats then order it in opposite ways. A reversal counts if in both formats it is larger
-than `TOLERANCE` of the span from the most to the least costly component there.
+than `TOLERANCE` of the span from the most to the least costly projection there.
 
 Contradicted: one reversal that counts. Supported: none, and in every comparison at least half of
 all pairs are told apart in both formats. P-values are those of the study, so this holds for a
@@ -32,13 +32,13 @@ from fp4scope.table import Table
 TOLERANCE = 0.05
 """Of the span of costs, up to which a reversal does not count."""
 _COLUMNS = (
-    "first", "second", "operands", "judged", "units", "rho", "rho_low", "rho_high", "pairs",
+    "first", "second", "precision", "judged", "units", "rho", "rho_low", "rho_high", "pairs",
     "separated", "reversed", "counted", "largest_first", "largest_second", "windows",
 )  # fmt: skip
 _SHOWN = (
     Column("one", "first"),
     Column("other", "second"),
-    Column("operands", "operands"),
+    Column("precision", "precision"),
     Column("judged", "judged"),
     Column("rank correlation", "rho", Form.CORRELATION),
     Column("pairs", "pairs"),
@@ -50,7 +50,7 @@ _SHOWN = (
     Column("windows", "windows"),
 )
 _CLAIM = (
-    "When components are isolated and quantized one at a time, their sensitivity ranking remains "
+    "When projections are isolated and quantized one at a time, their sensitivity ranking remains "
     "consistent across experiments."
 )
 _EXPLANATION = (
@@ -67,14 +67,14 @@ _EXPLANATION = (
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Two orders of the same components; arrays over pairs."""
+    """Two orders of the same projections; arrays over pairs."""
 
     names: tuple[tuple[str, str], ...]
     gaps: tuple[Floats, Floats]
     spans: tuple[float, float]
     p: Floats
 
-    def told(self, p_holm: Sequence[float | None]) -> np.ndarray:
+    def significant(self, p_holm: Sequence[float | None]) -> np.ndarray:
         return np.array([p is not None and p <= SIGNIFICANCE for p in p_holm])
 
     @property
@@ -91,8 +91,8 @@ class _Pairs:
 def ordering(results: Results) -> Hypothesis:
     found = [
         (judged, *compared)
-        for one, other in combinations(families(results, "components"), 2)
-        if one.labels["operands"] == other.labels["operands"]
+        for one, other in combinations(families(results, "projections"), 2)
+        if one.family.setting.operands == other.family.setting.operands
         and (compared := _compared(one, other, anytime=results.anytime))
         for judged in [_judged(one.labels, other.labels)]
     ]
@@ -123,7 +123,7 @@ def _judged(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _compared(
     one: Members, other: Members, *, anytime: bool
 ) -> tuple[dict[str, Any], _Pairs] | None:
-    """Two families over the components of both; None for too few of them, or of windows."""
+    """Two families over the projections of both; None for too few of them, or of windows."""
     places = [{unit.name: i for i, unit in enumerate(side.units)} for side in (one, other)]
     names = [name for name in places[0] if name in places[1]]
     if len(names) < FEWEST_UNITS:
@@ -136,7 +136,8 @@ def _compared(
     if found is None:
         return None
     (gaps, p), (others, q) = (pair_tests(side, anytime=anytime) for side in (first, second))
-    row = {"first": one.name, "second": other.name, "operands": one.labels["operands"]}
+    precisions = dict.fromkeys(family.labels["precision"] for family in (one, other))
+    row = {"first": one.name, "second": other.name, "precision": "/".join(precisions)}
     row |= {"units": len(names), "windows": len(both), "pairs": len(p)}
     row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
     spans = [float(np.ptp(side.mean(axis=0))) for side in (first, second)]
@@ -148,10 +149,10 @@ def _reversals(
     row: dict[str, Any], pairs: _Pairs, p_holm: Sequence[float | None]
 ) -> tuple[dict[str, Any], list[tuple[float, str]]]:
     """The counts of a row, and each reversal that counts: its size, and what it says."""
-    told = pairs.told(p_holm)
-    turned = told & pairs.turned
+    significant = pairs.significant(p_holm)
+    turned = significant & pairs.turned
     beyond = turned & (pairs.sizes > TOLERANCE)
-    counts: dict[str, Any] = {"separated": int(told.sum()), "reversed": int(turned.sum())}
+    counts: dict[str, Any] = {"separated": int(significant.sum()), "reversed": int(turned.sum())}
     counts["counted"] = int(beyond.sum())
     if turned.any():
         largest = int(np.where(turned, pairs.sizes, -1.0).argmax())
