@@ -37,7 +37,7 @@ FORMATS = {"mxfp4": "mxfp4:floor", "nvfp4": "nvfp4"}
 """The paper's names, and what of ours is held against them."""
 READINGS = [(f"mxfp4:{rule}", o) for o in (BOTH, WEIGHTS) for rule in ("floor", "rceil", "even")]
 """Of MXFP4, each against NVFP4 with the same operands."""
-CHECKS = {"weights only": "W4A16", "windows of 512": "seq512"}
+CHECKS = {"weights only": "weights", "windows of 512": "seq512"}
 _ROUNDING = 0.05
 """The paper gives percentages with one decimal."""
 _Row = dict[str, Any]
@@ -79,7 +79,7 @@ def readings(found: fp4scope.Diagnosis) -> Iterable[str]:
     """MXFP4's perplexity over NVFP4's, in nats: what does not depend on the reference."""
     yield from header("reading", "MXFP4", "NVFP4", "MXFP4 less NVFP4, millinats")
     for model in SIZES:
-        pair = [paper_projections(model, fmt)["baseline"] for fmt in FORMATS]
+        pair = [paper_projections(model, fmt)["all-quantized"] for fmt in FORMATS]
         yield row(
             f"the paper, {model}", *map(number, pair), number(1e3 * np.log(pair[0] / pair[1]))
         )
@@ -108,7 +108,7 @@ def projections(found: fp4scope.Diagnosis) -> Iterable[str]:
     for fmt, ours in FORMATS.items():
         paper = paper_projections(MODEL, fmt)
         saved = savings(paper)
-        rows = {r["projection"]: r for r in restored(found.projections, fmt)}
+        rows = {r["projection"]: r for r in kept(found.projections, fmt)}
         ranks = ranked({name: r["delta_nll"] for name, r in rows.items()})
         yield f"**{fmt}** (ours: `{ours}`)"
         yield ""
@@ -122,7 +122,7 @@ def projections(found: fp4scope.Diagnosis) -> Iterable[str]:
         )
         yield from header(*names)
         ppl = found.all_quantized.where(format=ours, precision=BOTH)["ppl"][0]
-        yield row("baseline", number(paper["baseline"]), number(ppl), "", "", "")
+        yield row("all-quantized", number(paper["all-quantized"]), number(ppl), "", "", "")
         for rank, (name, value) in enumerate(saved.items(), 1):
             r = rows[name]
             shown = (number(paper[name]), number(r["ppl"]), f"{number(1e3 * value)} ({rank})")
@@ -159,16 +159,16 @@ def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
     }
     for run in (found, *beside(found)):
         for fmt in FORMATS:
-            saved = {r["projection"]: r["delta_nll"] for r in restored(run.projections, fmt)}
+            saved = {r["projection"]: r["delta_nll"] for r in kept(run.projections, fmt)}
             orders[f"{run.results.model['name']} {fmt}"] = saved
     names = list(orders)
     yield from header("rank correlation", *names[1:])
     for i, one in enumerate(names[:-1], 1):
-        layers = [""] * (i - 1)
+        cells = [""] * (i - 1)
         for other in names[i:]:
             pair = np.array([[orders[one][n], orders[other][n]] for n in orders[one]])
-            layers.append(f"{float(spearman(*pair.T)):.2f}")
-        yield row(one, *layers)
+            cells.append(f"{float(spearman(*pair.T)):.2f}")
+        yield row(one, *cells)
 
 
 def activations(found: fp4scope.Diagnosis) -> Iterable[str]:
@@ -206,13 +206,13 @@ def _peaks(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     top = [b for b in named if significant(rows[b]) and ranks[b] <= len(named)]
     first = next(b for b in ranks if ranks[b] == 1)
     if first not in named:
-        shown += f"; the largest is {first}: {change(rows[first])}{untold(rows[first])}"
+        shown += f"; the largest is {first}: {change(rows[first])}{unsure(rows[first])}"
     apart = _told_apart(found, s)
     beaten = all({first, b} in apart for b in named)
     if top:
         verdict = "agrees" if len(top) == len(named) else "in part"
     else:
-        verdict = "disagrees" if beaten else "not told"
+        verdict = "disagrees" if beaten else "undecided"
     return f"peaks at {s['blocks'].replace(' ', ', ')}", shown, verdict
 
 
@@ -222,25 +222,25 @@ def _change(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     value, low, high = percents(r)
     said = float(s["percent"])
     if low is None or high is None:
-        verdict = "not told"
+        verdict = "undecided"
     elif low - _ROUNDING <= said <= high + _ROUNDING:
-        verdict = "agrees" if significant(r) else "not told"
+        verdict = "agrees" if significant(r) else "undecided"
     elif significant(r) and said * value < 0:
         verdict = "other sign"
     else:
         verdict = "smaller here" if abs(value) < abs(said) else "larger here"
-    return f"block {s['blocks']} changes PPL by {said:g}%", change(r) + untold(r), verdict
+    return f"block {s['blocks']} changes PPL by {said:g}%", change(r) + unsure(r), verdict
 
 
 def _early(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     """The first third of the blocks dominates."""
-    rows = restored(depth_table(found.results), s["format"]).where(projection=s["projection"])
+    rows = kept(depth_table(found.results), s["format"]).where(projection=s["projection"])
     ends = [rows[0][f"share_early{end}"] for end in ("", "_low", "_high")] if rows else [None]
     if None in ends:
-        return "the early blocks dominate", "their cost in all is not told from zero", "not told"
+        return "the early blocks dominate", "their cost in all is not significant", "undecided"
     share, low, high = (100 * end for end in ends)
     ours = f"{share:.0f}% [{low:.0f}, {high:.0f}] of the cost in the first third"
-    verdict = "agrees" if low > 50 else "disagrees" if high < 50 else "not told"
+    verdict = "agrees" if low > 50 else "disagrees" if high < 50 else "undecided"
     return "the early blocks dominate", ours, verdict
 
 
@@ -251,17 +251,17 @@ def _flat(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
     spreads = {n: float(np.std([percents(r)[0] for r in of], ddof=1)) for n, of in curves.items()}
     own, rows = spreads[s["projection"]], curves[s["projection"]]
     place, count = ranked({n: -v for n, v in spreads.items()})[s["projection"]], len(spreads)
-    told = f"{sum(map(significant, rows))} of {len(rows)} told from zero"
-    ours = f"spread {own:.2f}% of PPL, place {place} of {count} from the least; {told}"
+    known = f"{sum(map(significant, rows))} of {len(rows)} significant"
+    ours = f"spread {own:.2f}% of PPL, place {place} of {count} from the least; {known}"
     verdict = "agrees" if own < np.median([*spreads.values()]) else "disagrees"
     return "about the same in all blocks", ours, verdict
 
 
 def _strong(found: fp4scope.Diagnosis, s: _Row) -> tuple[str, str, str]:
-    """Keeping the projection of the named blocks helps, each told from zero."""
+    """Keeping the projection of the named blocks helps, each significantly."""
     rows, _, named, shown = _named(found, s)
     held = [b for b in named if significant(rows[b]) and rows[b]["delta_nll"] > 0]
-    verdict = "agrees" if len(held) == len(named) else "in part" if held else "not told"
+    verdict = "agrees" if len(held) == len(named) else "in part" if held else "undecided"
     return f"strong at {s['blocks'].replace(' ', ', ')}", shown, verdict
 
 
@@ -272,7 +272,7 @@ def _named(
     rows = curve(found, s)
     ranks = ranked({b: r["delta_nll"] for b, r in rows.items()})
     named = [int(b) for b in s["blocks"].split()]
-    shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{untold(rows[b])}" for b in named)
+    shown = "; ".join(f"{b}: {change(rows[b])}, rank {ranks[b]}{unsure(rows[b])}" for b in named)
     return rows, ranks, named, shown
 
 
@@ -295,18 +295,18 @@ STATEMENTS: dict[str, Callable[..., tuple[str, str, str]]] = {
 
 
 def resolution(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """How small a change of a layer can be and still be told from zero."""
+    """How small a change of a layer can be and still be significant."""
     yield from header(
-        "format", "half an interval, % of PPL", "smallest change told (Holm)", "layers told"
+        "format", "half an interval, % of PPL", "smallest significant change", "significant layers"
     )
     for fmt in FORMATS:
-        rows = restored(found.layers, fmt).rows
+        rows = kept(found.layers, fmt).rows
         ends = [(low, high) for _, low, high in map(percents, rows)]
         widths = [(high - low) / 2 for low, high in ends if low is not None and high is not None]
-        told = [abs(percents(r)[0]) for r in rows if significant(r)]
+        known = [abs(percents(r)[0]) for r in rows if significant(r)]
         middle = f"{np.median(widths):.2f} ({min(widths):.2f} to {max(widths):.2f})"
         yield row(
-            fmt, middle, f"{min(told):.2f}%" if told else "none", f"{len(told)} of {len(rows)}"
+            fmt, middle, f"{min(known):.2f}%" if known else "none", f"{len(known)} of {len(rows)}"
         )
 
 
@@ -321,7 +321,7 @@ def verdicts(found: fp4scope.Diagnosis) -> Iterable[str]:
 TABLES = {
     "readings": readings,
     "projections": projections,
-    "precision": other_readings,
+    "operands": other_readings,
     "orders": orders,
     "activations": activations,
     "statements": statements,
@@ -358,18 +358,18 @@ def paper_projections(model: str, fmt: str) -> dict[str, float]:
 
 def savings(ppl: dict[str, float]) -> dict[str, float]:
     """What keeping each projection saves, nats, the largest first."""
-    base = ppl["baseline"]
-    saved = {name: float(np.log(base / p)) for name, p in ppl.items() if name != "baseline"}
+    base = ppl["all-quantized"]
+    saved = {name: float(np.log(base / p)) for name, p in ppl.items() if name != "all-quantized"}
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
 def curve(found: fp4scope.Diagnosis, s: _Row) -> dict[int, _Row]:
     """The layers of a statement's projection, by block."""
-    rows = restored(found.layers, s["format"]).where(projection=s["projection"])
+    rows = kept(found.layers, s["format"]).where(projection=s["projection"])
     return {r["block"]: r for r in rows}
 
 
-def restored(table: Table, fmt: str) -> Table:
+def kept(table: Table, fmt: str) -> Table:
     """The rows of ours that are held against the paper's."""
     return table.where(direction="keep", format=FORMATS[fmt], precision=BOTH)
 
@@ -395,8 +395,8 @@ def change(r: _Row) -> str:
     return f"{shown}%" + ("" if low is None else f" [{', '.join(ends)}]")
 
 
-def untold(r: _Row) -> str:
-    return "" if significant(r) else " (not told from zero)"
+def unsure(r: _Row) -> str:
+    return "" if significant(r) else " (not significant)"
 
 
 def header(*names: str) -> list[str]:

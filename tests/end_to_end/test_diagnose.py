@@ -82,7 +82,7 @@ def test_a_pattern_equals_the_block_projections_it_names(finished):
 def test_files(finished):
     names = {p.name for p in finished.folder.iterdir()}
     assert names == {
-        "activations.csv", "baselines.csv", "blocks.csv", "layers.csv", "projections.csv",
+        "activations.csv", "all_quantized.csv", "blocks.csv", "layers.csv", "projections.csv",
         "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.html", "report.md",
         "results.json", "study.yaml",
     }  # fmt: skip
@@ -91,7 +91,7 @@ def test_files(finished):
     for written, row in zip(layers, finished.layers, strict=True):
         assert float(written["delta_nll"]) == row["delta_nll"]
         assert int(written["block"]) == row["block"]
-    first = read_csv(finished.folder / "baselines.csv")[0]
+    first = read_csv(finished.folder / "all_quantized.csv")[0]
     assert first["format"] == "full precision"
     assert first["delta_nll"] == ""
     figures = {p.name for p in (finished.folder / "figures").iterdir()}
@@ -308,7 +308,7 @@ def test_stopped_and_resumed_equals_run_through(
     assert chunks == order
     assert parts.projections.rows == whole.projections.rows
     assert parts.all_quantized.rows == whole.all_quantized.rows
-    for name in ("baselines.csv", "projections.csv", "activations.csv", "journal.jsonl"):
+    for name in ("all_quantized.csv", "projections.csv", "activations.csv", "journal.jsonl"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

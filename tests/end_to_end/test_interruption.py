@@ -91,7 +91,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-KEPT = ("projections.csv", "layers.csv", "baselines.csv", "activations.csv", "journal.jsonl")
+KEPT = ("projections.csv", "layers.csv", "all_quantized.csv", "activations.csv", "journal.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
         "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
     ]  # fmt: skip
     assert "% of the blocks' parameters, 3 blocks, 7 projections" in facts["coverage"]
-    # Reference and two baselines, a control for each; per format 7 + 7 projections and 21 layers,
+    # The full-precision and two all-quantized models, a control for each; per format 7 + 7 projections and 21 layers,
     # that is the work of 29 all-quantized models with its own: 8% of it are two replicas.
     assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21 + 2)}: ")
     for kind in ("14 projections (keep)", "14 projections (only)", "42 layers (keep)"):
@@ -206,7 +206,7 @@ def test_too_few_windows_are_said(plan, small):
 
 BAD = {
     "no model": ((), "which model?"),
-    "a level": (("--sweep", "layer"), "unknown 'layer'; choices: projections, blocks, layers"),
+    "a level": (("--sweep", "cell"), "unknown 'cell'; choices: projections, blocks, layers"),
     "a pattern": (("--pattern", "*.moe.*"), "matches none of the 21 linears"),
     "layers": (("--sweep", "layers", "--layers", "*.moe.*"), "matches none of the 21 linears"),
     "windows": (("--windows", 999), "--windows 62"),

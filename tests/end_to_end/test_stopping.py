@@ -13,7 +13,7 @@ from fp4scope.report import files
 from fp4scope.report.stopping import stopping_lines
 
 STEPS = 100
-KEPT = ("projections.csv", "layers.csv", "baselines.csv", "journal.jsonl")
+KEPT = ("projections.csv", "layers.csv", "all_quantized.csv", "journal.jsonl")
 DECISION = "best=2,within=0mnat,error=40%"
 
 

@@ -1,19 +1,23 @@
 """Results of version 4, which 0.1 wrote: what its variants are now."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+import fp4scope
 from fp4scope.design import NOTHING, setting_of
 from fp4scope.errors import OutputError
 from fp4scope.formats import get_format
 from fp4scope.ledger import Rows, results_from_json, results_to_json
 from fp4scope.recipes import Recipe
+from fp4scope.report.markdown import markdown
 from fp4scope.stats import rerun_noise, unit_table
 from fp4scope.stats.controls import luck_of
 from fp4scope.study import Direction, Operands
 from fp4scope.treatments import Amax
 
+ROOT = Path(__file__).parents[2]
 BOTH = "weights+activations"
 WINDOWS = [0, 1]
 NVFP4 = Recipe(setting_of(get_format("nvfp4"), Operands.BOTH))
@@ -167,6 +171,15 @@ def test_estimates_are_a_measure_of_the_contrasts_own_recipe():
     rows = {row["projection"]: row for row in unit_table(found, "projections")}
     assert rows["q_proj"]["gradient_nll"] == pytest.approx(-0.05)
     assert rows["up_proj"]["ppl"] is None
+
+
+def test_a_file_of_0_1_has_the_tables_of_the_same_run_today():
+    old = fp4scope.load(ROOT / "tests" / "data" / "version_0_1")
+    new = fp4scope.load(ROOT / "docs" / "results" / "checks" / "weights")
+    assert len(old.projections) == len(new.projections) > 7
+    for name in ("all_quantized", "projections", "projection_activations"):
+        assert getattr(old, name).to_csv() == getattr(new, name).to_csv()
+    assert markdown(old) == markdown(new)
 
 
 def test_dynamic_scales_are_each_windows_own():

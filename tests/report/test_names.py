@@ -109,7 +109,7 @@ def test_the_numbers_are_written_whatever_becomes_of_the_report(known, tmp_path,
         write_outputs(diagnosis, tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {
-        "results.json", "baselines.csv", "projections.csv", "layers.csv", "activations.csv"
+        "results.json", "all_quantized.csv", "projections.csv", "layers.csv", "activations.csv"
     }  # fmt: skip
 
 

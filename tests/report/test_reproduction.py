@@ -47,7 +47,7 @@ def test_the_block_that_costs_most_is_named_where_the_paper_names_another(known)
     ("block", "percent", "verdict"),
     [
         ("5", "-0.5", "agrees"), ("5", "-3", "smaller here"), ("5", "-0.2", "larger here"),
-        ("5", "0.5", "other sign"), ("0", "-0.5", "smaller here"), ("0", "-0.01", "not told"),
+        ("5", "0.5", "other sign"), ("0", "-0.5", "smaller here"), ("0", "-0.01", "undecided"),
     ],
 )  # fmt: skip
 def test_changes_in_percent(known, block, percent, verdict):
@@ -63,14 +63,14 @@ def test_early_blocks(known):
 
 def test_flat(known):
     ours, verdict = said(known(), "flat")
-    assert ours.endswith("; 5 of 6 told from zero")
+    assert ours.endswith("; 5 of 6 significant")
     # Both projections of this study spread alike: neither less than the other.
     assert verdict == "disagrees"
 
 
 @pytest.mark.parametrize(
     ("blocks", "verdict"),
-    [("5", "agrees"), ("4 1", "agrees"), ("5 0", "in part"), ("0", "not told")],
+    [("5", "agrees"), ("4 1", "agrees"), ("5 0", "in part"), ("0", "undecided")],
 )
 def test_blocks_that_are_said_to_be_strong(known, blocks, verdict):
     assert said(known(), "strong", blocks=blocks)[1] == verdict
@@ -78,7 +78,7 @@ def test_blocks_that_are_said_to_be_strong(known, blocks, verdict):
 
 @pytest.mark.parametrize("kind", ["peaks", "strong", "change", "early"])
 def test_where_nothing_can_be_told_apart_nothing_is_said(known, kind):
-    assert said(known(), kind, "q_proj", "nvfp4", blocks="0", percent="0")[1] == "not told"
+    assert said(known(), kind, "q_proj", "nvfp4", blocks="0", percent="0")[1] == "undecided"
 
 
 @pytest.mark.parametrize("kind", ["peaks", "strong", "change", "early"])
@@ -87,7 +87,7 @@ def test_on_few_windows_nothing_is_said(known, kind):
     few = rebuilt(results, (one.without(range(3, 8)) for one in entries(results)))
     found = compare.fp4scope.Diagnosis(few)
     ours, verdict = said(found, kind, blocks="5", percent="-0.5")
-    assert verdict == "not told"
+    assert verdict == "undecided"
     assert "[" not in ours
     assert list(compare.readings(found))[-1].endswith("| \u2212120.0 (no interval) |")
 
@@ -95,7 +95,7 @@ def test_on_few_windows_nothing_is_said(known, kind):
 def test_whole_models_are_compared_by_the_ratio_of_perplexities(known):
     lines = list(compare.readings(known()))
     assert [line for line in lines if line.startswith("| ours")] == [
-        next(line for line in lines if "mxfp4:floor, weights+activations" in line)
+        next(line for line in lines if "mxfp4:floor, W4A4" in line)
     ]
     assert lines[-1].endswith("| \u2212120.0 [\u2212120.0, \u2212120.0] |")
 
@@ -106,13 +106,13 @@ def test_what_the_paper_says_is_consistent():
             ppl = compare.paper_projections(model, fmt)
             for row in compare.read("projections"):
                 if (row["model"], row["format"]) == (model, fmt) and row["improvement"]:
-                    drop = ppl["baseline"] - float(row["ppl"])
+                    drop = ppl["all-quantized"] - float(row["ppl"])
                     assert drop == pytest.approx(float(row["improvement"]), abs=0.011)
     assert {row["kind"] for row in compare.read("statements")} == set(compare.STATEMENTS)
 
 
 def test_savings_in_nats():
-    saved = compare.savings({"baseline": 20.0, "q_proj": 19.0, "up_proj": 10.0})
+    saved = compare.savings({"all-quantized": 20.0, "q_proj": 19.0, "up_proj": 10.0})
     assert list(saved) == ["up_proj", "q_proj"]
     assert saved["up_proj"] == pytest.approx(np.log(2))
 
@@ -150,7 +150,7 @@ def test_projections_stand_beside_the_papers(tables):
         (ours,) = [r for r in kept if names.items() <= r.items()]
         assert float(row[1]) == of["down_proj"]
         assert float(row[2]) == pytest.approx(float(ours["ppl"]), abs=0.005)
-        saved = 1000 * np.log(of["baseline"] / of["down_proj"])
+        saved = 1000 * np.log(of["all-quantized"] / of["down_proj"])
         assert float(row[3].split()[0]) == pytest.approx(saved, rel=1e-3)
         assert float(row[4].split()[0]) == pytest.approx(1000 * float(ours["delta_nll"]), rel=1e-3)
         assert row[5] == ours["tier"]

@@ -250,7 +250,7 @@ def test_an_overflowing_gradient_is_named(adopted, units, ids):
     loaded = adopted("llama")
     loaded.model.lm_head.weight.data *= float("inf")
     chosen = units(loaded, sweep="layers", formats="nvfp4", operands="weights")
-    with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|weights.*overflowed"):
+    with pytest.raises(NonFiniteError, match=r"the estimate of nvfp4\|W4A16.*overflowed"):
         estimate_window(loaded, ids[0], chosen, Injector(loaded.model))
 
 
