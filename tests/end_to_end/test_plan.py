@@ -172,8 +172,8 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
         "coverage", "variants", "windows", "chunk", "memory", "passes", "work", "time",
     ]  # fmt: skip
     assert "% of the blocks' parameters, 3 blocks, 7 projections" in facts["coverage"]
-    # The full-precision and two all-quantized models, a control for each; per format 7 + 7 projections and 21 layers,
-    # that is the work of 29 all-quantized models with its own: 8% of it are two replicas.
+    # Full precision and two all-quantized models, a control for each; per format 7 + 7 projections
+    # and 21 layers, the work of 29 all-quantized models with its own: 8% of it are two replicas.
     assert facts["variants"].startswith(f"{3 + 3 + 2 * (7 + 7 + 21 + 2)}: ")
     for kind in ("14 projections (keep)", "14 projections (only)", "42 layers (keep)"):
         assert kind in facts["variants"]

@@ -135,8 +135,8 @@ class Grid:
             justify = "left" if column < len(self._names) else "right"
             table.add_column(Text(heads[column]), justify=justify, width=width)
         for row in self._rows:
-            layers = zip((row[c] for c in chosen), widths, strict=True)
-            table.add_row(*(Text(_folded(cell, width)) for cell, width in layers))
+            cells = zip((row[c] for c in chosen), widths, strict=True)
+            table.add_row(*(Text(_folded(cell, width)) for cell, width in cells))
         yield from out.render(table, options.update(width=_total(widths)))
 
 
