@@ -13,7 +13,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.formats import BlockFormat, get_format
 
-FULL_PRECISION_BITS = 16
+FULL_PRECISION_BITS = 16.0
 
 
 def operands_of(precision: str) -> str:
@@ -133,7 +133,7 @@ class Setting:
             FULL_PRECISION_BITS if operand is None else operand.format.element.bits
             for operand in (self.weight, self.input)
         ]
-        return "W{}A{}".format(*bits)
+        return "W{:.0f}A{:.0f}".format(*bits)
 
     def to_json(self) -> dict[str, Any]:
         """The treated operands."""

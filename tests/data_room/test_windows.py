@@ -193,7 +193,7 @@ def test_wikitext2_calibrates_on_its_train_split(name, cut, monkeypatch):
     monkeypatch.setattr(
         "fp4scope.data.windows.dataset",
         lambda name, split="test": Text(
-            name=f"{name.word} {split}", content=" ".join(f"w{i}" for i in words[split])
+            name=f"{name.value} {split}", content=" ".join(f"w{i}" for i in words[split])
         ),
     )
     options = {"seq_len": 5, "windows": 2, "calibration_seq_len": 4, "calibration_windows": 3}

@@ -199,7 +199,7 @@ def test_other_spellings_of_options(asked):
         "--pattern", "*.0.*", "--pattern", "re:a{1,2}", "--dtype", "float16", "--allow-pickle",
     )  # fmt: skip
     other, folder = asked(
-        "--limit", 3, "--seq_len=16", "--layers", "down_proj", "--all-quantized models", "nvfp4",
+        "--limit", 3, "--seq_len=16", "--cells", "down_proj", "--baselines", "nvfp4",
         "--patterns", "*.0.*", "--patterns", "re:a{1,2}", "--dtype", "fp16", "--allow_pickle",
         "--output-path", "there",
     )  # fmt: skip

@@ -95,14 +95,14 @@ class Grid:
         self._names, self._values = tuple(map(visible, names)), tuple(map(visible, values))
         self._rows: list[tuple[str, ...]] = []
 
-    def add_row(self, *layers: str) -> None:
-        self._rows.append(tuple(map(visible, layers)))
+    def add_row(self, *cells: str) -> None:
+        self._rows.append(tuple(map(visible, cells)))
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[Segment | Text]:
         heads = [*self._names, *self._values]
-        columns = [[head, *layers] for head, *layers in zip(heads, *self._rows, strict=True)]
+        columns = [[head, *cells] for head, *cells in zip(heads, *self._rows, strict=True)]
         natural = [max(map(cell_len, column)) for column in columns]
         room = options.max_width if console.is_terminal else _total(natural)
         least = [max(map(_longest, column)) for column in columns]

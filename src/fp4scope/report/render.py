@@ -20,8 +20,8 @@ def as_markdown(section: Section, depth: int = 3) -> str:
     return "\n".join(lines)
 
 
-def _line(layers: Iterable[str]) -> str:
-    return f"| {' | '.join(layers)} |"
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _in_markdown(column: Column, cell: Cell) -> str:
