@@ -30,8 +30,8 @@ from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.stats.intervals import paired
 from fp4scope.study import Study
-from fp4scope.sweep import Worker, measure_naively, schedule, self_check
-from sweep import calibrated
+from fp4scope.sweep import measure_naively
+from sweep import calibrated, opened
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def main() -> int:
     runs = design(study, loaded.layout.sites).runs
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        schedule(Worker(loaded, ids, injector), runs, log, self_check(loaded, ids)).run()
+        opened(loaded, ids, runs, injector, log).run()
         log.close()
     swept: dict[tuple[Recipe, int], dict[int, float]] = {}
     for recipe in log.ledger:

@@ -22,7 +22,7 @@ from fp4scope.ledger import Log
 from fp4scope.models import adopt, load_model
 from fp4scope.operands import Injector
 from fp4scope.study import Study, parse_memory
-from fp4scope.sweep import Worker, schedule, self_check
+from sweep import opened
 
 CONFIG = {
     "vocab_size": 151_936,
@@ -69,8 +69,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         log = Log(Path(folder) / "journal.jsonl", {})
-        worker = Worker(loaded, ids, injector)
-        sweep = schedule(worker, runs, log, self_check(loaded, ids), budget=allowed)
+        sweep = opened(loaded, ids, runs, injector, log, allowed)
         sweep.run()
         log.close()
         seconds = time.perf_counter() - begun

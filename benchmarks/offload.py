@@ -25,9 +25,10 @@ import transformers
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt
 from fp4scope.operands import Injector
+from fp4scope.recipes import Recipe
 from fp4scope.study import parse_memory
-from fp4scope.sweep import Shape, Worker, schedule, self_check
-from sweep import CONFIGS, layer_variants, random_text
+from fp4scope.sweep import Shape
+from sweep import CONFIGS, layer_variants, opened, random_text
 
 
 class Run(NamedTuple):
@@ -36,7 +37,7 @@ class Run(NamedTuple):
     tokens_a_second: float
     peak_gb: float
     copies: int
-    nll: dict[str, list[float]]
+    nll: dict[Recipe, list[float | None]]
 
 
 def main() -> int:
@@ -111,8 +112,7 @@ def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) 
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        worker = Worker(loaded, ids, injector)
-        sweep = schedule(worker, variants, log, self_check(loaded, ids), budget=memory)
+        sweep = opened(loaded, ids, variants, injector, log, memory)
         before = _copies(loaded)
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()

@@ -42,7 +42,8 @@ from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.recipes import Recipe
 from fp4scope.study import Study
-from fp4scope.sweep import Shape, Worker, measure_naively, schedule, self_check
+from fp4scope.sweep import Memory, Shape, Worker, measure_naively, schedule, self_check
+from fp4scope.sweep.scheduler import Scheduler
 from fp4scope.sweep.wavefront import head_in_blocks
 
 CONFIGS = {
@@ -193,6 +194,20 @@ class _Swept(NamedTuple):
     """Of what PyTorch allocates on the device, the model included."""
 
 
+def opened(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    runs: Sequence[Run],
+    injector: Injector,
+    log: Log,
+    budget: int | None = None,
+) -> Scheduler:
+    """A sweep of these runs, checked and ready, that takes so many bytes beside the model."""
+    check = self_check(loaded, ids)
+    memory = Memory(loaded, runs, ids.shape[1], check.captured_bytes, budget)
+    return schedule(Worker(loaded, ids, injector), memory, log, check)
+
+
 def _swept(
     loaded: LoadedModel,
     ids: torch.Tensor,
@@ -206,8 +221,7 @@ def _swept(
         log = Log(Path(folder) / "journal.jsonl", {})
         _wait(loaded.device)
         begun = time.perf_counter()
-        worker = Worker(loaded, ids, injector)
-        sweep = schedule(worker, variants, log, self_check(loaded, ids))
+        sweep = opened(loaded, ids, variants, injector, log)
         blocks.clear()
         sweep.run()
         _wait(loaded.device)

@@ -15,6 +15,7 @@ from fp4scope.models import BlockStack
 from fp4scope.sweep.memory import SIZES, Memory, free_memory, is_out_of_memory
 from fp4scope.sweep.passes import passes
 from fp4scope.sweep.shape import Shape
+from fp4scope.sweep.tree import build_tree
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +42,24 @@ def memory(loaded, variants, kind):
     return Memory(loaded, variants, 2048, captured_bytes=100_000, kind=kind, sizes=sizes)
 
 
+def shape_within(memory, budget):
+    memory.budget = budget
+    return memory.shape(64)
+
+
 def shapes(memory, budgets):
     """The shape for every budget that has one."""
     found = {}
     for budget in budgets:
         try:
-            found[budget] = memory.shape(64, budget)
+            found[budget] = shape_within(memory, budget)
         except StudyError:
             break
     return found
 
 
 def test_a_shape_needs_no_more_than_the_budget(memory, kind):
-    most = memory.needed(memory.shape(64, 10**12))
+    most = memory.needed(shape_within(memory, 10**12))
     found = shapes(memory, [int(most * 0.8**i) for i in range(60)])
     assert len(found) > 10
     for budget, shape in found.items():
@@ -75,7 +81,7 @@ def test_less_memory_than_the_least_is_an_error_with_both_numbers(memory):
         match=r"memory is 0\.00 GB beside the model, but .* one window of 2048 tokens at a time "
         r"takes 0\.\d\d GB; give --memory more, or use a smaller --seq-len",
     ):
-        memory.shape(64, 1_000_000)
+        shape_within(memory, 1_000_000)
 
 
 def test_more_of_anything_needs_more(memory):
@@ -89,7 +95,7 @@ def test_more_of_anything_needs_more(memory):
 
 
 def test_halving_ends_at_the_smallest(memory, kind, variants):
-    shape = memory.shape(64, 10**12)
+    shape = shape_within(memory, 10**12)
     seen = []
     while shape is not None:
         seen.append(shape)
@@ -161,6 +167,21 @@ def test_no_number_depends_on_the_shape(shape, small, expected, open_sweep, numb
     sweep.run()
     assert numbers_of(sweep) == expected
     assert sweep.log.shapes == [shape.to_json()]
+
+
+def test_trees_are_built_once(small, open_sweep, monkeypatch):
+    """For the shape, and for all tasks of a sweep that has one."""
+    built = []
+
+    def build(runs, sites):
+        built.append(len(runs))
+        return build_tree(runs, sites)
+
+    monkeypatch.setattr("fp4scope.sweep.passes.build_tree", build)
+    sweep = open_sweep(*small, shape=Shape(windows=2, groups=1, block=4, head=4))
+    sweep.run()
+    assert len(sweep.log.jobs) == 2
+    assert built == [len(small[2])]
 
 
 def test_a_resumed_run_keeps_its_shape(small, expected, open_sweep, numbers_of):
@@ -284,7 +305,7 @@ from fp4scope.kernels import fake_quantize
 from fp4scope.ledger import Log
 from fp4scope.models import adopt
 from fp4scope.study import Study
-from fp4scope.sweep import Worker, memory, schedule, self_check
+from fp4scope.sweep import Memory, Worker, memory, schedule, self_check
 
 fake_quantize(torch.ones(16), "nvfp4")  # a compiler that is loaded for it is no part of a sweep
 # Less than usual, which would be most of a model this small.
@@ -310,7 +331,9 @@ def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
         worker = Worker(loaded, ids, Injector(loaded.model))
-        sweep = schedule(worker, runs, log, self_check(loaded, ids), budget=budget)
+        check = self_check(loaded, ids)
+        taken = Memory(loaded, runs, 256, check.captured_bytes, budget)
+        sweep = schedule(worker, taken, log, check)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         before = resident("VmRSS")
         sweep.run()

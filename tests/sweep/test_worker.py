@@ -3,6 +3,7 @@
 import torch
 
 from fp4scope.sweep import Shape, Task, Worker
+from fp4scope.sweep.passes import passes
 
 
 def test_a_task_gives_the_same_whatever_came_before(adopted, ids, planned, calibrated):
@@ -12,13 +13,17 @@ def test_a_task_gives_the_same_whatever_came_before(adopted, ids, planned, calib
     injector = calibrated(loaded, four)
     runs = planned(loaded, formats="mxfp4,nvfp4", sweep="blocks", replicas=2)
     shape = Shape(windows=2, groups=2, block=4, head=4)
-    task = Task(runs, [1, 3], shape)
+
+    def task_of(runs, windows, shape):
+        return Task(runs, windows, shape, passes(runs, shape.groups, loaded.layout.sites))
+
+    task = task_of(runs, [1, 3], shape)
     worker = Worker(loaded, four, injector, seed=3)
     shares = []
     first = worker.execute(task, shares.append)
     assert sum(shares) > 0
-    worker.execute(Task([run for run in runs if not run.replica], [0], shape))
-    worker.execute(Task(runs, [3], Shape(windows=1, groups=1, block=1, head=1)))
+    worker.execute(task_of([run for run in runs if not run.replica], [0], shape))
+    worker.execute(task_of(runs, [3], Shape(windows=1, groups=1, block=1, head=1)))
     assert worker.execute(task) == first
     assert Worker(loaded, four, injector, seed=3).execute(task) == first
     assert {(found.recipe, found.replica) for found in first} == {

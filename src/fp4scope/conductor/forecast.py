@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.conductor.calibrate import observe
-from fp4scope.conductor.prepare import Prepared, prepare, room
+from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.design import NOTHING, Contrast, Run
 from fp4scope.design import Family as Asked
@@ -26,6 +26,7 @@ from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Listener,
+    Memory,
     Progress,
     SelfCheck,
     Shape,
@@ -96,9 +97,10 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    memory, budget = room(study, prepared, prepared.runs, checked.captured_bytes)
+    captured = checked.captured_bytes
+    memory = Memory(loaded, prepared.runs, windows.seq_len, captured, study.run.memory)
     goal = study.question.stop_when
-    shape = memory.shape(len(windows) if goal is None else min(len(windows), MOST_WINDOWS), budget)
+    shape = memory.shape(len(windows) if goal is None else min(len(windows), MOST_WINDOWS))
     probe = _Probe(prepared, checked)
     probe.run(tell, study.run.memory)
     longer = windows.seq_len / probe.tokens
@@ -112,7 +114,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         variants=len(prepared.runs),
         shape=shape,
         memory_bytes=memory.needed(shape),
-        budget_bytes=budget,
+        budget_bytes=memory.budget,
         executions=memory.executions(shape) * len(windows),
         work=work,
         passes=-(-len(windows) // shape.windows) * len(memory.passes(shape.groups)),
@@ -147,15 +149,15 @@ class _Probe:
         longer = prepared.windows.seq_len / self.tokens
         self._check = replace(check, captured_bytes=int(check.captured_bytes / longer**2))
 
-    def run(self, tell: Listener, memory: int | None) -> None:
+    def run(self, tell: Listener, budget: int | None) -> None:
         calibration = self._prepared.calibration
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
         amax = {name: statistics.max for name, statistics in observed.items()}
         injector = Injector(self._loaded.model, amax)
         # One unit of a kind has kernels compiled, which the time is not to hold.
-        self._measure(_some(self._prepared, 1), injector, tell, memory)
-        self._measure(self.runs, injector, tell, memory)
+        self._measure(_some(self._prepared, 1), injector, tell, budget)
+        self._measure(self.runs, injector, tell, budget)
         if self._prepared.estimated:
             begun = time.monotonic()
             estimate_window(self._loaded, self.ids[0], self._prepared.estimated, injector)
@@ -166,13 +168,15 @@ class _Probe:
         runs: Sequence[Run],
         injector: Injector,
         tell: Listener,
-        memory: int | None,
+        budget: int | None,
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
             log = Log(Path(folder) / "journal.jsonl", {})
             try:
                 worker = Worker(self._loaded, self.ids, injector)
-                sweep = schedule(worker, runs, log, self._check, budget=memory)
+                captured = self._check.captured_bytes
+                memory = Memory(self._loaded, runs, self.tokens, captured, budget)
+                sweep = schedule(worker, memory, log, self._check)
                 begun = time.monotonic()
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
                 seconds = time.monotonic() - begun

@@ -1,7 +1,7 @@
 """From a study to everything that a sweep needs: model, windows, variants."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,7 @@ from fp4scope.study import Data, Method, Study
 from fp4scope.sweep import (
     NUMERICS_VERSION,
     Listener,
-    Memory,
     Progress,
-    free_memory,
     require_reachable,
 )
 
@@ -91,15 +89,6 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
     )
-
-
-def room(
-    study: Study, prepared: Prepared, runs: Sequence[Run], captured_bytes: int
-) -> tuple[Memory, int]:
-    """What measuring these runs takes, and the bytes that it may have beside the model."""
-    loaded, length = prepared.loaded, prepared.windows.seq_len
-    budget = free_memory(loaded.device) if study.run.memory is None else study.run.memory
-    return Memory(loaded, runs, length, captured_bytes), budget
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:

@@ -19,7 +19,6 @@ from fp4scope.conductor.prepare import (
     fitted,
     load,
     prepare,
-    room,
     without_silent,
 )
 from fp4scope.conductor.provenance import (
@@ -41,6 +40,7 @@ from fp4scope.report import write_outputs
 from fp4scope.study import Method, Study, TimeGoal, flatten
 from fp4scope.sweep import (
     Listener,
+    Memory,
     Progress,
     SelfCheck,
     Stopping,
@@ -194,10 +194,12 @@ def _run_in(
             stopping.look(log)
         wanted = len(log.done(keys_of(stopping.remaining))) < len(windows) and not stopping.reached
         check = _checked(prepared, log, tell) if wanted else None
+        memory = None
         if check is not None:
+            runs, captured = stopping.remaining, check.captured_bytes
+            memory = Memory(loaded, runs, windows.seq_len, captured, study.run.memory)
             # Before the calibration: perhaps no batch makes the sweep small enough.
-            memory, budget = room(study, prepared, stopping.remaining, check.captured_bytes)
-            memory.shape(len(windows), budget)
+            memory.shape(len(windows))
         inputs = calibrated(prepared, log, tell)
         environment = environment_of(loaded)
         sessions(log, environment, tell)
@@ -205,8 +207,8 @@ def _run_in(
         injector = Injector(loaded.model, inputs["amax"])
         if prepared.estimated:
             estimate(prepared, injector, log, tell)
-        if check is not None:
-            _measure(study, prepared, injector, log, stopping, check, found, tell)
+        if check is not None and memory is not None:
+            _measure(found, injector, memory, check, tell)
         log.require_in_place()
         results = found.results(_complete(prepared, log, stopping.reached, tell))
     finally:
@@ -306,18 +308,12 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
 
 
 def _measure(
-    study: Study,
-    prepared: Prepared,
-    injector: Injector,
-    log: Log,
-    stopping: Stopping,
-    check: SelfCheck,
-    found: _Findings,
-    tell: Listener,
+    found: _Findings, injector: Injector, memory: Memory, check: SelfCheck, tell: Listener
 ) -> None:
+    prepared, log = found.prepared, found.log
     windows = prepared.windows
-    worker = Worker(prepared.loaded, windows.ids, injector, study.numerics.seed)
-    sweep = schedule(worker, prepared.runs, log, check, budget=study.run.memory, stopping=stopping)
+    worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed)
+    sweep = schedule(worker, memory, log, check, found.stopping)
     for note in sweep.notes:
         tell(Progress("loading", note=note))
     keys = keys_of(prepared.runs)

@@ -2,7 +2,7 @@
 
 from fp4scope.sweep.check import SelfCheck, self_check
 from fp4scope.sweep.gradient import estimate_window
-from fp4scope.sweep.memory import Memory, free_memory, is_out_of_memory
+from fp4scope.sweep.memory import Memory, is_out_of_memory
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.scheduler import schedule

@@ -83,6 +83,7 @@ class Memory:
         runs: What is measured.
         seq_len: Tokens in each window.
         captured_bytes: What the model hands its blocks, for one window.
+        budget: Bytes that it may take; by default what is free, less a margin.
         kind: Of device: `cpu` or `cuda`; by default the model's.
         sizes: What such a device likes; by default that of `SIZES`.
     """
@@ -93,14 +94,16 @@ class Memory:
         runs: Sequence[Run],
         seq_len: int,
         captured_bytes: int,
+        budget: int | None = None,
         *,
         kind: str | None = None,
         sizes: Sizes | None = None,
     ) -> None:
         self._loaded = loaded
-        self._runs = runs
+        self.runs = runs
         self._seq_len = seq_len
         self._captured = captured_bytes
+        self.budget = free_memory(loaded.device) if budget is None else budget
         self._by_groups: dict[int, list[Pass]] = {}
         device = kind or loaded.device.type
         self._kind = device if device in SIZES else "cpu"
@@ -108,14 +111,14 @@ class Memory:
 
     def of(self, runs: Sequence[Run]) -> "Memory":
         """The same for other runs."""
-        return Memory(
-            self._loaded, runs, self._seq_len, self._captured, kind=self._kind, sizes=self._sizes
-        )
+        kind, sizes = self._kind, self._sizes
+        length, captured = self._seq_len, self._captured
+        return Memory(self._loaded, runs, length, captured, self.budget, kind=kind, sizes=sizes)
 
     def passes(self, groups: int) -> list[Pass]:
         """The runs in so many groups; made once for each number of them."""
         if groups not in self._by_groups:
-            self._by_groups[groups] = passes(self._runs, groups, self._loaded.layout.sites)
+            self._by_groups[groups] = passes(self.runs, groups, self._loaded.layout.sites)
         return self._by_groups[groups]
 
     def executions(self, shape: Shape) -> int:
@@ -160,10 +163,10 @@ class Memory:
         head = logits * (size if fused else size + 4) + shape.head * logits * size
         if unfused:
             head += 3 * 4 * shape.head * logits
-        kept = len(self._runs) * tokens * 9  # NLL, KL and top-1 of every row
+        kept = len(self.runs) * tokens * 9  # NLL, KL and top-1 of every row
         return images + max(block, head + kept)
 
-    def shape(self, windows: int, budget: int) -> Shape:
+    def shape(self, windows: int) -> Shape:
         """The shape to use for so many windows, or fewer at a time.
 
         Raises:
@@ -171,37 +174,41 @@ class Memory:
         """
         # A batch may take half or a quarter; smaller ones cost little until they are very small.
         for share in (2, 4):
-            shape = self._fitted(windows, budget, budget // share)
-            if self.needed(shape) <= budget:
+            shape = self._fitted(windows, self.budget // share)
+            if self.fits(shape):
                 return shape
         raise StudyError(
-            f"memory is {_gb(budget)} beside the model, but a sweep of one window of "
+            f"memory is {_gb(self.budget)} beside the model, but a sweep of one window of "
             f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
             "--memory more, or use a smaller --seq-len"
         )
 
-    def _fitted(self, windows: int, budget: int, batch: int) -> Shape:
+    def fits(self, shape: Shape) -> bool:
+        """Whether the budget is enough."""
+        return self.needed(shape) <= self.budget
+
+    def _fitted(self, windows: int, batch: int) -> Shape:
         """Cut until it fits, or cannot be cut any more; a batch takes so many bytes at most."""
         shape = self._preferred(windows)
         while self._workspace(shape) > batch and shape.block * shape.head > 1:
             shape = replace(shape, block=-(-shape.block // 2), head=-(-shape.head // 2))
         while self._workspace(shape) > batch and shape.rows > TILE_ROWS:
             shape = replace(shape, rows=shape.rows // 2)
-        while self.needed(shape) > budget and shape.windows > 1:
+        while not self.fits(shape) and shape.windows > 1:
             shape = replace(shape, windows=shape.windows // 2)
         cuda = self._kind == "cuda"
-        most = _MOST_GROUPS_BEFORE_SPILL if cuda else len(self._runs)
-        while self.needed(shape) > budget and shape.groups < most:
+        most = _MOST_GROUPS_BEFORE_SPILL if cuda else len(self.runs)
+        while not self.fits(shape) and shape.groups < most:
             shape = replace(shape, groups=min(2 * shape.groups, most))
-        if self.needed(shape) > budget and cuda:
+        if not self.fits(shape) and cuda:
             shape = replace(shape, groups=1, spill=True)
         return shape
 
-    def fewer_groups(self, shape: Shape, budget: int) -> Shape:
+    def fewer_groups(self, shape: Shape) -> Shape:
         """The same with as few passes over the weights as fit, for when some were dropped."""
         while shape.groups > 1:
             candidate = replace(shape, groups=-(-shape.groups // 2))
-            if self.needed(candidate) > budget:
+            if not self.fits(candidate):
                 break
             shape = candidate
         return shape
@@ -210,8 +217,8 @@ class Memory:
         """About half as much at once; None where nothing is left to halve."""
         if shape.windows > 1:
             return replace(shape, windows=shape.windows // 2)
-        if shape.groups < len(self._runs):
-            return replace(shape, groups=min(2 * shape.groups, len(self._runs)))
+        if shape.groups < len(self.runs):
+            return replace(shape, groups=min(2 * shape.groups, len(self.runs)))
         if shape.block > 1 or shape.head > 1:
             return replace(shape, block=max(1, shape.block // 2), head=max(1, shape.head // 2))
         if shape.rows > TILE_ROWS:
@@ -226,7 +233,7 @@ class Memory:
         rows = sizes.tile_rows
         logits = min(self._seq_len, rows) * self._loaded.vocab_size * self._loaded.dtype.itemsize
         head = max(1, sizes.head_bytes // logits)
-        chunk = -(-sizes.chunk_tokens // (len(self._runs) * self._seq_len))
+        chunk = -(-sizes.chunk_tokens // (len(self.runs) * self._seq_len))
         together = max(1, min(windows, block, chunk))
         return Shape(windows=together, groups=1, block=block, head=head, rows=rows)
 

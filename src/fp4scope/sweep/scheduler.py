@@ -10,15 +10,15 @@ enough, and which runs are still wanted (`stopping`).
 import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from fp4scope.design import Run, keys_of
+from fp4scope.design import keys_of
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Found, Log
 from fp4scope.sweep.check import SelfCheck, still_the_same
-from fp4scope.sweep.memory import Memory, free_memory, is_out_of_memory
+from fp4scope.sweep.memory import Memory, is_out_of_memory
 from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
@@ -31,89 +31,76 @@ FORWARDS_BETWEEN_CHECKS = 256
 
 def schedule(
     worker: Worker,
-    runs: Sequence[Run],
+    memory: Memory,
     log: Log,
     check: SelfCheck,
-    *,
-    budget: int | None = None,
     stopping: Stopping | None = None,
 ) -> "Scheduler":
-    """A sweep of these runs, its shape decided: that of the log's last job if that fits.
+    """A sweep, its shape decided: that of the log's last job if that fits.
 
     Args:
         worker: Of the model and its windows.
-        runs: What to measure.
+        memory: Of what is to be measured: all that is wanted still.
         log: Where each task's rows go; windows that it has are not measured again.
         check: What the self-check of these windows found.
-        budget: Bytes to take beside the model; by default what is free, less a margin.
         stopping: Says after each task what is still to be measured; by default everything is.
 
     Raises:
         StudyError: No chunk is small enough for the memory.
     """
-    loaded, (count, length) = worker.loaded, worker.ids.shape
-    budget = free_memory(loaded.device) if budget is None else budget
-    stopping = stopping or Stopping(None, runs)
-    remaining = stopping.remaining
-    memory = Memory(loaded, remaining, length, check.captured_bytes)
+    stopping = stopping or Stopping(None, memory.runs)
+    count = len(worker.ids)
     most = count if stopping.goal is None else min(count, MOST_WINDOWS)
-    shape = memory.shape(most, budget)
-    inputs = {s.input for run in runs for s in run.recipe.settings}
+    shape = memory.shape(most)
+    inputs = {s.input for run in memory.runs for s in run.recipe.settings}
     by_window = any(x is not None and x.tensor_scale is Amax.WINDOW for x in inputs)
     if not check.batches or (check.flattens and by_window):
         # A state may not depend on what shares its batch.
         shape = replace(shape, windows=1, block=1, head=shape.head if check.batches else 1)
     notes: list[str] = []
-    last = log.last_shape(keys_of(remaining))
+    last = log.last_shape(keys_of(memory.runs))
     if last is not None:
         before = replace(Shape(**last), windows=min(last["windows"], most))
-        if len(remaining) < len(runs):
-            before = memory.fewer_groups(before, budget)
-        if before == shape or memory.needed(before) <= budget:
+        if len(memory.runs) < len(stopping.runs):
+            before = memory.fewer_groups(before)
+        if before == shape or memory.fits(before):
             shape = before
         else:
             notes.append(
                 "warning: less memory is free than when this folder was begun, so batches are "
                 "smaller now; W4A4 results of both shapes are compared with each other"
             )
-    return Scheduler(worker, remaining, log, check, memory, budget, stopping, shape, notes)
+    return Scheduler(worker, memory, log, check, stopping, shape, notes)
 
 
+@dataclass
 class Scheduler:
     """Hands out tasks and commits what they give. `schedule` makes one; `notes` are for users."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        runs: list[Run],
-        log: Log,
-        check: SelfCheck,
-        memory: Memory,
-        budget: int,
-        stopping: Stopping,
-        shape: Shape,
-        notes: list[str],
-    ) -> None:
-        self.worker, self._runs, self.log = worker, runs, log
-        self.check, self._memory, self._budget = check, memory, budget
-        self._stopping, self.shape, self.notes = stopping, shape, notes
-        self._unchecked = 0
-        """Blocks run since the last comparison with the model's own forward."""
+    worker: Worker
+    memory: Memory
+    log: Log
+    check: SelfCheck
+    stopping: Stopping
+    shape: Shape
+    notes: list[str]
+    _unchecked: int = 0
+    """Blocks run since the last comparison with the model's own forward."""
 
     @property
     def memory_bytes(self) -> int:
         """What the sweep is expected to take beside the model."""
-        return self._memory.needed(self.shape)
+        return self.memory.needed(self.shape)
 
     @property
     def executions(self) -> int:
         """Blocks to run on each window."""
-        return self._memory.executions(self.shape)
+        return self.memory.executions(self.shape)
 
     @property
     def work(self) -> float:
         """The same with the head, in blocks."""
-        return self._memory.work(self.shape)
+        return self.memory.work(self.shape)
 
     def run(self, tell: Listener = lambda event: None) -> None:
         """Measure what the log lacks.
@@ -126,23 +113,24 @@ class Scheduler:
         """
         generator = torch.Generator().manual_seed(self.worker.seed)
         order = torch.randperm(len(self.worker.ids), generator=generator).tolist()
-        known = set(self.log.done(keys_of(self._runs)))
+        known = set(self.log.done(keys_of(self.memory.runs)))
         left = [w for w in order if w not in known]
         work = self.work
         spent = Counter({work: len(known)})  # windows by the work that each took
 
         def told(done: float, note: str | None = None) -> None:
             before = sum(each * windows for each, windows in spent.items())
-            ahead = 0 if self._stopping.reached else len(left) * work
+            ahead = 0 if self.stopping.reached else len(left) * work
             windows = len(order) - len(left)
             detail = f"{windows} of {len(order)} windows"
             done = before + min(done, work * len(left[: self.shape.windows]))  # shares are rounded
             tell(Progress("measuring", done, before + ahead, detail, note, windows))
 
         told(0.0)
-        self._stopping.begin()
-        while left and not self._stopping.reached:
-            task = Task(self._runs, left[: self.shape.windows], self.shape)
+        self.stopping.begin()
+        while left and not self.stopping.reached:
+            passes = self.memory.passes(self.shape.groups)
+            task = Task(self.memory.runs, left[: self.shape.windows], self.shape, passes)
             rows = self._tried(task, told)
             if rows is None:
                 work = self.work
@@ -188,15 +176,14 @@ class Scheduler:
 
     def _look(self) -> None:
         """Ask what the next task has to measure; fewer runs may need fewer passes."""
-        self._stopping.look(self.log)
-        remaining = self._stopping.remaining
-        if len(remaining) < len(self._runs) and not self._stopping.reached:
-            self._runs = remaining
-            self._memory = self._memory.of(remaining)
-            self.shape = self._memory.fewer_groups(self.shape, self._budget)
+        self.stopping.look(self.log)
+        remaining = self.stopping.remaining
+        if len(remaining) < len(self.memory.runs) and not self.stopping.reached:
+            self.memory = self.memory.of(remaining)
+            self.shape = self.memory.fewer_groups(self.shape)
 
     def _shrink(self, reason: str) -> None:
-        shape = self._memory.smaller(self.shape)
+        shape = self.memory.smaller(self.shape)
         if shape is None:
             raise StudyError(
                 f"out of memory with one window of {self.worker.ids.shape[1]} tokens and one "

@@ -53,7 +53,7 @@ class Stopping:
     ) -> None:
         self.goal = goal
         self.reached = False
-        self._runs = list(runs)
+        self.runs = list(runs)
         self._contrasts = contrasts
         self._units = [contrast for contrast in contrasts if contrast.unit is not None]
         self._keys = frozenset((unit.own, 0, "nll") for unit in self._units)
@@ -74,7 +74,7 @@ class Stopping:
         }
         open = {r for c in self._contrasts if c not in settled for r, _ in c.terms}
         dropped = {contrast.own for contrast in settled} - open
-        return [run for run in self._runs if run.recipe not in dropped]
+        return [run for run in self.runs if run.recipe not in dropped]
 
     def begin(self) -> None:
         """The first job begins now."""

@@ -16,7 +16,7 @@ from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.sweep.nonfinite import require_finite
-from fp4scope.sweep.passes import Pass, passes
+from fp4scope.sweep.passes import Pass
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.wavefront import Wavefront
 
@@ -32,11 +32,13 @@ class Task:
         runs: With the replica 0 of whatever they are compared with.
         windows: Of the text, by their numbers.
         shape: How much runs at once.
+        passes: The runs in as many groups as the shape has.
     """
 
     runs: Sequence[Run]
     windows: Sequence[int]
     shape: Shape
+    passes: Sequence[Pass]
 
 
 class Worker:
@@ -58,7 +60,6 @@ class Worker:
     ) -> None:
         self.loaded, self.ids, self.seed = loaded, ids, seed
         self._injector = injector
-        self._cut: tuple[Sequence[Run], int, list[Pass]] | None = None
 
     def execute(
         self, task: Task, advance: Callable[[float], None] = lambda share: None
@@ -75,7 +76,7 @@ class Worker:
         """
         found: dict[tuple[Recipe, int], dict[str, list[float]]] = {}
         ids = self.ids[list(task.windows)]
-        for part in self._passes(task):
+        for part in task.passes:
             wavefront = Wavefront(
                 self.loaded, self._injector, part.runs, part.tree, task.shape, self.seed
             )
@@ -88,10 +89,3 @@ class Worker:
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
-
-    def _passes(self, task: Task) -> list[Pass]:
-        """Those of the last task, if this one has the same runs: trees take time to make."""
-        groups = task.shape.groups
-        if self._cut is None or self._cut[0] is not task.runs or self._cut[1] != groups:
-            self._cut = task.runs, groups, passes(task.runs, groups, self.loaded.layout.sites)
-        return self._cut[2]
