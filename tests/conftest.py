@@ -102,12 +102,14 @@ _SLOW = (
     "end_to_end/test_plan.py", "end_to_end/test_real_model.py", "end_to_end/test_stopping.py",
     "kernels/test_backends.py", "kernels/test_fused.py", "kernels/test_odd_tensors.py",
     "kernels/test_packed.py", "kernels/test_peers.py", "kernels/test_qdq.py",
-    "metrics/test_fused.py", "models/test_gguf.py", "models/test_load.py",
+    "metrics/test_fused.py", "models/test_gguf.py", "models/test_load.py", "models/test_offload.py",
     "report/test_browser.py", "report/test_damage.py", "report/test_figures.py",
     "report/test_markdown.py", "report/test_names.py", "report/test_page.py",
     "report/test_reproduction.py",
     "stats/test_changes.py", "stats/test_controls.py", "stats/test_coverage.py",
-    "stats/test_orders.py", "sweep/test_check.py", "sweep/test_gradient.py",
+    "stats/test_decisions.py", "stats/test_noise.py", "stats/test_orders.py",
+    "stats/test_ranks.py", "stats/test_sequences.py", "study/test_odd_values.py",
+    "sweep/test_check.py", "sweep/test_gradient.py",
     "sweep/test_memory.py", "sweep/test_mixed_recipes.py", "sweep/test_tree.py",
 )  # fmt: skip
 _FIRST_FAMILIES = ("llama", "gpt2")

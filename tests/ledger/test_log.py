@@ -114,6 +114,7 @@ def test_a_torn_last_line_is_dropped_and_overwritten(path, cut):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_every_possible_cut_can_be_resumed(path):
     """Whatever a crash leaves: whole lines are kept, and the journal grows back to the same."""
     whole = path.read_bytes()

@@ -78,6 +78,7 @@ def wide(known, tmp_path):
     return Diagnosis(rebuilt(results, found), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_number_and_no_name_is_broken(width, wide, monkeypatch):
     whole = set(shown(wide, 80, monkeypatch, terminal=False).split())

@@ -37,6 +37,7 @@ def test_every_format_against_the_cheapest_and_the_cheapest_of_its_rules(observe
         assert row["delta_nll_high"] - gap == pytest.approx(half, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anytime", [False, True])
 def test_of_formats_that_cost_the_same_none_seems_dearer_than_the_cheapest(
     anytime, observe, results

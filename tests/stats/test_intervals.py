@@ -68,6 +68,7 @@ def test_perplexity_difference_of_one_window():
     assert estimate.low is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [MIN_WINDOWS, 16, 64])
 def test_the_interval_covers_the_truth_19_times_in_20(n):
     rng = np.random.default_rng(n)
