@@ -30,6 +30,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -42,8 +43,16 @@ from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.recipes import Recipe
 from fp4scope.study import Study
-from fp4scope.sweep import Memory, Shape, Worker, measure_naively, schedule, self_check
-from fp4scope.sweep.scheduler import Scheduler
+from fp4scope.sweep import (
+    Memory,
+    Shape,
+    Worker,
+    check,
+    measure_naively,
+    schedule,
+    scheduler,
+    self_check,
+)
 from fp4scope.sweep.wavefront import head_in_blocks
 
 CONFIGS = {
@@ -201,11 +210,11 @@ def opened(
     injector: Injector,
     log: Log,
     budget: int | None = None,
-) -> Scheduler:
+) -> scheduler.Scheduler:
     """A sweep of these runs, checked and ready, that takes so many bytes beside the model."""
-    check = self_check(loaded, ids)
-    memory = Memory(loaded, runs, ids.shape[1], check.captured_bytes, budget)
-    return schedule(Worker(loaded, ids, injector), memory, log, check)
+    checked = self_check(loaded, ids)
+    memory = Memory(loaded, runs, ids.shape[1], checked.captured_bytes, budget)
+    return schedule(Worker(loaded, ids, injector), memory, log, checked)
 
 
 def _swept(
@@ -223,7 +232,14 @@ def _swept(
         begun = time.perf_counter()
         sweep = opened(loaded, ids, variants, injector, log)
         blocks.clear()
-        sweep.run()
+
+        def check_again(*args: object) -> None:
+            before = len(blocks)
+            check.still_the_same(*args)
+            del blocks[before:]
+
+        with patch.object(scheduler, "still_the_same", check_again):
+            sweep.run()
         _wait(loaded.device)
         seconds = time.perf_counter() - begun
         whole = next(run.recipe for run in variants if _is_whole(run.recipe))
