@@ -28,7 +28,7 @@ from fp4scope.ledger import Log
 from fp4scope.models import load_model
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.stats.intervals import paired
+from fp4scope.stats.inference.intervals import paired
 from fp4scope.study import Study
 from fp4scope.sweep import measure_naively
 from sweep import calibrated, opened

@@ -25,9 +25,9 @@ import fp4scope
 from fp4scope.design import NOTHING, Family
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.stats import holm, standard_errors
-from fp4scope.stats.controls import held_out
-from fp4scope.stats.multiple import p_values
-from fp4scope.stats.pairing import Pairing
+from fp4scope.stats.findings.controls import held_out
+from fp4scope.stats.findings.pairing import Pairing
+from fp4scope.stats.inference.multiple import p_values
 from fp4scope.study import Direction
 
 

@@ -26,11 +26,11 @@ from intervals import KINDS, covering
 
 import fp4scope
 from fp4scope.stats import projection_kind, spearman
-from fp4scope.stats.agreement import DRAWS, ceilings
-from fp4scope.stats.dependence import drawn_means
-from fp4scope.stats.depth import peak_p
-from fp4scope.stats.families import families
-from fp4scope.stats.permutations import permutation_test, rank_fit
+from fp4scope.stats.findings.depth import peak_p
+from fp4scope.stats.findings.families import families
+from fp4scope.stats.inference.agreement import DRAWS, ceilings
+from fp4scope.stats.inference.dependence import drawn_means
+from fp4scope.stats.inference.permutations import permutation_test, rank_fit
 
 WINDOWS = 146
 BLOCKS, FINAL = 24, 16

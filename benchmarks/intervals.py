@@ -6,7 +6,7 @@
 Differences: the recorded windows are the population and their means the truth. Runs of windows of
 random length, 12 on average, are drawn with replacement until there are n (the stationary
 bootstrap: Politis and Romano 1994, JASA 89(428)), and the 95% t interval is built with the standard
-error of `fp4scope.stats.dependence` and with s / sqrt(n).
+error of `fp4scope.stats.inference.dependence` and with s / sqrt(n).
 
 Ranks: heavy-tailed costs (t, 3 degrees of freedom) of two lists with a given correlation, and
 independent normal noise in every window. The truth is the rank correlation without noise.
@@ -22,9 +22,9 @@ from scipy import stats
 
 import fp4scope
 from fp4scope.stats import spearman, standard_errors
-from fp4scope.stats.agreement import DRAWS, interval_of_draws
-from fp4scope.stats.dependence import drawn_means
-from fp4scope.stats.pairing import costs
+from fp4scope.stats.findings.pairing import costs
+from fp4scope.stats.inference.agreement import DRAWS, interval_of_draws
+from fp4scope.stats.inference.dependence import drawn_means
 
 RUN = 12
 SIZES = (16, 32, 64)

@@ -21,10 +21,10 @@ import numpy as np
 import fp4scope
 from fp4scope.report.numbers import interval, number
 from fp4scope.stats import MIN_WINDOWS, by_window, hypotheses, paired, significant, spearman
-from fp4scope.stats.depth import depth_table
-from fp4scope.stats.families import families
-from fp4scope.stats.tiers import separable
-from fp4scope.stats.windows import aligned
+from fp4scope.stats.findings.depth import depth_table
+from fp4scope.stats.findings.families import families
+from fp4scope.stats.inference.series import aligned
+from fp4scope.stats.inference.tiers import separable
 from fp4scope.table import Table
 
 DOCS = Path(__file__).parents[1] / "docs"

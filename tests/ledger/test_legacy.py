@@ -13,7 +13,7 @@ from fp4scope.ledger import Rows, results_from_json, results_to_json
 from fp4scope.recipes import Recipe
 from fp4scope.report.markdown import markdown
 from fp4scope.stats import rerun_noise, unit_table
-from fp4scope.stats.controls import luck_of
+from fp4scope.stats.findings.controls import luck_of
 from fp4scope.study import Direction, Operands
 from fp4scope.treatments import Amax
 

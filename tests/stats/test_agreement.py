@@ -6,8 +6,8 @@ from scipy import stats as scipy_stats
 
 from asking import REFERENCE, all_quantized, asked, estimated
 from fp4scope.stats import MIN_WINDOWS, agreement, agreement_table, spearman, unit_table
-from fp4scope.stats.agreement import ceilings
-from fp4scope.stats.dependence import drawn_means
+from fp4scope.stats.inference.agreement import ceilings
+from fp4scope.stats.inference.dependence import drawn_means
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -6,9 +6,9 @@ from scipy import stats as scipy_stats
 
 from asking import REFERENCE, all_quantized, asked, entry, jitter
 from fp4scope.stats import change_table
-from fp4scope.stats.changes import RESOLUTION
-from fp4scope.stats.contrasts import change
-from fp4scope.stats.windows import Series
+from fp4scope.stats.between.changes import RESOLUTION
+from fp4scope.stats.inference.change import change
+from fp4scope.stats.inference.series import Series
 
 BASE = all_quantized("nvfp4")
 WINDOWS = 24

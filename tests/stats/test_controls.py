@@ -6,9 +6,9 @@ from scipy import stats as scipy_stats
 
 from asking import REFERENCE, all_quantized, asked, entries, jitter, rebuilt
 from fp4scope.stats import Pairing
-from fp4scope.stats.controls import Controls, coefficient, held_out, luck_of
-from fp4scope.stats.dependence import standard_errors
-from fp4scope.stats.pairing import costs
+from fp4scope.stats.findings.controls import Controls, coefficient, held_out, luck_of
+from fp4scope.stats.findings.pairing import costs
+from fp4scope.stats.inference.dependence import standard_errors
 from fp4scope.study import Direction
 
 BASE = all_quantized("nvfp4")

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from fp4scope.stats import MIN_WINDOWS, mean, search, standard_errors
-from fp4scope.stats.dependence import drawn_means, halves, lags
+from fp4scope.stats.inference.dependence import drawn_means, halves, lags
 from fp4scope.study import BestGoal
 
 

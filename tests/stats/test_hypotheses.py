@@ -6,7 +6,7 @@ import pytest
 from asking import REFERENCE, all_quantized, asked, entries, rebuilt, sites_at
 from fp4scope.ledger import ActivationRecord
 from fp4scope.stats import Verdict, hypotheses
-from fp4scope.stats.depth import ALL, peak_p
+from fp4scope.stats.findings.depth import ALL, peak_p
 
 MILLI = 1e-3
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

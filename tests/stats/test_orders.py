@@ -5,9 +5,9 @@ import pytest
 
 from asking import REFERENCE, all_quantized, asked
 from fp4scope.stats import agreement, order_table, scale_table, spearman
-from fp4scope.stats.dependence import drawn_means
-from fp4scope.stats.orders import depth_weights, pair_orders
-from fp4scope.stats.scale import trend
+from fp4scope.stats.between.orders import depth_weights, pair_orders
+from fp4scope.stats.between.scale import trend
+from fp4scope.stats.inference.dependence import drawn_means
 
 NAMES = ("down", "up", "gate", "v", "o", "k", "q")
 

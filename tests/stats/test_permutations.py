@@ -7,7 +7,7 @@ import pytest
 
 from fp4scope.stats import permutations as room
 from fp4scope.stats import spearman
-from fp4scope.stats.permutations import permutation_test, rank_fit
+from fp4scope.stats.inference.permutations import permutation_test, rank_fit
 
 STRATA = np.array([0, 0, 0, 1, 1, 1, 1])
 TIED = np.array([2.0, 2.0, 50.0, 1.5, 1.5, 1.5, 6.0])

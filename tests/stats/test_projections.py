@@ -5,8 +5,8 @@ import pytest
 
 from asking import REFERENCE, all_quantized, asked, entries, rebuilt, sites_at
 from fp4scope.stats import order_table
-from fp4scope.stats.depth import ALL, depth_table
-from fp4scope.stats.projections import blocks_with, kind_of, projection_kind
+from fp4scope.stats.findings.depth import ALL, depth_table
+from fp4scope.stats.findings.projections import blocks_with, kind_of, projection_kind
 
 MILLI = 1e-3
 OF = {"format": "nvfp4", "direction": "only", "level": "layers"}

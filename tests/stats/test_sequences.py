@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from fp4scope.stats import MIN_WINDOWS, anytime_p_values, critical, log_evidence, mean, p_value
-from fp4scope.stats.sequences import EFFECT
+from fp4scope.stats.inference.sequences import EFFECT
 
 CASES = [(n, t) for n in (2, 5, 16, 146) for t in (-3.0, 0.0, 0.7, 2.3, 6.0)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fp4scope.stats import MIN_WINDOWS, tiers
-from fp4scope.stats.tiers import letters, separable
+from fp4scope.stats.inference.tiers import letters, separable
 
 
 def share(labels, i, j):

@@ -5,7 +5,8 @@ import pytest
 
 from fp4scope.design import NOTHING
 from fp4scope.ledger import Ledger, Rows
-from fp4scope.stats.windows import Series, aligned, by_window
+from fp4scope.stats.findings.windows import by_window
+from fp4scope.stats.inference.series import Series, aligned
 
 
 def nll(rows, *, counted=3, **which):

@@ -4,32 +4,18 @@ The window is the sampling unit. Windows differ far more from each other than va
 every difference is taken window by window first. numpy and scipy, never torch.
 """
 
-from fp4scope.stats.agreement import agreement, agreement_table, spearman
-from fp4scope.stats.changes import change_table
-from fp4scope.stats.comparable import comparable, differing_conditions
-from fp4scope.stats.decisions import BestSearch, Fate, search
-from fp4scope.stats.dependence import standard_errors
-from fp4scope.stats.formats import format_table, operand_table
-from fp4scope.stats.hypotheses import Column, Form, Hypothesis, Verdict, hypotheses
-from fp4scope.stats.intervals import (
-    CONFIDENCE,
-    MIN_WINDOWS,
-    half_width,
-    mean,
-    paired,
-    perplexity_difference,
-    windows_for,
-)
-from fp4scope.stats.multiple import SIGNIFICANCE, holm, p_value, significant
-from fp4scope.stats.neighbours import neighbour_correlation
-from fp4scope.stats.noise import noise_shares, rerun_noise
-from fp4scope.stats.orders import order_table
-from fp4scope.stats.pairing import Pairing
-from fp4scope.stats.projections import kind_of, projection_kind
-from fp4scope.stats.ranks import TOP_K, top_probabilities
-from fp4scope.stats.scale import scale_table
-from fp4scope.stats.sequences import anytime_p_values, critical, log_evidence
-from fp4scope.stats.tables import (
+from fp4scope.stats.between.changes import change_table
+from fp4scope.stats.between.comparable import comparable, differing_conditions
+from fp4scope.stats.between.orders import order_table
+from fp4scope.stats.between.scale import scale_table
+from fp4scope.stats.findings.agreement import agreement_table
+from fp4scope.stats.findings.formats import format_table, operand_table
+from fp4scope.stats.findings.hypotheses import hypotheses
+from fp4scope.stats.findings.neighbours import neighbour_correlation
+from fp4scope.stats.findings.noise import noise_shares, rerun_noise
+from fp4scope.stats.findings.pairing import Pairing
+from fp4scope.stats.findings.projections import kind_of, projection_kind
+from fp4scope.stats.findings.units import (
     FULL_PRECISION,
     activation_table,
     all_quantized_table,
@@ -39,5 +25,21 @@ from fp4scope.stats.tables import (
     undecided,
     unit_table,
 )
-from fp4scope.stats.tiers import tiers
-from fp4scope.stats.windows import by_window
+from fp4scope.stats.findings.verdicts import Column, Form, Hypothesis, Verdict
+from fp4scope.stats.findings.windows import by_window
+from fp4scope.stats.inference.agreement import agreement, spearman
+from fp4scope.stats.inference.decisions import BestSearch, Fate, search
+from fp4scope.stats.inference.dependence import standard_errors
+from fp4scope.stats.inference.intervals import (
+    CONFIDENCE,
+    MIN_WINDOWS,
+    half_width,
+    mean,
+    paired,
+    perplexity_difference,
+    windows_for,
+)
+from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm, p_value, significant
+from fp4scope.stats.inference.ranks import TOP_K, top_probabilities
+from fp4scope.stats.inference.sequences import anytime_p_values, critical, log_evidence
+from fp4scope.stats.inference.tiers import tiers

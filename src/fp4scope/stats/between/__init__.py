@@ -1,0 +1,1 @@
+"""What several results say together: changes, orders, model size."""

@@ -1,0 +1,1 @@
+"""What one study found: its tables, its noise, and the paper's hypotheses."""
