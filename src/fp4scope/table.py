@@ -1,16 +1,48 @@
-"""A table: rows with named columns."""
+"""A table: rows with named columns, and numbers in them that have intervals."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fp4scope.names import cell, visible
 
 _SHOWN = 60
 """Rows of a table that a notebook shows."""
+
+
+class Interval(NamedTuple):
+    """A number of a row with its interval: the columns NAME, NAME_low and NAME_high."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], name: str) -> "Interval":
+        """What a row has under a name."""
+        return cls(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+    def columns(self, name: str) -> dict[str, float | None]:
+        """What a row has to hold."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def times(self, scale: float) -> "Interval":
+        """In another unit; the ends change places where the scale is negative."""
+        value, *ends = (None if end is None else scale * end for end in self)
+        low, high = ends if scale > 0 else reversed(ends)
+        return Interval(value, low, high)
+
+    @property
+    def half(self) -> float | None:
+        """Half its width, where there is one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
 class Table(Sequence[dict[str, Any]]):

@@ -5,7 +5,7 @@ have 95% intervals, and are in millinats per token, of NLL or of KL, or in perce
 Units that were only estimated are drawn from the estimates, and the title says so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from io import BytesIO
 from math import ceil
@@ -26,10 +26,10 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP
 from fp4scope.report.labels import direction as in_words
 from fp4scope.report.labels import precision as precisions
-from fp4scope.report.numbers import relative_ends
+from fp4scope.report.numbers import in_percent
 from fp4scope.report.selection import costliest, side_by_side
 from fp4scope.stats import FULL_PRECISION, SIGNIFICANCE, only_estimated
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
 
 # Okabe and Ito's colour-blind-safe palette.
@@ -137,7 +137,7 @@ def projections_figure(
             y[[c in rows for c in order]],
             [1e3 * r["drawn"] for r in chosen],
             thick * 0.9,
-            xerr=_whiskers(chosen, "drawn"),
+            xerr=_whiskers([Interval.of(row, "drawn").times(1e3) for row in chosen]),
             color=_COLOURS[i % len(_COLOURS)],
             error_kw={"elinewidth": 1, "capsize": 2},
             label=name,
@@ -166,10 +166,10 @@ def layers_figure(
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
         axis.plot(blocks, [1e3 * r["drawn"] for r in rows], ".-", color=colour, label=label)
-        if all(r["drawn_low"] is not None for r in rows):
-            low = [1e3 * r["drawn_low"] for r in rows]
-            high = [1e3 * r["drawn_high"] for r in rows]
-            axis.fill_between(blocks, low, high, color=colour, alpha=0.18, linewidth=0)
+        spans = [Interval.of(r, "drawn").times(1e3) for r in rows]
+        if all(span.half is not None for span in spans):
+            ends = ([span.low for span in spans], [span.high for span in spans])
+            axis.fill_between(blocks, *ends, color=colour, alpha=0.18, linewidth=0)
 
     figure, axes = _panels(table, draw)
     linear = linear_threshold(1e3 * value for value in table["drawn"])
@@ -205,13 +205,11 @@ def percent_figure(
         )
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
-        shares = [relative_ends(row) for row in rows]
-        known = all(None not in ends for ends in shares)
-        half = [(high - low) / 2 for _, low, high in shares] if known else None  # type: ignore[operator]
+        shares = [in_percent(row) for row in rows]
         axis.errorbar(
             [r["block"] for r in rows],
-            [value for value, *_ in shares],
-            yerr=half,
+            [share.value for share in shares],
+            yerr=_whiskers(shares),
             fmt=".-",
             color=colour,
             linewidth=1,
@@ -255,7 +253,7 @@ def ppl_figure(
         axis.errorbar(
             [r["block"] for r in rows],
             [r["ppl"] for r in rows],
-            yerr=_whiskers(rows, "delta_ppl", 1.0),
+            yerr=_whiskers([Interval.of(r, "delta_ppl") for r in rows]),
             fmt=".-",
             color=colour,
             linewidth=1,
@@ -377,7 +375,7 @@ def _drawn(table: Table, metric: str) -> Table:
     rows = [
         row
         | {"estimated": not measured, "drawn_p": row[p]}
-        | {f"drawn{end}": row[f"{source}{end}"] for end in ("", "_low", "_high")}
+        | Interval.of(row, source).columns("drawn")
         for row in measured or table
     ]
     return Table((*table.columns, "estimated", "drawn", "drawn_low", "drawn_high", "drawn_p"), rows)
@@ -421,11 +419,9 @@ def _legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
-def _whiskers(rows: list[dict[str, Any]], column: str, scale: float = 1e3) -> np.ndarray | None:
-    if any(r[f"{column}_low"] is None for r in rows):
-        return None
-    half = [abs(scale) * (r[f"{column}_high"] - r[f"{column}_low"]) / 2 for r in rows]
-    return np.array([half, half])
+def _whiskers(shown: Sequence[Interval]) -> list[float] | None:
+    halves = [span.half for span in shown]
+    return None if None in halves else halves  # type: ignore[return-value]
 
 
 def _title(diagnosis: Findings, what: str, table: Table) -> str:

@@ -1,12 +1,13 @@
 """Numbers as every part of a report shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from math import expm1
 from typing import Any
 
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.section import Cell
+from fp4scope.table import Interval
 
 MINUS = "\u2212"
 SMALLEST = 1e-5
@@ -22,15 +23,15 @@ def measured(
     row: Mapping[str, Any], column: str = "delta_nll", scale: float = 1000.0, *, muted: bool = False
 ) -> Cell:
     """A difference with its interval."""
-    value, *ends = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
-    if value is None:
+    shown, value = Interval.of(row, column).times(scale), row[column]
+    if shown.value is None:
         return Cell()
-    return Cell(number(scale * value, sign=True), _bracket(ends, scale), value, muted)
+    return Cell(number(shown.value, sign=True), _bracket(shown), value, muted)
 
 
-def _bracket(ends: Sequence[float | None], scale: float) -> str:
-    shown = [number(scale * end, sign=True) for end in ends if end is not None]
-    return f"[{', '.join(shown)}]" if len(shown) == 2 else "(no interval)"
+def _bracket(shown: Interval) -> str:
+    low, high = (number(end, sign=True) for end in shown[1:])
+    return f"[{low}, {high}]" if low and high else "(no interval)"
 
 
 def plain(value: float | None) -> Cell:
@@ -45,26 +46,26 @@ def share(value: float | None) -> Cell:
 
 def relative(row: Mapping[str, Any], *, muted: bool = False) -> Cell:
     """What a row's quantization costs in percent of perplexity, with its interval."""
-    ends = relative_ends(row)
-    if ends[0] is None:
+    shown = in_percent(row)
+    if shown.value is None:
         return Cell()
-    return Cell(f"{number(ends[0], sign=True)}%", _bracket(ends[1:], 1.0), ends[0], muted)
+    return Cell(f"{number(shown.value, sign=True)}%", _bracket(shown), shown.value, muted)
 
 
-def relative_ends(row: Mapping[str, Any]) -> list[float | None]:
+def in_percent(row: Mapping[str, Any]) -> Interval:
     """A difference of perplexity, and its interval, in percent of the control's perplexity.
 
     The control has seen the same windows. A whole model has no `delta_ppl`; its ratio to the
     reference's is the exponential of the difference of NLL.
     """
     if "delta_ppl" not in row:
-        ends = [row[f"delta_nll{end}"] for end in ("", "_low", "_high")]
-        return [None if end is None else 100 * expm1(end) for end in ends]
-    ppl, *ends = (row[name] for name in ("ppl", "delta_ppl", "delta_ppl_low", "delta_ppl_high"))
-    if ppl is None or ends[0] is None:
-        return [None] * 3
-    control = ppl + (ends[0] if direction(row["direction"]) is KEEP else -ends[0])
-    return [None if end is None else 100 * end / control for end in ends]
+        ends = Interval.of(row, "delta_nll")
+        return Interval(*(None if end is None else 100 * expm1(end) for end in ends))
+    ppl, delta = row["ppl"], Interval.of(row, "delta_ppl")
+    if ppl is None or delta.value is None:
+        return Interval(None, None, None)
+    control = ppl + (delta.value if direction(row["direction"]) is KEEP else -delta.value)
+    return Interval(*(None if end is None else 100 * end / control for end in delta))
 
 
 def spread(value: float | None) -> str:

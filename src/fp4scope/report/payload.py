@@ -15,11 +15,11 @@ from typing import Any
 from fp4scope.report import axes, labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
-from fp4scope.report.numbers import interval, number, relative_ends
+from fp4scope.report.numbers import in_percent, interval, number
 from fp4scope.report.sections import Measure, is_muted, measures
 from fp4scope.report.selection import is_measured
 from fp4scope.stats import FULL_PRECISION, kind_of, only_estimated
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 _ENDS = ("", "_low", "_high")
 METRICS: dict[str, dict[str, Any]] = {
@@ -93,16 +93,11 @@ def _all_quantized(found: Findings) -> dict[str, Any] | None:
                 "label": f"{row['format']}, {row['precision']}" if several else row["format"],
                 "text": f"{row['format']}, {row['precision']}: {interval(row)} millinats",
             }
-            | {name: _milli(row[f"delta_nll{end}"]) for name, end in _NAMED_ENDS.items()}
+            | _milli(row, "delta_nll")._asdict()
             for row in rows
         ],
-        "axis": _linear(
-            (_milli(row[f"delta_nll{end}"]) for row in rows for end in _ENDS), zero=0.0
-        ),
+        "axis": _linear((end for row in rows for end in _milli(row, "delta_nll")), zero=0.0),
     }
-
-
-_NAMED_ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def _families(found: Findings, table: Table, columns: Sequence[Measure]) -> list[_Family]:
@@ -128,30 +123,26 @@ def _families(found: Findings, table: Table, columns: Sequence[Measure]) -> list
 
 def _values(row: _Row) -> list[Any]:
     """One unit's values, in the order of `COLUMNS`."""
-    nats = [_milli(row[f"delta_nll{end}"]) for end in _ENDS]
-    if only_estimated(row):
-        nats = [_milli(row[f"gradient_nll{end}"]) for end in _ENDS]
     return [
         row["projection"],
         row.get("block"),
-        *nats,
-        *map(_short, relative_ends(row)),
-        *(_milli(row[f"delta_kl{end}"]) for end in _ENDS),
-        *_around(row),
+        *_milli(row, "gradient_nll" if only_estimated(row) else "delta_nll"),
+        *map(_short, in_percent(row)),
+        *_milli(row, "delta_kl"),
+        *map(_short, _around(row)),
         _short(row["delta_ppl"]),
         is_muted(row),
         is_muted(row, "p_holm_kl"),
     ]
 
 
-def _around(row: _Row) -> list[float | None]:
+def _around(row: _Row) -> Interval:
     """Perplexity, and the interval of its difference around it."""
-    value, delta, low, high = (row[n] for n in ("ppl", *(f"delta_ppl{end}" for end in _ENDS)))
+    value, sign = row["ppl"], -1 if direction(row["direction"]) is KEEP else 1
+    delta, low, high = Interval.of(row, "delta_ppl").times(sign)
     if value is None or delta is None or low is None or high is None:
-        return [_short(value), None, None]
-    kept = direction(row["direction"]) is KEEP
-    ends = (delta - high, delta - low) if kept else (low - delta, high - delta)
-    return [_short(value), *(_short(value + end) for end in ends)]
+        return Interval(value, None, None)
+    return Interval(value, value + low - delta, value + high - delta)
 
 
 def _views(families: Sequence[_Family]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -252,8 +243,8 @@ def _activations(found: Findings) -> dict[str, Any]:
     }
 
 
-def _milli(value: float | None) -> float | None:
-    return None if value is None else _short(1e3 * value)
+def _milli(row: _Row, name: str) -> Interval:
+    return Interval(*map(_short, Interval.of(row, name).times(1e3)))
 
 
 def _short(value: float | None) -> float | None:

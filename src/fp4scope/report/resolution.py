@@ -8,6 +8,7 @@ from typing import Any
 from fp4scope.ledger import Results
 from fp4scope.report.axes import step_below
 from fp4scope.stats import windows_for
+from fp4scope.table import Interval
 
 USUAL = 5.0
 """Millinats per token: half a percent of perplexity. What a reader is told how to reach."""
@@ -34,11 +35,12 @@ class Resolution:
 
 def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolution | None:
     """The resolution of the exact sweep for these units; None where they have no intervals."""
-    known = [row for row in rows if row["delta_nll_low"] is not None]
+    found = [(row, Interval.of(row, "delta_nll").half) for row in rows]
+    known = [(row, half) for row, half in found if half is not None]
     if not known:
         return None
-    half = median(500 * (row["delta_nll_high"] - row["delta_nll_low"]) for row in known)
-    windows = round(median(row["windows"] for row in known))
+    half = median(1e3 * half for _, half in known)
+    windows = round(median(row["windows"] for row, _ in known))
     if half == 0:  # nothing differs in any window
         return Resolution(0.0, windows, 0.0, windows, windows)
     target = USUAL if half > USUAL else step_below(half)

@@ -12,7 +12,7 @@ from fp4scope.report.numbers import interval, number, percent, relative
 from fp4scope.report.resolution import resolution
 from fp4scope.report.selection import groups, is_measured, lowering, sole_precision, swept
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
 
 _WIDENED = 1.1
@@ -202,12 +202,8 @@ def agreements(found: Findings) -> list[str]:
     """How well the gradient ranks the units of each family that was also measured."""
     said = []
     for row in found.agreement:
-        span = number(row["rho"], digits=2)
-        if row["rho_low"] is None:
-            span += f" (no interval: {row['windows']} windows)"
-        else:
-            low, high = (number(row[f"rho_{end}"], digits=2) for end in ("low", "high"))
-            span += f" ({low} to {high})"
+        span, low, high = (number(end, digits=2) for end in Interval.of(row, "rho"))
+        span += f" ({low} to {high})" if low else f" (no interval: {row['windows']} windows)"
         line = (
             f"{_way(row).capitalize()}, {_under(row)}: the gradient's ranking of {row['units']} "
             f"{labels.level(row['level'])} against the exact sweep's: rho {span}"

@@ -14,7 +14,7 @@ from fp4scope.report.section import Column, Section, naming, texts
 from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.stopping import windows_measured
 from fp4scope.stats import SIGNIFICANCE
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 _BEYOND = {True: "beyond noise", False: "within noise", None: "not known"}
 _TREND = {
@@ -290,7 +290,7 @@ def _ordered(comparison: JointFindings) -> Iterator[str]:
 
 
 def _rho(row: _Row) -> str:
-    rho, low, high = (number(row[f"rho{end}"], digits=2) for end in ("", "_low", "_high"))
+    rho, low, high = (number(end, digits=2) for end in Interval.of(row, "rho"))
     return f"{rho} [{low}, {high}]" if low else f"{rho} (no interval)"
 
 

@@ -18,7 +18,7 @@ from fp4scope.design import Contrast
 from fp4scope.ledger import Results
 from fp4scope.stats.between.comparable import matched_formats, same_tokens
 from fp4scope.stats.findings.pairing import costs
-from fp4scope.stats.inference.change import Change, change
+from fp4scope.stats.inference.change import change
 from fp4scope.stats.inference.multiple import holm, significant
 from fp4scope.table import Table
 
@@ -49,7 +49,9 @@ def change_table(before: Results, after: Results) -> Table:
             continue
         found = change(there, series, pair=pair, anytime=anytime)
         if found is not None:
-            rows.append(contrast.labels | {"format_before": old} | _values(found))
+            row = contrast.labels | {"format_before": old} | found.columns
+            row["windows_before"], row["windows"] = found.windows
+            rows.append(row)
     _adjust(rows)
     return Table(CHANGE_COLUMNS, rows)
 
@@ -70,18 +72,3 @@ def _place(contrast: Contrast, fmt: str) -> tuple[Any, ...]:
     """What is the same thing in two runs, in the one's own format."""
     operands = contrast.family.setting.operands
     return tuple((contrast.labels | {"format": fmt, "precision": operands}).values())
-
-
-def _values(found: Change) -> dict[str, Any]:
-    return {
-        "before": found.before,
-        "after": found.after,
-        "change": found.change,
-        "change_stderr": found.stderr,
-        "change_low": found.low,
-        "change_high": found.high,
-        "p": found.p,
-        "paired": found.paired,
-        "windows": found.windows[1],
-        "windows_before": found.windows[0],
-    }

@@ -209,7 +209,7 @@ def _row(lists: _Lists, pair: bool, anytime: bool) -> dict[str, Any] | None:
     if found is None:
         return None
     row: dict[str, Any] = {"level": lists.level, "units": one.shape[1], "parts": lists.parts}
-    row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
+    row |= found.rho.columns("rho")
     row |= {"rho_apart": found.apart, "own_one": rho_apart(one, one)}
     row |= {"own_other": rho_apart(other, other), "paired": pair}
     row |= {"windows_one": len(one), "windows_other": len(other)}

@@ -59,10 +59,7 @@ def scale_table(runs: Mapping[str, Results]) -> Table:
             row |= {"smaller": smaller, "larger": larger}
             row |= {"parameters": one.model["parameters"]}
             row |= {"parameters_larger": other.model["parameters"]}
-            row |= {"before": change.before, "after": change.after, "change": change.change}
-            row |= {"change_stderr": change.stderr, "p": change.p, "paired": change.paired}
-            row |= {"change_low": change.low, "change_high": change.high}
-            steps.append(row)
+            steps.append(row | change.columns)
         for row, p in zip(steps, holm([row["p"] for row in steps]), strict=True):
             row["p_holm"] = p
         if len(steps) + 1 >= FEWEST_SIZES:

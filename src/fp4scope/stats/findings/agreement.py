@@ -30,7 +30,7 @@ def agreement_table(results: Results) -> Table:
         if found is None:
             continue
         row = family.labels | {"units": len(members), "windows": len(exact)}
-        row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
+        row |= found.rho.columns("rho")
         row["rho_apart"] = found.apart
         most = ceilings(exact)
         if most is not None:

@@ -29,7 +29,7 @@ from fp4scope.stats.inference.intervals import MIN_WINDOWS, mean
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm, one_sided_p_values, p_value
 from fp4scope.stats.inference.ranks import DRAWS
 from fp4scope.stats.inference.series import Floats, Integers
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 THIRDS = ("early", "middle", "final")
 DEPTH_COLUMNS = (
@@ -122,18 +122,18 @@ def _places(
     }
 
 
-def _shares(by_block: Floats, draws: Floats, thirds: Integers) -> dict[str, float]:
+def _shares(by_block: Floats, draws: Floats, thirds: Integers) -> dict[str, float | None]:
     """What part of all blocks' cost the first and the last third have; none if it may be zero."""
     totals = draws.sum(axis=1)
     tail = SIGNIFICANCE / 2
     if np.quantile(totals, tail) <= 0:
         return {}
-    found = {}
+    found: dict[str, float | None] = {}
     for i, name in ((0, "early"), (2, "final")):
         shares = draws[:, thirds == i].sum(axis=1) / totals
-        low, high = np.quantile(shares, [tail, 1 - tail])
-        found |= {f"share_{name}": float(by_block[thirds == i].sum() / by_block.sum())}
-        found |= {f"share_{name}_low": float(low), f"share_{name}_high": float(high)}
+        ends = map(float, np.quantile(shares, [tail, 1 - tail]))
+        share = float(by_block[thirds == i].sum() / by_block.sum())
+        found |= Interval(share, *ends).columns(f"share_{name}")
     return found
 
 

@@ -93,8 +93,7 @@ def _compared(
     if len(windows):
         delta = paired(values[:, 0], values[:, 1], anytime=results.anytime)
         delta = simultaneous(delta, among, anytime=results.anytime)
-        row |= {"windows": delta.n, "delta_nll": delta.mean}
-        yield row | {"delta_nll_low": delta.low, "delta_nll_high": delta.high}
+        yield row | {"windows": delta.n} | delta.columns("delta_nll")
 
 
 def _pairs(by_format: Mapping[str, Series], swept: Set[str]) -> dict[tuple[str, str], None]:

@@ -16,7 +16,7 @@ from fp4scope.stats.findings.depth import ALL, DEPTH_COLUMNS, depth_table
 from fp4scope.stats.findings.families import families, named
 from fp4scope.stats.findings.verdicts import Column, Form, Hypothesis, Verdict
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 _SHOWN = (
     Column("format, direction", "", Form.FAMILY),
@@ -115,7 +115,7 @@ def _significant(p: float | None) -> bool:
 def _early_shares(sums: list[dict[str, Any]]) -> str:
     shares = []
     for row in sums:
-        ends = [row[f"share_early{end}"] for end in ("", "_low", "_high")]
+        ends = Interval.of(row, "share_early")
         if None not in ends:
             share, low, high = (f"{end:.0%}".replace("-", "\u2212") for end in ends)
             shares.append(f"{share} ({low} to {high}) of the summed cost under {named(row)}")

@@ -32,7 +32,7 @@ from fp4scope.stats.inference.intervals import MIN_WINDOWS
 from fp4scope.stats.inference.multiple import SIGNIFICANCE
 from fp4scope.stats.inference.permutations import permutation_test, rank_fit
 from fp4scope.stats.inference.series import Floats, Integers, Series, aligned
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 _COLUMNS = (
     "format", "precision", "direction", "level", "units", "rho_tail", "rho_tail_low",
@@ -138,13 +138,13 @@ def _row(
     return row
 
 
-def _fit(costs: Floats, name: str, x: Floats, strata: Integers) -> dict[str, float]:
+def _fit(costs: Floats, name: str, x: Floats, strata: Integers) -> dict[str, float | None]:
     """A rank correlation with its interval; nothing where `x` does not vary within strata."""
     rho = float(rank_fit(costs.mean(axis=0), x, strata))
     if np.isnan(rho):
         return {}
-    low, high = interval_of_draws(rho, rank_fit(drawn_means(costs, DRAWS), x, strata))
-    return {name: rho, f"{name}_low": low, f"{name}_high": high}
+    ends = interval_of_draws(rho, rank_fit(drawn_means(costs, DRAWS), x, strata))
+    return Interval(rho, *ends).columns(name)
 
 
 def _numbered(names: tuple[str | None, ...]) -> Integers:

@@ -139,7 +139,7 @@ def _compared(
     precisions = dict.fromkeys(family.labels["precision"] for family in (one, other))
     row = {"first": one.name, "second": other.name, "precision": "/".join(precisions)}
     row |= {"units": len(names), "windows": len(both), "pairs": len(p)}
-    row |= {"rho": found.rho, "rho_low": found.low, "rho_high": found.high}
+    row |= found.rho.columns("rho")
     spans = [float(np.ptp(side.mean(axis=0))) for side in (first, second)]
     pairs = tuple(combinations(names, 2))
     return row, _Pairs(pairs, (gaps, others), (spans[0], spans[1]), np.maximum(p, q))

@@ -30,12 +30,12 @@ from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.noise import rerun_noise
 from fp4scope.stats.findings.pairing import Pairing, difference
 from fp4scope.stats.findings.windows import by_window
-from fp4scope.stats.inference.intervals import Estimate, mean, paired, perplexity_difference
+from fp4scope.stats.inference.intervals import mean, paired, perplexity_difference
 from fp4scope.stats.inference.multiple import holm, p_value
 from fp4scope.stats.inference.ranks import TOP_K, top_probabilities
 from fp4scope.stats.inference.series import Series, aligned
 from fp4scope.stats.inference.tiers import tiers
-from fp4scope.table import Table
+from fp4scope.table import Interval, Table
 
 _MEASURES = ("ppl", "nll", "nll_stderr")
 _DELTA = ("delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high")
@@ -171,8 +171,7 @@ def projection_activation_table(activations: Sequence[ActivationRecord]) -> Tabl
 
 def undecided(row: Mapping[str, Any]) -> bool:
     """Whether a row's interval holds zero."""
-    low, high = row["delta_nll_low"], row["delta_nll_high"]
-    return low is not None and low <= 0 <= high
+    return Interval.of(row, "delta_nll").holds_zero
 
 
 def cost(row: Mapping[str, Any]) -> float | None:
@@ -195,8 +194,8 @@ def _estimate(results: Results, contrast: Contrast) -> dict[str, Any]:
     series = by_window(results.ledger, contrast.own, "gradient")
     if series is None:
         return {}
-    found = dict(zip(_ESTIMATE, _interval(mean(series.values)), strict=True))
-    return found | _extent(results, contrast.own, "gradient")
+    extent = _extent(results, contrast.own, "gradient")
+    return mean(series.values).columns("gradient_nll") | extent
 
 
 def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:
@@ -205,18 +204,12 @@ def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:
 
 
 def _measures(results: Results, recipe: Recipe) -> dict[str, Any] | None:
-    found = {m: by_window(results.ledger, recipe, m) for m in ("nll", "kl", "top1")}
-    if found["nll"] is None or found["kl"] is None:
+    nlls, kls = (by_window(results.ledger, recipe, name) for name in ("nll", "kl"))
+    if nlls is None or kls is None:
         return None
-    nll, kl = mean(found["nll"].values), mean(found["kl"].values)
-    return {
-        "ppl": float(np.exp(nll.mean)),
-        "nll": nll.mean,
-        "nll_stderr": nll.stderr,
-        "kl": kl.mean,
-        "kl_stderr": kl.stderr,
-        "top1": _share(results, recipe),
-    } | _extent(results, recipe, "nll")
+    nll, kl = mean(nlls.values), mean(kls.values)
+    found = nll.columns("nll") | kl.columns("kl") | _extent(results, recipe, "nll")
+    return found | {"ppl": float(np.exp(nll.mean)), "top1": _share(results, recipe)}
 
 
 def _share(results: Results, recipe: Recipe) -> float:
@@ -242,20 +235,11 @@ def _difference(sides: tuple[Series, Series], anytime: bool) -> dict[str, Any]:
     more, less = (side.values for side in sides)
     nll = paired(more, less, anytime=anytime)
     ppl = perplexity_difference(more, less, anytime=anytime)
-    return dict(zip(_DELTA, _interval(nll), strict=True)) | {
-        "delta_ppl": ppl.mean,
-        "delta_ppl_low": ppl.low,
-        "delta_ppl_high": ppl.high,
-        "p": p_value(nll, anytime=anytime),
-    }
+    tested = {"p": p_value(nll, anytime=anytime)}
+    return nll.columns("delta_nll") | ppl.columns("delta_ppl") | tested
 
 
 def _kl_difference(sides: tuple[Series, Series], anytime: bool) -> dict[str, Any]:
     more, less = (side.values for side in sides)
     found = paired(more, less, anytime=anytime)
-    values = dict(zip(_DELTA_KL, _interval(found), strict=True))
-    return values | {"p_kl": p_value(found, anytime=anytime)}
-
-
-def _interval(found: Estimate) -> tuple[float | None, ...]:
-    return found.mean, found.stderr, found.low, found.high
+    return found.columns("delta_kl") | {"p_kl": p_value(found, anytime=anytime)}

@@ -45,6 +45,7 @@ from scipy import stats
 from fp4scope.stats.inference.dependence import drawn_means, halves
 from fp4scope.stats.inference.intervals import CONFIDENCE, MIN_WINDOWS
 from fp4scope.stats.inference.series import Floats
+from fp4scope.table import Interval
 
 FEWEST_UNITS = 3
 """Two are always ranked perfectly, one way or the other."""
@@ -54,15 +55,13 @@ HALVINGS = 500
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation with its interval; no `low` and `high` below `MIN_WINDOWS` windows.
+    """Rank correlation with its interval, whose ends are None below `MIN_WINDOWS` windows.
 
     `apart` is that of the estimate and the exact cost on different windows; None for fewer than
     four.
     """
 
-    rho: float
-    low: float | None
-    high: float | None
+    rho: Interval
     apart: float | None
 
 
@@ -96,14 +95,14 @@ def agreement(exact: Floats, estimated: Floats, *, paired: bool = True) -> Agree
         return None
     apart = rho_apart(exact, estimated) if paired else None
     if min(len(exact), len(estimated)) < MIN_WINDOWS:
-        return Agreement(rho, None, None, apart)
+        return Agreement(Interval(rho, None, None), apart)
     units = exact.shape[1]
     if paired:
         drawn = drawn_means(np.concatenate([exact, estimated], axis=1), DRAWS)
         found = spearman(drawn[:, :units], drawn[:, units:])
     else:
         found = spearman(drawn_means(exact, DRAWS), drawn_means(estimated, DRAWS, seed=1))
-    return Agreement(rho, *interval_of_draws(rho, found), apart)
+    return Agreement(Interval(rho, *interval_of_draws(rho, found)), apart)
 
 
 def interval_of_draws(rho: float, drawn: Floats) -> tuple[float, float]:

@@ -9,6 +9,7 @@ variances are involved, Biometrika 34(1-2).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -23,19 +24,22 @@ from fp4scope.stats.inference.series import Floats, Series, aligned
 class Change:
     """Nats per token, `after` less `before`.
 
-    Without `low`, `high` and `p` below `MIN_WINDOWS` windows, and where unpaired windows were
+    Without interval and `p` below `MIN_WINDOWS` windows, and where unpaired windows were
     measured until something was decided: no Welch interval holds then.
     """
 
     before: float
     after: float
-    change: float
-    stderr: float | None
-    low: float | None
-    high: float | None
+    change: Estimate
     p: float | None
     paired: bool
     windows: tuple[int, int]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row has to hold of it."""
+        known = {name: getattr(self, name) for name in ("before", "after", "p", "paired")}
+        return known | self.change.columns("change")
 
 
 def change(before: Series, after: Series, *, pair: bool, anytime: bool = False) -> Change | None:
@@ -61,10 +65,7 @@ def change(before: Series, after: Series, *, pair: bool, anytime: bool = False) 
     return Change(
         before=float(x.mean()),
         after=float(y.mean()),
-        change=found.mean,
-        stderr=found.stderr,
-        low=found.low,
-        high=found.high,
+        change=found,
         p=p,
         paired=pair,
         windows=(len(x), len(y)),

@@ -32,6 +32,7 @@ from scipy import stats
 
 from fp4scope.stats.inference.dependence import standard_errors
 from fp4scope.stats.inference.sequences import critical
+from fp4scope.table import Interval
 
 CONFIDENCE = 0.95
 MIN_WINDOWS = 8
@@ -47,6 +48,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+    def columns(self, name: str) -> dict[str, float | None]:
+        """What a row has to hold: the mean under a name, its standard error and interval."""
+        span = Interval(self.mean, self.low, self.high)
+        return span.columns(name) | {f"{name}_stderr": self.stderr}
 
 
 @cache
