@@ -138,7 +138,7 @@ def _values(row: _Row) -> list[Any]:
 
 def _around(row: _Row) -> Interval:
     """Perplexity, and the interval of its difference around it."""
-    value, sign = row["ppl"], -1 if direction(row["direction"]) is KEEP else 1
+    value, sign = row["ppl"], -1.0 if direction(row["direction"]) is KEEP else 1.0
     delta, low, high = Interval.of(row, "delta_ppl").times(sign)
     if value is None or delta is None or low is None or high is None:
         return Interval(value, None, None)
