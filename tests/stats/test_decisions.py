@@ -106,7 +106,7 @@ def test_a_true_member_is_hardly_ever_dropped():
 
 def test_it_notices_when_the_bounds_are_too_narrow(monkeypatch):
     """The guard of the guards: with fixed-n bounds the same simulation errs too often."""
-    from fp4scope.stats import decisions
+    from fp4scope.stats.inference import decisions
 
     monkeypatch.setattr(
         decisions, "critical", lambda n, alpha, one_sided: float(stats.t.ppf(0.8, n - 1))

@@ -5,8 +5,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from fp4scope.stats import permutations as room
 from fp4scope.stats import spearman
+from fp4scope.stats.inference import permutations as room
 from fp4scope.stats.inference.permutations import permutation_test, rank_fit
 
 STRATA = np.array([0, 0, 0, 1, 1, 1, 1])
