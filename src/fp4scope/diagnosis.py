@@ -4,15 +4,13 @@ Both are tables (`fp4scope.report`) with the ways to show them. `load` and `comp
 the folders that runs have written.
 """
 
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fp4scope.errors import OutputError, StudyError, nearest
+from fp4scope.errors import OutputError, StudyError
 from fp4scope.ledger import Results, read_results
-from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.markdown import markdown
@@ -41,23 +39,16 @@ class Diagnosis(Findings):
 
         Args:
             kind: `projections`, `layers`, `heatmap`, `ppl` or `percent`.
-            options: `direction` (`keep` or `only`) and `operands` (`W4A4`, `W4A16`, `W16A4`), by
+            options: `direction` (`keep` or `only`) and `precision` (`W4A4`, `W4A16`, ...), by
                 default the first that the study has; `format`, by default all; of
                 `projections`, `layers` and `heatmap` also `metric` (`nll` or `kl`).
 
         Raises:
             StudyError: There is no such figure or option, or nothing to draw in it.
         """
-        from fp4scope.report.figures import FIGURES  # matplotlib takes its time
+        from fp4scope.report.figures import draw  # matplotlib takes its time
 
-        kind = labels.level(kind)
-        if kind not in FIGURES:
-            raise StudyError(f"unknown figure {kind!r}; {nearest(kind, FIGURES)}")
-        known = list(inspect.signature(FIGURES[kind]).parameters)[1:]
-        for name in options:
-            if name not in known:
-                raise StudyError(f"figure {kind!r} has no option {name!r}; {nearest(name, known)}")
-        return FIGURES[kind](self, **options)
+        return draw(self, kind, **options)
 
     def report(self) -> str:
         """The report as Markdown."""
