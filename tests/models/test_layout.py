@@ -49,14 +49,14 @@ def test_nothing_but_linears_inside_blocks_is_listed(family, tiny_model):
     assert all(model.get_submodule(name) is not head for name in layout.linears)
 
 
-def test_paths_are_whole_and_blocks_those_that_have_a_projection(tiny_model):
+def test_a_projection_is_in_the_blocks_that_have_it_under_its_whole_path(tiny_model):
     """The second block of this one is dense."""
-    layout = find_layout(tiny_model("qwen2-moe"))
-    assert layout.paths["q_proj"] == "self_attn.q_proj"
-    assert layout.paths["shared_expert.up_proj"] == "mlp.shared_expert.up_proj"
-    assert layout.blocks_with("q_proj") == [0, 1]
-    assert layout.blocks_with("shared_expert.up_proj") == [0]
-    assert layout.blocks_with("mlp.up_proj") == [1]
+    found = {}
+    for site in find_layout(tiny_model("qwen2-moe")).sites:
+        found.setdefault(site.projection, {})[site.block] = site.path
+    assert found["q_proj"] == dict.fromkeys([0, 1], "self_attn.q_proj")
+    assert found["shared_expert.up_proj"] == {0: "mlp.shared_expert.up_proj"}
+    assert found["mlp.up_proj"] == {1: "mlp.up_proj"}
 
 
 def test_coverage_is_the_share_of_weights(tiny_model):

@@ -63,19 +63,6 @@ class Layout:
         return self.sites.projections
 
     @property
-    def paths(self) -> dict[str, str]:
-        """Each projection's path inside its block, uncut: that of its first linear."""
-        found: dict[str, str] = {}
-        for site in self.sites:
-            prefix = f"{self.blocks_path}.{site.block}."
-            found.setdefault(site.projection, site.name.removeprefix(prefix))
-        return found
-
-    def blocks_with(self, projection: str) -> list[int]:
-        """The blocks that have a projection; hybrids do not have each in all."""
-        return sorted(layer.block for layer in self.layers if layer.projection == projection)
-
-    @property
     def linears(self) -> tuple[str, ...]:
         """Their full names."""
         return tuple(self.sites.by_name)

@@ -26,7 +26,7 @@ class JointFindings:
 
     @cached_property
     def all_quantized(self) -> Table:
-        """A row for each output and baseline."""
+        """A row for each output and all-quantized model."""
         rows = []
         columns: tuple[str, ...] = ()
         for name, results in self.runs.items():
