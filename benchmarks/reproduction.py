@@ -351,7 +351,7 @@ def kept_run(folder: Path) -> fp4scope.Diagnosis:
 
 
 def paper_projections(model: str, fmt: str) -> dict[str, float]:
-    """PPL by projection, and of the baseline."""
+    """PPL by projection, and of the all-quantized model."""
     rows = [r for r in read("projections") if (r["model"], r["format"]) == (model, fmt)]
     return {r["projection"]: float(r["ppl"]) for r in rows}
 

@@ -167,14 +167,16 @@ def _one_format(
     operations = _operations(loaded, ids, (2 + len(layers) * per_layer / depth), len(variants))
     mine = swept.seconds / len(variants)
     print(
-        f"\n{fmt}: {len(layers)} layers and 2 baselines, {swept.shape}; before, a sweep of block 0 "
-        f"took {compiled_s:.1f} s, with kernels to compile or to find compiled"
+        f"\n{fmt}: {len(layers)} layers and 2 all-quantized models, {swept.shape}; before, a sweep "
+        f"of block 0 took {compiled_s:.1f} s, with kernels to compile or to find compiled"
         + (f"; peak of device memory {swept.peak_gb:.1f} GB" if swept.peak_gb else "")
     )
-    print(f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a layer':>15}{'baseline NLL':>14}")
+    print(
+        f"  {'':26}{'ms a variant':>13}{'ratio':>8}{'blocks a layer':>15}{'all-quantized NLL':>19}"
+    )
     floor = operations / rate / len(variants)
     print(f"  {'floor':26}{1e3 * floor:13.1f}{floor / mine:8.2f}")
-    print(f"  {'wavefront':26}{1e3 * mine:13.1f}{1:8.2f}{per_layer:15.2f}{swept.nll:14.4f}")
+    print(f"  {'wavefront':26}{1e3 * mine:13.1f}{1:8.2f}{per_layer:15.2f}{swept.nll:19.4f}")
     chosen = variants
     if options.sample:
         step = max(1, len(layers) // options.sample)
@@ -195,7 +197,7 @@ def _one_format(
 class _Swept(NamedTuple):
     seconds: float
     nll: float
-    """Of the baseline, in nats a token."""
+    """Of the all-quantized model, in nats a token."""
     blocks: int
     """Runs of a block on a window, without those of the self-check."""
     shape: Shape
