@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fp4scope.errors import DataError, ModelError, StudyError
-from fp4scope.paths import named, refusing, require_file, require_memory, writable_folder
+from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
 from fp4scope.study import Study
 
 _TIMEOUT_S = 10.0

@@ -85,7 +85,7 @@ def demo(out: Path | None, from_hub: bool) -> None:
 def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Activation outliers of every linear: max, P99.9 and their ratio."""
     from fp4scope.cli.stats import print_statistics
-    from fp4scope.paths import require_writable
+    from fp4scope.files import require_writable
     from fp4scope.preflight import check
 
     with _stoppable("nothing was written"):

@@ -7,8 +7,7 @@ from pathlib import Path
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import OutputError
-from fp4scope.files import text_bytes
-from fp4scope.paths import named, refusing, require_writable
+from fp4scope.files import named, refusing, require_writable, text_bytes
 from fp4scope.report.gates import failures, parse_gate
 from fp4scope.report.side_by_side import findings, sections
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.errors import OutputError
-from fp4scope.paths import named, refusing
+from fp4scope.files import named, refusing
 from fp4scope.report.sections import activations
 from fp4scope.study import Study
 

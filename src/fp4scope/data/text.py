@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.errors import DataError
-from fp4scope.paths import read_bytes
+from fp4scope.files import read_bytes
 from fp4scope.preflight import check_text, hub_error
 from fp4scope.study import Dataset
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fp4scope.design import Contrast, Family, Unit
 from fp4scope.errors import OutputError, shown
+from fp4scope.files import named, read_bytes
 from fp4scope.ledger import legacy
 from fp4scope.ledger.checks import first_problem, require_consistent
 from fp4scope.ledger.results import Results
@@ -21,7 +22,6 @@ from fp4scope.ledger.schema import (
     RecipeFields,
     ResultsFields,
 )
-from fp4scope.paths import named, read_bytes
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction
 

@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.files import open_kept, reason
+from fp4scope.files import open_kept, read_bytes, refusing
 from fp4scope.ledger.checks import WindowTokens, require_sums
 from fp4scope.ledger.claim import Claim
 from fp4scope.ledger.lines import LOG_VERSION, decode, encode, version_of
 from fp4scope.ledger.rows import Key, Ledger
-from fp4scope.paths import read_bytes
 from fp4scope.recipes import Recipe
 
 _AGAIN = ("sessions", "notes")
@@ -89,14 +88,10 @@ class Log:
         identity = json.loads(json.dumps(identity))
         self._calibration = identity.get("calibration") or ""
         with ExitStack() as opened:
-            try:
+            with refusing(f"cannot write {path}", OutputError, "choose another folder with -o"):
                 self._claim = Claim(path.with_suffix(".lock"), started)
                 opened.callback(self._claim.close)
                 self._file = opened.enter_context(open_kept(path))
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write {path}: {reason(error)}; choose another folder with -o"
-                ) from None
             self._windows = WindowTokens(identity)
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
@@ -265,15 +260,16 @@ class Log:
                 f"{name!r} cannot be kept in {self.path}, for it is not UTF-8; rename it"
             ) from None
         self.require_in_place()
-        try:
-            _append(self._file, line)
-        except OSError as error:
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-            raise OutputError(
-                f"cannot write {self.path}: {reason(error)}; what was measured before is kept: "
-                "make room and run the same command again to go on"
-            ) from None
+        advice = (
+            "what was measured before is kept: make room and run the same command again to go on"
+        )
+        with refusing(f"cannot write {self.path}", OutputError, advice):
+            try:
+                _append(self._file, line)
+            except OSError:
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+                raise
         self._size += len(line)
         self._claim.keep_time()
 

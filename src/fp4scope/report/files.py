@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fp4scope.errors import OutputError
-from fp4scope.files import reason, replace_file, text_bytes
+from fp4scope.files import refusing, replace_file, text_bytes
 from fp4scope.ledger import results_to_json
 from fp4scope.report.figures import figures, save
 from fp4scope.report.findings import Findings
@@ -107,9 +107,7 @@ def _image(figure: Figure, suffix: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    try:
+    with refusing(f"cannot make {path.parent}", OutputError, _ADVICE):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {path.parent}: {reason(error)}; {_ADVICE}") from None
     replace_file(path, content, _ADVICE)
     return path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.errors import Fp4ScopeError, StudyError
-from fp4scope.paths import read_bytes
+from fp4scope.files import read_bytes
 from fp4scope.study.study import PLACES, Study, flatten
 
 
