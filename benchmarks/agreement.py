@@ -12,26 +12,19 @@ what the wavefront's own jitter controls differ by from the same configuration w
 """
 
 import argparse
-import platform
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
+from shared import calibrated, machine, opened
 
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.design import design
-from fp4scope.ledger import Log
 from fp4scope.models import load_model
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.stats.inference.intervals import paired
 from fp4scope.study import Study
 from fp4scope.sweep import measure_naively
-from sweep import calibrated, opened
 
 
 def main() -> int:
@@ -50,23 +43,19 @@ def main() -> int:
         study.data, evaluation_text(study.data), loaded.tokenizer, loaded.config.model_type
     )
     ids = windows.ids
-    cuda = loaded.device.type == "cuda"
     print(
-        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, "
-        f"{torch.cuda.get_device_name() if cuda else platform.machine()}, {loaded.dtype_name}\n"
+        f"{machine(loaded.device)}, {loaded.dtype_name}\n"
         f"{loaded.name}, {len(ids)} windows of {study.data.seq_len} tokens of {windows.source}"
     )
 
     injector = Injector(loaded.model, calibrated(loaded, ids[-4:]))
     runs = design(study, loaded.layout.sites).runs
-    with tempfile.TemporaryDirectory() as folder:
-        log = Log(Path(folder) / "journal.jsonl", {})
-        opened(loaded, ids, runs, injector, log).run()
-        log.close()
+    with opened(loaded, ids, runs, injector) as sweep:
+        sweep.run()
+    ledger = sweep.log.ledger
     swept: dict[tuple[Recipe, int], dict[int, float]] = {}
-    for recipe in log.ledger:
-        rows = log.ledger[recipe]
+    for recipe in ledger:
+        rows = ledger[recipe]
         for window, replica, nll in zip(
             rows.indices, rows.replicas, rows.values["nll"], strict=True
         ):

@@ -10,29 +10,14 @@ loaded. Exits with 1 if it is more than --memory. Linux only.
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import torch
-import transformers
+from shared import machine, model_of, opened, random_text
 
 from fp4scope.design import design
-from fp4scope.ledger import Log
-from fp4scope.models import adopt, load_model
 from fp4scope.operands import Injector
 from fp4scope.study import Study, parse_memory
-from sweep import opened
-
-CONFIG = {
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 
 def main() -> int:
@@ -47,12 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     allowed = parse_memory(options.memory)
 
-    if options.model is not None:
-        loaded = load_model(options.model, device="cpu")
-    else:
-        torch.manual_seed(0)
-        config = transformers.Qwen2Config(**CONFIG)
-        loaded = adopt(transformers.AutoModelForCausalLM.from_config(config), None, name="random")
+    loaded = model_of(options.model, "qwen2.5-0.5b")
     study = Study.build(
         model="-",
         formats=options.formats,
@@ -61,22 +41,19 @@ def main() -> int:
         direction=options.direction,
     )
     runs = design(study, loaded.layout.sites).runs
-    ids = torch.randint(5, loaded.config.vocab_size, (1, options.seq_len))
+    ids = random_text(loaded, 1, options.seq_len)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
 
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        log = Log(Path(folder) / "journal.jsonl", {})
-        sweep = opened(loaded, ids, runs, injector, log, allowed)
+    begun = time.perf_counter()
+    with opened(loaded, ids, runs, injector, allowed) as sweep:
         sweep.run()
-        log.close()
-        seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
     taken = _status("VmHWM") - before
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {loaded.name}, "
+        f"{machine()}; {loaded.name}, "
         f"{loaded.dtype_name}, weights {weights / 1e9:.2f} GB; {len(runs)} runs, one "
         f"window of {options.seq_len} tokens, {seconds:.0f} s\n{sweep.shape}\n"
         f"allowed {allowed / 1e9:.2f} GB, planned {sweep.memory_bytes / 1e9:.2f} GB, "

@@ -12,23 +12,19 @@ how often each block was copied, the peak of the device memory, and how far the 
 """
 
 import argparse
-import platform
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import transformers
+from shared import CONFIGS, layer_runs, machine, opened, random_text
 
-from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.study import parse_memory
 from fp4scope.sweep import Shape
-from sweep import CONFIGS, layer_variants, opened, random_text
 
 
 class Run(NamedTuple):
@@ -53,8 +49,7 @@ def main() -> int:
     limit = parse_memory(options.limit)
     device = torch.device("cuda")
     print(
-        f"{time.strftime('%Y-%m-%d')}, python {platform.python_version()}, torch "
-        f"{torch.__version__}, {torch.cuda.get_device_name()}, bfloat16, {options.config}, "
+        f"{machine(device)}, bfloat16, {options.config}, "
         f"{options.windows} windows of {options.seq_len}, {options.format}"
     )
     whole = None
@@ -102,17 +97,12 @@ def _model(config: str) -> transformers.PreTrainedModel:
 
 
 def _sweep(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) -> Run:
-    _once(loaded, options, memory)  # compiles kernels for its shapes
-    return _once(loaded, options, memory)
-
-
-def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) -> Run:
     ids = random_text(loaded, options.windows, options.seq_len)
-    variants = layer_variants(loaded, options.format, options.layers)
+    runs = layer_runs(loaded, options.format, options.layers)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
-    with tempfile.TemporaryDirectory() as folder:
-        log = Log(Path(folder) / "journal.jsonl", {})
-        sweep = opened(loaded, ids, variants, injector, log, memory)
+    with opened(loaded, ids, runs, injector, memory) as sweep:
+        sweep.run()  # compiles kernels for its shapes
+    with opened(loaded, ids, runs, injector, memory) as sweep:
         before = _copies(loaded)
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
@@ -120,9 +110,9 @@ def _once(loaded: LoadedModel, options: argparse.Namespace, memory: int | None) 
         sweep.run()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
-        nll = {recipe: log.ledger[recipe].values["nll"] for recipe in log.ledger}
-        log.close()
-    rate = len(variants) * ids.numel() / seconds
+    ledger = sweep.log.ledger
+    nll = {recipe: ledger[recipe].values["nll"] for recipe in ledger}
+    rate = len(runs) * ids.numel() / seconds
     peak_gb = torch.cuda.max_memory_allocated() / 1e9
     return Run(sweep.shape, seconds, rate, peak_gb, _copies(loaded) - before, nll)
 

@@ -13,7 +13,6 @@ On a GPU the median of calls in a CUDA graph (forwards run as they are).
 """
 
 import argparse
-import platform
 import random
 import statistics
 import sys
@@ -24,28 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from shared import machine, model_of, random_text, wait
 
 from fp4scope.formats import FORMATS, BlockFormat
 from fp4scope.kernels import BACKENDS, qdq, using
 from fp4scope.kernels.dispatch import tensor_scales
 from fp4scope.kernels.eager import quantize_blocks
-from fp4scope.models import adopt
 from fp4scope.operands import Injector
 from fp4scope.treatments import Setting, Treatment
 
 Function = Callable[[], torch.Tensor]
 GOLDEN = Path(__file__).parents[1] / "tests/data/golden_inputs.npz"
 SHAPES = {"cpu": [(2048, 896), (4096, 4096)], "cuda": [(2048, 896), (8192, 8192)]}
-SMOLLM2 = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49_152,
-    "tie_word_embeddings": True,
-}
 
 
 def main() -> int:
@@ -58,12 +47,8 @@ def main() -> int:
     options = parser.parse_args()
     cuda = options.device == "cuda"
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name() if cuda else _processor()
     dtype = torch.bfloat16 if cuda else torch.float32
-    print(
-        f"{time.strftime('%Y-%m-%d')}, python {platform.python_version()}, torch "
-        f"{torch.__version__}, {name}, {torch.get_num_threads()} threads, {dtype}\n"
-    )
+    print(f"{machine(options.device)}, {dtype}\n")
     shapes = SHAPES[options.device]
     if options.shapes:
         shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
@@ -73,7 +58,7 @@ def main() -> int:
     for shape in shapes:
         _table(shape, dtype, options.device, formats, options.repeat)
     if not options.skip_forward:
-        _forwards(dtype, options.device, formats, options.repeat)
+        _forwards(options.device, formats, options.repeat)
     return 0
 
 
@@ -273,10 +258,9 @@ def _modelopt(
     yield f"modelopt {modelopt.__version__}, triton", partial(fp4_fake_quant_block, x, amax)
 
 
-def _forwards(dtype: torch.dtype, device: str, formats: list[BlockFormat], repeat: int) -> None:
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMOLLM2))
-    loaded = adopt(model.to(device, dtype), None, name="random")
-    ids = torch.randint(5, SMOLLM2["vocab_size"], (1, 512), device=device)
+def _forwards(device: str, formats: list[BlockFormat], repeat: int) -> None:
+    loaded = model_of(None, "smollm2-135m", device)
+    ids = random_text(loaded, 1, 512).to(device)
     injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
 
     @torch.no_grad()
@@ -340,23 +324,11 @@ def _on_the_device(who: str, function: Function) -> float:
 
 
 def _seconds(function: Function, device: str) -> float:
-    if device == "cpu":
-        begun = time.perf_counter()
-        function()
-        return time.perf_counter() - begun
-    torch.cuda.synchronize()
+    wait(torch.device(device))
     begun = time.perf_counter()
     function()
-    torch.cuda.synchronize()
+    wait(torch.device(device))
     return time.perf_counter() - begun
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(": ")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -21,76 +21,27 @@ evaluates about so many layers, evenly chosen, and its mean time is compared.
 """
 
 import argparse
-import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
 import transformers
+from shared import CONFIGS, calibrated, layer_runs, machine, model_of, opened, random_text, wait
 
-from fp4scope.design import Run, design
+from fp4scope.design import Run
 from fp4scope.formats import FORMATS, BlockFormat
-from fp4scope.ledger import Log
 from fp4scope.metrics import ReferencePredictions, compare, reference_predictions
-from fp4scope.models import LoadedModel, adopt, load_model
-from fp4scope.operands import Injector, observe_inputs
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.study import Study
-from fp4scope.sweep import (
-    Memory,
-    Shape,
-    Worker,
-    check,
-    measure_naively,
-    schedule,
-    scheduler,
-    self_check,
-)
+from fp4scope.sweep import Shape, check, measure_naively, scheduler
 from fp4scope.sweep.wavefront import head_in_blocks
 
-CONFIGS = {
-    # Blocks of SmolLM2-135M; a head as large beside them as Qwen2.5-7B's (2.3 blocks).
-    "small": transformers.LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=14_400,
-    ),
-    "qwen2.5-0.5b": transformers.Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151_936,
-        tie_word_embeddings=True,
-    ),
-    "qwen2.5-7b": transformers.Qwen2Config(
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152_064,
-    ),
-    "qwen2.5-14b": transformers.Qwen2Config(
-        hidden_size=5120,
-        intermediate_size=13_824,
-        num_hidden_layers=48,
-        num_attention_heads=40,
-        num_key_value_heads=8,
-        vocab_size=152_064,
-    ),
-}
 # More windows at a time than a rival needs to keep the GPU busier than its own Python.
 _BATCH = 16
 
@@ -109,65 +60,54 @@ def main() -> int:
     options = parser.parse_args()
 
     device = torch.device(options.device)
-    loaded = _load(options.model, options.config, device)
+    loaded = model_of(options.model, options.config, options.device)
     ids = random_text(loaded, options.windows, options.seq_len)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     rate = _matrix_rate(loaded)
     print(
-        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {name or platform.machine()}, {torch.get_num_threads()} "
-        f"threads, {loaded.dtype_name}, large matrix products at {rate / 1e12:.3g} TFLOP/s\n"
+        f"{machine(device)}, {loaded.dtype_name}, large matrix products at "
+        f"{rate / 1e12:.3g} TFLOP/s\n"
         f"{loaded.name}: {len(loaded.stack)} blocks, head as large as "
         f"{head_in_blocks(loaded):.1f} blocks; {options.windows} windows of {options.seq_len}"
     )
     amax = calibrated(loaded, ids)
     failed = False
     for fmt in options.formats.split(","):
-        variants = layer_variants(loaded, fmt, options.layers)
-        failed |= _one_format(loaded, ids, fmt, variants, amax, rate, options)
+        runs = layer_runs(loaded, fmt, options.layers)
+        case = _Case(loaded, ids, fmt, runs, Injector(loaded.model, amax))
+        failed |= _one_format(case, rate, options)
     return int(failed)
 
 
-def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor:
-    """Token ids (windows, seq_len), the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(5, loaded.config.vocab_size, (windows, seq_len), generator=generator)
+class _Case(NamedTuple):
+    """What the wavefront and its rivals evaluate."""
+
+    loaded: LoadedModel
+    ids: torch.Tensor
+    fmt: str
+    runs: Sequence[Run]
+    injector: Injector
+
+    @property
+    def whole(self) -> Recipe:
+        """The all-quantized model."""
+        return next(r.recipe for r in self.runs if r.recipe.base and not r.recipe.edits)
 
 
-def layer_variants(loaded: LoadedModel, fmt: str, layers: str) -> list[Run]:
-    """`keep` of these layers, without what is perturbed: a rival would not have that."""
-    study = Study.build(model="-", formats=fmt, sweep="layers", layers=layers, direction="keep")
-    return [run for run in design(study, loaded.layout.sites).runs if not run.replica]
-
-
-def _is_whole(recipe: Recipe) -> bool:
-    """Whether every site is quantized."""
-    return recipe.base is not None and not recipe.edits
-
-
-def _one_format(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    fmt: str,
-    variants: list[Run],
-    amax: dict[str, float],
-    rate: float,
-    options: argparse.Namespace,
-) -> bool:
-    depth, windows = len(loaded.stack), len(ids)
-    injector = Injector(loaded.model, amax)
+def _one_format(case: _Case, rate: float, options: argparse.Namespace) -> bool:
+    loaded, variants = case.loaded, case.runs
+    depth, windows = len(loaded.stack), len(case.ids)
     layers = [run for run in variants if run.recipe.edits]
     block_0 = {site.name for site in loaded.layout.sites.blocks[0]}
     first = [run for run in variants if run.recipe.edited <= block_0]
-    compiled_s = _swept(loaded, ids, first, injector).seconds
-    swept = _swept(loaded, ids, variants, injector)
+    compiled_s = _swept(case._replace(runs=first)).seconds
+    swept = _swept(case)
 
     # The reference and the all-quantized model run whole; the rest is the layers'.
     per_layer = (swept.blocks / windows - 2 * depth) / len(layers)
-    operations = _operations(loaded, ids, (2 + len(layers) * per_layer / depth), len(variants))
+    operations = _operations(loaded, case.ids, (2 + len(layers) * per_layer / depth), len(variants))
     mine = swept.seconds / len(variants)
     print(
-        f"\n{fmt}: {len(layers)} layers and 2 all-quantized models, {swept.shape}; before, a sweep "
+        f"\n{case.fmt}: {len(layers)} layers and 2 all-quantized models, {swept.shape}; before, a sweep "
         f"of block 0 took {compiled_s:.1f} s, with kernels to compile or to find compiled"
         + (f"; peak of device memory {swept.peak_gb:.1f} GB" if swept.peak_gb else "")
     )
@@ -181,9 +121,9 @@ def _one_format(
     if options.sample:
         step = max(1, len(layers) // options.sample)
         chosen = [v for v in variants if v not in layers] + layers[step // 2 :: step]
-    injector.forget()
+    case.injector.forget()
     for rival in filter(None, options.rivals.split(",")):
-        label, theirs, their_nll = _RIVALS[rival](loaded, ids, fmt, chosen, injector)
+        label, theirs, their_nll = _RIVALS[rival](case._replace(runs=chosen))
         print(
             f"  {label:26}{1e3 * theirs:13.1f}{theirs / mine:8.2f}{depth:15.2f}{their_nll:14.4f}"
             + (f"   ({len(chosen)} variants)" if len(chosen) < len(variants) else "")
@@ -205,34 +145,14 @@ class _Swept(NamedTuple):
     """Of what PyTorch allocates on the device, the model included."""
 
 
-def opened(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    runs: Sequence[Run],
-    injector: Injector,
-    log: Log,
-    budget: int | None = None,
-) -> scheduler.Scheduler:
-    """A sweep of these runs, checked and ready, that takes so many bytes beside the model."""
-    checked = self_check(loaded, ids)
-    memory = Memory(loaded, runs, ids.shape[1], checked.captured_bytes, budget)
-    return schedule(Worker(loaded, ids, injector), memory, log, checked)
-
-
-def _swept(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    variants: Sequence[Run],
-    injector: Injector,
-) -> _Swept:
+def _swept(case: _Case) -> _Swept:
+    loaded = case.loaded
     cuda = loaded.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder, _counted(loaded) as blocks:
-        log = Log(Path(folder) / "journal.jsonl", {})
-        _wait(loaded.device)
-        begun = time.perf_counter()
-        sweep = opened(loaded, ids, variants, injector, log)
+    wait(loaded.device)
+    begun = time.perf_counter()
+    with _counted(loaded) as blocks, opened(loaded, case.ids, case.runs, case.injector) as sweep:
         blocks.clear()
 
         def check_again(*args: object) -> None:
@@ -242,50 +162,33 @@ def _swept(
 
         with patch.object(scheduler, "still_the_same", check_again):
             sweep.run()
-        _wait(loaded.device)
+        wait(loaded.device)
         seconds = time.perf_counter() - begun
-        whole = next(run.recipe for run in variants if _is_whole(run.recipe))
-        nll = sum(log.ledger[whole].values["nll"]) / (ids.numel() - len(ids))
-        log.close()
+    nll = sum(sweep.log.ledger[case.whole].values["nll"]) / (case.ids.numel() - len(case.ids))
     peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
     return _Swept(seconds, nll, sum(blocks), sweep.shape, peak_gb)
 
 
-def _naive(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    fmt: str,
-    variants: Sequence[Run],
-    injector: Injector,
-) -> tuple[str, float, float]:
+def _naive(case: _Case) -> tuple[str, float, float]:
     begun = time.perf_counter()
-    measured = measure_naively(loaded, ids, variants, injector)
+    measured = measure_naively(case.loaded, case.ids, case.runs, case.injector)
     seconds = time.perf_counter() - begun
-    place = next(i for i, run in enumerate(variants) if _is_whole(run.recipe))
-    tokens = sum(w.tokens for w in measured[place])
-    return "naive", seconds / len(variants), sum(w.nll for w in measured[place]) / tokens
+    own = measured[[run.recipe for run in case.runs].index(case.whole)]
+    return "naive", seconds / len(case.runs), sum(w.nll for w in own) / sum(w.tokens for w in own)
 
 
-def _eager(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    fmt: str,
-    variants: Sequence[Run],
-    injector: Injector,
-) -> tuple[str, float, float]:
+def _eager(case: _Case) -> tuple[str, float, float]:
     @contextmanager
     def applied(variant: Run) -> Iterator[None]:
-        linears = [
-            loaded.model.get_submodule(name)
-            for name, _ in variant.recipe.in_block(loaded.layout.sites)
-        ]
+        names = [name for name, _ in variant.recipe.in_block(case.loaded.layout.sites)]
+        linears = [case.loaded.model.get_submodule(name) for name in names]
         for linear in linears:
-            linear.forward = partial(_quantized_linear, linear, FORMATS[fmt])
+            linear.forward = partial(_quantized_linear, linear, FORMATS[case.fmt])
         yield
         for linear in linears:
             del linear.forward
 
-    return "eager, on the fly", *_one_by_one(loaded.model, ids, variants, applied)
+    return "eager, on the fly", *_one_by_one(case.loaded.model, case, applied)
 
 
 def _quantized_linear(linear: torch.nn.Linear, fmt: BlockFormat, x: torch.Tensor) -> torch.Tensor:
@@ -306,16 +209,11 @@ def _textbook(x: torch.Tensor, fmt: BlockFormat) -> torch.Tensor:
     return ((y / step).round() * step * scale).flatten(-2).to(x.dtype)
 
 
-def _modelopt(
-    loaded: LoadedModel,
-    ids: torch.Tensor,
-    fmt: str,
-    variants: Sequence[Run],
-    injector: Injector,
-) -> tuple[str, float, float]:
+def _modelopt(case: _Case) -> tuple[str, float, float]:
     import modelopt
     import modelopt.torch.quantization as mtq
 
+    loaded, fmt = case.loaded, case.fmt
     model = transformers.AutoModelForCausalLM.from_config(loaded.config).to(
         loaded.device, loaded.dtype
     )
@@ -323,27 +221,24 @@ def _modelopt(
     model.eval()
     with torch.no_grad():
         config = mtq.NVFP4_DEFAULT_CFG if fmt == "nvfp4" else mtq.MXFP4_DEFAULT_CFG
-        mtq.quantize(model, config, lambda m: [m(row[None].to(loaded.device)) for row in ids[:4]])
+        mtq.quantize(
+            model, config, lambda m: [m(row[None].to(loaded.device)) for row in case.ids[:4]]
+        )
     quantizers = [m for m in model.modules() if type(m).__name__.endswith("TensorQuantizer")]
     enabled = sum(q.is_enabled for q in quantizers)
 
     @contextmanager
     def applied(variant: Run) -> Iterator[None]:
         on = dict(variant.recipe.in_block(loaded.layout.sites))
-        off = set(loaded.layout.linears) - set(on)
-        chosen = [
-            q
-            for name in off
-            for module in [model.get_submodule(name)]
-            for q in (module.weight_quantizer, module.input_quantizer)
-        ]
+        off = [model.get_submodule(name) for name in loaded.layout.linears if name not in on]
+        chosen = [q for module in off for q in (module.weight_quantizer, module.input_quantizer)]
         for quantizer in chosen:
             quantizer.disable()
         yield
         for quantizer in chosen:
             quantizer.enable()
 
-    times = _one_by_one(model, ids, variants, applied)
+    times = _one_by_one(model, case, applied)
     preset = "NVFP4_DEFAULT_CFG" if fmt == "nvfp4" else "MXFP4_DEFAULT_CFG"
     print(f"  modelopt {modelopt.__version__}, {preset}, {enabled} quantizers enabled")
     return "modelopt", *times
@@ -355,12 +250,11 @@ _RIVALS = {"naive": _naive, "eager": _eager, "modelopt": _modelopt}
 @torch.no_grad()
 def _one_by_one(
     model: torch.nn.Module,
-    ids: torch.Tensor,
-    variants: Sequence[Run],
+    case: _Case,
     applied: Callable[[Run], AbstractContextManager[None]],
 ) -> tuple[float, float]:
     """Seconds a variant, and the all-quantized model's NLL; settings are applied to every batch."""
-    device = next(model.parameters()).device
+    device, ids, variants = case.loaded.device, case.ids, case.runs
     batches = ids.to(device).split(_BATCH)
     needed = {run.against for run in variants}
     compared: dict[Recipe, list[ReferencePredictions]] = {}
@@ -385,8 +279,7 @@ def _one_by_one(
     for variant in others:
         evaluate(variant)
     seconds = (time.perf_counter() - begun) / len(others)
-    whole = next(run.recipe for run in variants if _is_whole(run.recipe))
-    return seconds, nll[whole]
+    return seconds, nll[case.whole]
 
 
 def _operations(loaded: LoadedModel, ids: torch.Tensor, runs: float, variants: int) -> float:
@@ -407,38 +300,13 @@ def _matrix_rate(loaded: LoadedModel) -> float:
     a, b = (torch.randn(size, size, dtype=loaded.dtype, device=loaded.device) for _ in range(2))
     best = 0.0
     for _ in range(5):
-        _wait(loaded.device)
+        wait(loaded.device)
         begun = time.perf_counter()
         for _ in range(5):
             a @ b
-        _wait(loaded.device)
+        wait(loaded.device)
         best = max(best, 5 * 2 * size**3 / (time.perf_counter() - begun))
     return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def calibrated(loaded: LoadedModel, ids: torch.Tensor) -> dict[str, float]:
-    def forwards() -> Iterator[None]:
-        for row in ids[:4]:
-            loaded.logits(row, last=1)
-            yield
-
-    observed = observe_inputs(loaded.model, loaded.layout.linears, forwards())
-    return {name: statistics.max for name, statistics in observed.items()}
-
-
-def _load(name: str | None, config: str, device: torch.device) -> LoadedModel:
-    if name is not None:
-        return load_model(name, device=str(device))
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with device:
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[config], dtype=dtype)
-    return adopt(model.to(device), None, name=f"random {config}")
 
 
 @contextmanager
