@@ -1,6 +1,6 @@
 """First-order estimates of a study's units, window by window and into the log."""
 
-from fp4scope.conductor.prepare import Prepared
+from fp4scope.conductor.prepare import Prepared, say
 from fp4scope.ledger import Found, Log
 from fp4scope.operands import Injector
 from fp4scope.sweep import Listener, Progress, estimate_window
@@ -19,8 +19,7 @@ def estimate(prepared: Prepared, injector: Injector, log: Log, tell: Listener) -
     known = set(log.done(keys))
     left = [w for w in range(len(ids)) if w not in known]
     if left and known:
-        note = f"{len(known)} of {len(ids)} windows were estimated before"
-        tell(Progress("estimating", note=note))
+        say(tell, f"{len(known)} of {len(ids)} windows were estimated before")
     for done, window in enumerate(left, len(known)):
         tell(Progress("estimating", done, len(ids), f"{done} of {len(ids)} windows"))
         found = estimate_window(prepared.loaded, ids[window], prepared.estimated, injector)

@@ -62,13 +62,11 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     for used in (windows, calibration):
         loaded.require_known(used.ids, used.source)
     loaded = without_silent(study, loaded, windows.ids[0])
-    for note in _model_notes(study, loaded):
-        tell(Progress("loading", note=note))
+    say(tell, *_model_notes(study, loaded))
     asked = design(study, loaded.layout.sites)
     units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
     require_reachable(study.question.stop_when, units)
-    for note in _protocol_notes(study, windows, calibration):
-        tell(Progress("loading", note=note))
+    say(tell, *_protocol_notes(study, windows, calibration))
     identity = study.identity | {
         "model": loaded.fingerprint,
         "excluded": [f"{e.projection}: {len(e.linears)}" for e in loaded.layout.excluded],
@@ -104,29 +102,32 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         offload=study.run.offload.value,
         exclude=study.model.exclude,
     )
+    say(tell, *_loading_notes(loaded))
+    return loaded
+
+
+def say(tell: Listener, *notes: str) -> None:
+    """Tell lines that stay."""
+    for note in notes:
+        tell(Progress("loading", note=note))
+
+
+def _loading_notes(loaded: LoadedModel) -> Iterator[str]:
     layout = loaded.layout
-    tell(
-        Progress(
-            "loading",
-            note=f"{loaded.name}: {layout.blocks} blocks, {len(layout.projections)} projections "
-            f"({', '.join(layout.projections)}); {layout.coverage:.1%} of the blocks' parameters "
-            f"are quantized; {loaded.dtype_name} on {loaded.device}",
-        )
+    yield (
+        f"{loaded.name}: {layout.blocks} blocks, {len(layout.projections)} projections "
+        f"({', '.join(layout.projections)}); {layout.coverage:.1%} of the blocks' parameters "
+        f"are quantized; {loaded.dtype_name} on {loaded.device}"
     )
     for warning in loaded.warnings:
-        tell(Progress("loading", note=f"warning: {warning}"))
+        yield f"warning: {warning}"
     if loaded.offloaded is not None:
-        note = f"the blocks wait in host memory and come to {loaded.device} in turn"
-        tell(Progress("loading", note=note))
+        yield f"the blocks wait in host memory and come to {loaded.device} in turn"
     if loaded.prior_quantization:
-        tell(
-            Progress(
-                "loading",
-                note=f"these weights were quantized before ({loaded.prior_quantization}): the "
-                "full-precision reference is the dequantized file",
-            )
+        yield (
+            f"these weights were quantized before ({loaded.prior_quantization}): the "
+            "full-precision reference is the dequantized file"
         )
-    return loaded
 
 
 def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"]) -> LoadedModel:

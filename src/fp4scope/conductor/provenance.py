@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from fp4scope.conductor.prepare import say
 from fp4scope.data import WindowSet
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, config_value
-from fp4scope.sweep import NUMERICS_VERSION, Listener, Progress
+from fp4scope.sweep import NUMERICS_VERSION, Listener
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -87,12 +88,10 @@ def sessions(log: Log, environment: dict[str, Any], tell: Listener) -> list[dict
     known = list(log.notes.get("sessions", []))
     if now not in known:
         if known:
-            tell(
-                Progress(
-                    "loading",
-                    note=f"warning: this folder was begun with {known[-1]}, now {now}: "
-                    "W4A4 results of both are compared with each other",
-                )
+            say(
+                tell,
+                f"warning: this folder was begun with {known[-1]}, now {now}: "
+                "W4A4 results of both are compared with each other",
             )
         known.append(now)
         log.note("sessions", known)

@@ -19,6 +19,7 @@ from fp4scope.conductor.prepare import (
     fitted,
     load,
     prepare,
+    say,
     without_silent,
 )
 from fp4scope.conductor.provenance import (
@@ -185,7 +186,7 @@ def _run_in(
     )
     try:
         if log.dropped:
-            tell(Progress("loading", note="the journal's last line was torn; it is measured again"))
+            say(tell, "the journal's last line was torn; it is measured again")
         if keep:
             _write_study(study, folder)
         goal = study.question.stop_when if Method.EXACT in study.run.method else None
@@ -297,11 +298,11 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
     estimated = len(log.done(estimates)) if estimates else 0
     for method, windows in (("exact", measured), ("gradient", estimated)):
         if 0 < windows < total:
-            note = (
+            say(
+                tell,
                 f"{windows} of {total} windows with --method {method} are kept, but not in these "
-                "results; the same command with it goes on"
+                "results; the same command with it goes on",
             )
-            tell(Progress("loading", note=note))
     runs = design.runs if measured == total else prepared.runs
     wanted = keys_of(runs)
     return wanted + estimates if estimated == total else wanted
@@ -314,12 +315,10 @@ def _measure(
     windows = prepared.windows
     worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed)
     sweep = schedule(worker, memory, log, check, found.stopping)
-    for note in sweep.notes:
-        tell(Progress("loading", note=note))
+    say(tell, *sweep.notes)
     keys = keys_of(prepared.runs)
     if before := log.done(keys):
-        note = f"{len(before)} of {len(windows)} windows were measured before"
-        tell(Progress("measuring", note=note))
+        say(tell, f"{len(before)} of {len(windows)} windows were measured before")
 
     @lru_cache(maxsize=1)  # made once a task, and only for listeners that look at it
     def so_far(windows: int) -> Diagnosis:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fp4scope.errors import StudyError, nearest, shown
@@ -23,14 +23,17 @@ _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 @dataclass(frozen=True)
 class Written:
-    """For a field's annotation: how text becomes its value, and its value text."""
+    """For a field's annotation: how what is no value yet becomes one, and a value text."""
 
     parse: Callable[[Any], Any]
     write: Callable[[Any], str] = str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:  # noqa: ANN401
+        def read(value: Any) -> Any:  # noqa: ANN401
+            return value if isinstance(value, source) else self.parse(value)
+
         written = core_schema.plain_serializer_function_ser_schema(self.write)
-        return core_schema.no_info_plain_validator_function(self.parse, serialization=written)
+        return core_schema.no_info_plain_validator_function(read, serialization=written)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,6 @@ class Configuration:
             FormatError: An unknown format.
             StudyError: Unknown operands.
         """
-        if isinstance(item, cls):
-            return item
         name, slash, own = str(item).partition("/")
         if not slash:
             return cls(get_format(name))
@@ -82,8 +83,6 @@ class Swept:
         Raises:
             StudyError: It is neither.
         """
-        if isinstance(item, cls):
-            return item
         name, colon, own = str(item).partition(":")
         level, direction = Level.find(name), Direction.find(own)
         if level is None:
@@ -129,13 +128,7 @@ def written_memory(size: int) -> str:
     return str(size)
 
 
-def _format(value: Any) -> BlockFormat:  # noqa: ANN401
-    return value if isinstance(value, BlockFormat) else get_format(value)
-
-
 def _goal(value: Any) -> Goal:  # noqa: ANN401
-    if isinstance(value, Goal):
-        return value
     if not isinstance(value, str):
         raise ValueError("give words")
     return parse_goal(value)
@@ -196,9 +189,9 @@ Name = Annotated[
     str, AfterValidator(_named)
 ]  # pydantic's own length wants UTF-8, paths need not be
 Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
-Bytes = Annotated[int, Written(parse_memory, written_memory)]
+Bytes = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(written_memory)]
 GoalText = Annotated[Goal, Written(_goal)]
-_Format = Annotated[BlockFormat, Written(_format, lambda fmt: fmt.name)]
+_Format = Annotated[BlockFormat, Written(get_format, lambda fmt: fmt.name)]
 _Configuration = Annotated[Configuration, Written(Configuration.parse)]
 _Swept = Annotated[Swept, Written(Swept.parse)]
 _ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
