@@ -109,28 +109,20 @@ def projections(found: fp4scope.Diagnosis) -> Iterable[str]:
         paper = paper_projections(MODEL, fmt)
         saved = savings(paper)
         rows = {r["projection"]: r for r in kept(found.projections, fmt)}
-        ranks = ranked({name: r["delta_nll"] for name, r in rows.items()})
+        here = {name: r["delta_nll"] for name, r in rows.items()}
+        ranks = ranked(here)
         yield f"**{fmt}** (ours: `{ours}`)"
         yield ""
-        names = (
-            "projection",
-            "PPL, paper",
-            "ours",
-            "saves, millinats, paper",
-            "ours",
-            "ours, tier",
-        )
-        yield from header(*names)
+        sides = ("PPL, paper", "ours", "saves, millinats, paper", "ours", "ours, tier")
+        yield from header("projection", *sides)
         ppl = found.all_quantized.where(format=ours, precision=BOTH)["ppl"][0]
         yield row("all-quantized", number(paper["all-quantized"]), number(ppl), "", "", "")
         for rank, (name, value) in enumerate(saved.items(), 1):
             r = rows[name]
             shown = (number(paper[name]), number(r["ppl"]), f"{number(1e3 * value)} ({rank})")
             yield row(name, *shown, f"{interval(r)} ({ranks[name]})", r["tier"] or "")
-        order = [[saved[n], rows[n]["delta_nll"]] for n in saved]
-        rho = float(spearman(*np.array(order).T))
         yield ""
-        yield f"Ranks in brackets; the rank correlation of the two orders is {rho:.2f}."
+        yield f"Ranks in brackets; the rank correlation of the two orders is {alike(saved, here)}."
         yield ""
 
 
@@ -146,8 +138,7 @@ def other_readings(found: fp4scope.Diagnosis) -> Iterable[str]:
             sides.append({r["projection"]: r["delta_nll"] for r in rows})
         for name, value in saved.items():
             yield row(fmt, name, *(number(1e3 * v) for v in (value, *(s[name] for s in sides))))
-        rhos = [float(spearman(*np.array([[saved[n], s[n]] for n in saved]).T)) for s in sides]
-        yield row(fmt, "rank correlation with the paper", "", *(f"{rho:.2f}" for rho in rhos))
+        yield row(fmt, "rank correlation with the paper", "", *(alike(saved, s) for s in sides))
 
 
 def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
@@ -164,26 +155,14 @@ def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
     names = list(orders)
     yield from header("rank correlation", *names[1:])
     for i, one in enumerate(names[:-1], 1):
-        cells = [""] * (i - 1)
-        for other in names[i:]:
-            pair = np.array([[orders[one][n], orders[other][n]] for n in orders[one]])
-            cells.append(f"{float(spearman(*pair.T)):.2f}")
-        yield row(one, *cells)
+        yield row(one, *[""] * (i - 1), *(alike(orders[one], orders[n]) for n in names[i:]))
 
 
 def activations(found: fp4scope.Diagnosis) -> Iterable[str]:
     """Table 1 beside ours."""
     ours = {r["projection"]: r for r in found.projection_activations}
-    names = (
-        "projection",
-        "P99.9, paper",
-        "ours",
-        "max, paper",
-        "ours",
-        "max / P99.9, paper",
-        "ours",
-    )
-    yield from header(*names)
+    sides = ("P99.9, paper", "ours", "max, paper", "ours", "max / P99.9, paper", "ours")
+    yield from header("projection", *sides)
     for r in read("activations"):
         if r["model"] == MODEL:
             own = ours[r["projection"]]
@@ -363,6 +342,11 @@ def savings(ppl: dict[str, float]) -> dict[str, float]:
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
+def alike(one: dict[str, float], other: dict[str, float]) -> str:
+    """Rank correlation of the orders in which two lists have the same projections."""
+    return f"{float(spearman(*np.array([[one[n], other[n]] for n in one]).T)):.2f}"
+
+
 def curve(found: fp4scope.Diagnosis, s: _Row) -> dict[int, _Row]:
     """The layers of a statement's projection, by block."""
     rows = kept(found.layers, s["format"]).where(projection=s["projection"])
@@ -403,8 +387,8 @@ def header(*names: str) -> list[str]:
     return [row(*names), row(*["---"] * len(names))]
 
 
-def row(*layers: str) -> str:
-    return f"| {' | '.join(layers)} |"
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
