@@ -42,14 +42,6 @@ _PRECISION = {
     "weights+activations": "W{0}A{0}", "weights": "W{0}A16", "activations": "W16A{0}",
 }  # fmt: skip
 _SEARCHED = ("format", "operands", "level", "direction")
-_WHAT = {  # which direction goes with which levels
-    "reference": ("model",),
-    "baseline": ("model",),
-    "jitter": ("model",),
-    "replica": ("model",),
-    "restore": ("components", "blocks", "cells", "patterns"),
-    "isolate": ("components", "blocks", "cells", "patterns"),
-}
 
 
 class _Variant(TypedDict, total=False):
@@ -64,7 +56,7 @@ class _Variant(TypedDict, total=False):
 def _real(variant: _Variant) -> _Variant:
     """Only what a study can measure."""
     direction, level = variant.get("direction"), variant.get("level", "model")
-    if direction is None or level not in _WHAT[direction]:
+    if direction is None or (direction in _DIRECTIONS) == (level == "model"):
         raise ValueError(f"no variant has direction {direction!r} and level {level!r}")
     name, operands = variant.get("format"), variant.get("operands", "")
     plain = name == "reference" and not operands and direction in ("reference", "jitter")
