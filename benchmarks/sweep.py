@@ -107,8 +107,8 @@ def _one_format(case: _Case, rate: float, options: argparse.Namespace) -> bool:
     operations = _operations(loaded, case.ids, (2 + len(layers) * per_layer / depth), len(variants))
     mine = swept.seconds / len(variants)
     print(
-        f"\n{case.fmt}: {len(layers)} layers and 2 all-quantized models, {swept.shape}; before, a sweep "
-        f"of block 0 took {compiled_s:.1f} s, with kernels to compile or to find compiled"
+        f"\n{case.fmt}: {len(layers)} layers and 2 all-quantized models, {swept.shape}; before, a "
+        f"sweep of block 0 took {compiled_s:.1f} s, with kernels to compile or to find compiled"
         + (f"; peak of device memory {swept.peak_gb:.1f} GB" if swept.peak_gb else "")
     )
     print(
