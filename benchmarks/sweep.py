@@ -125,7 +125,7 @@ def _one_format(case: _Case, rate: float, options: argparse.Namespace) -> bool:
     for rival in filter(None, options.rivals.split(",")):
         label, theirs, their_nll = _RIVALS[rival](case._replace(runs=chosen))
         print(
-            f"  {label:26}{1e3 * theirs:13.1f}{theirs / mine:8.2f}{depth:15.2f}{their_nll:14.4f}"
+            f"  {label:26}{1e3 * theirs:13.1f}{theirs / mine:8.2f}{depth:15.2f}{their_nll:19.4f}"
             + (f"   ({len(chosen)} variants)" if len(chosen) < len(variants) else "")
         )
     if per_layer != (depth + 1) / 2:
