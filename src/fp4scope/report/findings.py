@@ -15,7 +15,7 @@ class Findings:
 
     @cached_property
     def all_quantized(self) -> Table:
-        """The reference and each format's baseline."""
+        """The full-precision and every all-quantized model."""
         return stats.all_quantized_table(self.results)
 
     @cached_property

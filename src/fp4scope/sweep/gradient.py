@@ -9,7 +9,7 @@ that move it costs
 One backward pass has g at all linears, so it serves all units at once; a unit of several linears
 is the sum of theirs. Where the gradient is taken is the direction. For `only` it is the
 reference, and the one pass serves every format and choice of operands, for only the differences
-depend on them. For `keep` it is the baseline, whose own g and x say what undoing the
+depend on them. For `keep` it is the all-quantized model, whose own g and x say what undoing the
 quantization of one linear saves; g passes straight through the quantizers of the inputs, as if they
 were the identity, because their own gradient is zero almost everywhere.
 
@@ -18,7 +18,7 @@ act on each other, and, for `keep` with quantized activations, that other inputs
 anew. The first two are not small in FP4, which is why the estimate is called one, and why its
 ranking is held against the exact sweep's where both were run.
 
-Numbers: the move is that of `operands.moved`, inner products are FP64. In FP16 the loss is scaled
+Numbers: the move is that of `Injector.moved`, inner products are FP64. In FP16 the loss is scaled
 by a power of two, or small gradients would vanish; by a smaller one where a large gradient
 overflows.
 

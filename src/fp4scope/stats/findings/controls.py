@@ -2,10 +2,10 @@
 
 Under quantized activations one ulp decides roundings, these decide others, and an all-quantized
 model's NLL in a window is one draw of many. A kept unit is compared with that draw, so all units of
-a family share its luck. Replicas of the baseline (perturbed by one ulp at every block) say how
+a family share its luck. Replicas of that model (perturbed by one ulp at every block) say how
 lucky it was:
 
-    d = (baseline - mean of its replicas) - (reference - mean of the reference's)
+    d = (all-quantized - mean of its replicas) - (reference - mean of the reference's)
 
 has mean zero in every window. Without the reference's part it would hold what the perturbation
 itself costs, in any model; that is small and the same for both. So d times any number

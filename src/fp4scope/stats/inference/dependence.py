@@ -15,10 +15,10 @@ drawing runs of 12 windows on average from three recorded studies of a whole tex
 | windows | 16 | 32 | 64 | all |
 | --- | --- | --- | --- | --- |
 | whole models | 82-86% (79-83) | 85-88% (79-84) | 88-91% (78-85) | 90-93% (78-84) |
-| projections, isolate | 88-92% (86-90) | 90-93% (86-92) | 90-95% (84-92) | 91-96% (85-93) |
-| projections, restore | 89-95% (88-95) | 89-95% (87-95) | 90-96% (87-95) | 90-96% (86-95) |
-| layers, isolate | 91-96% (90-95) | 92-96% (90-95) | 93-97% (90-96) | 94-96% (91-95) |
-| layers, restore | 94-97% (93-96) | 95-97% (93-97) | 95-97% (94-97) | 96-98% (94-97) |
+| projections, only | 88-92% (86-90) | 90-93% (86-92) | 90-95% (84-92) | 91-96% (85-93) |
+| projections, keep | 89-95% (88-95) | 89-95% (87-95) | 90-96% (87-95) | 90-96% (86-95) |
+| layers, only | 91-96% (90-95) | 92-96% (90-95) | 93-97% (90-96) | 94-96% (91-95) |
+| layers, keep | 94-97% (93-96) | 95-97% (93-97) | 95-97% (94-97) | 96-98% (94-97) |
 
 Single rows differ: of the layers in `only` 11 to 32% cover below 93% over a whole text, the worst
 83%. Short texts do not hold enough to tell how far their windows go together.

@@ -5,7 +5,7 @@ estimate is their mean, and the interval mean +- t(n - 1) * stderr with a standa
 for neighbours being alike (`dependence`; s / sqrt(n) where they are not). One window has neither.
 
 Windows are not normal, so whether the interval covers in 95 of 100 samples was measured: by
-resampling the paired differences of 870 baselines, projections and layers (SmolLM2-135M, MXFP4 and
+resampling the paired differences of 870 models, projections and layers (SmolLM2-135M, MXFP4 and
 NVFP4, both directions, 90 windows of 512 tokens). Averaged over a family it covers in 93% to 97%
 at every n from 2 on. But rows are read one at a time, and of single rows (both `delta_nll` and
 `delta_ppl`)

@@ -3,7 +3,7 @@
 A family is what one reads as a list: the units of one level under one format, operands and
 direction. `p` belongs to the same two-sided paired t test as the interval, so `p` <= 0.05 where
 the interval leaves zero out. `p_holm` controls the chance of even one false discovery in
-the family, whatever the dependence between its units (they share windows and a baseline).
+the family, whatever the dependence between its units (they share windows and a control).
 
 Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal
 of Statistics 6(2).
@@ -84,5 +84,5 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def significant(row: Mapping[str, Any]) -> bool:
-    """Whether a row's difference is told from zero also among all of its family."""
+    """Whether a row's difference is significant, among all of its family."""
     return row["p_holm"] is not None and row["p_holm"] <= SIGNIFICANCE

@@ -2,9 +2,9 @@
 
 Two units share a letter if and only if a paired t test (its standard error that of `dependence`)
 does not separate them at 5% after Holm's adjustment over all pairs of the family. Units are
-compared with each other, not with the baseline, which cancels: two whose own intervals overlap may
-well be separable. "Not separable" is not transitive, hence letters (`a`, `ab`, `b`) instead of
-ranks.
+compared with each other, not with the all-quantized model, which cancels: two whose own intervals
+overlap may well be separable. "Not separable" is not transitive, hence letters (`a`, `ab`, `b`)
+instead of ranks.
 
 Source: Piepho 2004, An algorithm for a letter-based representation of all-pairwise comparisons,
 Journal of Computational and Graphical Statistics 13(2): insert and absorb.
