@@ -139,7 +139,7 @@ def test_the_costs_of_formats_say_what_is_quantized(precision, show, known):
     reference, *found = entries(results)
     found = (one.but(precision=name) for one in found for name in sorted(precision))
     results = rebuilt(results, [reference, *found])
-    chart = show(Diagnosis(results)).find_element(By.ID, "chart-all-quantized models")
+    chart = show(Diagnosis(results)).find_element(By.ID, "chart-all-quantized")
     labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
     title = chart.find_element(By.TAG_NAME, "h4").text
     assert {"mxfp4:floor", "nvfp4"} == {label.split(",")[0] for label in labels}
@@ -332,7 +332,7 @@ def test_tables_sort(show):
     heads = table.find_elements(By.CSS_SELECTOR, "th button")
     values = (
         "return [...arguments[0].tBodies[0].rows]"
-        ".map((r) => parseFloat(r.layers[4].textContent.replace('\u2212', '-')))"
+        ".map((r) => parseFloat(r.cells[4].textContent.replace('\u2212', '-')))"
     )
     assert len(browser.execute_script(values, table)) == 24
     (head,) = [h for h in heads if h.text.startswith("millinats")]
