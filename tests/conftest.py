@@ -8,16 +8,24 @@ import transformers.modeling_utils  # noqa: F401  # see below
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
+    GraniteMoeHybridConfig,
+    JetMoeConfig,
+    Lfm2MoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronHConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from asking import observed, take
@@ -83,6 +91,112 @@ _MOE = {
         | {"num_experts": 4, "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]},
     ),
     "qwen3-moe": (Qwen3MoeConfig, _EXPERTS | {"num_experts": 4}),
+    # Transposed weights, biases, gate and up by turns.
+    "gpt-oss": (
+        GptOssConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    # Its first block is dense.
+    "deepseek-v3": (
+        DeepseekV3Config,
+        _EXPERTS
+        | {
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "num_key_value_heads": 4,
+        },
+    ),
+    # No gate.
+    "nemotron-h": (
+        NemotronHConfig,
+        _EXPERTS
+        | {
+            "layers_block_type": ["mamba", "moe", "attention"],
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "head_dim": 16,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "chunk_size": 8,
+            "moe_shared_expert_intermediate_size": 32,
+        },
+    ),
+    "granite-hybrid": (
+        GraniteMoeHybridConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+            "shared_intermediate_size": 48,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 32,
+            "mamba_d_state": 16,
+            "mamba_chunk_size": 8,
+        },
+    ),
+    "qwen3-next": (
+        Qwen3NextConfig,
+        _EXPERTS
+        | {
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+    ),
+    "lfm2-moe": (
+        Lfm2MoeConfig,
+        _EXPERTS
+        | {
+            "num_experts": 4,
+            "num_dense_layers": 0,
+            "layer_types": ["conv", "full_attention"],
+        },
+    ),
+    # Every expert sees every token.
+    "llama4": (
+        Llama4TextConfig,
+        {
+            "num_local_experts": 4,
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 96,
+            "attention_chunk_size": 32,
+            "moe_layers": [1],
+        },
+    ),
+    # Each product a module.
+    "jetmoe": (
+        JetMoeConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+            "kv_channels": 16,
+            "num_key_value_heads": 2,
+        },
+    ),
 }
 
 
@@ -131,6 +245,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(params=list(_DENSE))
 def family(request):
     """Every dense family, one after the other."""
+    return request.param
+
+
+@pytest.fixture(params=list(_MOE))
+def mixture(request):
+    """Every family with experts, one after the other."""
     return request.param
 
 

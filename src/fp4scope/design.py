@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
+from fp4scope.errors import UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.recipes import Recipe, Sites
 from fp4scope.study import ActivationScale, BestGoal, Direction, Level, Operands, Study
@@ -27,6 +28,12 @@ _K = TypeVar("_K")
 REPLICAS_COST = 0.08
 """What replicas of an all-quantized model may cost, of the sweep of its setting."""
 MOST_REPLICAS = 8
+
+_AMAX = {
+    ActivationScale.CALIBRATED: Amax.CALIBRATED,
+    ActivationScale.BY_EXPERT: Amax.EXPERT,
+    ActivationScale.DYNAMIC: Amax.WINDOW,
+}
 
 NOTHING = Recipe()
 """The full-precision model."""
@@ -212,8 +219,7 @@ def design(study: Study, sites: Sites) -> Design:
         UnitError: A pattern matches no site.
     """
     units = list(_units(study, sites))
-    static = study.numerics.activation_scale is ActivationScale.CALIBRATED
-    amax = Amax.CALIBRATED if static else Amax.WINDOW
+    amax = _AMAX[study.numerics.activation_scale]
     contrasts: list[Contrast] = []
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
@@ -294,6 +300,9 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
         for block, members in enumerate(sites.blocks):
             if members:
                 yield Unit("blocks", "", block, frozenset(s.name for s in members)), directions
+    if directions := study.question.directions(Level.EXPERTS):
+        for (block, path), names in _experts(sites).items():
+            yield Unit("experts", path, block, names), directions
     for pattern in study.question.patterns:
         yield Unit("patterns", pattern, None, sites.match(pattern)), study.question.directions(None)
     if directions := study.question.directions(Level.LAYERS):
@@ -301,6 +310,18 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
         for unit in _layers(sites):
             if chosen & unit.sites:
                 yield unit, directions
+
+
+def _experts(sites: Sites) -> dict[tuple[int, str], frozenset[str]]:
+    """All of one routed expert of a block, by its path there.
+
+    Raises:
+        UnitError: The model has none.
+    """
+    single = [s for s in sites if s.expert is not None or "*" in s.projection]
+    if not single:
+        raise UnitError("sweep: experts, but the model has no routed experts that are quantized")
+    return _grouped(((s.block, s.path.rpartition(".")[0]), s.name) for s in single)
 
 
 def _layers(sites: Sites) -> Iterator[Unit]:

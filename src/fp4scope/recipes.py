@@ -40,6 +40,17 @@ def matches(pattern: str, name: str) -> bool:
         raise UnitError(f"{pattern!r} is no regular expression: {error}") from None
 
 
+def expert_name(product: str, expert: int) -> str:
+    """The name of one of the experts whose weights lie in one tensor.
+
+    Example:
+        >>> expert_name("model.layers.0.mlp.experts.down_proj", 7)
+        'model.layers.0.mlp.experts.7.down_proj'
+    """
+    holder, _, leaf = product.rpartition(".")
+    return f"{holder}.{expert}.{leaf}"
+
+
 Edit = tuple[frozenset[str], Setting | None]
 """Sites by name, and the setting that they have instead of the base's; None is full precision."""
 
@@ -54,6 +65,8 @@ class Site:
         projection: Its projection type: the shortest unambiguous ending of its path.
         rows: Outputs of its weight.
         cols: Inputs: the axis along which blocks of a format run.
+        experts: How many experts have such a weight in it; 1 for any other.
+        expert: Of a single expert whose weight lies in one tensor with others: its number there.
     """
 
     name: str
@@ -61,6 +74,16 @@ class Site:
     projection: str
     rows: int
     cols: int
+    experts: int = 1
+    expert: int | None = None
+
+    @property
+    def product(self) -> str:
+        """Name of the product that it is, or is a part of."""
+        if self.expert is None:
+            return self.name
+        holder, _, leaf = self.name.rpartition(".")
+        return f"{holder.rpartition('.')[0]}.{leaf}"
 
     @property
     def path(self) -> str:
@@ -70,7 +93,7 @@ class Site:
     @property
     def parameters(self) -> int:
         """Numbers in its weight."""
-        return self.rows * self.cols
+        return self.experts * self.rows * self.cols
 
 
 class Sites(Sequence[Site]):
@@ -194,7 +217,8 @@ class Recipe:
                 recipe has any.
         """
         static = any(
-            s.input is not None and s.input.tensor_scale is Amax.CALIBRATED for s in self.settings
+            s.input is not None and s.input.tensor_scale in (Amax.CALIBRATED, Amax.EXPERT)
+            for s in self.settings
         )
         text = json.dumps([self.to_json(), calibration if static else ""], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

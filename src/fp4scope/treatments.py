@@ -32,6 +32,8 @@ class Amax(str, Enum):
 
     CALIBRATED = "calibrated"
     """One number for a site, from text that is not evaluated, as engines have it."""
+    EXPERT = "expert"
+    """The same for each expert of a site that holds several."""
     WINDOW = "window"
     """Each window's own."""
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import DbrxConfig, DbrxForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import ModelError, UnitError
@@ -118,19 +119,76 @@ def test_pattern_that_matches_nothing_is_an_error(pattern, hint, tiny_model):
 # Experts.
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe", "qwen3-moe"])
-def test_fused_experts_are_refused_by_name_or_allowed(family, tiny_model, tiny_tokenizer):
-    model = tiny_model(family)
+def test_experts_in_one_tensor_are_two_sites_a_block(tiny_model, tiny_tokenizer):
+    layout = adopt(tiny_model("qwen2-moe"), tiny_tokenizer()).layout
+    stacked = [site for site in layout.sites if site.experts > 1]
+    # The second block is dense.
+    assert [
+        (site.name, site.projection, site.experts, site.rows, site.cols) for site in stacked
+    ] == [
+        ("model.layers.0.mlp.experts.gate_up_proj", "experts.gate_up_proj", 4, 64, 64),
+        ("model.layers.0.mlp.experts.down_proj", "experts.down_proj", 4, 64, 32),
+    ]
+    assert layout.coverage > 0.95
+    assert layout.sites.match("experts.*") == {site.name for site in stacked}
+    assert len(layout.sites.match("*shared_expert*")) == 3
+
+
+def test_single_experts_are_sites_of_one_layer(tiny_model):
+    model = tiny_model("gpt-oss")
+    together, single = find_layout(model), find_layout(model, single=True)
+    down = [site for site in single.sites if site.projection == "experts.down_proj"]
+    assert [site.name for site in down[:2]] == [
+        f"model.layers.0.mlp.experts.{e}.down_proj" for e in range(2)
+    ]
+    assert [site.expert for site in down] == [0, 1, 2, 3] * 2
+    assert {site.product for site in down} == together.sites.match("experts.down_proj")
+    assert single.linears == together.linears
+    assert single.layers == together.layers
+    assert (single.coverage, single.missed) == (together.coverage, together.missed)
+    assert sum(s.parameters for s in single.sites) == sum(s.parameters for s in together.sites)
+
+
+def test_single_experts_may_stay_in_full_precision(tiny_model):
+    model = tiny_model("qwen3-moe")
+    with pytest.raises(UnitError, match=r"'experts.3.\*' matches none"):
+        find_layout(model, ["experts.3.*"])
+    layout = find_layout(model, ["experts.3.*"], single=True)
+    assert not [site for site in layout.sites if site.expert == 3]
+    whole = find_layout(model)
+    apart = [e for e in layout.excluded if e.reason == "by experts.3.*"]
+    assert [(e.projection, len(e.linears)) for e in apart] == [
+        ("experts.gate_up_proj", 2), ("experts.down_proj", 2)
+    ]  # fmt: skip
+    assert layout.coverage + sum(e.share for e in apart) == pytest.approx(whole.coverage)
+
+
+def test_experts_that_cannot_be_reached_are_refused_by_name_or_allowed(tiny_tokenizer):
+    """DBRX multiplies by slices of one matrix, in a loop of its own."""
+    config = DbrxConfig(
+        d_model=64, n_heads=4, n_layers=2, vocab_size=96, max_seq_len=64,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    )  # fmt: skip
+    model = DbrxForCausalLM(config)
     with pytest.raises(ModelError, match="allow-partial") as error:
         adopt(model, tiny_tokenizer())
-    assert "mlp.experts.gate_up_proj (" in str(error.value)
-    assert "mlp.experts.down_proj (" in str(error.value)
-
+    assert "ffn.experts.mlp.w1 (" in str(error.value)
     loaded = adopt(model, tiny_tokenizer(), allow_partial=True)
-    assert f"only {loaded.layout.coverage:.1%} of" in str(error.value)
-    assert "q_proj" in loaded.layout.projections
-    routers = [n for n in loaded.layout.linears if "gate" in n and "gate_proj" not in n]
-    assert routers == []
+    assert f"only {loaded.layout.reachable:.1%} of" in str(error.value)
+    assert loaded.layout.projections == ("Wqkv", "out_proj")
+    assert excluded(loaded.layout) == {
+        f"transformer.blocks.{b}.ffn.router.layer": "router" for b in range(2)
+    }
+
+
+def test_packed_experts_are_refused(tiny_model, tiny_tokenizer):
+    model = tiny_model("qwen3-moe")
+    experts = model.model.layers[1].mlp.experts
+    packed = experts.down_proj.data.to(torch.float8_e4m3fn)
+    experts.down_proj = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(ModelError, match=r"layers.1.mlp.experts.down_proj already holds .*e4m3fn"):
+        find_layout(model)
 
 
 def excluded(layout):
@@ -140,7 +198,7 @@ def excluded(layout):
 def test_shared_expert_gate_stays_in_full_precision(tiny_model):
     layout = find_layout(tiny_model("qwen2-moe"))
     gate = "model.layers.0.mlp.shared_expert_gate"
-    assert excluded(layout) == {gate: "router"}
+    assert excluded(layout) == {gate: "router", "model.layers.0.mlp.gate": "router"}
     # Block 0 has experts, block 1 is dense: endings must tell them apart.
     names = ("shared_expert.gate_proj", "mlp.gate_proj")
     assert [len(layout.layers[Layer(b, name)]) for b, name in enumerate(names)] == [1, 1]
@@ -199,15 +257,15 @@ def test_experts_that_are_linears_make_one_layer(key):
     assert layout.sites.match("experts.*.down_proj") == experts
 
 
-def test_experts_alone_have_the_short_name():
+def test_the_name_of_an_expert_says_so():
     class Only(nn.Module):
         def __init__(self):
             super().__init__()
             self.experts = nn.ModuleList(Mlp() for _ in range(3))
 
     layout = find_layout(Model(Block(Only()), num_experts=3))
-    assert layout.projections == ("q_proj", "gate_proj", "down_proj")
-    assert len(layout.layers[Layer(0, "gate_proj")]) == 3
+    assert layout.projections == ("q_proj", "experts.*.gate_proj", "experts.*.down_proj")
+    assert len(layout.layers[Layer(0, "experts.*.gate_proj")]) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from fp4scope.errors import UnitError
-from fp4scope.operands import Injector, product_at, products, watched
+from fp4scope.operands import Injector, Input, product_at, products, watched
 from fp4scope.treatments import Setting
 
 KINDS = {"linear": lambda: nn.Linear(48, 32), "conv1d": lambda: Conv1D(32, 48)}
@@ -45,7 +45,7 @@ def test_the_axis_that_is_summed_over_comes_last(model, x):
     assert product.weight.data_ptr() == model.one.weight.data_ptr()
     assert product.is_standard
     assert product.kind is type(model.one)
-    assert close(x @ product.weight.T + product.bias, product(x))
+    assert close(product.times(Input(x), product.weight) + product.bias, product(x))
     assert close(functional.linear(x, product.weight, product.bias), product(x))
 
 
@@ -67,8 +67,8 @@ def test_watchers_see_both_ends_of_a_call_and_may_change_them(model, x, unchange
     plain = model.one(3 * x)
     with unchanged(model):
         with (
-            watched(found, lambda name, x: 3 * x, lambda name, x, y: seen.append((name, x))),
-            watched(found, None, lambda name, x, y: seen.append((name, x)) or y + 1),
+            watched(found, lambda name, i: 3 * i.x, lambda name, i, y: seen.append((name, i.x))),
+            watched(found, None, lambda name, i, y: seen.append((name, i.x)) or y + 1),
         ):
             given = model.one(x)
             model.several[0](x)
@@ -90,9 +90,9 @@ def test_what_quantizing_moves_is_the_difference_of_the_outputs(operands, model,
     plain = model.one(x)
     with injector.applied({"one": chosen}):
         expected = model.one(x) - plain
-    found = injector.moved("one", chosen, x)
+    found = injector.moved("one", chosen, Input(x))
     assert close(found, expected)
     assert expected.abs().max() > 1e-3
     with injector.applied({"one": Setting.from_json("mxfp8:e4m3")}):
-        inside = injector.moved("one", chosen, x)
+        inside = injector.moved("one", chosen, Input(x))
     assert torch.equal(inside, found)

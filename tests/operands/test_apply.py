@@ -19,7 +19,7 @@ from fp4scope.treatments import Amax, Setting, Treatment
 
 MX, STATIC = Treatment(FORMATS["mxfp4:floor"]), Treatment(FORMATS["nvfp4"])
 NV = Treatment(STATIC.format, Amax.WINDOW)
-QDQ = "fp4scope.operands.apply.qdq"
+QDQ = [f"fp4scope.operands.{place}.qdq" for place in ("apply", "images")]
 
 
 @torch.no_grad()
@@ -60,7 +60,8 @@ def qdq_calls(monkeypatch):
         calls.append(tuple(x.shape))
         return original(x, *args, **kwargs)
 
-    monkeypatch.setattr(QDQ, counted)
+    for place in QDQ:
+        monkeypatch.setattr(place, counted)
     return calls
 
 
@@ -79,7 +80,8 @@ def test_identity_quantizer_changes_no_logit(family, tiny_model, ids, monkeypatc
         with Injector(model).applied(everything(model, fmt)):
             assert not torch.equal(logits(model, ids), reference)
 
-    monkeypatch.setattr(QDQ, lambda x, fmt, amax=None, nonfinite=None: x)
+    for place in QDQ:
+        monkeypatch.setattr(place, lambda x, fmt, amax=None, nonfinite=None: x)
     for fmt in (MX, NV):
         with Injector(model).applied(everything(model, fmt)):
             assert torch.equal(logits(model, ids), reference)

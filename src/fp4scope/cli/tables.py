@@ -117,7 +117,8 @@ def main_tables(found: Findings) -> Iterator[Section]:
     yield from so_far(found)
     for level in ("blocks", "patterns"):
         yield from units(found, level, apart=True)
-    yield from units(found, "layers", apart=True, most=LAYERS_SHOWN)
+    for level in ("layers", "experts"):
+        yield from units(found, level, apart=True, most=LAYERS_SHOWN)
 
 
 def so_far(found: Findings) -> Iterator[Section]:

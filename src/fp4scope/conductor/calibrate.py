@@ -1,7 +1,7 @@
 """One pass of the full-precision model: what enters its linears."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from fp4scope.errors import Fp4ScopeError, ModelError, NonFiniteError, OutputErr
 from fp4scope.ledger import ActivationRecord
 from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import Inputs
-from fp4scope.models import LoadedModel
+from fp4scope.models import Layout, LoadedModel
 from fp4scope.operands import InputStatistics, nonfinite_cause, observe_inputs
 from fp4scope.sweep import Listener, Progress, is_out_of_memory
 
+FEWEST_TOKENS = 64
+"""An expert that fewer reached is not calibrated by them alone."""
 _TOKENS_AT_ONCE = {"cuda": 1 << 13}
 """Where a forward of one window is over before Python has started the next."""
 
@@ -71,10 +73,49 @@ def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> di
                 f"{layer.block}, projection {layer.projection}) are NaN or Inf in {loaded.dtype}; "
                 f"{nonfinite_cause(loaded.model)}"
             )
+    shared, by_expert = amaxes(loaded.layout, observed)
     return {
-        "amax": {name: statistics.max for name, statistics in observed.items()},
+        "amax": shared,
         "layers": [vars(record) for record in layers],
+        "by_expert": by_expert,
+        "tokens": {name: [rows for _, rows in observed[name].experts] for name in by_expert},
     }
+
+
+def amaxes(
+    layout: Layout, observed: Mapping[str, InputStatistics]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Amax of every linear's input, and of that of each expert where it holds some.
+
+    All experts of a layer have one, the largest, as engines do. One that few tokens reached has it
+    also where each has its own: what it was not shown may be larger.
+    """
+    shared: dict[str, float] = {}
+    by_expert: dict[str, list[float]] = {}
+    for names in layout.layers.values():
+        largest = max(observed[name].max for name in names)
+        shared |= dict.fromkeys(names, largest)
+        for name in names:
+            if len(names) > 1 or len(observed[name].experts) > 1:
+                by_expert[name] = [
+                    own if own > 0 and rows >= FEWEST_TOKENS else largest
+                    for own, rows in observed[name].experts
+                ]
+    return shared, by_expert
+
+
+def unseen_note(by_expert: Mapping[str, Sequence[int]]) -> str | None:
+    """What is said of experts that few tokens reached; their tokens by linear."""
+    few = {name: sum(rows < FEWEST_TOKENS for rows in seen) for name, seen in by_expert.items()}
+    worst = max(few, key=few.__getitem__, default=None)
+    if worst is None or not few[worst]:
+        return None
+    experts = sum(len(seen) for seen in by_expert.values())
+    return (
+        f"warning: {sum(few.values())} of {experts} inputs of experts were seen on fewer than "
+        f"{FEWEST_TOKENS} tokens of the calibration text, most of them in {worst}; they take the "
+        "largest input of their layer; calibrate on more text (--calibration-windows)"
+    )
 
 
 _INPUTS = TypeAdapter(Inputs)

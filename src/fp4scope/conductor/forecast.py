@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fp4scope.conductor.calibrate import observe
+from fp4scope.conductor.calibrate import amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.design import NOTHING, Contrast, Run
@@ -153,8 +153,8 @@ class _Probe:
         calibration = self._prepared.calibration
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
-        amax = {name: statistics.max for name, statistics in observed.items()}
-        injector = Injector(self._loaded.model, amax)
+        shared, by_expert = amaxes(self._loaded.layout, observed)
+        injector = Injector(self._loaded.model, shared, by_expert)
         # One unit of a kind has kernels compiled, which the time is not to hold.
         self._measure(_some(self._prepared, 1), injector, tell, budget)
         self._measure(self.runs, injector, tell, budget)

@@ -101,6 +101,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         allow_partial=study.run.allow_partial,
         offload=study.run.offload.value,
         exclude=study.model.exclude,
+        single=study.single_experts,
     )
     say(tell, *_loading_notes(loaded))
     return loaded
@@ -142,7 +143,7 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
     if not layers:
         return loaded
     never = {name for names in layers for name in names}
-    layout = find_layout(loaded.model, study.model.exclude, never)
+    layout = find_layout(loaded.model, study.model.exclude, never, single=study.single_experts)
     if not study.run.allow_partial:
         require_coverage(layout)
     return replace(loaded, layout=layout)

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 
-from fp4scope.conductor.calibrate import activation_records, inputs_note, observe, require_inputs
+from fp4scope.conductor.calibrate import (
+    activation_records,
+    inputs_note,
+    observe,
+    require_inputs,
+    unseen_note,
+)
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import (
     Prepared,
@@ -103,6 +109,7 @@ def diagnose(
             name=name,
             allow_partial=study.run.allow_partial,
             exclude=study.model.exclude,
+            single=study.single_experts,
         )
         return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
 
@@ -205,7 +212,7 @@ def _run_in(
         environment = environment_of(loaded)
         sessions(log, environment, tell)
         found = _Findings(study, prepared, log, stopping, environment, inputs)
-        injector = Injector(loaded.model, inputs["amax"])
+        injector = Injector(loaded.model, inputs["amax"], inputs.get("by_expert"))
         if prepared.estimated:
             estimate(prepared, injector, log, tell)
         if check is not None and memory is not None:
@@ -283,6 +290,8 @@ def calibrated(prepared: Prepared, log: Log, tell: Listener) -> dict[str, Any]:
     else:
         observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
         log.note("inputs", inputs_note(prepared.loaded, observed))
+        if note := unseen_note(log.notes["inputs"]["tokens"]):
+            tell(Progress("calibrating", note=note))
     return log.notes["inputs"]
 
 

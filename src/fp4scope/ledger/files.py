@@ -45,7 +45,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "environment": results.environment,
         "summary": dict(summary or {}),
         "activations": [asdict(a) for a in results.activations],
-        "sites": [[s.name, s.block, s.projection, s.rows, s.cols] for s in results.sites],
+        "sites": [_row(site) for site in results.sites],
         "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
         "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
@@ -163,11 +163,17 @@ def _results(data: ResultsFields) -> Results:
     )
 
 
+def _row(site: Site) -> list[Any]:
+    """What `_sites` reads."""
+    row = [site.name, site.block, site.projection, site.rows, site.cols]
+    if site.expert is not None:
+        return [*row, 1, site.expert]
+    return [*row, site.experts] if site.experts > 1 else row
+
+
 def _sites(data: ResultsFields) -> Sites:
-    sites = [
-        Site(name=name, block=block, projection=projection, rows=rows, cols=cols)
-        for name, block, projection, rows, cols in data["sites"]
-    ]
+    names = ("name", "block", "projection", "rows", "cols", "experts", "expert")
+    sites = [Site(**dict(zip(names, row, strict=False))) for row in data["sites"]]  # type: ignore
     if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: a name comes twice")
     most = max((site.block for site in sites), default=-1) + 1

@@ -17,7 +17,7 @@ from pydantic import (
     TypeAdapter,
     with_config,
 )
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from fp4scope.study import in_sections
 from fp4scope.treatments import Setting
@@ -43,8 +43,15 @@ STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 # What was asked, and what was found.
 
 Treated = Annotated[Setting, PlainValidator(Setting.from_json)]
-SiteRow = tuple[Name, Block, Name, Count, Count]
-"""Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept."""
+SiteRow = (
+    tuple[Name, Block, Name, Count, Count]
+    | tuple[Name, Block, Name, Count, Count, Positive]
+    | tuple[Name, Block, Name, Count, Count, Positive, Count]
+)
+"""Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept.
+
+Of experts in one tensor also how many there are; of a single one of them 1, and its number.
+"""
 
 
 class EditFields(TypedDict):
@@ -66,7 +73,7 @@ class UnitFields(TypedDict):
 
 
 class ContrastFields(TypedDict):
-    level: Literal["model", "projections", "blocks", "layers", "patterns"]
+    level: Literal["model", "projections", "blocks", "layers", "patterns", "experts"]
     setting: Treated
     direction: Literal["keep", "only"] | None
     unit: UnitFields | None
@@ -122,10 +129,15 @@ class ActivationRecord:
 
 @STRICT
 class Inputs(TypedDict):
-    """What a journal keeps of the calibration: the amax of every linear's input, and its layers."""
+    """What a journal keeps of the calibration: the amax of every linear's input, and its layers.
+
+    Of those that hold experts also the amax of each, and the tokens that it saw.
+    """
 
     amax: dict[Name, Magnitude]
     layers: list[ActivationRecord]
+    by_expert: NotRequired[dict[Name, list[Magnitude]]]
+    tokens: NotRequired[dict[Name, list[Count]]]
 
 
 # The conditions, and what is said of the course of a study.
@@ -233,7 +245,7 @@ class Session(TypedDict, total=False):
 
 
 class ProtocolSection(TypedDict, total=False):
-    activation_scale: Literal["calibrated", "dynamic"]
+    activation_scale: Literal["calibrated", "by-expert", "dynamic"]
     identity: Options
     sessions: list[Session]
     shapes: list[ShapeFields]

@@ -20,6 +20,7 @@ from fp4scope.models.library import library
 from fp4scope.models.loaded import LoadedModel, fingerprint_of
 from fp4scope.models.names import resolve
 from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
+from fp4scope.operands import products, watched
 from fp4scope.preflight import check_name
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
@@ -40,6 +41,7 @@ def load_model(
     allow_partial: bool = False,
     offload: str = "auto",
     exclude: Sequence[str] = (),
+    single: bool = False,
 ) -> LoadedModel:
     """The model called `name`, on `device`, ready to be measured.
 
@@ -55,6 +57,7 @@ def load_model(
         offload: `yes`: the blocks wait in host memory and come to the device in turn; `auto`: if
             they do not fit there.
         exclude: Patterns of linears that stay in full precision, beside the defaults.
+        single: Experts in one tensor are a site each, not one together.
 
     Raises:
         ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
@@ -99,6 +102,7 @@ def load_model(
         device=where,
         offload=offload,
         exclude=exclude,
+        single=single,
     )
     notes = [
         dtype_note(dtype, where.type, kept, chosen),
@@ -120,6 +124,7 @@ def adopt(
     device: torch.device | None = None,
     offload: str = "no",
     exclude: Sequence[str] = (),
+    single: bool = False,
 ) -> LoadedModel:
     """A model that is in memory already, checked and described like a loaded one.
 
@@ -132,6 +137,7 @@ def adopt(
         device: Where to move it; by default it stays.
         offload: As for `load_model`; `yes` and `auto` need a device.
         exclude: As for `load_model`.
+        single: As for `load_model`.
 
     Raises:
         ModelError: It is no model, it has no blocks, or too little of them can be quantized.
@@ -144,13 +150,13 @@ def adopt(
     checkpoint.require_unquantized(name, config)
     checks.require_data(model, name)
     model = model.eval().requires_grad_(False)
-    layout = find_layout(model, exclude)
+    layout = find_layout(model, exclude, single=single)
     checks.require_plain(model, layout, name)
     offloaded = None
     if device is not None:
         offloaded = placed(model, layout, device, offload)
     try:
-        _run_shortly(model)
+        copies = _run_shortly(model)
     except Fp4ScopeError:
         raise
     except Exception as error:
@@ -176,6 +182,7 @@ def adopt(
         prior_quantization=prior,
         warnings=tuple(warnings),
         offloaded=offloaded,
+        copies=copies,
     )
 
 
@@ -241,8 +248,13 @@ def _require_all_read(
 
 
 @torch.no_grad()
-def _run_shortly(model: PreTrainedModel) -> None:
-    """A forward of a few tokens, for what it may raise."""
+def _run_shortly(model: PreTrainedModel) -> int:
+    """A forward of a few tokens, for what it may raise; how many rows one is to experts."""
     device = next(model.parameters()).device
     vocab = config_size(text_config(model.config), "vocab_size", 8)
-    model((torch.arange(8, device=device) % vocab)[None], use_cache=False)
+    ids = torch.arange(8, device=device) % vocab
+    rows = [len(ids)]
+    of_experts = {name: product for name, product in products(model) if product.experts > 1}
+    with watched(of_experts, lambda _, entering: rows.append(len(entering.x))):
+        model(ids[None], use_cache=False)
+    return -(-max(rows) // len(ids))

@@ -34,7 +34,8 @@ class LoadedModel:
 
     `name` is its hub id, or the last part of its path.
     `prior_quantization` says how the weights were stored before they came here, if they were
-    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration.
+    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration. `copies`: how
+    many rows a token is to the experts of a block.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LoadedModel:
     prior_quantization: str | None = None
     warnings: tuple[str, ...] = ()
     offloaded: Offloaded | None = None
+    copies: int = 1
 
     @property
     def config(self) -> Any:  # noqa: ANN401

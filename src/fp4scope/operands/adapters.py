@@ -1,45 +1,77 @@
 """Where a model multiplies an input by a weight, and how its operands are reached.
 
 What is quantized are the two operands of a matrix product. Most products are modules of their own,
-`nn.Linear`; GPT-2's `Conv1D` is one with its weight transposed. Others, such as the experts of a
-block in one tensor, run inside a module that holds several. A `Product` hides this: its weight has
+`nn.Linear`; GPT-2's `Conv1D` is one with its weight transposed. The experts of a block lie in one
+tensor, and their products run inside a module (`experts`). A `Product` hides this: its weight has
 its outputs as rows and the axis along which it is summed last, wherever it lies in the model, and a
 watcher sees the input and the output of every call of the product, whatever called it. Nothing
 above knows modules, hooks or transpositions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fp4scope.errors import UnitError
 
-Before = Callable[[str, Tensor], Tensor | None]
+class Input(NamedTuple):
+    """What enters a product in one call.
+
+    Attributes:
+        x: Of experts, the rows of the first, then those of the second, and so on.
+        ends: Of experts: where the rows of each end.
+    """
+
+    x: Shaped[Tensor, "*batch cols"]
+    ends: Int[Tensor, " experts"] | None = None
+
+    @property
+    def counts(self) -> Int[Tensor, " experts"]:
+        """How many rows each expert has."""
+        assert self.ends is not None
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
+
+    def by_row(self, values: Shaped[Tensor, " experts"]) -> Shaped[Tensor, " rows"]:
+        """A value of each expert for each of its rows."""
+        return values.repeat_interleave(self.counts, output_size=len(self.x))
+
+    def where(self, experts: Sequence[int], one: Tensor, other: Tensor) -> Tensor:
+        """Rows of `one` for some experts, of `other` for the rest."""
+        assert self.ends is not None
+        chosen = torch.zeros(len(self.ends), dtype=torch.bool)
+        chosen[list(experts)] = True
+        return torch.where(self.by_row(chosen.to(self.x.device))[:, None], one, other)
+
+
+Before = Callable[[str, Input], Tensor | None]
 """Name of a product and what enters it, to what enters in its place; None changes nothing."""
-After = Callable[[str, Tensor, Tensor], Tensor | None]
+After = Callable[[str, Input, Tensor], Tensor | None]
 """Name, what entered and what leaves, to what leaves in its place; None changes nothing."""
 
 
 class Product:
     """One matrix product of a model: x (*batch, cols) to x @ weight^T (*batch, rows).
 
-    This one is an `nn.Linear`; adapters of other places differ from it.
+    This one is an `nn.Linear`; adapters of other places differ from it. A product of experts has a
+    weight of each, (experts, rows, cols), and every row of x meets that of one.
     """
 
+    experts: int = 1
+    """How many weights it holds."""
     _code = nn.Linear.forward
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401
-        self._module = module
+    def __init__(self, module: Any, key: str = "weight") -> None:  # noqa: ANN401
+        self._module, self._key = module, key
 
     @property
     def parameter(self) -> nn.Parameter:
         """The object that holds the weight, in the model's own shape."""
-        return self._module.weight
+        return getattr(self._module, self._key)
 
     @property
     def bias(self) -> Tensor | None:
@@ -59,19 +91,19 @@ class Product:
         """What the model's own code gives for this input."""
         return self._module(x)
 
-    def shaped(self, parameter: nn.Parameter) -> Shaped[Tensor, "rows cols"]:
+    def shaped(self, parameter: nn.Parameter) -> Shaped[Tensor, "*experts rows cols"]:
         """What `parameter`, or one in its place, holds, summed over the last axis. No copy."""
         return parameter.detach()
 
-    def as_parameter(self, weight: Shaped[Tensor, "rows cols"]) -> nn.Parameter:
+    def as_parameter(self, weight: Shaped[Tensor, "*experts rows cols"]) -> nn.Parameter:
         """A weight as an object that can stand in the place of `parameter`."""
         return nn.Parameter(weight, requires_grad=False)
 
     def put(self, parameter: nn.Parameter) -> Callable[[], None]:
         """Compute with this instead; what is returned puts back what was there, the same object."""
         parameters = self._module._parameters
-        undo = partial(parameters.__setitem__, "weight", parameters["weight"])
-        parameters["weight"] = parameter
+        undo = partial(parameters.__setitem__, self._key, parameters[self._key])
+        parameters[self._key] = parameter
         return undo
 
     def watch(self, name: str, before: Before | None, after: After | None) -> Callable[[], None]:
@@ -80,12 +112,13 @@ class Product:
         Of several that watch, the first sees what the model computes, the next what the first made
         of it. `after` is told what `before` would be told at the same place.
         """
-        entered: list[Tensor] = []
+        entered: list[Input] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            entering = Input(args[0])
             if after is not None:
-                entered.append(args[0])
-            found = None if before is None else before(name, args[0])
+                entered.append(entering)
+            found = None if before is None else before(name, entering)
             return None if found is None else (found, *args[1:])
 
         def leave(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -99,19 +132,25 @@ class Product:
         return undo.close
 
     @property
-    def weight(self) -> Shaped[Tensor, "rows cols"]:
+    def weight(self) -> Shaped[Tensor, "*experts rows cols"]:
         """What `parameter` holds."""
         return self.shaped(self.parameter)
+
+    def times(
+        self, entering: Input, weight: Shaped[Tensor, "*experts rows cols"]
+    ) -> Shaped[Tensor, "*batch rows"]:
+        """The product alone, with any weight."""
+        return entering.x @ weight.T
 
     @property
     def rows(self) -> int:
         """Outputs."""
-        return self.weight.shape[0]
+        return self.weight.shape[-2]
 
     @property
     def cols(self) -> int:
         """Inputs: the axis along which blocks of a format run."""
-        return self.weight.shape[1]
+        return self.weight.shape[-1]
 
 
 class _Conv1D(Product):
@@ -129,42 +168,9 @@ class _Conv1D(Product):
 _ADAPTERS = {nn.Linear: Product, Conv1D: _Conv1D}
 
 
-def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
-    """Every product inside a module, by its name there: what ignore lists take."""
-    for name, inner in module.named_modules():
-        found = _adapted(inner)
-        if found is not None:
-            yield name, found
-
-
-def product_at(model: nn.Module, name: str) -> Product:
-    """The product of this name.
-
-    Raises:
-        UnitError: There is none.
-    """
-    try:
-        found = _adapted(model.get_submodule(name))
-    except AttributeError:
-        found = None
-    if found is None:
-        raise UnitError(f"the model has no linear called {name!r}")
-    return found
-
-
-def _adapted(module: nn.Module) -> Product | None:
+def of_module(module: nn.Module) -> Iterator[tuple[str, Product]]:
+    """The product that a module is, under the name ""."""
     for kind, adapter in _ADAPTERS.items():
         if isinstance(module, kind) and hasattr(module, "weight"):
-            return adapter(module)
-    return None
-
-
-@contextmanager
-def watched(
-    products: Mapping[str, Product], before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
-    """Call these around every call of these products, until the `with` block ends."""
-    with ExitStack() as stack:
-        for name, product in products.items():
-            stack.callback(product.watch(name, before, after))
-        yield
+            yield "", adapter(module)
+            return

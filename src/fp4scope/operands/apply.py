@@ -12,11 +12,11 @@ Where a gradient is wanted it passes straight through the quantized inputs, as i
 the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
-from fp4scope.operands.adapters import Product, product_at
+from fp4scope.operands.adapters import Input, Product
+from fp4scope.operands.experts import experts_in, independent_rows
+from fp4scope.operands.images import Images
 from fp4scope.operands.nonfinite import nonfinite_cause
+from fp4scope.operands.products import place_of, product_at
 from fp4scope.treatments import Amax, Setting, Treatment
 
 
@@ -37,18 +40,27 @@ class Injector:
         model: The model. Between `with` blocks it is as it was.
         calibrated: Amax of each linear's input by its full name, for treatments with a calibrated
             tensor scale. Under others each window (an axis-0 entry of a 3-d input) has its own.
+        by_expert: The same for each expert of those that hold experts, for treatments that want it.
     """
 
-    def __init__(self, model: nn.Module, calibrated: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calibrated: Mapping[str, float] | None = None,
+        by_expert: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         self.model = model
         self.calibrated = dict(calibrated or {})
-        self._weights: dict[tuple[str, Treatment], _WeightImage] = {}
+        self.by_expert = {name: tuple(amaxes) for name, amaxes in (by_expert or {}).items()}
+        self._images = Images(lambda name, weight: self._flag(name, "weight", weight))
+        self._places: dict[str, tuple[str, int | None]] = {}
         self._products: dict[str, Product] = {}
+        self._experts = experts_in(model)
         # What stands in the model while an image is in its place; None while nothing is applied.
         self._originals: dict[str, nn.Parameter] | None = None
         # One for each weight and each input that was quantized; true only when an error follows.
         self._flags: dict[tuple[str, str], Tensor] = {}
-        self._amaxes: dict[tuple[str, torch.device], Tensor] = {}
+        self._amaxes: dict[tuple[str, _Amax, torch.device], Tensor] = {}
         self._shared: _SharedInput | None = None
 
     @contextmanager
@@ -56,7 +68,8 @@ class Injector:
         """The model with these settings, until the block ends.
 
         Args:
-            settings: By full module name, such as `model.layers.0.mlp.up_proj`.
+            settings: By full module name, such as `model.layers.0.mlp.up_proj`. An expert of
+                several in one tensor has a name with its number, `mlp.experts.7.down_proj`.
             check: Check the inputs when the block ends, which waits for its forwards. Else
                 call `check` after several blocks.
 
@@ -69,9 +82,10 @@ class Injector:
         self._originals = {}
         with ExitStack() as undo:
             undo.callback(self._leave)
+            undo.enter_context(independent_rows(self._experts))
             try:
-                for name, setting in settings.items():
-                    self._apply(name, setting, undo)
+                for name, parts in self._by_product(settings).items():
+                    self._apply(name, parts, undo)
                 yield
                 if check:
                     self.check()
@@ -79,17 +93,33 @@ class Injector:
                 self._unread()
                 raise
 
-    def _apply(self, name: str, setting: Setting, undo: ExitStack) -> None:
+    def _by_product(self, settings: Mapping[str, Setting]) -> dict[str, dict[int, Setting]]:
+        """By product, and expert from 0."""
+        found: dict[str, dict[int, Setting]] = {}
+        for site, setting in settings.items():
+            name, expert = self._place(site)
+            every = range(self.product(name).experts) if expert is None else (expert,)
+            found.setdefault(name, {}).update(dict.fromkeys(every, setting))
+        return found
+
+    def _apply(self, name: str, settings: Mapping[int, Setting], undo: ExitStack) -> None:
         assert self._originals is not None
         product = self.product(name)
-        if setting.weight is not None:
-            image = self._weight_image(name, setting.weight)
+        weights = {e: s.weight for e, s in settings.items() if s.weight is not None}
+        if weights:
+            image = self._images.of(name, product, product.parameter, weights)
             self._originals[name] = product.parameter
             undo.callback(product.put(image))
-        if setting.input is not None:
-            amax = self._amax(name, setting.input)
-            before = partial(self._quantize_input, setting.input.format, amax)
-            undo.callback(product.watch(name, before, None))
+        inputs: dict[Treatment, list[int]] = {}
+        for expert, setting in settings.items():
+            if setting.input is not None:
+                inputs.setdefault(setting.input, []).append(expert)
+        parts: list[_Part] = []
+        for treatment, experts in inputs.items():
+            some = None if len(experts) == product.experts else tuple(experts)
+            parts.append(_Part(treatment.format, self._amax(name, treatment), some))
+        if parts:
+            undo.callback(product.watch(name, partial(self._quantize_input, parts), None))
 
     def _leave(self) -> None:
         self._originals = self._shared = None
@@ -97,9 +127,12 @@ class Injector:
     def check(self) -> None:
         """Wait for the forwards so far, and complain if any quantized operand was not finite.
 
+        Called at the end of each block, so that weights of mixed experts are let go of, too.
+
         Raises:
             NonFiniteError: It was; names the first such linear in the order in which they ran.
         """
+        self._images.forget_mixtures()
         flags = self._flags
         if not flags or not bool(torch.stack(list(flags.values())).any()):
             self._flags = {}
@@ -123,14 +156,17 @@ class Injector:
     @property
     def held(self) -> Set[tuple[str, Treatment]]:
         """The quantized weights that are kept, by linear and treatment."""
-        return frozenset(self._weights)
+        return self._images.held
 
     def forget(self, images: Iterable[tuple[str, Treatment]] | None = None) -> None:
         """Let go of some quantized weights, by linear and treatment; of all by default."""
-        for image in self.held if images is None else images:
-            self._weights.pop(image, None)
+        for site, treatment in self.held if images is None else images:
+            name, expert = self._place(site)
+            self._images.forget(name, treatment, expert)
+        if images is None:
+            self._images.forget_mixtures()
 
-    def moved(self, name: str, setting: Setting, x: Tensor) -> Tensor:
+    def moved(self, name: str, setting: Setting, entering: Input) -> Tensor:
         """By how much quantizing a linear as a setting says moves its output: Wq xq - W x.
 
         Weight and input are told apart, (Wq - W) x + Wq (xq - x), and each part is a product with
@@ -140,23 +176,27 @@ class Injector:
         Args:
             name: The linear's.
             setting: How its operands are treated.
-            x: What enters it, unquantized.
+            entering: What enters it, unquantized.
 
         Raises:
-            NonFiniteError: The calibrated amax is 0, but `x` is not.
+            NonFiniteError: The calibrated amax is 0, but the input is not.
             UnitError: The model has no such linear, or the calibration has not.
         """
-        own = self.product(name).shaped(self._original(name))
+        product = self.product(name)
+        own = product.shaped(self._original(name))
         weight = own
         parts: list[Tensor] = []
         if setting.weight is not None:
             weight = self.quantized_weight(name, setting.weight)
-            parts.append(x @ (weight - own).T)
+            parts.append(product.times(entering, weight - own))
         if setting.input is not None:
-            parts.append((self.quantized_input(name, setting.input, x) - x) @ weight.T)
+            rounded = self.quantized_input(name, setting.input, entering)
+            parts.append(product.times(entering._replace(x=rounded - entering.x), weight))
         return sum(parts[1:], start=parts[0])
 
-    def quantized_weight(self, name: str, treatment: Treatment) -> Shaped[Tensor, "rows cols"]:
+    def quantized_weight(
+        self, name: str, treatment: Treatment
+    ) -> Shaped[Tensor, "*experts rows cols"]:
         """The image of a linear's weight.
 
         NaN or Inf is found by `check`.
@@ -164,18 +204,20 @@ class Injector:
         Raises:
             UnitError: The model has no such linear.
         """
-        return self.product(name).shaped(self._weight_image(name, treatment))
+        product = self.product(name)
+        every = dict.fromkeys(range(product.experts), treatment)
+        return product.shaped(self._images.of(name, product, self._original(name), every))
 
-    def quantized_input(self, name: str, treatment: Treatment, x: Tensor) -> Tensor:
+    def quantized_input(self, name: str, treatment: Treatment, entering: Input) -> Tensor:
         """The image of what enters a linear, as it would be inside `applied`.
 
         NaN or Inf is found by `check`.
 
         Raises:
-            NonFiniteError: The calibrated amax is 0, but `x` is not.
+            NonFiniteError: The calibrated amax is 0, but the input is not.
             UnitError: The calibration has no such linear.
         """
-        return self._input_image(name, treatment.format, self._amax(name, treatment), x)
+        return self._input_image(name, treatment.format, self._amax(name, treatment), entering)
 
     def product(self, name: str) -> Product:
         """The model's product of this name.
@@ -187,50 +229,50 @@ class Injector:
             self._products[name] = product_at(self.model, name)
         return self._products[name]
 
+    def _place(self, site: str) -> tuple[str, int | None]:
+        """The product that a site is, and which of its experts if it is one."""
+        if site not in self._places:
+            self._places[site] = place_of(self.model, site)
+        return self._places[site]
+
     def _original(self, name: str) -> nn.Parameter:
         if self._originals is not None and name in self._originals:
             return self._originals[name]
         return self.product(name).parameter
 
-    def _weight_image(self, name: str, treatment: Treatment) -> nn.Parameter:
-        original = self._original(name)
-        kept = self._weights.get((name, treatment))
-        if kept is not None and kept.is_for(original):
-            return kept.image
-        product = self.product(name)
-        weight = product.shaped(original)
-        image = qdq(weight, treatment.format, nonfinite=self._flag(name, "weight", weight))
-        parameter = product.as_parameter(image)
-        self._weights[name, treatment] = _WeightImage(original, original._version, parameter)
-        return parameter
-
-    def _amax(self, name: str, treatment: Treatment) -> float | None:
-        if treatment.tensor_scale is not Amax.CALIBRATED:
+    def _amax(self, name: str, treatment: Treatment) -> "_Amax":
+        if treatment.tensor_scale in (None, Amax.WINDOW):
             return None
         if name not in self.calibrated:
             raise UnitError(
                 f"the input of {name} has no calibrated amax ({len(self.calibrated)} linears have "
                 "one); calibrate it, or use --activation-scale dynamic"
             )
-        return self.calibrated[name]
+        each = self.by_expert.get(name) if treatment.tensor_scale is Amax.EXPERT else None
+        return self.calibrated[name] if each is None else each
 
-    def _quantize_input(self, fmt: BlockFormat, amax: float | None, name: str, x: Tensor) -> Tensor:
-        if self._shared is not None and self._shared.is_for(x, fmt, amax):
-            self._check_amax(name, amax, x)
+    def _quantize_input(self, parts: "Sequence[_Part]", name: str, entering: Input) -> Tensor:
+        x = entering.x
+        if self._shared is not None and self._shared.is_for(x, parts):
+            for part in parts:
+                self._check_amax(name, part.amax, x)
             return self._shared.image
-        image = self._input_image(name, fmt, amax, x)
+        image = x
+        for fmt, amax, experts in parts:
+            rounded = self._input_image(name, fmt, amax, entering)
+            image = rounded if experts is None else entering.where(experts, rounded, image)
         if torch.is_grad_enabled() and x.requires_grad:
             image = _straight_through(x, image)
         if not x.is_inference():  # such tensors cannot tell whether they were changed
-            self._shared = _SharedInput(x, x._version, fmt, amax, image)
+            self._shared = _SharedInput(x, x._version, parts, image)
         return image
 
-    def _input_image(self, name: str, fmt: BlockFormat, amax: float | None, x: Tensor) -> Tensor:
-        self._check_amax(name, amax, x)
-        scale_amax = self._scale_amax(name, x, amax) if fmt.uses_tensor_amax else None
-        return qdq(x, fmt, scale_amax, self._flag(name, "input", x))
+    def _input_image(self, name: str, fmt: BlockFormat, amax: "_Amax", entering: Input) -> Tensor:
+        self._check_amax(name, amax, entering.x)
+        scale_amax = self._scale_amax(name, entering, amax) if fmt.uses_tensor_amax else None
+        return qdq(entering.x, fmt, scale_amax, self._flag(name, "input", entering.x))
 
-    def _check_amax(self, name: str, amax: float | None, x: Tensor) -> None:
+    def _check_amax(self, name: str, amax: "_Amax", x: Tensor) -> None:
         if amax == 0 and bool(x.any()):
             raise NonFiniteError(
                 f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
@@ -242,28 +284,30 @@ class Injector:
             self._flags[name, operand] = torch.zeros((), dtype=torch.bool, device=x.device)
         return self._flags[name, operand]
 
-    def _scale_amax(self, name: str, x: Tensor, amax: float | None) -> Tensor | None:
-        """The calibrated one, kept on the device, or that of each window."""
+    def _scale_amax(self, name: str, entering: Input, amax: "_Amax") -> Tensor | None:
+        """The calibrated one, kept on the device, that of each row's expert, or of each window."""
+        x = entering.x
         if x.numel() == 0:  # an expert that no token chose
             return None
         if amax is None:
             return x.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1)) if x.ndim > 2 else None
-        key = name, x.device
+        key = name, amax, x.device
         if key not in self._amaxes:
-            self._amaxes[key] = torch.full((), amax, dtype=torch.float32, device=x.device)
-        return self._amaxes[key]
+            self._amaxes[key] = torch.tensor(amax, dtype=torch.float32, device=x.device)
+        found = self._amaxes[key]
+        return found if found.ndim == 0 else entering.by_row(found)[:, None]
 
 
-@dataclass(frozen=True)
-class _WeightImage:
-    """A quantized weight, good while the weight is the same."""
+_Amax = float | tuple[float, ...] | None
+"""Of a product, of each of its experts, or not known before."""
 
-    weight: Tensor
-    version: int
-    image: nn.Parameter
 
-    def is_for(self, weight: Tensor) -> bool:
-        return self.weight is weight and self.version == weight._version
+class _Part(NamedTuple):
+    """How the rows of some experts are quantized; those of all where `experts` is None."""
+
+    format: BlockFormat
+    amax: _Amax
+    experts: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -272,13 +316,11 @@ class _SharedInput:
 
     x: Tensor
     version: int
-    fmt: BlockFormat
-    amax: float | None
+    parts: Sequence[_Part]
     image: Tensor
 
-    def is_for(self, x: Tensor, fmt: BlockFormat, amax: float | None) -> bool:
-        same = self.x is x and self.version == x._version
-        return same and self.fmt == fmt and self.amax == amax
+    def is_for(self, x: Tensor, parts: Sequence[_Part]) -> bool:
+        return self.x is x and self.version == x._version and self.parts == parts
 
 
 class _StraightThrough(torch.autograd.Function):

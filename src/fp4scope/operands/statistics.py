@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fp4scope.operands.adapters import product_at, watched
+from fp4scope.operands.adapters import Input
+from fp4scope.operands.products import product_at, watched
 
 _BINS = 1 << 15
 _FINITE_BINS = 0x7F80
@@ -21,11 +22,16 @@ _FINITE_BINS = 0x7F80
 
 @dataclass
 class InputStatistics:
-    """Counts of |x| by bin. `step` is half a bin in units of the last place of FP32."""
+    """Counts of |x| by bin. `step` is half a bin in units of the last place of FP32.
+
+    Of a product that holds experts, `experts` has each one's amax and rows (tokens), as a linear
+    alone has them for itself.
+    """
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.int64))
     max: float = 0.0
     step: int = 1 << 15
+    experts: tuple[tuple[float, int], ...] = ()
 
     @property
     def elements(self) -> int:
@@ -38,8 +44,12 @@ class InputStatistics:
 
     def __add__(self, other: "InputStatistics") -> "InputStatistics":
         """The statistics of both sets of elements together."""
-        counts = self.counts + other.counts
-        return InputStatistics(counts, max(self.max, other.max), min(self.step, other.step))
+        return InputStatistics(
+            self.counts + other.counts,
+            max(self.max, other.max),
+            min(self.step, other.step),
+            self.experts + other.experts,
+        )
 
     def quantile(self, q: float) -> float:
         """The smallest seen |x| that at least a share `q` of the elements do not exceed.
@@ -68,13 +78,31 @@ class InputStatistics:
 class _Collector:
     """Counters on the model's device; a tensor that several linears share is binned once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, experts: int) -> None:
         self.counts = torch.zeros(_BINS, dtype=torch.int64, device=device)
         self.max = torch.zeros((), dtype=torch.float32, device=device)
+        self._rows = 0
+        self._amaxes = torch.zeros(experts, dtype=torch.float32, device=device)
+        self._by_expert = torch.zeros(experts, dtype=torch.int64, device=device)
 
     def add(self, counts: Tensor, peak: Tensor) -> None:
         self.counts += counts
         self.max = torch.maximum(self.max, peak)
+
+    def add_experts(self, entering: Input) -> None:
+        x = entering.x.detach()
+        self._rows += x.shape[:-1].numel()
+        if entering.ends is not None:
+            self._by_expert += entering.counts
+            expert = entering.by_row(torch.arange(len(self._by_expert), device=x.device))
+            self._amaxes.scatter_reduce_(0, expert, x.abs().amax(1).float(), "amax")
+
+    @property
+    def experts(self) -> tuple[tuple[float, int], ...]:
+        """Each one's amax and rows."""
+        if len(self._amaxes) == 1:
+            return ((float(self.max), self._rows),)
+        return tuple(zip(self._amaxes.tolist(), self._by_expert.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -92,21 +120,24 @@ def observe_inputs(
         Statistics by name. A linear that no forward reached has none of its elements.
     """
     device = next(model.parameters()).device
-    collectors = {name: _Collector(device) for name in linears}
+    watch = {name: product_at(model, name) for name in linears}
+    collectors = {name: _Collector(device, product.experts) for name, product in watch.items()}
     last: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
-    def collect(name: str, x: Tensor) -> None:
+    def collect(name: str, entering: Input) -> None:
+        x = entering.x
         version = -1 if x.is_inference() else x._version
         if version < 0 or not (last and last[0][0] is x and last[0][1] == version):
             last[:] = [(x, version, *_bin(x))]
         collectors[name].add(*last[0][2:])
+        collectors[name].add_experts(entering)
 
-    with watched({name: product_at(model, name) for name in collectors}, collect):
+    with watched(watch, collect):
         for _ in forwards:
             pass
     exact = next(model.parameters()).dtype == torch.bfloat16
     return {
-        name: InputStatistics(c.counts.cpu(), float(c.max), 0 if exact else 1 << 15)
+        name: InputStatistics(c.counts.cpu(), float(c.max), 0 if exact else 1 << 15, c.experts)
         for name, c in collectors.items()
     }
 

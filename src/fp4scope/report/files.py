@@ -21,7 +21,8 @@ from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
 TABLES = (
-    "all_quantized", "projections", "blocks", "layers", "patterns", "agreement", "activations",
+    "all_quantized", "projections", "blocks", "layers", "patterns", "experts",
+    "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""
 _ADVICE = (

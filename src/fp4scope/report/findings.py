@@ -50,6 +50,10 @@ class Findings:
         return stats.unit_table(self.results, "patterns")
 
     @cached_property
+    def experts(self) -> Table:
+        return stats.unit_table(self.results, "experts")
+
+    @cached_property
     def agreement(self) -> Table:
         """How the gradient ranks units, against the exact sweep: a row for each family of both."""
         return stats.agreement_table(self.results)

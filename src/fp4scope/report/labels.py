@@ -87,7 +87,11 @@ def family(row: Mapping[str, Any]) -> str:
 
 def place(row: Mapping[str, Any]) -> str:
     """A unit's name: `5.down_proj`, `down_proj`, `5`."""
-    name = row["unit"] if "unit" in row else row.get("projection", row.get("pattern", ""))
+    name = (
+        row["unit"]
+        if "unit" in row
+        else next((row[key] for key in ("projection", "pattern", "expert") if key in row), "")
+    )
     return f"{'' if row.get('block') is None else row['block']}.{name or ''}".strip(".")
 
 

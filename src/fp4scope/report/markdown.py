@@ -50,6 +50,7 @@ def markdown(found: Findings) -> str:
             for level in ("projections", "blocks", "patterns")
         },
         layers=list(units(found, "layers", apart=True, most=LAYERS_SHOWN)),
+        experts=list(units(found, "experts", apart=True, most=LAYERS_SHOWN)),
         lowering=_lowering(found),
         activations=activations(found),
         figures=figure_names(found),

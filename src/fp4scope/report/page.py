@@ -26,7 +26,7 @@ from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
 from fp4scope.report.render import as_html
 from fp4scope.report.section import Section
-from fp4scope.report.selection import sole_precision
+from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
 from fp4scope.report.sentences import agreements, headlines, neighbour_line, sums
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import MIN_WINDOWS, hypotheses
@@ -75,7 +75,8 @@ def page(found: Findings) -> str:
         units={
             level: list(sections.units(found, level))
             for level in ("projections", "blocks", "patterns")
-        },
+        }
+        | {"experts": list(sections.units(found, "experts", apart=True, most=LAYERS_SHOWN))},
         standing_out=sections.standing_out(found) if found.layers else None,
         directions={
             level: list(dict.fromkeys(map(labels.direction, table["direction"])))

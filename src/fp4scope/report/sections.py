@@ -27,7 +27,12 @@ NAMED = 5
 _Row = Mapping[str, Any]
 _ONLY_APART = ("delta_ppl", "p_top")
 """Where formats stand side by side there is no room for these."""
-_UNIT = {"projections": ("projection",), "blocks": ("block",), "patterns": ("pattern",)}
+_LISTED = ("layers", "experts")
+"""Levels of many units, of which the largest are shown."""
+_UNIT = {
+    "projections": ("projection",), "blocks": ("block",), "patterns": ("pattern",),
+    "experts": ("block", "expert"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def measures(level: str, rows: Sequence[_Row]) -> list[Measure]:
     found: list[Measure] = []
     if is_measured(rows):
         found = [_PERCENT, _EFFECT, _TIER, _PPL, _DELTA_PPL, _KL]
-        if level == "layers":
+        if level in _LISTED:
             found = [_PERCENT, _EFFECT, _PPL, _DELTA_PPL, _P, _KL_EFFECT, _P_KL, _KL, _TOP1]
         found.append(
             Measure("p_top", f"among the {TOP_K[level]} most costly", lambda r: share(r["p_top"]))
@@ -225,7 +230,8 @@ def _unit_section(
         ]
         for unit in order[:most]
     ]
-    control = [] if level == "layers" or not is_measured(rows) else [_control(found, rows, columns)]
+    alone = level in _LISTED or not is_measured(rows)
+    control = [] if alone else [_control(found, rows, columns)]
     windows = sorted({row["windows"] for row in rows})
     seen = " to ".join(str(end) for end in dict.fromkeys((windows[0], windows[-1])))
     return Section(

@@ -11,6 +11,7 @@ from fp4scope.study.words import (
     Dataset,
     Direction,
     Dtype,
+    Experts,
     Level,
     Method,
     Operands,

@@ -30,6 +30,7 @@ from fp4scope.study.words import (
     Dataset,
     Direction,
     Dtype,
+    Experts,
     Level,
     Method,
     Operands,
@@ -94,6 +95,11 @@ class Model(Section):
         "patterns of names, or re:REGEX; repeatable; none: not even those",
         examples=["*.self_attn.*"],
     )
+    experts: Experts = Field(
+        Experts.TOGETHER,
+        description="experts that lie in one tensor: one linear for all of a block (together), or "
+        "each for itself (single), so that patterns can tell them apart",
+    )
 
 
 class Data(Section):
@@ -152,7 +158,8 @@ class Question(Section):
     sweep: Annotated[Levels, Option(value=",".join(Level.words()))] = Field(
         (Swept(Level.PROJECTIONS), Swept(Level.LAYERS)),
         description="units to switch: projections (one kind of linear in all blocks), blocks, "
-        "layers (one linear in one block); a direction of its own is written layers:only",
+        "layers (one linear in one block), experts (one routed expert of one block, which makes "
+        "them single); a direction of its own is written layers:only",
     )
     direction: Directions = Field(
         (Direction.KEEP, Direction.ONLY),
@@ -215,8 +222,8 @@ class Numerics(Section):
     ] = Field("auto", description="a torch device; auto: CUDA if there is one", examples=["cuda:1"])
     activation_scale: ActivationScale = Field(
         ActivationScale.CALIBRATED,
-        description="NVFP4's tensor scale of activations: from calibration text, or each window's "
-        "own",
+        description="NVFP4's tensor scale of activations: from calibration text, of every expert "
+        "for itself (by-expert), or each window's own (dynamic)",
     )
     replicas: Number = Field(
         1,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
+from fp4scope.study.words import Experts, Level
 
 STUDY_VERSION = 2
 
@@ -97,6 +98,12 @@ class Study(BaseModel):
             if isinstance(cause, Fp4ScopeError):
                 raise cause from None
             raise StudyError(_first_problem(error)) from None
+
+    @property
+    def single_experts(self) -> bool:
+        """Whether experts in one tensor are switched one by one."""
+        swept = any(item.level is Level.EXPERTS for item in self.question.sweep)
+        return swept or self.model.experts is Experts.SINGLE
 
     def but(self, **options: Any) -> "Study":  # noqa: ANN401
         """The same study with other values for some options."""

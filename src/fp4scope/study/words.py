@@ -100,6 +100,15 @@ class Level(Choice):
     BLOCKS = "blocks"
     LAYERS = "layers", "cells"
     """One kind of linear in one block."""
+    EXPERTS = "experts"
+    """One routed expert of one block."""
+
+
+class Experts(Choice):
+    """What of the experts of a block in one tensor is switched on its own."""
+
+    TOGETHER = "together", "stacked"
+    SINGLE = "single"
 
 
 class Dataset(Choice):
@@ -122,6 +131,7 @@ class ActivationScale(Choice):
     """Where NVFP4's tensor scale of activations comes from."""
 
     CALIBRATED = "calibrated", "static"
+    BY_EXPERT = "by-expert", "by_expert"
     DYNAMIC = "dynamic"
 
 

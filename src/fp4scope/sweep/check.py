@@ -206,7 +206,7 @@ def _block_by_block(
     flat: list[bool] = []
     logits: list[Tensor] = []
     captured = 0
-    with watched(loaded.products, lambda _, x: flat.append(x.ndim < 3)):
+    with watched(loaded.products, lambda _, entering: flat.append(entering.x.ndim < 3)):
         for part in (ids,) if together else ids.split(1):
             inputs = stack.capture(part)
             captured = max(captured, inputs.size_bytes)

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import LoadedModel
-from fp4scope.operands import Injector, nonfinite_cause, watched
+from fp4scope.operands import Injector, Input, nonfinite_cause, watched
+from fp4scope.recipes import Sites
 from fp4scope.treatments import Setting
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
@@ -78,21 +79,21 @@ def estimate_window(
         ModelError: The model computes in a way through which no gradient comes.
         NonFiniteError: NaN or Inf in a quantized input, or an estimate that is not finite.
     """
-    place = {name: i for i, name in enumerate(loaded.layout.linears)}
+    place = {site.name: i for i, site in enumerate(loaded.layout.sites)}
     asked: dict[Setting | None, list[Contrast]] = {}
     for contrast in contrasts:
         asked.setdefault(contrast.own.base, []).append(contrast)
     nats: dict[Contrast, float] = {}
     nll: dict[Setting | None, float] = {}
     for point, members in asked.items():
-        wanted = _wanted(members, place)
+        wanted = _wanted(members, loaded.layout.sites)
         for scale in _LOSS_SCALES.get(loaded.dtype, (1.0,)):
             nll[point], costs = _one_point(loaded, ids, point, wanted, injector, scale)
             if all(isfinite(cost) for cost in costs.values()):
                 break
         for contrast in members:
             setting = contrast.family.setting
-            cost = sum(costs[name, setting] for name in _linears(contrast, place))
+            cost = sum(costs[name, setting] for name in _sites(contrast, place))
             if not isfinite(cost):
                 raise NonFiniteError(
                     f"the estimate of {contrast.name} is {cost} in {loaded.dtype}: a "
@@ -102,20 +103,19 @@ def estimate_window(
     return WindowEstimates(tokens=len(ids) - 1, nats={c: nats[c] for c in contrasts}, nll=nll)
 
 
-def _linears(contrast: Contrast, place: Mapping[str, int]) -> list[str]:
-    """The linears of a unit in the order of the model, so that sums are always the same."""
+def _sites(contrast: Contrast, place: Mapping[str, int]) -> list[str]:
+    """The sites of a unit in the order of the model, so that sums are always the same."""
     assert contrast.unit is not None
     return sorted(contrast.unit.sites, key=place.__getitem__)
 
 
-def _wanted(
-    contrasts: Iterable[Contrast], place: Mapping[str, int]
-) -> dict[str, tuple[Setting, ...]]:
+def _wanted(contrasts: Iterable[Contrast], sites: Sites) -> dict[str, tuple[Setting, ...]]:
     """By linear, the settings under which some unit needs its cost."""
     found: dict[str, dict[Setting, None]] = {}
     for contrast in contrasts:
-        for name in _linears(contrast, place):
-            found.setdefault(name, {})[contrast.family.setting] = None
+        assert contrast.unit is not None
+        for name in contrast.unit.sites:
+            found.setdefault(sites.by_name[name].product, {})[contrast.family.setting] = None
     return {name: tuple(settings) for name, settings in found.items()}
 
 
@@ -127,10 +127,12 @@ def _one_point(
     injector: Injector,
     scale: float,
 ) -> tuple[float, dict[tuple[str, Setting], float]]:
-    """The NLL there, and what each linear costs under each setting; the loss is scaled."""
-    everywhere = {} if point is None else dict.fromkeys(loaded.layout.linears, point)
+    """The NLL there, and what each site costs under each setting; the loss is scaled."""
+    sites = loaded.layout.sites
+    everywhere = {} if point is None else {site.name: point for site in sites}
     # Those of one point are kept for the next window, if there is no other in between.
-    injector.forget(injector.held - {(name, s.weight) for name, s in everywhere.items()})
+    kept = {(name, point.weight) for name in loaded.layout.linears} if point else set()
+    injector.forget(injector.held - kept)
     taps = _Taps(injector, wanted, point)
     chosen = {name: loaded.products[name] for name in wanted}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
@@ -146,11 +148,16 @@ def _one_point(
             )
         nll, gradient = _loss(logits.detach(), ids[1:].to(loaded.device), scale)
         torch.autograd.grad(logits, entrance[0], gradient)
-    silent = {(name, s) for name, settings in wanted.items() for s in settings} - taps.found.keys()
-    # A linear whose output the loss does not depend on, such as an expert that no token chose.
-    values = torch.stack(list(taps.found.values())).tolist() if taps.found else []
-    costs = {key: value / scale for key, value in zip(taps.found, values, strict=True)}
-    return nll, costs | dict.fromkeys(silent, 0.0)
+    values = iter(torch.cat(list(taps.found.values())).tolist() if taps.found else [])
+    costs = {key: [next(values) for _ in cost] for key, cost in taps.found.items()}
+    found: dict[tuple[str, Setting], float] = {}
+    for site in sites:
+        for setting in wanted.get(site.product, ()):
+            # None where the loss does not depend on it, such as an expert that no token chose.
+            each = costs.get((site.product, setting), [0.0] * ((site.expert or 0) + 1))
+            cost = sum(each) if site.expert is None else each[site.expert]
+            found[site.name, setting] = cost / scale
+    return nll, found
 
 
 def _loss(
@@ -202,7 +209,7 @@ def _entrance(loaded: LoadedModel) -> Iterator[list[Tensor]]:
 class _Taps:
     """Keep what enters linears, and in the backward pass add up what quantizing each costs.
 
-    `found` has the costs by linear and setting.
+    `found` has the costs by linear and setting, of each of its experts.
     """
 
     def __init__(
@@ -211,22 +218,29 @@ class _Taps:
         self._injector, self._wanted, self._point = injector, wanted, point
         self.found: dict[tuple[str, Setting], Tensor] = {}
 
-    def listen(self, name: str, x: Tensor, output: Tensor) -> None:
+    def listen(self, name: str, entering: Input, output: Tensor) -> None:
         if not output.requires_grad:
             raise ModelError(
                 f"no gradient comes to {name}, so it cannot be estimated; leave --method at exact"
             )
-        output.register_hook(partial(self._add, name, x.detach(), x._version))
+        x = entering.x
+        detached = entering._replace(x=x.detach())
+        output.register_hook(partial(self._add, name, detached, x._version))
 
-    def _add(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
-        if x._version != version:
+    def _add(self, name: str, entering: Input, version: int, gradient: Tensor) -> None:
+        if entering.x._version != version:
             raise ModelError(
                 f"the model writes into what entered {name}, so it cannot be estimated; "
                 "leave --method at exact"
             )
         for setting in self._wanted[name]:
-            moves = self._injector.moved(name, setting, x)
-            cost = torch.dot(gradient.flatten().double(), moves.flatten().double())
+            moves = self._injector.moved(name, setting, entering)
+            if entering.ends is None:
+                cost = torch.dot(gradient.flatten().double(), moves.flatten().double())[None]
+            else:
+                rows = (gradient.double() * moves.double()).sum(-1)
+                expert = entering.by_row(torch.arange(len(entering.ends), device=rows.device))
+                cost = rows.new_zeros(len(entering.ends)).index_add_(0, expert, rows)
             key = (name, setting)
             self.found[key] = self.found[key] + cost if key in self.found else cost
         done = {s.weight for s in self._wanted[name] if s != self._point}

@@ -16,9 +16,9 @@ from fp4scope.design import Run
 from fp4scope.errors import StudyError
 from fp4scope.kernels import backend
 from fp4scope.models import LoadedModel, config_size, config_value
+from fp4scope.operands import FEWEST_ROWS
 from fp4scope.sweep.passes import Pass, executions, passes, work
 from fp4scope.sweep.shape import TILE_ROWS, Shape
-from fp4scope.sweep.wavefront import FEWEST_ROWS
 
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
@@ -144,15 +144,21 @@ class Memory:
     def _workspace(self, shape: Shape) -> int:
         """What a batch takes inside a block or in the head, whichever is more."""
         config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
-        sites = self._loaded.layout.sites
-        widest = max(max(site.rows, site.cols) for site in sites)
-        images = max(p.image_numbers for p in self.passes(shape.groups)) * size
+        sites, products = self._loaded.layout.sites, self._loaded.products.values()
+        copies = self._loaded.copies
+        widest = max(max(p.rows, p.cols) * min(p.experts, copies) for p in products)
+        images = max(p.image_numbers for p in self.passes(shape.groups))
+        # The image of one expert has room for all, and so has what stands in the weight's place.
+        images += 2 * max(
+            sum(s.parameters for s in block if s.expert is not None) for block in sites.blocks
+        )
+        images *= size
 
         batch = shape.block * tokens
         block = batch * (5 * widest + 8 * self._loaded.hidden_size) * size
         unfused = self._kind == "cuda" and backend(self._loaded.device) != "triton"
         if unfused:  # quantizing goes through whole tensors
-            block += 4 * 4 * max(batch * widest, max(site.parameters for site in sites))
+            block += 4 * 4 * max(batch * widest, max(p.parameter.numel() for p in products))
         if config_value(config, "_attn_implementation") == "eager":
             # A model that names no heads has no attention.
             heads = config_size(config, "num_attention_heads", 0)

@@ -27,7 +27,7 @@ from fp4scope.study import BestGoal, Goal, TimeGoal, WidthGoal
 
 MOST_WINDOWS = 8
 """In a job, where there is a goal: so often it is looked whether it is reached."""
-_DECIDED_FIRST = ("layers", "patterns", "blocks", "projections")
+_DECIDED_FIRST = ("experts", "layers", "patterns", "blocks", "projections")
 
 
 class Stopping:

@@ -18,15 +18,12 @@ from torch import Tensor
 from fp4scope.design import Run
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, Tail
-from fp4scope.operands import Injector
+from fp4scope.operands import FEWEST_ROWS, Injector
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import Tree, last_uses
 
 _T = TypeVar("_T")
-
-# A matrix product of fewer rows rounds differently in CPU libraries.
-FEWEST_ROWS = 16
 
 
 class Compared(NamedTuple):
@@ -220,9 +217,11 @@ class Wavefront:
 
 
 def head_in_blocks(loaded: LoadedModel) -> float:
-    """How many blocks the head is worth, by the size of their weights."""
+    """How many blocks the head is worth, by the size of the weights that a token meets."""
     head = loaded.vocab_size * loaded.hidden_size
-    return head * loaded.layout.blocks / sum(site.parameters for site in loaded.layout.sites)
+    products = loaded.products.values()
+    used = sum(p.rows * p.cols * min(p.experts, loaded.copies) for p in products)
+    return head * loaded.layout.blocks / used
 
 
 def tiles(rows: int, most: int) -> Iterator[slice]:

@@ -58,8 +58,11 @@ UNIT_COLUMNS = {
     "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
     "layers": ("format", "direction", "projection", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
     "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
+    "experts": ("format", "direction", "expert", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
 }
-_UNIT_NAME = {"projections": "projection", "layers": "projection", "patterns": "pattern"}
+_UNIT_NAME = {
+    "projections": "projection", "layers": "projection", "patterns": "pattern", "experts": "expert",
+}  # fmt: skip
 ACTIVATION_COLUMNS = ("block", "projection", "max", "p999", "ratio")
 PROJECTION_ACTIVATION_COLUMNS = ("projection", "max", "p999", "ratio", "ratio_max", "blocks")
 

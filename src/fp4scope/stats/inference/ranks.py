@@ -18,7 +18,7 @@ from fp4scope.stats.inference.dependence import drawn_means
 from fp4scope.stats.inference.intervals import MIN_WINDOWS
 from fp4scope.stats.inference.series import Floats
 
-TOP_K = {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10}
+TOP_K = {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10, "experts": 10}
 DRAWS = 4000
 
 

@@ -1,0 +1,165 @@
+"""Quantized weights, kept until they are let go of.
+
+The image of a product of experts need not be whole: what single experts want of it is made when
+they want it. Where experts of one product are treated differently, the weight that stands in the
+model is a mixture of originals and images. From one mixture to the next only the experts that
+differ are copied.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from fp4scope.formats import BlockFormat
+from fp4scope.kernels import qdq
+from fp4scope.operands.adapters import Product
+from fp4scope.treatments import Treatment
+
+Image = tuple[str, Treatment]
+"""A product by name, or one of its experts, and how its weight is treated."""
+_MOST_ALONE = 0.25
+"""Of the experts of a product: more are quantized in one call for all of them."""
+
+
+@dataclass
+class _Kept:
+    """An image, good while the weight is the same; which experts it has, and which are wanted."""
+
+    weight: nn.Parameter
+    version: int
+    image: nn.Parameter | None = None
+    made: set[int] = field(default_factory=set)
+    wanted: set[int] = field(default_factory=set)
+
+    def is_for(self, weight: nn.Parameter) -> bool:
+        return self.weight is weight and self.version == weight._version
+
+
+class _Mixture:
+    """A parameter whose experts are those of several."""
+
+    def __init__(self, original: nn.Parameter, experts: int) -> None:
+        self._weight, self._version = original, original._version
+        self._sources: list[nn.Parameter | None] = [original] * experts
+        self._parameter = nn.Parameter(original.detach().clone(), requires_grad=False)
+
+    def is_for(self, weight: nn.Parameter) -> bool:
+        return self._weight is weight and self._version == weight._version
+
+    @torch.no_grad()
+    def of(self, sources: Sequence[nn.Parameter]) -> nn.Parameter:
+        """The parameter with each expert from its source."""
+        for expert, (now, source) in enumerate(zip(self._sources, sources, strict=True)):
+            if now is not source:
+                self._parameter[expert].copy_(source[expert])
+        self._sources = list(sources)
+        return self._parameter
+
+    def lose(self, image: nn.Parameter) -> None:
+        """Hold this image no longer."""
+        self._sources = [None if source is image else source for source in self._sources]
+
+
+class Images:
+    """Images of weights by product and treatment.
+
+    Args:
+        flag: Of a product's name and its weight: what is to be true if that is not finite.
+    """
+
+    def __init__(self, flag: Callable[[str, Tensor], Bool[Tensor, ""]]) -> None:
+        self._flag = flag
+        self._kept: dict[Image, _Kept] = {}
+        self._mixtures: dict[str, _Mixture] = {}
+
+    @property
+    def held(self) -> frozenset[Image]:
+        return frozenset(self._kept)
+
+    def forget(self, name: str, treatment: Treatment, expert: int | None = None) -> None:
+        """Let go of an image; of an expert's, when no other expert's is wanted."""
+        kept = self._kept.get((name, treatment))
+        if kept is None:
+            return
+        kept.wanted -= kept.wanted if expert is None else {expert}
+        if not kept.wanted:
+            del self._kept[name, treatment]
+            if name in self._mixtures and kept.image is not None:
+                self._mixtures[name].lose(kept.image)
+
+    def forget_mixtures(self) -> None:
+        """Let go of weights whose experts come from several images."""
+        self._mixtures.clear()
+
+    def of(
+        self, name: str, product: Product, original: nn.Parameter, wanted: Mapping[int, Treatment]
+    ) -> nn.Parameter:
+        """What stands for a weight some of whose experts are treated; all of most products' one.
+
+        Args:
+            name: The product's.
+            product: It.
+            original: What it holds when nothing is treated.
+            wanted: By expert, from 0.
+        """
+        by_treatment: dict[Treatment, list[int]] = {}
+        for expert, treatment in wanted.items():
+            by_treatment.setdefault(treatment, []).append(expert)
+        if len(by_treatment) == 1 and len(wanted) == product.experts:
+            return self._image(name, product, original, *by_treatment.popitem())
+        sources = [original] * product.experts
+        for treatment, experts in by_treatment.items():
+            image = self._image(name, product, original, treatment, experts)
+            for expert in experts:
+                sources[expert] = image
+        mixture = self._mixtures.get(name)
+        if mixture is None or not mixture.is_for(original):
+            mixture = self._mixtures[name] = _Mixture(original, product.experts)
+        return mixture.of(sources)
+
+    def _image(
+        self,
+        name: str,
+        product: Product,
+        original: nn.Parameter,
+        treatment: Treatment,
+        experts: Sequence[int],
+    ) -> nn.Parameter:
+        """The image of a weight; only these experts of it need be right."""
+        kept = self._kept.get((name, treatment))
+        if kept is None or not kept.is_for(original):
+            kept = _Kept(original, original._version)
+        kept.wanted.update(experts)
+        missing = [expert for expert in experts if expert not in kept.made]
+        if missing:
+            self._make(name, product, kept, treatment.format, missing)
+            self._kept[name, treatment] = kept
+        assert kept.image is not None
+        return kept.image
+
+    def _make(
+        self, name: str, product: Product, kept: _Kept, fmt: BlockFormat, missing: Sequence[int]
+    ) -> None:
+        """All experts in one call, or the missing one by one where they are few."""
+        weight = product.shaped(kept.weight)
+        if len(missing) > _MOST_ALONE * product.experts:
+            image = qdq(weight, fmt, _amax_by_expert(weight, fmt), self._flag(name, weight))
+            kept.image = product.as_parameter(image)
+            kept.made.update(range(product.experts))
+            return
+        if kept.image is None:
+            kept.image = product.as_parameter(torch.empty_like(weight))
+        image = product.shaped(kept.image)
+        for expert in missing:
+            image[expert].copy_(qdq(weight[expert], fmt, nonfinite=self._flag(name, weight)))
+        kept.made.update(missing)
+
+
+def _amax_by_expert(weight: Tensor, fmt: BlockFormat) -> Tensor | None:
+    """Of a weight of several experts, for each its own tensor scale; None for one of its own."""
+    if weight.ndim < 3 or not fmt.uses_tensor_amax:
+        return None
+    return torch.linalg.vector_norm(weight, torch.inf, (-2, -1), keepdim=True)

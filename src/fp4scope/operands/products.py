@@ -1,0 +1,68 @@
+"""The products of a model: found by their names, and watched."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from fp4scope.errors import UnitError
+from fp4scope.operands import adapters, experts
+from fp4scope.operands.adapters import After, Before, Product
+
+
+def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
+    """Every product inside a module, by its name there: what ignore lists take."""
+    for name, inner in module.named_modules():
+        for leaf, product in _of(inner).items():
+            yield f"{name}.{leaf}".strip("."), product
+
+
+def product_at(model: nn.Module, name: str) -> Product:
+    """The product of this name.
+
+    Raises:
+        UnitError: There is none.
+    """
+    holder, _, leaf = name.rpartition(".")
+    for path, key in ((name, ""), (holder, leaf)):
+        try:
+            found = _of(model.get_submodule(path)).get(key)
+        except AttributeError:
+            continue
+        if found is not None:
+            return found
+    raise UnitError(f"the model has no linear called {name!r}")
+
+
+def place_of(model: nn.Module, site: str) -> tuple[str, int | None]:
+    """The product that a site is; where it is one of the experts in it, also its number.
+
+    Raises:
+        UnitError: There is none.
+    """
+    holder, _, leaf = site.rpartition(".")
+    outer, _, number = holder.rpartition(".")
+    if number.isdecimal():
+        try:
+            model.get_submodule(holder)
+        except AttributeError:
+            name = f"{outer}.{leaf}"
+            if 1 < product_at(model, name).experts > int(number):
+                return name, int(number)
+    product_at(model, site)
+    return site, None
+
+
+def _of(module: nn.Module) -> dict[str, Product]:
+    return {**dict(adapters.of_module(module)), **dict(experts.of_module(module))}
+
+
+@contextmanager
+def watched(
+    products: Mapping[str, Product], before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Call these around every call of these products, until the `with` block ends."""
+    with ExitStack() as stack:
+        for name, product in products.items():
+            stack.callback(product.watch(name, before, after))
+        yield

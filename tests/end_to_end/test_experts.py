@@ -1,0 +1,142 @@
+"""A mixture of experts from a folder to its tables, and the scales of its experts' inputs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+import fp4scope as package
+from fp4scope.conductor.calibrate import FEWEST_TOKENS, amaxes
+from fp4scope.errors import UnitError
+from fp4scope.models import find_layout
+from fp4scope.operands import InputStatistics
+from fp4scope.recipes import Site, Sites
+from fp4scope.study import Direction
+
+PROJECTIONS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj",
+    "shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixture_folder(tmp_path_factory, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
+        shared_expert_intermediate_size=32, num_experts=8, num_experts_per_tok=2, vocab_size=96,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        initializer_range=0.25,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "tiny-mixture"
+    Qwen2MoeForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_mixture_of_experts_to_its_tables(fp4scope, mixture_folder, text_file, tmp_path):
+    code, out, err = fp4scope(
+        "run", mixture_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
+        "--calibration-windows", 4, "--calibration-seq-len", 32, "--formats", "nvfp4",
+        "--sweep", "projections", "--pattern", "experts.*", "--method", "exact,gradient",
+        "-o", "out",
+    )  # fmt: skip
+    assert code == 0
+    assert "experts.down_proj" in out
+    assert "in full precision: gate (2, router), shared_expert_gate (2, router)" in err
+    assert f"fewer than {FEWEST_TOKENS} tokens" in err
+    data = json.loads((tmp_path / "out/results.json").read_text())
+    assert data["model"]["projections"] == list(PROJECTIONS)
+    assert data["model"]["coverage"] > 0.95
+    stacked = {row[2]: row[3:] for row in data["sites"] if len(row) == 6}
+    assert stacked == {"experts.gate_up_proj": [64, 64, 8], "experts.down_proj": [64, 32, 8]}
+    assert package.load(tmp_path / "out").results.sites[4].experts == 8
+    rows = data["summary"]["projections"]
+    assert {row["projection"] for row in rows} == set(PROJECTIONS)
+    assert all(row["delta_nll"] for row in rows if row["projection"].startswith("experts"))
+
+
+def test_experts_may_have_scales_of_their_own(mixture_folder, text_file):
+    def nll(scale):
+        d = package.diagnose(
+            str(mixture_folder), text=str(text_file), seq_len=32, windows=2, formats="nvfp4,mxfp4",
+            sweep="", calibration_windows=24, calibration_seq_len=32, activation_scale=scale,
+        )  # fmt: skip
+        assert d.results.protocol["activation_scale"] == scale
+        return {row["format"]: row["nll"] for row in d.all_quantized.rows}
+
+    own, shared = nll("by-expert"), nll("calibrated")
+    assert own.keys() == shared.keys()
+    assert [fmt for fmt in own if own[fmt] != shared[fmt]] == ["nvfp4"]
+
+
+def test_experts_that_saw_little_take_the_largest_of_their_layer(tiny_model):
+    layout = find_layout(tiny_model("qwen3-moe"))
+    enough, few = FEWEST_TOKENS, FEWEST_TOKENS - 1
+    seen = {name: InputStatistics(max=5.0, experts=((5.0, enough),)) for name in layout.linears}
+    down = "model.layers.1.mlp.experts.down_proj"
+    each = ((1.0, enough), (2.0, few), (3.0, enough), (0.0, 0))
+    seen[down] = InputStatistics(max=3.0, experts=each)
+    layer, by_expert = amaxes(layout, seen)
+    assert layer[down] == 3.0
+    assert by_expert == {down: [1.0, 3.0, 3.0, 3.0]}
+
+
+def test_experts_that_are_linears_share_an_amax_as_well(tiny_model):
+    sites = [
+        Site(name=f"layers.0.experts.{e}.up", block=0, projection="experts.*.up", rows=32, cols=32)
+        for e in range(2)
+    ]
+    layout = replace(find_layout(tiny_model("llama")), sites=Sites(sites, 1))
+    one, other = layout.linears
+    seen = {
+        one: InputStatistics(max=4.0, experts=((4.0, FEWEST_TOKENS),)),
+        other: InputStatistics(experts=((0.0, 0),)),
+    }
+    assert amaxes(layout, seen) == ({one: 4.0, other: 4.0}, {one: [4.0], other: [4.0]})
+
+
+def test_single_experts_are_units(fp4scope, mixture_folder, text_file, tmp_path):
+    """One left out, one pattern of two, and each for itself."""
+    code, out, err = fp4scope(
+        "run", mixture_folder, "--text", text_file, "--seq-len", 32, "--windows", 3,
+        "--calibration-windows", 2, "--calibration-seq-len", 32, "--formats", "nvfp4",
+        "--sweep", "experts:only,projections:only", "--pattern", "experts.[12].*",
+        "--exclude", "*.1.mlp.experts.0.*", "--method", "exact,gradient", "-o", "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "experts.gate_up_proj (1, by *.1.mlp.experts.0.*)" in err
+    assert "Experts, only, nvfp4, W4A4: the 10 largest of 15" in out
+    results = package.load(tmp_path / "out").results
+    single = [site for site in results.sites if site.expert is not None]
+    assert len(single) == 2 * (8 + 7)
+    rows = json.loads((tmp_path / "out/results.json").read_text())["summary"]["experts"]
+    places = {(row["block"], row["expert"]) for row in rows}
+    expected = {(b, f"mlp.experts.{e}") for b in range(2) for e in range(8)} - {
+        (1, "mlp.experts.0")
+    }
+    assert places == expected
+    assert (tmp_path / "out/experts.csv").exists()
+    assert "## Experts" in (tmp_path / "out/report.md").read_text()
+    assert "<h3>Experts</h3>" in (tmp_path / "out/report.html").read_text()
+    # An estimate of several experts is the sum of theirs.
+    estimates = {}
+    for contrast in results.contrasts:
+        if contrast.unit is not None and contrast.family.direction is Direction.ONLY:
+            nats = results.ledger[contrast.own].values["gradient"]
+            estimates[contrast.unit.level, contrast.unit.name, contrast.unit.block] = sum(nats)
+    pattern = estimates["patterns", "experts.[12].*", None]
+    alone = [estimates["experts", f"mlp.experts.{e}", b] for b in range(2) for e in (1, 2)]
+    assert pattern == pytest.approx(sum(alone), rel=1e-4)
+    both = [v for (level, *_), v in estimates.items() if level == "experts"]
+    together = [
+        v for (_, name, _), v in estimates.items() if name.startswith("experts.") and "_" in name
+    ]
+    assert sum(both) == pytest.approx(sum(together), rel=1e-3)
+
+
+def test_a_model_without_experts_has_none_to_sweep(model_folder, options):
+    with pytest.raises(UnitError, match="the model has no routed experts"):
+        package.diagnose(str(model_folder), **options, sweep="experts")
