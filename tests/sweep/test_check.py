@@ -16,10 +16,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.models import adopt
+from fp4scope.models import BlockStack, adopt
 from fp4scope.operands import Injector
+from fp4scope.sweep import check as check_module
 from fp4scope.sweep import scheduler
 from fp4scope.sweep.check import self_check
+from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.shape import Shape
 
 GEMMA4 = {
@@ -143,6 +145,33 @@ def test_every_family_passes(family, adopted, ids, unchanged):
 def test_other_dtypes_and_experts_pass_within_rounding(family, dtype, adopted, ids):
     check = self_check(adopted(family, dtype), ids)
     assert check.difference <= check.allowed < 0.2
+
+
+def elsewhere(move):
+    """`BlockStack.run` with what it gives moved."""
+    run = BlockStack.run
+    return lambda self, block, *rest: move(run(self, block, *rest), block)
+
+
+def test_a_router_may_send_tokens_elsewhere_by_rounding(adopted, ids, monkeypatch):
+    """Then what rounding does is measured; without a router the bound stands, here at nearly 0."""
+
+    def last_place(hidden, block):
+        steps = perturbation(hidden.shape[1:], seed=1, replica=1, window=1, block=block)
+        return perturbed(hidden, steps[None].expand_as(hidden))
+
+    monkeypatch.setattr(check_module, "allowed_difference", lambda dtype: 1e-6)
+    monkeypatch.setattr(BlockStack, "run", elsewhere(last_place))
+    check = self_check(adopted("mixtral", torch.bfloat16), ids)
+    assert 1e-6 < check.difference <= check.allowed < 0.5
+    with pytest.raises(ModelError, match="differs from its own forward"):
+        self_check(adopted("llama", torch.bfloat16), ids)
+
+
+def test_a_router_explains_no_wrong_block(adopted, ids, monkeypatch):
+    monkeypatch.setattr(BlockStack, "run", elsewhere(lambda hidden, block: hidden.flip(-1)))
+    with pytest.raises(ModelError, match="differs from its own forward"):
+        self_check(adopted("mixtral"), ids)
 
 
 def test_a_plain_model_passes(toy, long_ids):
