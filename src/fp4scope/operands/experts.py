@@ -281,7 +281,10 @@ def _code_for(module: nn.Module) -> type[_Code] | None:
 @cache
 def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
     """What a module's forward takes beside itself."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+    try:
+        return tuple(inspect.signature(kind.forward).parameters)[1:]
+    except (TypeError, ValueError):  # no Python function
+        return ()
 
 
 def _running(module: nn.Module, code: type[_Code]) -> _Code:
