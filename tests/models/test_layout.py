@@ -168,7 +168,7 @@ def test_experts_that_cannot_be_reached_are_refused_by_name_or_allowed(tiny_toke
     config = DbrxConfig(
         d_model=64, n_heads=4, n_layers=2, vocab_size=96, max_seq_len=64,
         attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
-        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     )  # fmt: skip
     model = DbrxForCausalLM(config)
     with pytest.raises(ModelError, match="allow-partial") as error:

@@ -73,7 +73,8 @@ def test_both_products_of_every_family_are_found(mixture, tiny_model):
         site = layout.sites.by_name[name]
         assert (site.experts, site.rows, site.cols) == tuple(product.weight.shape)
         assert site.parameters == product.parameter.numel()
-        assert "experts." in site.projection or mixture == "jetmoe"
+        # JetMoE's, and older versions of Granite's, are modules of their own.
+        assert "experts." in site.projection or mixture in ("jetmoe", "granite-hybrid")
     shared = [c for c in layout.projections if "shared" in c]
     expected = {"qwen2-moe", "deepseek-v3", "nemotron-h", "granite-hybrid", "qwen3-next", "llama4"}
     assert bool(shared) == (mixture in expected)
