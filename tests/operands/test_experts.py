@@ -200,12 +200,12 @@ def test_what_quantizing_moves_is_the_difference_of_the_outputs(tiny_model, ids)
 
 
 def test_a_row_gives_the_same_whatever_shares_its_batch(mixture, tiny_model, ids):
-    """Of all these families but one, whose delta net rounds differently by itself."""
+    """Of all these families but two, where a product with one output rounds differently."""
     model = tiny_model(mixture)
     with independent_rows(experts_in(model)):
         together = logits(model, torch.cat([ids, ids.flip(1)]))
         alone = torch.cat([logits(model, row[None]) for row in ids])
-    if mixture == "qwen3-next":
+    if mixture in ("qwen2-moe", "qwen3-next"):
         torch.testing.assert_close(together[: len(ids)], alone, atol=1e-5, rtol=1e-5)
     else:
         assert torch.equal(together[: len(ids)], alone)

@@ -8,7 +8,7 @@ from fp4scope.stats import MIN_WINDOWS, TOP_K, top_probabilities
 
 
 def test_every_level_has_its_k():
-    assert TOP_K == {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10}
+    assert TOP_K == {"projections": 2, "blocks": 3, "patterns": 1, "layers": 10, "experts": 10}
 
 
 def test_the_same_data_give_the_same_bits_and_k_places_are_given_away():

@@ -191,11 +191,11 @@ class _Code(ABC):
             seen.append(Input(x, ends))
             found = None if before is None else before(name, seen[-1])
             x = x if found is None else found
-        weight = getattr(self.module, leaf)
+        weight = getattr(self.module, leaf).to(x.dtype)  # a part may be kept in another dtype
         out = grouped(x, weight.mT if self.transposed(self.module) else weight, ends)
         bias = getattr(self.module, f"{leaf}_bias", None)
         if bias is not None:
-            out = out + bias[experts]
+            out = out + bias[experts].to(out.dtype)
         for (name, _, after), entered in zip(watchers, seen, strict=True):
             found = None if after is None else after(name, entered, out)
             out = out if found is None else found
