@@ -58,6 +58,25 @@ def test_a_mixture_of_experts_to_its_tables(fp4scope, mixture_folder, text_file,
     assert all(row["delta_nll"] for row in rows if row["projection"].startswith("experts"))
 
 
+def test_routing_stands_beside_its_ceiling(mixture_folder, text_file, tmp_path):
+    d = package.diagnose(
+        str(mixture_folder), text=str(text_file), seq_len=32, windows=2, formats="nvfp4",
+        sweep="blocks:only", calibration_windows=2, calibration_seq_len=32,
+        output_dir=tmp_path / "out",
+    )  # fmt: skip
+    ceiling, *others = d.routing.rows
+    assert (ceiling["format"], ceiling["level"]) == ("full precision", "model")
+    assert [row["level"] for row in others] == ["model", "blocks", "blocks"]
+    for row in others:
+        assert 0 < row["same"] <= row["kept"] < ceiling["kept"] + 1e-9 <= 1 + 2e-9
+        assert row["load"] <= 1 - row["kept"] + 1e-9
+    # The last block's own quantization comes behind its router.
+    assert others[2]["kept"] > others[0]["kept"]
+    assert "Routing, against the full-precision model" in (tmp_path / "out/report.md").read_text()
+    assert (tmp_path / "out/routing.csv").exists()
+    assert package.load(tmp_path / "out").routing.rows == d.routing.rows
+
+
 def test_experts_may_have_scales_of_their_own(mixture_folder, text_file):
     def nll(scale):
         d = package.diagnose(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fp4scope.design import design
-from fp4scope.ledger import Log
+from fp4scope.ledger import ROUTING, Log
 from fp4scope.models import adopt
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
@@ -129,7 +129,11 @@ def naive_numbers():
             (run.recipe, run.replica, name, window): (m.tokens, value)
             for run, metrics in zip(runs, results, strict=True)
             for window, m in enumerate(metrics)
-            for name, value in zip(run.measures, (m.nll, m.kl, m.top1), strict=True)
+            for name, value in zip(
+                (*run.measures, *ROUTING.values()),
+                (m.nll, m.kl, m.top1, *(m.routing or ())),
+                strict=False,
+            )
         }
 
     return measure

@@ -12,7 +12,7 @@ from fp4scope.report import labels
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
 from fp4scope.report.section import Section
-from fp4scope.report.sections import activations, costs, units
+from fp4scope.report.sections import activations, costs, routing, units
 from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.sentences import agreements, headlines, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
@@ -124,4 +124,5 @@ def main_tables(found: Findings) -> Iterator[Section]:
 def so_far(found: Findings) -> Iterator[Section]:
     """What is known first: whole models, projections."""
     yield from costs(found, apart=True)
+    yield from routing(found)
     yield from units(found, "projections", apart=True)

@@ -26,6 +26,8 @@ class Measure:
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
+ROUTING = {name: f"routing_{name}" for name in ("kept", "same", "weight", "load")}
+"""Measures of models with routers, by their names in `metrics.Routing`."""
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -35,6 +37,11 @@ MEASURES = {
         # The same two against the unperturbed realisation of the subject itself.
         Measure("rerun_kl", "nat", 6),
         Measure("rerun_top1", "1", None),
+        # What is left of the full-precision model's routing (`metrics.Routing`).
+        Measure("routing_kept", "1", 9),
+        Measure("routing_same", "1", 9),
+        Measure("routing_weight", "1", 9),
+        Measure("routing_load", "1", 9),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

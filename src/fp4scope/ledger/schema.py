@@ -96,6 +96,10 @@ class Values(TypedDict, total=False):
     top1: list[Count | None]
     rerun_kl: list[Number | None]
     rerun_top1: list[Count | None]
+    routing_kept: list[Magnitude | None]
+    routing_same: list[Magnitude | None]
+    routing_weight: list[Magnitude | None]
+    routing_load: list[Magnitude | None]
     gradient: list[Number | None]
 
 

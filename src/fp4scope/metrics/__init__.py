@@ -3,6 +3,7 @@
 # pyright: reportUnusedImport=false
 from fp4scope.metrics.predictions import (
     ReferencePredictions,
+    Routing,
     RowMetrics,
     WindowMetrics,
     compare,

@@ -10,6 +10,7 @@ it: BF16 logits are often tied.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,25 @@ from fp4scope.kernels import backend
 _CPU_PIECE_ROWS = 16
 
 
+class Routing(NamedTuple):
+    """What is left of the full-precision model's routing: sums over the targets of one window.
+
+    Of every token a share, the mean over the model's routers.
+
+    Attributes:
+        kept: Of its experts, those that the full-precision model chooses too.
+        same: 1 where all of them are the same.
+        weight: What its weights have in common with the full-precision model's.
+        load: Of all tokens' places at experts, those that are at others now: half the sum of what
+            the counts differ by.
+    """
+
+    kept: float
+    same: float
+    weight: float
+    load: float
+
+
 @dataclass(frozen=True)
 class WindowMetrics:
     """Sums over the targets of one window; NLL and KL in nats."""
@@ -29,6 +49,7 @@ class WindowMetrics:
     nll: float
     kl: float
     top1: int
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True)

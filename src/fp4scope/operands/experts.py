@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
@@ -46,6 +46,39 @@ def experts_in(model: nn.Module) -> "list[tuple[nn.Module, type[_Code]]]":
     """The modules with products of all experts, and what runs in the place of each."""
     found = ((module, _code_for(module)) for module in model.modules())
     return [(module, code) for module, code in found if code is not None]
+
+
+class Choice(NamedTuple):
+    """Where a router sends tokens.
+
+    Attributes:
+        index: The experts of each token.
+        weights: What their outputs are multiplied by, in the same order.
+        experts: How many there are.
+    """
+
+    index: Int[Tensor, "tokens chosen"]
+    weights: Shaped[Tensor, "tokens chosen"]
+    experts: int
+
+
+@contextmanager
+def routed(
+    found: "Iterable[tuple[nn.Module, type[_Code]]]",
+    listen: Callable[[nn.Module, Choice], Choice | None],
+) -> Iterator[None]:
+    """Call this with the choice of every router in front of these experts (`experts_in`).
+
+    Tokens go where it says, or where they went if it says nothing. Only for experts that are told
+    where tokens go: those of Llama 4 and JetMoE are not.
+    """
+    with ExitStack() as stack:
+        for module, code in found:
+            running = _running(module, code)
+            stack.callback(running.hold())
+            running.listeners.append(listen)
+            stack.callback(running.listeners.remove, listen)
+        yield
 
 
 @contextmanager
@@ -143,6 +176,7 @@ class _Code(ABC):
         self.watchers: dict[str, list[tuple[str, Before | None, After | None]]] = {
             leaf: [] for leaf in self.leaves(module)
         }
+        self.listeners: list[Callable[[nn.Module, Choice], Choice | None]] = []
         self._holders = 0
         self._own: dict[str, Any] = {}
 
@@ -217,6 +251,12 @@ class _Chosen(_Code):
     def run(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         module = self.module
         first, last = self.leaves(module)
+        if top_k_weights.shape != top_k_index.shape:  # of all experts, in older versions
+            top_k_weights = top_k_weights.gather(1, top_k_index)
+        choice = Choice(top_k_index, top_k_weights, getattr(module, last).shape[0])
+        for listen in self.listeners:
+            choice = listen(module, choice) or choice
+        top_k_index, top_k_weights, _ = choice
         tokens, chosen = top_k_index.shape
         experts, order = top_k_index.flatten().sort(stable=True)
         every = torch.arange(getattr(module, last).shape[0], device=experts.device)
@@ -226,8 +266,6 @@ class _Chosen(_Code):
         x = self.multiply(last, self.between(x), ends, experts)
         if getattr(module, "has_post_expert_norm", False):
             x = module.post_expert_norm(x)
-        if top_k_weights.shape != top_k_index.shape:  # of all experts, in older versions
-            top_k_weights = top_k_weights.gather(1, top_k_index)
         x = x * top_k_weights.flatten()[order, None]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)

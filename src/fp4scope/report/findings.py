@@ -54,6 +54,11 @@ class Findings:
         return stats.unit_table(self.results, "experts")
 
     @cached_property
+    def routing(self) -> Table:
+        """What every recipe leaves of the full-precision model's routing."""
+        return stats.routing_table(self.results)
+
+    @cached_property
     def agreement(self) -> Table:
         """How the gradient ranks units, against the exact sweep: a row for each family of both."""
         return stats.agreement_table(self.results)

@@ -70,7 +70,7 @@ def page(found: Findings) -> str:
         min_windows=MIN_WINDOWS,
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=list(sections.costs(found)),
-        compared=list(sections.against_each_other(found)),
+        compared=[*sections.against_each_other(found), *sections.routing(found)],
         one_rule=_one_rule(found),
         units={
             level: list(sections.units(found, level))

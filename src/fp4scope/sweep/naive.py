@@ -7,16 +7,18 @@ hold the wavefront against it, and the benchmark is a ratio to it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fp4scope.design import Run
-from fp4scope.metrics import WindowMetrics, compare, reference_predictions
+from fp4scope.design import NOTHING, Run
+from fp4scope.metrics import Routing, WindowMetrics, compare, reference_predictions
 from fp4scope.models import LoadedModel
-from fp4scope.operands import Injector
+from fp4scope.operands import Choice, Injector
+from fp4scope.sweep.routing import alike, listening
 
 Perturb = Callable[[Tensor, int, int, int], Tensor]
 """What enters a block (tokens, hidden), replica, window and block to its perturbation."""
@@ -43,19 +45,27 @@ def measure_naively(
     for w, row in enumerate(ids):
         targets = row[1:].to(loaded.device)
         compared = {}
-        for against in dict.fromkeys(run.against for run in runs):
-            with injector.applied(dict(against.in_block(sites))):
-                compared[against] = reference_predictions(loaded.logits(row)[:-1])
+        for against in dict.fromkeys([NOTHING, *(run.against for run in runs)]):
+            with injector.applied(dict(against.in_block(sites))), listening(loaded.model) as chosen:
+                compared[against] = reference_predictions(loaded.logits(row)[:-1]), chosen
         for run, results in zip(runs, measured, strict=True):
-            against = compared[run.against]
+            against, chosen = compared[run.against]
             if run.recipe == run.against and not run.replica:
                 logits = against.logits
             else:
                 moved = _moved(loaded, run.replica, w, perturb)
-                with injector.applied(dict(run.recipe.in_block(sites))), moved:
+                settings = dict(run.recipe.in_block(sites))
+                with injector.applied(settings), moved, listening(loaded.model) as chosen:
                     logits = loaded.logits(row)[:-1]
-            results += compare(logits[None], targets, against).windows()
+            (metrics,) = compare(logits[None], targets, against).windows()
+            results.append(replace(metrics, routing=_routing(chosen, compared[NOTHING][1])))
     return measured
+
+
+def _routing(chosen: Sequence[Choice], reference: Sequence[Choice]) -> Routing | None:
+    """What one forward's routers have left of the full-precision model's choices."""
+    sums = [alike(*both) for both in zip(chosen, reference, strict=True)]
+    return Routing(*(sum(sums) / len(sums)).tolist()) if sums else None  # type: ignore
 
 
 @contextmanager

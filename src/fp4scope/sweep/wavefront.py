@@ -8,6 +8,7 @@ reference's logits are made once for each tile of rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predi
 from fp4scope.models import BlockInputs, LoadedModel, Tail
 from fp4scope.operands import FEWEST_ROWS, Injector
 from fp4scope.sweep.perturb import perturbation, perturbed
+from fp4scope.sweep.routing import Routes, listening
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import Tree, last_uses
 
@@ -67,6 +69,7 @@ class Wavefront:
         shape: Shape,
         seed: int,
     ) -> None:
+        self._model, self._runs = loaded.model, runs
         self._stack = loaded.stack
         self._device = loaded.device
         self._injector = injector
@@ -101,14 +104,23 @@ class Wavefront:
         self._injector.forget()
         inputs = self._stack.capture(ids)
         states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
+        self._routes = Routes(self._tree, self._runs, len(ids), self._device)
         with self._stack.fused():
-            self._blocks(states, inputs, windows, advance)
+            with listening(self._model) as self._choices:
+                self._blocks(states, inputs, windows, advance)
             with self._stack.tail() as tail:
                 measured = [
                     self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
                     for w in range(len(ids))
                 ]
-        return [list(by_window) for by_window in zip(*measured, strict=True)]
+        found = [list(by_window) for by_window in zip(*measured, strict=True)]
+        routings = [self._routes.at(pair.node) for pair in self._wanted]
+        return [
+            own
+            if routing is None
+            else [replace(one, routing=r) for one, r in zip(own, routing, strict=True)]
+            for own, routing in zip(found, routings, strict=True)
+        ]
 
     def _blocks(
         self,
@@ -123,6 +135,7 @@ class Wavefront:
         for block, steps in enumerate(self._tree.steps):
             self._stack.bring(block)
             moves = self._perturbations(block, windows, inputs.embedded.shape[1:])
+            steps = self._routes.first(steps)
             for step, done in zip(steps, last_uses(steps), strict=True):
                 with self._injector.applied(step.settings, check=False):
                     for edges in _pieces(step.edges, together):
@@ -176,6 +189,7 @@ class Wavefront:
             together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
             together = together.to(self._device)
             out = self._stack.run(block, together, inputs, [*chosen] * len(edges))
+            self._routes.take(self._choices, edges, chosen)
             outputs.append(out.to(self._store).view(len(edges), len(chosen), *out.shape[1:]))
         results = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         for (_, child), state in zip(edges, results, strict=True):

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fp4scope.design import Run
-from fp4scope.ledger import Found
+from fp4scope.ledger import ROUTING, Found
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
@@ -86,6 +86,12 @@ class Worker:
                     require_finite(self.loaded, self._injector, run, one, self.ids, window)
                 columns = zip(*((m.nll, m.kl, m.top1) for m in metrics), strict=True)
                 values = {name: list(c) for name, c in zip(run.measures, columns, strict=True)}
+                routings = [m.routing for m in metrics if m.routing is not None]
+                values |= {
+                    measure: [getattr(routing, name) for routing in routings]
+                    for name, measure in ROUTING.items()
+                    if routings
+                }
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
