@@ -51,6 +51,18 @@ def expert_name(product: str, expert: int) -> str:
     return f"{holder}.{expert}.{leaf}"
 
 
+def expert_of(name: str) -> tuple[str, int] | None:
+    """Product and number of what is named as `expert_name` has it; None of any other name.
+
+    Example:
+        >>> expert_of("model.layers.0.mlp.experts.7.down_proj")
+        ('model.layers.0.mlp.experts.down_proj', 7)
+    """
+    holder, _, leaf = name.rpartition(".")
+    outer, _, number = holder.rpartition(".")
+    return (f"{outer}.{leaf}", int(number)) if number.isdecimal() else None
+
+
 Edit = tuple[frozenset[str], Setting | None]
 """Sites by name, and the setting that they have instead of the base's; None is full precision."""
 
@@ -80,10 +92,8 @@ class Site:
     @property
     def product(self) -> str:
         """Name of the product that it is, or is a part of."""
-        if self.expert is None:
-            return self.name
-        holder, _, leaf = self.name.rpartition(".")
-        return f"{holder.rpartition('.')[0]}.{leaf}"
+        alone = None if self.expert is None else expert_of(self.name)
+        return self.name if alone is None else alone[0]
 
     @property
     def path(self) -> str:

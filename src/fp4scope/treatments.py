@@ -121,7 +121,8 @@ class Setting:
     @property
     def operands(self) -> str:
         """Which operands it treats: `WA`, `W` or `A`."""
-        return operands_of(self.precision)
+        treated = {"W": self.weight, "A": self.input}
+        return "".join(side for side, treatment in treated.items() if treatment is not None)
 
     @property
     def precision(self) -> str:

@@ -10,7 +10,7 @@ from fp4scope import fake_quantize
 from fp4scope.errors import UnitError
 from fp4scope.models import find_layout
 from fp4scope.operands import Injector, observe_inputs, product_at, products, watched
-from fp4scope.operands.experts import experts_in, grouped, independent_rows
+from fp4scope.operands.experts import experts_in, grouped, routed
 from fp4scope.treatments import Setting
 
 AMAX = 3.0
@@ -84,7 +84,7 @@ def test_both_products_of_every_family_are_found(mixture, tiny_model):
 def test_the_code_here_gives_what_the_models_own_gives(mixture, tiny_model, ids):
     model = tiny_model(mixture)
     own = logits(model, ids)
-    with independent_rows(experts_in(model)):
+    with routed(experts_in(model)):
         here = logits(model, ids)
     torch.testing.assert_close(here, own, atol=1e-5, rtol=1e-5)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -202,7 +202,7 @@ def test_what_quantizing_moves_is_the_difference_of_the_outputs(tiny_model, ids)
 def test_a_row_gives_the_same_whatever_shares_its_batch(mixture, tiny_model, ids):
     """Of all these families but two, where a product with one output rounds differently."""
     model = tiny_model(mixture)
-    with independent_rows(experts_in(model)):
+    with routed(experts_in(model)):
         together = logits(model, torch.cat([ids, ids.flip(1)]))
         alone = torch.cat([logits(model, row[None]) for row in ids])
     if mixture in ("qwen2-moe", "qwen3-next"):

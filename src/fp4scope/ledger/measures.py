@@ -38,10 +38,7 @@ MEASURES = {
         Measure("rerun_kl", "nat", 6),
         Measure("rerun_top1", "1", None),
         # What is left of the full-precision model's routing (`metrics.Routing`).
-        Measure("routing_kept", "1", 9),
-        Measure("routing_same", "1", 9),
-        Measure("routing_weight", "1", 9),
-        Measure("routing_load", "1", 9),
+        *(Measure(name, "1", 9) for name in ROUTING.values()),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

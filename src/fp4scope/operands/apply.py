@@ -26,7 +26,7 @@ from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
 from fp4scope.operands.adapters import Input, Product
-from fp4scope.operands.experts import experts_in, independent_rows
+from fp4scope.operands.experts import experts_in, routed
 from fp4scope.operands.images import Images
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import place_of, product_at
@@ -82,7 +82,7 @@ class Injector:
         self._originals = {}
         with ExitStack() as undo:
             undo.callback(self._leave)
-            undo.enter_context(independent_rows(self._experts))
+            undo.enter_context(routed(self._experts))
             try:
                 for name, parts in self._by_product(settings).items():
                     self._apply(name, parts, undo)

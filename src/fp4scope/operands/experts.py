@@ -65,12 +65,17 @@ class Choice(NamedTuple):
 @contextmanager
 def routed(
     found: "Iterable[tuple[nn.Module, type[_Code]]]",
-    listen: Callable[[nn.Module, Choice], Choice | None],
+    listen: Callable[[nn.Module, Choice], Choice | None] = lambda module, choice: None,
 ) -> Iterator[None]:
-    """Call this with the choice of every router in front of these experts (`experts_in`).
+    """These experts (`experts_in`) run by the code here, until the `with` block ends.
 
-    Tokens go where it says, or where they went if it says nothing. Only for experts that are told
-    where tokens go: those of Llama 4 and JetMoE are not.
+    On a CPU what they give for a token then does not depend on the rest of its batch.
+
+    Args:
+        found: The modules, and what runs in the place of each.
+        listen: Called with the choice of every router in front of them. Tokens go where it says,
+            or where they went if it says nothing. Only for experts that are told where tokens go:
+            those of Llama 4 and JetMoE are not.
     """
     with ExitStack() as stack:
         for module, code in found:
@@ -78,18 +83,6 @@ def routed(
             stack.callback(running.hold())
             running.listeners.append(listen)
             stack.callback(running.listeners.remove, listen)
-        yield
-
-
-@contextmanager
-def independent_rows(found: "Iterable[tuple[nn.Module, type[_Code]]]") -> Iterator[None]:
-    """These experts (`experts_in`) run by the code here, until the `with` block ends.
-
-    On a CPU what they give for a token then does not depend on the rest of its batch.
-    """
-    with ExitStack() as stack:
-        for module, code in found:
-            stack.callback(_running(module, code).hold())
         yield
 
 

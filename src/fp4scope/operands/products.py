@@ -8,6 +8,7 @@ from torch import nn
 from fp4scope.errors import UnitError
 from fp4scope.operands import adapters, experts
 from fp4scope.operands.adapters import After, Before, Product
+from fp4scope.recipes import expert_of
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
@@ -40,15 +41,13 @@ def place_of(model: nn.Module, site: str) -> tuple[str, int | None]:
     Raises:
         UnitError: There is none.
     """
-    holder, _, leaf = site.rpartition(".")
-    outer, _, number = holder.rpartition(".")
-    if number.isdecimal():
+    if (alone := expert_of(site)) is not None:
         try:
-            model.get_submodule(holder)
+            model.get_submodule(site.rpartition(".")[0])
         except AttributeError:
-            name = f"{outer}.{leaf}"
-            if 1 < product_at(model, name).experts > int(number):
-                return name, int(number)
+            name, expert = alone
+            if 1 < product_at(model, name).experts > expert:
+                return alone
     product_at(model, site)
     return site, None
 

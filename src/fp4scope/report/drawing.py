@@ -16,8 +16,8 @@ from fp4scope.report.axes import linear_threshold, log_ticks, step_above, step_b
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, Direction, direction, precision
 from fp4scope.report.numbers import in_percent
-from fp4scope.report.selection import costliest
-from fp4scope.stats import FULL_PRECISION, SIGNIFICANCE
+from fp4scope.report.selection import compared_with, costliest
+from fp4scope.stats import SIGNIFICANCE
 from fp4scope.table import Interval, Table
 
 # Okabe and Ito's colour-blind-safe palette.
@@ -161,13 +161,11 @@ def ppl(shown: Shown) -> Figure:
     The whiskers are the intervals of the paired difference from that line.
     """
     table = shown.table.where(format=shown.formats[0])
-    one = table[0]
-    names = (one["format"], one["precision"]) if shown.way is KEEP else (FULL_PRECISION, "")
-    control = shown.found.all_quantized.where(format=names[0], precision=names[1])
+    control = compared_with(shown.found, table[0])
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
-        for row in control:
-            axis.axhline(row["ppl"], color="0.4", linewidth=0.8, linestyle="--")
+        if control is not None:
+            axis.axhline(control["ppl"], color="0.4", linewidth=0.8, linestyle="--")
         axis.errorbar(
             [r["block"] for r in rows],
             [r["ppl"] for r in rows],

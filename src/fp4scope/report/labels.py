@@ -67,7 +67,7 @@ ESTIMATES_MEAN = (
 
 def direction(value: str) -> Direction:
     """A direction by its value in a table."""
-    return _DIRECTIONS.get(value) or Direction(value, value, value, value)
+    return _DIRECTIONS[value]
 
 
 def precision(rows: Iterable[Mapping[str, Any]]) -> str:

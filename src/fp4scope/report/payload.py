@@ -17,8 +17,8 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import in_percent, interval, number
 from fp4scope.report.sections import Measure, is_muted, measures
-from fp4scope.report.selection import is_measured
-from fp4scope.stats import FULL_PRECISION, kind_of, only_estimated
+from fp4scope.report.selection import compared_with, is_measured
+from fp4scope.stats import kind_of, only_estimated
 from fp4scope.table import Interval, Table
 
 _ENDS = ("", "_low", "_high")
@@ -101,12 +101,11 @@ def _all_quantized(found: Findings) -> dict[str, Any] | None:
 
 
 def _families(found: Findings, table: Table, columns: Sequence[Measure]) -> list[_Family]:
-    controls = {(row["format"], row["precision"]): row for row in found.all_quantized}
     families = []
     for group in dict.fromkeys((r["format"], r["precision"], r["direction"]) for r in table):
         names = dict(zip(("format", "precision", "direction"), group, strict=True))
         rows, way = table.where(**names).rows, direction(names["direction"])
-        control = controls.get(group[:2] if way is KEEP else (FULL_PRECISION, ""))
+        control = compared_with(found, rows[0])
         families.append(
             {
                 **names,

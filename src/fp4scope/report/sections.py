@@ -6,12 +6,13 @@ from typing import Any
 
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import ESTIMATE, KEEP, direction, precision
+from fp4scope.report.labels import ESTIMATE, direction, precision
 from fp4scope.report.numbers import interval, measured, number, percent, plain, relative, share
 from fp4scope.report.numbers import spread as plus_minus
 from fp4scope.report.section import Cell, Column, Section, naming, texts
 from fp4scope.report.selection import (
     by_cost,
+    compared_with,
     costliest,
     groups,
     is_estimated,
@@ -19,7 +20,7 @@ from fp4scope.report.selection import (
     side_by_side,
 )
 from fp4scope.report.selection import lowering as lowering_of
-from fp4scope.stats import FULL_PRECISION, SIGNIFICANCE, TOP_K, Form, Hypothesis, significant
+from fp4scope.stats import SIGNIFICANCE, TOP_K, Form, Hypothesis, significant
 from fp4scope.table import Table
 
 NAMED = 5
@@ -253,13 +254,12 @@ def _unit_section(
 
 def _control(found: Findings, rows: Sequence[_Row], columns: Sequence[Measure]) -> list[Cell]:
     """What the units of each format are compared with."""
-    way, cells = direction(rows[0]["direction"]), []
-    whole = {(row["format"], row["precision"]): row for row in found.all_quantized}
-    for key in dict.fromkeys((row["format"], row["precision"]) for row in rows):
-        row = whole.get(key if way is KEEP else (FULL_PRECISION, ""))
+    cells = []
+    for unit in {row["format"]: row for row in rows}.values():
+        row = compared_with(found, unit)
         known = {} if row is None else {"ppl": plain(row["ppl"]), "kl_nats": plain(row["kl"])}
         cells += [known.get(column.key, Cell()) for column in columns]
-    return [Cell(way.control.removesuffix(" model")), *cells]
+    return [Cell(direction(rows[0]["direction"]).control.removesuffix(" model")), *cells]
 
 
 def standing_out(found: Findings) -> Section:

@@ -5,7 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.report.findings import Findings
-from fp4scope.stats import cost, significant
+from fp4scope.report.labels import KEEP
+from fp4scope.stats import FULL_PRECISION, cost, significant
 from fp4scope.table import Table
 from fp4scope.treatments import operands_of
 
@@ -27,6 +28,14 @@ def side_by_side(table: Table) -> Iterable[Table]:
     for row in table:
         found.setdefault((row["direction"], operands_of(row["precision"])), []).append(row)
     return [Table(table.columns, rows) for rows in found.values()]
+
+
+def compared_with(found: Findings, unit: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The whole model that a unit's row is compared with; None where it was not measured."""
+    kept = unit["direction"] == KEEP.name
+    names = (unit["format"], unit["precision"]) if kept else (FULL_PRECISION, "")
+    models = found.all_quantized.where(format=names[0], precision=names[1])
+    return next(iter(models), None)
 
 
 def costliest(table: Iterable[Mapping[str, Any]], *names: str) -> list[tuple[Any, ...]]:
