@@ -285,12 +285,11 @@ def _one_by_one(
 def _operations(loaded: LoadedModel, ids: torch.Tensor, runs: float, variants: int) -> float:
     """Of matrix products: so many whole bodies, a head for each variant."""
     config, tokens = loaded.config, ids.numel()
-    linears = sum(site.parameters for site in loaded.layout.sites)
     heads = config.num_attention_heads * getattr(
         config, "head_dim", config.hidden_size // config.num_attention_heads
     )
     attention = 2 * 2 * ids.shape[1] / 2 * heads * len(loaded.stack)
-    body = tokens * (2 * linears + attention)
+    body = tokens * (2 * loaded.active + attention)
     return runs * body + variants * tokens * 2 * config.hidden_size * config.vocab_size
 
 

@@ -38,6 +38,10 @@ class Amax(str, Enum):
     """Each window's own."""
 
 
+FEWEST_TOKENS = 64
+"""An expert that fewer tokens reached is not calibrated by them alone."""
+
+
 @dataclass(frozen=True)
 class Treatment:
     """How one operand is quantized and dequantized.

@@ -8,12 +8,13 @@ import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import fp4scope as package
-from fp4scope.conductor.calibrate import FEWEST_TOKENS, amaxes
+from fp4scope.conductor.calibrate import amaxes
 from fp4scope.errors import UnitError
 from fp4scope.models import find_layout
 from fp4scope.operands import InputStatistics
 from fp4scope.recipes import Site, Sites
 from fp4scope.study import Direction
+from fp4scope.treatments import FEWEST_TOKENS
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_up_proj", "experts.down_proj",
@@ -46,8 +47,21 @@ def test_a_mixture_of_experts_to_its_tables(fp4scope, mixture_folder, text_file,
     assert code == 0
     assert "experts.down_proj" in out
     assert "in full precision: gate (2, router), shared_expert_gate (2, router)" in err
-    assert f"fewer than {FEWEST_TOKENS} tokens" in err
     data = json.loads((tmp_path / "out/results.json").read_text())
+    seen = {(a["block"], a["projection"]): a.get("tokens") for a in data["activations"]}
+    assert {k for k, v in seen.items() if v} == {
+        (b, f"experts.{p}") for b in (0, 1) for p in ("gate_up_proj", "down_proj")
+    }
+    first = seen[0, "experts.down_proj"]
+    assert first == seen[0, "experts.gate_up_proj"]
+    assert (len(first), sum(first)) == (8, 4 * 32 * 2)
+    few = [str(expert) for expert, tokens in enumerate(first) if tokens < FEWEST_TOKENS]
+    row = package.load(tmp_path / "out").experts_seen[0]
+    assert (row["experts"], row["few"], row["below"]) == ("experts", len(few), " ".join(few))
+    assert few
+    assert f"fewer than {FEWEST_TOKENS} tokens of the calibration text" in err
+    assert f"0.experts: {few[0]}" in err
+    assert (tmp_path / "out/experts_seen.csv").exists()
     assert data["model"]["projections"] == list(PROJECTIONS)
     assert data["model"]["coverage"] > 0.95
     stacked = {row[2]: row[3:] for row in data["sites"] if len(row) == 6}

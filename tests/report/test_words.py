@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from asking import BOTH, REFERENCE, all_quantized, entries, entry, rebuilt
+from asking import BOTH, REFERENCE, all_quantized, asked, entries, entry, rebuilt
 from fp4scope.cli.tables import main_tables
 from fp4scope.cli.terminal import in_grid
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.report.numbers import number
+from fp4scope.report.selection import swept
 from fp4scope.report.sentences import headlines, neighbour_line, next_step, sums
 
 FORMATS = ["mxfp4:floor", "nvfp4"]
@@ -120,6 +121,14 @@ def test_where_nothing_was_swept_every_all_quantized_has_a_headline(observe, res
     rest = [observe(all_quantized(fmt), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
     lines = headlines(Diagnosis(results(observe(REFERENCE, text), *rest)))
     assert [line.split()[0] for line in lines] == ["nvfp4", "mxfp4:floor"]
+
+
+def test_formats_of_which_only_experts_were_measured_are_swept(observe, results):
+    text = np.array([2.0, 3.0] * 4)
+    rest = [observe(all_quantized(fmt), text + 0.1) for fmt in ("nvfp4", "mxfp4:floor")]
+    one = asked(format="nvfp4", direction="only", level="experts", unit="mlp.experts.0", block=0)
+    found = results(observe(REFERENCE, text), *rest, observe(one, text + 0.05))
+    assert [row["format"] for row in swept(Diagnosis(found))] == ["nvfp4"]
 
 
 def test_projections_beside_what_all_cost(known):

@@ -11,8 +11,9 @@ from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
+from fp4scope.report.routing import routing
 from fp4scope.report.section import Section
-from fp4scope.report.sections import activations, costs, routing, units
+from fp4scope.report.sections import activations, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.sentences import agreements, headlines, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured

@@ -14,10 +14,12 @@ from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import Inputs
 from fp4scope.models import Layout, LoadedModel
 from fp4scope.operands import InputStatistics, nonfinite_cause, observe_inputs
+from fp4scope.stats import seen_table
 from fp4scope.sweep import Listener, Progress, is_out_of_memory
+from fp4scope.treatments import FEWEST_TOKENS
 
-FEWEST_TOKENS = 64
-"""An expert that fewer reached is not calibrated by them alone."""
+_NAMED = 4
+"""Blocks and experts that a note names."""
 _TOKENS_AT_ONCE = {"cuda": 1 << 13}
 """Where a forward of one window is over before Python has started the next."""
 
@@ -76,9 +78,8 @@ def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> di
     shared, by_expert = amaxes(loaded.layout, observed)
     return {
         "amax": shared,
-        "layers": [vars(record) for record in layers],
+        "layers": [record.to_json() for record in layers],
         "by_expert": by_expert,
-        "tokens": {name: [rows for _, rows in observed[name].experts] for name in by_expert},
     }
 
 
@@ -104,18 +105,26 @@ def amaxes(
     return shared, by_expert
 
 
-def unseen_note(by_expert: Mapping[str, Sequence[int]]) -> str | None:
-    """What is said of experts that few tokens reached; their tokens by linear."""
-    few = {name: sum(rows < FEWEST_TOKENS for rows in seen) for name, seen in by_expert.items()}
-    worst = max(few, key=few.__getitem__, default=None)
-    if worst is None or not few[worst]:
+def unseen_note(layers: Sequence[ActivationRecord]) -> str | None:
+    """What is said of experts that few tokens of the calibration text reached."""
+    seen = seen_table(layers)
+    few = sorted((row for row in seen if row["few"]), key=lambda row: -row["few"])
+    if not few:
         return None
-    experts = sum(len(seen) for seen in by_expert.values())
+    named = [f"{row['block']}.{row['experts']}: {_some(row['below'])}" for row in few[:_NAMED]]
+    more = [f"{len(few) - _NAMED} more blocks"] if len(few) > _NAMED else []
     return (
-        f"warning: {sum(few.values())} of {experts} inputs of experts were seen on fewer than "
-        f"{FEWEST_TOKENS} tokens of the calibration text, most of them in {worst}; they take the "
-        "largest input of their layer; calibrate on more text (--calibration-windows)"
+        f"warning: {sum(row['few'] for row in few)} of {sum(seen['count'])} experts saw fewer than "
+        f"{FEWEST_TOKENS} tokens of the calibration text ({'; '.join([*named, *more])}); they "
+        "take the largest input of their layer; calibrate on more text (--calibration-windows)"
     )
+
+
+def _some(numbers: str) -> str:
+    """The first of several numbers, and how many more there are."""
+    listed = numbers.split()
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more
 
 
 _INPUTS = TypeAdapter(Inputs)
@@ -155,6 +164,7 @@ def activation_records(
                 ratio=together.ratio,
                 elements=together.elements,
                 nonfinite=together.nonfinite,
+                tokens=seen if len(seen := [n for _, n in together.experts]) > 1 else None,
             )
         )
     return records

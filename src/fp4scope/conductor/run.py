@@ -290,7 +290,7 @@ def calibrated(prepared: Prepared, log: Log, tell: Listener) -> dict[str, Any]:
     else:
         observed = observe(prepared.loaded, prepared.calibration, tell, "calibrating")
         log.note("inputs", inputs_note(prepared.loaded, observed))
-        if note := unseen_note(log.notes["inputs"]["tokens"]):
+        if note := unseen_note(activation_records(prepared.loaded, observed)):
             tell(Progress("calibrating", note=note))
     return log.notes["inputs"]
 

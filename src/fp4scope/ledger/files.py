@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "protocol": results.protocol,
         "environment": results.environment,
         "summary": dict(summary or {}),
-        "activations": [asdict(a) for a in results.activations],
+        "activations": [a.to_json() for a in results.activations],
         "sites": [_row(site) for site in results.sites],
         "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],

@@ -119,7 +119,8 @@ class LedgerFields(TypedDict):
 class ActivationRecord:
     """Input statistics of one layer: `max` and the 99.9% quantile `p999` of |x|.
 
-    `ratio` is max / p999, None where p999 is zero.
+    `ratio` is max / p999, None where p999 is zero. `tokens`: of a layer of experts, how many tokens
+    each of them saw.
     """
 
     block: Block
@@ -129,19 +130,23 @@ class ActivationRecord:
     ratio: Magnitude | None
     elements: Count
     nonfinite: Count = 0
+    tokens: list[Count] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, `tokens` only where there are some."""
+        return {k: v for k, v in vars(self).items() if k != "tokens" or v is not None}
 
 
 @STRICT
 class Inputs(TypedDict):
     """What a journal keeps of the calibration: the amax of every linear's input, and its layers.
 
-    Of those that hold experts also the amax of each, and the tokens that it saw.
+    Of those that hold experts also the amax of each.
     """
 
     amax: dict[Name, Magnitude]
     layers: list[ActivationRecord]
     by_expert: NotRequired[dict[Name, list[Magnitude]]]
-    tokens: NotRequired[dict[Name, list[Count]]]
 
 
 # The conditions, and what is said of the course of a study.

@@ -107,6 +107,12 @@ class LoadedModel:
         return {name: product_at(self.model, name) for name in self.layout.linears}
 
     @property
+    def active(self) -> int:
+        """Numbers in all weights that a token meets: of experts, those that it goes to."""
+        products = self.products.values()
+        return sum(p.rows * p.cols * min(p.experts, self.copies) for p in products)
+
+    @property
     def tokenizer_sha256(self) -> str | None:
         """Hash of a fast tokenizer's whole definition."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

@@ -25,7 +25,8 @@ class InputStatistics:
     """Counts of |x| by bin. `step` is half a bin in units of the last place of FP32.
 
     Of a product that holds experts, `experts` has each one's amax and rows (tokens), as a linear
-    alone has them for itself.
+    alone has them for itself. Rows of zeros are none of theirs: some families send every token to
+    every expert, as zeros where it was not chosen.
     """
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.int64))
@@ -93,9 +94,12 @@ class _Collector:
         x = entering.x.detach()
         self._rows += x.shape[:-1].numel()
         if entering.ends is not None:
-            self._by_expert += entering.counts
             expert = entering.by_row(torch.arange(len(self._by_expert), device=x.device))
-            self._amaxes.scatter_reduce_(0, expert, x.abs().amax(1).float(), "amax")
+            amaxes = x.abs().amax(1).float()
+            chosen = (amaxes != 0).long()
+            self._amaxes.scatter_reduce_(0, expert, amaxes, "amax")
+            self._by_expert.scatter_add_(0, expert, chosen)
+            self.counts[0] -= (1 - chosen).sum() * x.shape[1]
 
     @property
     def experts(self) -> tuple[tuple[float, int], ...]:

@@ -59,6 +59,11 @@ class Findings:
         return stats.routing_table(self.results)
 
     @cached_property
+    def experts_seen(self) -> Table:
+        """How many tokens of the calibration text experts saw: a row for each block."""
+        return stats.seen_table(self.results.activations)
+
+    @cached_property
     def agreement(self) -> Table:
         """How the gradient ranks units, against the exact sweep: a row for each family of both."""
         return stats.agreement_table(self.results)

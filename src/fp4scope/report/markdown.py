@@ -9,8 +9,9 @@ from fp4scope.report.figures import figure_names
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, percent
 from fp4scope.report.render import as_markdown
+from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
-from fp4scope.report.sections import activations, against_each_other, costs, routing, units
+from fp4scope.report.sections import activations, against_each_other, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN, groups, lowering
 from fp4scope.report.sentences import agreements, headlines, neighbour_line
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
@@ -44,7 +45,8 @@ def markdown(found: Findings) -> str:
         headlines=headlines(found),
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
-        costs=[*costs(found), *against_each_other(found), *routing(found)],
+        costs=[*costs(found), *against_each_other(found)],
+        routing=about_routing(found),
         levels={
             labels.level(level): list(units(found, level, apart=True))
             for level in ("projections", "blocks", "patterns")

@@ -25,6 +25,7 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
 from fp4scope.report.render import as_html
+from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
 from fp4scope.report.sentences import agreements, headlines, neighbour_line, sums
@@ -70,7 +71,8 @@ def page(found: Findings) -> str:
         min_windows=MIN_WINDOWS,
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=list(sections.costs(found)),
-        compared=[*sections.against_each_other(found), *sections.routing(found)],
+        compared=list(sections.against_each_other(found)),
+        routing=about_routing(found),
         one_rule=_one_rule(found),
         units={
             level: list(sections.units(found, level))

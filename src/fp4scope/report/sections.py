@@ -306,30 +306,6 @@ def _standing_out(rows: Sequence[_Row], noise: float | None) -> list[Cell]:
     )
 
 
-def routing(found: Findings) -> Iterator[Section]:
-    """What whole models leave of the full-precision model's routing, if it has routers."""
-    columns = [
-        naming("format"), naming("precision"), Column("experts of a token kept", "experts kept"),
-        Column("tokens with the same experts", "same experts"),
-        Column("gate weight in common", "gate weight"), Column("places moved", "places moved"),
-    ]  # fmt: skip
-    rows = [
-        [Cell(row["format"]), Cell(row["precision"])]
-        + [share(row[name]) for name in ("kept", "same", "weight", "load")]
-        for row in found.routing.where(level="model")
-    ]
-    if rows:
-        yield Section(
-            "Routing, against the full-precision model",
-            columns,
-            rows,
-            note="Means over routers and tokens. Full precision is the ceiling: its own perturbed "
-            "realisations, in which tokens near a tie go to other experts by rounding alone. "
-            "Places moved: how much of the load is at other experts in a window.",
-            id="routing",
-        )
-
-
 def activations(found: Findings) -> Section:
     """What enters each projection."""
     columns = [

@@ -82,7 +82,7 @@ def sole_precision(found: Findings) -> str | None:
 
 def swept(found: Findings) -> list[dict[str, Any]]:
     """The all-quantized models whose units were measured; all of them where none were."""
-    tables = (found.projections, found.blocks, found.layers, found.patterns)
+    tables = (found.projections, found.blocks, found.layers, found.patterns, found.experts)
     known = {(row["format"], row["precision"]) for table in tables for row in table}
     _, *rest = found.all_quantized
     return [row for row in rest if (row["format"], row["precision"]) in known] or rest

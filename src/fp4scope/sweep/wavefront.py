@@ -233,9 +233,7 @@ class Wavefront:
 def head_in_blocks(loaded: LoadedModel) -> float:
     """How many blocks the head is worth, by the size of the weights that a token meets."""
     head = loaded.vocab_size * loaded.hidden_size
-    products = loaded.products.values()
-    used = sum(p.rows * p.cols * min(p.experts, loaded.copies) for p in products)
-    return head * loaded.layout.blocks / used
+    return head * loaded.layout.blocks / loaded.active
 
 
 def tiles(rows: int, most: int) -> Iterator[slice]:
