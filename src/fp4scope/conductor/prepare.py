@@ -17,7 +17,14 @@ from fp4scope.data import (
 )
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
-from fp4scope.models import LoadedModel, find_layout, listed, load_model, require_coverage
+from fp4scope.models import (
+    LoadedModel,
+    find_layout,
+    listed,
+    listed_towers,
+    load_model,
+    require_coverage,
+)
 from fp4scope.operands import never_run
 from fp4scope.study import Data, Method, Study
 from fp4scope.sweep import (
@@ -150,6 +157,11 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
 
 
 def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
+    if loaded.towers:
+        yield (
+            "this model is measured on text; beside its language model it has "
+            f"{listed_towers(loaded.towers)}, left alone"
+        )
     if excluded := loaded.layout.excluded:
         count = sum(len(e.linears) for e in excluded)
         yield f"{count} linears stay in full precision: {listed(excluded)}"

@@ -36,6 +36,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
             }
             for excluded in layout.excluded
         ],
+        "towers": [{"name": name, "linears": count} for name, count in loaded.towers],
         "prior_quantization": loaded.prior_quantization,
         "dtype": loaded.dtype_name,
         "tokenizer": type(loaded.tokenizer).__name__,

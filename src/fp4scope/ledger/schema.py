@@ -159,6 +159,11 @@ class Excluded(TypedDict):
     share: Share
 
 
+class TowerFields(TypedDict):
+    name: Name
+    linears: Positive
+
+
 class ModelSection(TypedDict, total=False):
     name: Text
     architecture: Text
@@ -169,6 +174,7 @@ class ModelSection(TypedDict, total=False):
     coverage: Share
     not_quantized: list[list[Text | Number]]
     excluded: list[Excluded]
+    towers: list[TowerFields]
     routers: list[Text]
     prior_quantization: Text | None
     dtype: Text

@@ -9,3 +9,4 @@ from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, Tail
+from fp4scope.models.text import listed_towers

@@ -1,5 +1,6 @@
 """What a model in memory must be, so that it can be measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models.config import config_value, text_config
 from fp4scope.models.layout import Layout
+from fp4scope.models.text import Tower
 from fp4scope.operands import Product, product_at
 
 MINIMUM_COVERAGE = 0.95
@@ -113,11 +115,24 @@ def require_coverage(layout: Layout) -> None:
         )
 
 
-def forward_failed(model: PreTrainedModel, name: str, error: Exception) -> ModelError:
-    """What to say of a model whose own forward raises."""
+def forward_failed(
+    model: PreTrainedModel, name: str, error: Exception, towers: Sequence[Tower] = ()
+) -> ModelError:
+    """What to say of a model whose own forward raises.
+
+    Args:
+        model: The model.
+        name: What to call it.
+        error: What it raised.
+        towers: What it has beside its language model.
+    """
     dtypes = sorted({_dtype(p) for p in model.parameters() if p.is_floating_point()})
     mixed = f"its weights are in {' and '.join(dtypes)}; bring them to one dtype"
-    hint = mixed if len(dtypes) > 1 else "it must run on a batch of token ids alone"
+    alone = "it must run on a batch of token ids alone"
+    if towers:
+        beside = ", ".join(tower.name for tower in towers)
+        alone += f", without what {beside} would read: give the language model alone"
+    hint = mixed if len(dtypes) > 1 else alone
     reason = " ".join(str(error).split())[:200]
     return ModelError(f"{name} cannot run on 8 tokens: {type(error).__name__}: {reason}; {hint}")
 

@@ -1,12 +1,12 @@
 """Where the blocks and projections of a causal language model are, from its structure alone.
 
-The blocks are the items of the `nn.ModuleList` that holds the most linear weights. A
-projection is a linear's path inside its block, cut to the shortest ending that is unambiguous
-(`q_proj`; for GPT-2 `attn.c_proj` and `mlp.c_proj`) and says whether it is an expert's
-(`experts.down_proj`, `shared_expert.down_proj`). The numbers of experts become `*`, so that all
-experts' `gate_proj` of a block are one layer; experts in one tensor are one site. No list of model
-names is needed. What stays in full precision (`exclude`, routers) is no layer; it is listed with
-its reason.
+The blocks are the items of the `nn.ModuleList` in the language model that holds the most linear
+weights (`text`). A projection is a linear's path inside its block, cut to the shortest ending that
+is unambiguous (`q_proj`; for GPT-2 `attn.c_proj` and `mlp.c_proj`) and says whether it is an
+expert's (`experts.down_proj`, `shared_expert.down_proj`). The numbers of experts become `*`, so
+that all experts' `gate_proj` of a block are one layer; experts in one tensor are one site. No list
+of model names is needed. What stays in full precision (`exclude`, routers) is no layer; it is
+listed with its reason.
 """
 
 import re
@@ -21,6 +21,7 @@ from torch import nn
 from fp4scope.errors import ModelError, UnitError, nearest
 from fp4scope.models.config import config_size, text_config
 from fp4scope.models.exclude import NOTHING, Excluded, reason_for
+from fp4scope.models.text import block_stack
 from fp4scope.operands import Product, products
 from fp4scope.recipes import Site, Sites, expert_name, matches
 
@@ -124,7 +125,7 @@ def find_layout(
         ModelError: There is no stack of blocks, or its weights are quantized already.
         UnitError: A pattern matches nothing, or nothing is left to quantize.
     """
-    path, stack = _block_stack(model)
+    path, stack = block_stack(model)
     _require_matches(model, exclude, single)
     counts = _expert_counts(model)
     found: list[_Found] = []
@@ -238,21 +239,6 @@ def _require_own_weights(found: Sequence[_Found]) -> None:
                 "linears in full precision with --exclude, as --exclude "
                 f"{name.rpartition('.')[2]}"
             )
-
-
-def _block_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    best, weight = None, 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
-            size = sum(product.parameter.numel() for _, product in products(module))
-            if size > weight:
-                best, weight = (name, module), size
-    if best is None:
-        raise ModelError(
-            f"{type(model).__name__} has no nn.ModuleList with linears in it, so no stack of blocks"
-            " was found; fp4scope needs a causal language model made of transformer blocks"
-        )
-    return best
 
 
 def _without_numbers(block: nn.Module, name: str) -> str:

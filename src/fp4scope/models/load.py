@@ -20,6 +20,7 @@ from fp4scope.models.library import library
 from fp4scope.models.loaded import LoadedModel, fingerprint_of
 from fp4scope.models.names import resolve
 from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
+from fp4scope.models.text import text_model, towers
 from fp4scope.operands import products, watched
 from fp4scope.preflight import check_name
 
@@ -149,7 +150,8 @@ def adopt(
     checks.require_decoder(config, name)
     checkpoint.require_unquantized(name, config)
     checks.require_data(model, name)
-    model = model.eval().requires_grad_(False)
+    beside = towers(model)
+    model = text_model(model).eval().requires_grad_(False)
     layout = find_layout(model, exclude, single=single)
     checks.require_plain(model, layout, name)
     offloaded = None
@@ -160,7 +162,7 @@ def adopt(
     except Fp4ScopeError:
         raise
     except Exception as error:
-        raise checks.forward_failed(model, name, error) from error
+        raise checks.forward_failed(model, name, error, beside) from error
     if not allow_partial:
         checks.require_coverage(layout)
     parameter = next(model.parameters())
@@ -176,6 +178,7 @@ def adopt(
         model=model,
         tokenizer=tokenizer,
         layout=layout,
+        towers=beside,
         device=parameter.device,
         dtype=parameter.dtype,
         fingerprint=fingerprint_of(model),

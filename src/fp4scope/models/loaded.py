@@ -15,6 +15,7 @@ from fp4scope.models.config import config_size, text_config
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
 from fp4scope.models.stack import BlockStack, only_last_rows
+from fp4scope.models.text import Tower
 from fp4scope.operands import Product, product_at
 
 # What saving, loading or running writes into a configuration; `architectures` is one of these.
@@ -34,8 +35,9 @@ class LoadedModel:
 
     `name` is its hub id, or the last part of its path.
     `prior_quantization` says how the weights were stored before they came here, if they were
-    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration. `copies`: how
-    many rows a token is to the experts of a block.
+    quantized; `fingerprint` is a SHA-256 over every parameter and the configuration. `towers` are
+    what a multimodal model has beside its language model. `copies`: how many rows a token is to the
+    experts of a block.
     """
 
     name: str
@@ -45,6 +47,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
+    towers: tuple[Tower, ...] = ()
     prior_quantization: str | None = None
     warnings: tuple[str, ...] = ()
     offloaded: Offloaded | None = None
