@@ -25,7 +25,8 @@ import numpy as np
 from intervals import KINDS, covering
 
 import fp4scope
-from fp4scope.stats import projection_kind, spearman
+from fp4scope.kinds import kind_of_path
+from fp4scope.stats import spearman
 from fp4scope.stats.findings.depth import peak_p
 from fp4scope.stats.findings.families import families
 from fp4scope.stats.inference.agreement import DRAWS, ceilings
@@ -62,7 +63,7 @@ def tails(run: fp4scope.Diagnosis) -> dict[str, float]:
 
 def correlations(tail: dict[str, float], studies: int, rng: np.random.Generator) -> None:
     x, everyone = np.array([*tail.values()]), np.zeros(len(tail), np.int64)
-    strata = np.array([projection_kind(name) == "MLP" for name in tail]).astype(np.int64)
+    strata = np.array([kind_of_path(name) == "MLP" for name in tail]).astype(np.int64)
     print("\nIntervals (95%) of seven projections' rank correlations that hold the truth, in %\n")
     print(f"| windows, noise of a mean | correlation | {' | '.join(KINDS)} |")
     print("| --- " * 5 + "|")
@@ -80,7 +81,7 @@ def correlations(tail: dict[str, float], studies: int, rng: np.random.Generator)
 
 def mechanism(model: str, tail: dict[str, float]) -> None:
     x = np.array([*tail.values()])
-    mlp = np.array([projection_kind(name) == "MLP" for name in tail])
+    mlp = np.array([kind_of_path(name) == "MLP" for name in tail])
     orders = np.array([*permutations(range(len(x)))], np.float64)
     ordered = np.arange(float(len(x)))
     by_tail = spearman(orders, x) / spearman(ordered, np.sort(x))

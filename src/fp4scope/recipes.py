@@ -6,7 +6,8 @@ model has. Two recipes that do the same are equal and have one id, however they 
 Users name sites by patterns. A pattern is a shell pattern or, behind `re:`, a regular expression
 from the start of the name, as in the ignore lists of checkpoints. It is held against the full
 module name and against its endings at a dot: `o_proj`, `self_attn.*`, `*.layers.0.*` and
-`re:.*\.mlp\.gate$` are all good.
+`re:.*\.mlp\.gate$` are all good. A shell pattern is held against the projection's name in the same
+way, since that is what tables show.
 """
 
 import hashlib
@@ -22,8 +23,13 @@ from fp4scope.errors import StudyError, UnitError, nearest
 from fp4scope.treatments import FULL_PRECISION_BITS, Amax, Setting
 
 
-def matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str, projection: str = "") -> bool:
     """Whether a pattern means a site, or any other module.
+
+    Args:
+        pattern: It.
+        name: Full module name.
+        projection: Of a site: the name of its projection, where that may be another.
 
     Raises:
         UnitError: It is no regular expression, though it says so.
@@ -33,7 +39,8 @@ def matches(pattern: str, name: str) -> bool:
         [True, True, True, False]
     """
     if not pattern.startswith("re:"):
-        return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+        known = (name, projection) if projection else (name,)
+        return any(fnmatchcase(f".{own}", f"*.{pattern}") for own in known)
     try:
         return re.match(pattern.removeprefix("re:"), name) is not None
     except re.error as error:
@@ -74,7 +81,7 @@ class Site:
     Attributes:
         name: Full module name, such as `model.layers.3.mlp.up_proj`: what ignore lists take.
         block: Number of its block, from 0.
-        projection: Its projection type: the shortest unambiguous ending of its path.
+        projection: Its projection: what it is in every block, as `models.projections` names it.
         rows: Outputs of its weight.
         cols: Inputs: the axis along which blocks of a format run.
         experts: How many experts have such a weight in it; 1 for any other.
@@ -142,7 +149,7 @@ class Sites(Sequence[Site]):
         Raises:
             UnitError: It means none: a silent miss would read as "insensitive".
         """
-        found = frozenset(name for name in self.by_name if matches(pattern, name))
+        found = frozenset(s.name for s in self if matches(pattern, s.name, s.projection))
         if not found:
             raise UnitError(
                 f"pattern {pattern!r} matches none of the {len(self)} linears; their names look "

@@ -243,7 +243,7 @@ def test_experts_that_are_linears_make_one_layer(key):
     assert layout.layers[Layer(1, "experts.*.gate_proj")] == tuple(
         f"layers.1.mlp.experts.{i}.gate_proj" for i in range(3)
     )
-    assert layout.layers[Layer(1, "shared_experts.down_proj")] == (
+    assert layout.layers[Layer(1, "shared_expert.down_proj")] == (
         "layers.1.mlp.shared_experts.down_proj",
     )
     assert layout.layers[Layer(0, "mlp.gate_proj")] == ("layers.0.mlp.gate_proj",)
@@ -289,6 +289,106 @@ def test_routers_by_any_of_their_names(path):
     # A gate as wide as something else is a linear like others; a router is one by its name.
     model.config = SimpleNamespace(num_local_experts=4)
     assert bool(excluded(find_layout(model))) == ("router" in path)
+
+
+@pytest.mark.parametrize("path", ["shared_experts", "mlp.shared_mlp", "mlp.dense", "residual_mlp"])
+def test_a_shared_expert_is_called_so_whatever_its_module_is_called(path):
+    """By the word, or as an MLP beside routed experts in one module; another MLP is none."""
+    block = Block(Experts())
+    del block.mlp.shared_experts
+    holder, _, leaf = path.rpartition(".")
+    own = type("SomeMLP", (Mlp,), {})()
+    block.get_submodule(holder).add_module(leaf, own)
+    layout = find_layout(Model(block, Block(Mlp(64)), num_experts=3))
+    name = "shared_expert.gate_proj" if path != "residual_mlp" else "residual_mlp.gate_proj"
+    kind = "shared expert" if path != "residual_mlp" else "MLP"
+    assert layout.layers[Layer(0, name)] == (f"layers.0.{path}.gate_proj",)
+    assert (layout.kinds[name], layout.kinds["mlp.gate_proj"]) == (kind, "MLP")
+    assert layout.kinds["experts.*.gate_proj"] == "routed experts"
+    assert layout.sites.match(name) == {f"layers.0.{path}.gate_proj"}
+    reasons = excluded(find_layout(Model(block, num_experts=3), [f"{name[:8]}*.gate_proj"]))
+    assert f"layers.0.{path}.gate_proj" in reasons
+
+
+def test_without_routed_experts_there_is_no_shared_one():
+    """Granite 4 calls its dense MLP so."""
+    block = Block(Mlp())
+    block.shared_mlp = block.mlp
+    del block.mlp
+    layout = find_layout(Model(block))
+    assert layout.projections == ("q_proj", "gate_proj", "down_proj")
+    assert layout.kinds["gate_proj"] == "MLP"
+
+
+def test_experts_that_are_products_of_their_own_say_so(tiny_model):
+    """JetMoE has them in attention too."""
+    layout = find_layout(tiny_model("jetmoe"))
+    ends = ("input_linear", "output_linear")
+    kinds = {f"mlp.experts.{end}": "routed experts" for end in ends}
+    kinds |= {f"self_attention.experts.{end}": "attention" for end in ends}
+    assert layout.kinds == kinds | {"kv_proj": "attention"}
+    assert set(layout.projections) == set(layout.kinds)
+
+
+class Hybrid(nn.Module):
+    """One attribute, two classes, as in Kimi Linear."""
+
+    def __init__(self, mixer):
+        super().__init__()
+        self.self_attn = mixer
+        self.mlp = Mlp()
+
+
+def mixer(name, *leaves, **parameters):
+    made = type(name, (nn.Module,), {})()
+    for leaf in leaves:
+        made.add_module(leaf, nn.Linear(32, 32))
+    for key, size in parameters.items():
+        made.register_parameter(key, nn.Parameter(torch.ones(size)))
+    return made
+
+
+def test_modules_of_two_classes_are_told_apart():
+    delta = mixer("HybridDeltaAttention", "q_proj", "k_proj", A_log=2)
+    latent = mixer("HybridAttention", "q_proj", "kv_b_proj")
+    layout = find_layout(Model(Hybrid(delta), Hybrid(latent)))
+    of_delta, of_latent = layout.projections[:2], layout.projections[4:]
+    assert of_delta == ("delta_attention.q_proj", "delta_attention.k_proj")
+    assert of_latent == ("attention.q_proj", "attention.kv_b_proj")
+    assert {layout.kinds[name] for name in of_delta} == {"linear attention"}
+    assert {layout.kinds[name] for name in of_latent} == {"attention"}
+    assert layout.layer_types == ("linear attention", "attention")
+    assert layout.sites.match("delta_attention.*") == {
+        "layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj"
+    }  # fmt: skip
+    # Without a name in common nothing has to be told apart.
+    apart = mixer("HybridAttention", "q_b_proj")
+    assert find_layout(Model(Hybrid(delta), Hybrid(apart))).projections[:2] == ("q_proj", "k_proj")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "kind"),
+    [
+        ("HybridMixer", {"A_log": 2, "D": 2}, "state space"),
+        ("HybridMixer", {"A_log": 2}, "linear attention"),
+        ("HybridShortConv", {}, "convolution"),
+        ("HybridRecurrentBlock", {}, "recurrence"),
+        ("HybridLightningAttention", {}, "linear attention"),
+        ("HybridSelfAttention", {"time_decay": 2}, "linear attention"),
+        ("HybridMLP", {}, "MLP"),
+        ("HybridThing", {}, None),
+    ],
+)
+def test_kinds_by_structure(name, parameters, kind):
+    block = nn.Module()
+    block.mixer = mixer(name, "in_proj", **parameters)
+    assert find_layout(Model(block)).kinds.get("in_proj") == kind
+
+
+def test_types_of_blocks_are_those_of_the_configuration(tiny_model):
+    types = find_layout(tiny_model("gemma3")).layer_types
+    assert types == tuple(tiny_model("gemma3").config.layer_types)
+    assert find_layout(tiny_model("llama")).layer_types == ()
 
 
 def test_a_projection_as_wide_as_there_are_experts_is_no_router():

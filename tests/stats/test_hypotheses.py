@@ -126,7 +126,7 @@ def test_mechanism_needs_kinds_that_it_knows(study):
     found = held(measured)["mechanism"]
     assert found.verdict is Verdict.UNDECIDED
     assert not found.evidence
-    assert "Left out, as neither MLP nor attention by name: a, b, c." in found.sentence
+    assert "Left out, as of no known kind: a, b, c." in found.sentence
     measured.sites = sites_at((c, b, f"mlp.{c}") for c in named for b in range(BLOCKS))
     found = held(measured)["mechanism"]
     assert found.evidence[0]["orders"] == 6

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from asking import REFERENCE, all_quantized, asked, entries, rebuilt, sites_at
-from fp4scope.stats import order_table
+from fp4scope.kinds import kind_of_path
+from fp4scope.report.joint import JointFindings
+from fp4scope.stats import order_table, unit_table
 from fp4scope.stats.findings.depth import ALL, depth_table
-from fp4scope.stats.findings.projections import blocks_with, kind_of, projection_kind
+from fp4scope.stats.findings.projections import blocks_with, kind_of
 
 MILLI = 1e-3
 OF = {"format": "nvfp4", "direction": "only", "level": "layers"}
@@ -109,19 +111,63 @@ def test_results_say_where_projections_are(hybrid):
     ("name", "kind"),
     [
         ("q_proj", "attention"), ("self_attn.out_proj", "attention"), ("attn.c_attn", "attention"),
-        ("self_attn.gate_proj", "attention"), ("linear_attn.in_proj_qkvz", "attention"),
-        ("gate_up_proj", "MLP"), ("mlp.c_proj", "MLP"), ("mlp.experts.w1", "MLP"), ("fc1", "MLP"),
-        ("feed_forward.w2", "MLP"), ("block_sparse_moe.experts.0.w1", "MLP"),
-        ("q_a_proj", "attention"), ("mixer.up_proj", "MLP"),
-        ("mamba.in_proj", None), ("mamba.gate_proj", None), ("linear", None), ("c_proj", None),
+        ("self_attn.gate_proj", "attention"), ("linear_attn.in_proj_qkvz", "linear attention"),
+        ("gate_up_proj", "MLP"), ("mlp.c_proj", "MLP"), ("mlp.experts.w1", "routed experts"),
+        ("fc1", "MLP"), ("feed_forward.w2", "MLP"),
+        ("block_sparse_moe.experts.0.w1", "routed experts"),
+        ("mlp.shared_expert.up_proj", "shared expert"),
+        ("q_a_proj", "attention"), ("mixer.up_proj", "MLP"), ("input_layernorm.mlp.fc1", None),
+        ("mamba.in_proj", "state space"), ("mamba.gate_proj", "state space"),
+        ("conv.in_proj", "convolution"), ("linear", None), ("c_proj", None),
     ],
 )  # fmt: skip
-def test_kinds(name, kind):
-    assert projection_kind(name) == kind
+def test_kinds_by_paths(name, kind):
+    assert kind_of_path(name) == kind
 
 
-def test_the_whole_path_tells_the_kind_where_results_have_it(results):
+def test_results_say_the_kind_or_the_whole_path_tells_it(results):
     measured = results(model={"blocks": 1})
     assert kind_of(measured, "w1") is None
     measured.sites = sites_at([("w1", 0, "mlp.experts.0.w1")])
-    assert kind_of(measured, "w1") == "MLP"
+    assert kind_of(measured, "w1") == "routed experts"
+    measured.model["kinds"] = {"w1": "shared expert"}
+    assert kind_of(measured, "w1") == "shared expert"
+
+
+def test_projections_of_one_name_and_two_kinds_are_not_compared(hybrid):
+    """A dense model's `up_proj` is no shared expert's, and Mamba's `in_proj` no convolution's."""
+    mine, theirs = hybrid(), hybrid(seed=1)
+    whole = {row["level"]: row for row in order_table(mine, theirs)}
+    theirs.model["kinds"] = {"up_proj": "shared expert", "q_proj": "attention", "in_proj": None}
+    rows = {row["level"]: row for row in order_table(mine, theirs)}
+    assert (whole["layers"]["units"], rows["layers"]["units"]) == (12, 6)
+    assert rows["depth"]["units"] == 6
+
+
+def test_a_comparison_names_the_kind_where_it_differs(observe, results):
+    def measured(kind):
+        text = np.linspace(3, 4, 12)
+        found = [observe(REFERENCE, text), observe(all_quantized("nvfp4"), text + 0.1)]
+        for unit in ("up_proj", "q_proj"):
+            asks = asked(unit=unit, **OF | {"level": "projections"})
+            found.append(observe(asks, text + 0.01))
+        kinds = {"up_proj": kind, "q_proj": "attention"}
+        return results(*found, model={"blocks": 2, "kinds": kinds})
+
+    dense, mixed = measured("MLP"), measured("shared expert")
+    table = JointFindings({"dense": dense, "mixed": mixed}).projections
+    assert set(table["projection"]) == {"up_proj (MLP)", "up_proj (shared expert)", "q_proj"}
+    assert set(JointFindings({"a": dense, "b": dense}).projections["projection"]) == {
+        "up_proj", "q_proj"
+    }  # fmt: skip
+
+
+def test_layers_say_the_type_of_their_block_where_blocks_differ(hybrid):
+    results = hybrid(blocks=3)
+    assert "layer_type" not in unit_table(results, "layers").columns
+    results.model["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"]
+    table = unit_table(results, "layers")
+    assert {row["block"]: row["layer_type"] for row in table} == dict(
+        enumerate(results.model["layer_types"])
+    )
+    assert "layer_type" not in unit_table(results, "projections").columns

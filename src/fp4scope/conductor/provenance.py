@@ -25,6 +25,8 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "blocks": layout.blocks,
         "projections": list(layout.projections),
+        "kinds": {name: layout.kinds.get(name) for name in layout.projections},
+        "layer_types": list(layout.layer_types),
         "coverage": layout.coverage,
         "not_quantized": [list(item) for item in layout.missed[:8]],
         "excluded": [

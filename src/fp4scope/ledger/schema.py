@@ -171,6 +171,8 @@ class ModelSection(TypedDict, total=False):
     parameters: Positive
     blocks: Annotated[int, Field(ge=1, lt=100_000)]
     projections: list[Name]
+    kinds: dict[Name, Text | None]
+    layer_types: list[Text]
     coverage: Share
     not_quantized: list[list[Text | Number]]
     excluded: list[Excluded]

@@ -49,10 +49,10 @@ class Excluded:
     share: float
 
 
-def reason_for(name: str, patterns: Sequence[str]) -> str | None:
+def reason_for(name: str, projection: str, patterns: Sequence[str]) -> str | None:
     """Why these patterns, or the defaults, exclude a linear; None if they do not."""
     for pattern in patterns:
-        if pattern != NOTHING and matches(pattern, name):
+        if pattern != NOTHING and matches(pattern, name, projection):
             return f"by {pattern}"
     if NOTHING not in patterns:
         for default in DEFAULTS:

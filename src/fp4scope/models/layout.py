@@ -1,18 +1,16 @@
 """Where the blocks and projections of a causal language model are, from its structure alone.
 
 The blocks are the items of the `nn.ModuleList` in the language model that holds the most linear
-weights (`text`). A projection is a linear's path inside its block, cut to the shortest ending that
-is unambiguous (`q_proj`; for GPT-2 `attn.c_proj` and `mlp.c_proj`) and says whether it is an
-expert's (`experts.down_proj`, `shared_expert.down_proj`). The numbers of experts become `*`, so
-that all experts' `gate_proj` of a block are one layer; experts in one tensor are one site. No list
-of model names is needed. What stays in full precision (`exclude`, routers) is no layer; it is
-listed with its reason.
+weights (`text`). A projection is what one linear is in every block (`projections`): all experts'
+`gate_proj` of a block are one layer, and experts in one tensor are one site. No list of model names
+is needed. What stays in full precision (`exclude`, routers) is no layer; it is listed with its
+reason.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,12 +19,12 @@ from torch import nn
 from fp4scope.errors import ModelError, UnitError, nearest
 from fp4scope.models.config import config_size, text_config
 from fp4scope.models.exclude import NOTHING, Excluded, reason_for
+from fp4scope.models.projections import Place, Places, layer_types, names, several
 from fp4scope.models.text import block_stack
 from fp4scope.operands import Product, products
 from fp4scope.recipes import Site, Sites, expert_name, matches
 
 ROUTER = "router"
-_EXPERTS = re.compile(r"experts?$|^shared_mlp$")
 NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
 
 
@@ -43,7 +41,9 @@ class Layout:
 
     `coverage` is the share of the blocks' parameters that are weights of these linears. `excluded`
     are linears that stay in full precision, by choice or because they never run. `missed` names
-    all other parameters, largest first, with their share: they cannot be reached.
+    all other parameters, largest first, with their share: they cannot be reached. `kinds` is what
+    each projection belongs to, where that is known (`fp4scope.kinds`), `layer_types` what tells the
+    blocks apart, where something does (`sliding_attention`).
     """
 
     blocks_path: str
@@ -51,6 +51,8 @@ class Layout:
     coverage: float
     missed: tuple[tuple[str, float], ...]
     excluded: tuple[Excluded, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    layer_types: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> int:
@@ -91,12 +93,12 @@ class _Found(NamedTuple):
     holder: str
     """Where its weight is: itself, but for one of several experts in a tensor."""
     block: int
-    inner: str
-    """The holder's path in the block, numbers of experts as `*`."""
+    place: Place
     weight: nn.Parameter
     product: Product | None
-    expert: int | None
-    reason: str | None
+    expert: int | None = None
+    projection: str = ""
+    reason: str | None = None
     """Why it stays in full precision."""
 
     @property
@@ -126,32 +128,18 @@ def find_layout(
         UnitError: A pattern matches nothing, or nothing is left to quantize.
     """
     path, stack = block_stack(model)
-    _require_matches(model, exclude, single)
-    counts = _expert_counts(model)
-    found: list[_Found] = []
-    for index, block in enumerate(stack):
-        found += _routers(block, f"{path}.{index}", index, counts)
-        found += _linears(block, f"{path}.{index}", index, counts, exclude, silent, single)
+    found = _found(model, path, stack, single)
+    _require_matches(exclude, model, found)
+    found = _explained(found, exclude, silent)
     _require_own_weights(found)
 
-    short = _shortest_endings({each.inner for each in found})
     layers: dict[Layer, list[Site]] = defaultdict(list)
     apart: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for each in found:
-        projection, product = short[each.inner], each.product
-        if each.reason is not None or product is None:
-            apart[projection, each.reason or ROUTER].append(each)
+        if each.reason is not None or each.product is None:
+            apart[each.projection, each.reason or ROUTER].append(each)
             continue
-        site = Site(
-            name=each.name,
-            block=each.block,
-            projection=projection,
-            rows=product.rows,
-            cols=product.cols,
-            experts=product.experts if each.expert is None else 1,
-            expert=each.expert,
-        )
-        layers[Layer(each.block, projection)].append(site)
+        layers[Layer(each.block, each.projection)].append(_site(each, each.product))
     if not layers:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
@@ -170,54 +158,83 @@ def find_layout(
             )
             for (projection, reason), members in apart.items()
         ),
+        kinds={e.projection: e.place.kind for e in found if e.reason is None and e.place.kind},
+        layer_types=_layer_types(model, found, len(stack)),
     )
 
 
-def _routers(block: nn.Module, path: str, index: int, counts: Collection[int]) -> Iterator[_Found]:
-    """Those of a block that are no linear."""
-    for name, weight in _bare_weights(block):
-        if _is_router(block, name, len(weight), counts):
-            inner = _without_numbers(block, name)
-            full = f"{path}.{name}"
-            yield _Found(full, full, index, inner, weight, None, None, ROUTER)
+def _site(found: _Found, product: Product) -> Site:
+    return Site(
+        name=found.name,
+        block=found.block,
+        projection=found.projection,
+        rows=product.rows,
+        cols=product.cols,
+        experts=product.experts if found.expert is None else 1,
+        expert=found.expert,
+    )
 
 
-def _linears(
-    block: nn.Module,
-    path: str,
-    index: int,
-    counts: Collection[int],
-    exclude: Sequence[str],
-    silent: Collection[str],
-    single: bool,
-) -> Iterator[_Found]:
-    for name, product in products(block):
-        full, inner = f"{path}.{name}", _without_numbers(block, name)
-        chooses = product.experts == 1 and _is_router(block, name, product.rows, counts)
-        apart = single and product.experts > 1
-        for expert in range(product.experts) if apart else (None,):
-            own = full if expert is None else expert_name(full, expert)
-            reason = ROUTER if chooses else None
-            if reason is None or NOTHING in exclude:
-                reason = reason_for(own, exclude)
-            if reason is None and full in silent:
-                reason = NEVER_RUNS
-            yield _Found(own, full, index, inner, product.parameter, product, expert, reason)
+def _layer_types(model: nn.Module, found: Sequence[_Found], blocks: int) -> tuple[str, ...]:
+    kinds: list[set[str]] = [set() for _ in range(blocks)]
+    for each in found:
+        if each.place.kind is not None:
+            kinds[each.block].add(each.place.kind)
+    return layer_types(text_config(getattr(model, "config", None)), kinds)
 
 
-def _require_matches(model: nn.Module, exclude: Sequence[str], single: bool) -> None:
-    names: list[str] = []
-    for name, product in products(model):
-        apart = single and product.experts > 1
-        alone = [expert_name(name, expert) for expert in range(product.experts)]
-        names += alone if apart else [name]
+def _found(model: nn.Module, path: str, stack: nn.ModuleList, single: bool) -> list[_Found]:
+    """All that may be a site, and routers that are no linear; projections are not known yet."""
+    counts = _expert_counts(model)
+    found: list[_Found] = []
+    for index, block in enumerate(stack):
+        places, prefix = Places(block), f"{path}.{index}"
+        for name, weight in _bare_weights(block):
+            if _is_router(block, name, len(weight), counts):
+                full, place = f"{prefix}.{name}", places.of(name, None)
+                found.append(_Found(full, full, index, place, weight, None, reason=ROUTER))
+        for name, product in products(block):
+            full, place = f"{prefix}.{name}", places.of(name, product)
+            chooses = product.experts == 1 and _is_router(block, name, product.rows, counts)
+            one = _Found(full, full, index, place, product.parameter, product)
+            one = one._replace(reason=ROUTER if chooses else None)
+            if single and product.experts > 1:
+                every = range(product.experts)
+                found += [one._replace(name=expert_name(full, e), expert=e) for e in every]
+            else:
+                found.append(one)
+    named = names(each.place for each in found)
+    return [each._replace(projection=named[each.place]) for each in found]
+
+
+def _explained(
+    found: Sequence[_Found], exclude: Sequence[str], silent: Collection[str]
+) -> list[_Found]:
+    """The same, with why each stays in full precision."""
+    explained: list[_Found] = []
+    for each in found:
+        reason = each.reason
+        if each.product is not None and (reason is None or NOTHING in exclude):
+            reason = reason_for(each.name, each.projection, exclude)
+        if reason is None and each.holder in silent:
+            reason = NEVER_RUNS
+        explained.append(each._replace(reason=reason))
+    return explained
+
+
+def _require_matches(exclude: Sequence[str], model: nn.Module, found: Sequence[_Found]) -> None:
+    """Refuse patterns that match no linear, of a block or of any other part of the model."""
+    linears = {each.name: each.projection for each in found if each.product is not None}
+    held = {each.holder for each in found}
+    linears |= {name: "" for name, _ in products(model) if name not in held}
     for pattern in exclude:
-        if pattern == NOTHING or any(matches(pattern, name) for name in names):
+        if pattern == NOTHING or any(matches(pattern, *linear) for linear in linears.items()):
             continue
-        endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
+        endings = [name.rpartition(".")[2] for name in linears]
+        known = dict.fromkeys([*filter(None, linears.values()), *endings])
         raise UnitError(
-            f"exclude: {pattern!r} matches none of the {len(names)} linears; their names look like "
-            f"{names[0]}; for endings, {nearest(pattern, endings)}"
+            f"exclude: {pattern!r} matches none of the {len(linears)} linears; their names look "
+            f"like {next(iter(linears))}; for endings, {nearest(pattern, known)}"
         )
 
 
@@ -241,17 +258,6 @@ def _require_own_weights(found: Sequence[_Found]) -> None:
             )
 
 
-def _without_numbers(block: nn.Module, name: str) -> str:
-    """A path with the numbers of a ModuleList's items, such as experts, as `*`."""
-    parts = name.split(".")
-    return ".".join(
-        "*"
-        if part.isdigit() and isinstance(block.get_submodule(".".join(parts[:i])), nn.ModuleList)
-        else part
-        for i, part in enumerate(parts)
-    )
-
-
 def _expert_counts(model: nn.Module) -> set[int]:
     """How many experts the configuration says there are, by any of its names."""
     config = text_config(getattr(model, "config", None))
@@ -260,11 +266,14 @@ def _expert_counts(model: nn.Module) -> set[int]:
 
 
 def _is_router(block: nn.Module, name: str, outputs: int, experts: Collection[int]) -> bool:
-    """Whether a linear chooses experts: by its name, or as the only linear of its branch beside
-    experts that has as many outputs as there are experts.
+    """Whether a linear chooses experts: by its name, by the class of what holds it, or as the only
+    linear of its branch beside experts that has as many outputs as there are experts.
     """
     parts = name.split(".")
+    holders = (block.get_submodule(".".join(parts[:end])) for end in range(1, len(parts) + 1))
     if any("router" in part for part in parts):
+        return True
+    if any("Router" in type(holder).__name__ for holder in holders):
         return True
     # `mlp.gate`, `shared_expert_gate`, but also `gate.wg`; `gate_proj` is none.
     if any(part.endswith("gate") for part in parts) and (outputs == 1 or outputs in experts):
@@ -275,7 +284,7 @@ def _is_router(block: nn.Module, name: str, outputs: int, experts: Collection[in
         held = [child for key, child in beside if "expert" in key and "shared" not in key]
         inside = holder.get_submodule(branch)
         alone = len([*products(inside), *_bare_weights(inside)]) == 1
-        if alone and any(outputs in _experts_in(child) for child in held):
+        if alone and any(outputs in several(child) for child in held):
             return True
     return False
 
@@ -287,33 +296,6 @@ def _bare_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         weight = inner._parameters.get("weight")
         if name not in known and weight is not None and weight.ndim == 2:
             yield name, weight
-
-
-def _experts_in(module: nn.Module) -> set[int]:
-    """Numbers of experts that a module may hold: as a list, or in one tensor with an axis."""
-    if isinstance(module, nn.ModuleList):
-        return {len(module)}
-    return {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 3}
-
-
-def _shortest_endings(paths: set[str]) -> dict[str, str]:
-    """Each dotted path's shortest ending that no other path has and that starts with a name.
-
-    One that goes through experts, routed or shared, starts there at the latest.
-    """
-    names = {}
-    for path in paths:
-        parts = path.split(".")
-        of_experts = [i for i, part in enumerate(parts) if _EXPERTS.search(part)]
-        for length in range(len(parts) - min(of_experts, default=len(parts) - 1), len(parts) + 1):
-            ending = ".".join(parts[-length:])
-            rivals = [p for p in paths if p == ending or p.endswith(f".{ending}")]
-            if len(rivals) == 1 and parts[-length].isidentifier():
-                names[path] = ending
-                break
-        else:
-            names[path] = path
-    return names
 
 
 def _missed(

@@ -44,13 +44,23 @@ class JointFindings:
 
     @cached_property
     def projections(self) -> Table:
-        """Every output's projections, most costly first, with their `rank` and their tier."""
+        """Every output's projections, most costly first, with their `rank` and their tier.
+
+        Of one name in several outputs, those of different kinds (`fp4scope.kinds`) say theirs.
+        """
+        tables = {n: stats.unit_table(results, "projections") for n, results in self.runs.items()}
+        kinds: dict[str, dict[str, str | None]] = {}
+        for name, table in tables.items():
+            for unit in table["projection"]:
+                kinds.setdefault(unit, {})[name] = stats.kind_of(self.runs[name], unit)
         rows = []
         columns: tuple[str, ...] = ()
-        for name, results in self.runs.items():
-            table = stats.unit_table(results, "projections")
+        for name, table in tables.items():
             columns = table.columns
-            found = [row for row in table if row["delta_nll"] is not None]
+            found = [dict(row) for row in table if row["delta_nll"] is not None]
+            for row in found:
+                if len(set((of := kinds[row["projection"]]).values())) > 1:
+                    row["projection"] += f" ({of[name] or 'other'})"
             for _, members in groups(Table(columns, found)):
                 rows += [row | {"output": name, "rank": i} for i, row in enumerate(members, 1)]
         return Table(("output", "rank", *columns), rows)

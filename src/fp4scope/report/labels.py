@@ -1,5 +1,6 @@
 """The words of the field for what the tables hold: the one map from values to what readers see."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,18 @@ def place(row: Mapping[str, Any]) -> str:
         else next((row[key] for key in ("projection", "pattern", "expert") if key in row), "")
     )
     return f"{'' if row.get('block') is None else row['block']}.{name or ''}".strip(".")
+
+
+def blocks(model: Mapping[str, Any]) -> str:
+    """How many blocks a model has, and of what types where it has several.
+
+    Example:
+        >>> blocks({"blocks": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]})
+        '3 blocks (2 sliding_attention, 1 full_attention)'
+    """
+    types = Counter(model.get("layer_types") or [])
+    told = ", ".join(f"{count} {name}" for name, count in types.items())
+    return f"{model['blocks']} blocks ({told})" if told else f"{model['blocks']} blocks"
 
 
 def full_precision(results: Results) -> str:

@@ -66,6 +66,7 @@ def payload(found: Findings) -> dict[str, Any]:
         "metrics": METRICS,
         "columns": COLUMNS,
         "projections": [{"name": c, "kind": kind_of(results, c)} for c in names],
+        "layer_types": results.model.get("layer_types") or [],
         "formats": list(formats),
         "all_quantized": _all_quantized(found),
         "units": units,

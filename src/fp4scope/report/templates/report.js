@@ -38,10 +38,14 @@
 
   const get = (row, name) => row[column[name]];
   const text = (row, name) => get(row, "texts")[head[name]] ?? "";
-  const where = (row) => `block ${get(row, "block")}, ${get(row, "projection")}`;
+  const blockName = (b) => (data.layer_types[b] ? `block ${b} (${data.layer_types[b].replaceAll("_", " ")})` : `block ${b}`);
+  const where = (row) => `${blockName(get(row, "block"))}, ${get(row, "projection")}`;
   const formatClass = (name) => `f${data.formats.indexOf(name) < 0 ? 5 : data.formats.indexOf(name) % 6}`;
   const kinds = Object.fromEntries(data.projections.map((c) => [c.name, c.kind]));
-  const kindClass = (name) => (kinds[name] || "other").toLowerCase();
+  // What works on each token alone has one colour, and each kind a mark of its own.
+  const kindClasses = { MLP: "mlp", attention: "attention", "routed experts": "mlp", "shared expert": "mlp" };
+  const kindOrder = unique([...Object.keys(kindClasses), ...Object.values(kinds).filter(Boolean), null]);
+  const kindClass = (kind) => kindClasses[kind] || "other";
 
   /** The families of a level that the controls choose. */
   const chosen = (level) =>
@@ -217,7 +221,7 @@
       cursor.setAttribute("x2", x(block));
       cursor.setAttribute("visibility", "visible");
       const lines = series.flatMap((s) => s.points.filter((p) => p.block === block).map((p) => p.text));
-      const text = [`${title}, block ${block}`, ...lines].join("\n");
+      const text = [`${title}, ${blockName(block)}`, ...lines].join("\n");
       svg.setAttribute("aria-valuenow", block);
       svg.setAttribute("aria-valuetext", text.replaceAll("\n", "; "));
       return text;
@@ -287,7 +291,7 @@
       const rows = f.rows.slice().sort((a, b) => (cost(b, state.metric) ?? 0) - (cost(a, state.metric) ?? 0)).map((row) => {
         const name = get(row, "projection");
         return {
-          label: name, cls: kindClass(name), index: kinds[name] === "attention" ? 1 : 0, muted: isMuted(row),
+          label: name, cls: kindClass(kinds[name]), index: kindOrder.indexOf(kinds[name]), muted: isMuted(row),
           value: get(row, state.metric), low: get(row, `${state.metric}_low`), high: get(row, `${state.metric}_high`),
           text: `${name}, ${f.format}: ${told(row)}`,
         };
@@ -297,9 +301,8 @@
       return dots(f.format, rows, { label, zero, axis });
     });
     const shownKinds = unique(families.flatMap((f) => f.rows.map((row) => kinds[get(row, "projection")])));
-    const entries = [["MLP", "mlp", 0], ["attention", "attention", 1], [null, "other", 0]]
-      .filter(([kind]) => shownKinds.includes(kind))
-      .map(([kind, cls, index]) => ({ name: kind || "other", cls, index }));
+    const entries = kindOrder.filter((kind) => shownKinds.includes(kind))
+      .map((kind) => ({ name: kind || "other", cls: kindClass(kind), index: kindOrder.indexOf(kind) }));
     return charts.length ? [key(entries), panels(charts)] : [];
   }
 

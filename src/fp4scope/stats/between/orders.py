@@ -27,10 +27,11 @@ decided by `reversed` pairs; `open` ones decide nothing.
 the depth from 0 to 1, the depth is cut into equal parts, at most `PARTS`, and a part's cost is the
 mean of its blocks that have the projection, weighted by how much of it they cover. `depth` is what
 all projections of both outputs cost together in a block or part; a projection that a block does
-not have adds nothing there. A projection of which not every layer was measured is in neither.
+not have adds nothing there. A projection of which not every layer was measured is in neither, nor
+is one that has the same name in both and belongs to another kind of module (`fp4scope.kinds`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ import numpy as np
 from fp4scope.ledger import Results
 from fp4scope.stats.between.comparable import matched_formats, same_tokens
 from fp4scope.stats.findings.pairing import costs
-from fp4scope.stats.findings.projections import blocks_with
+from fp4scope.stats.findings.projections import blocks_with, kind_of
 from fp4scope.stats.inference.agreement import FEWEST_UNITS, agreement, rho_apart
 from fp4scope.stats.inference.intervals import MIN_WINDOWS
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm
@@ -61,10 +62,11 @@ _Places = dict[tuple[str, int | None], Series]
 def order_table(one: Results, other: Results) -> Table:
     """A row for each format, precision, direction and level that both have measured."""
     pair, anytime = same_tokens(one, other), one.anytime or other.anytime
-    formats, theirs = matched_formats(one, other), _families(other)
+    unlike = _unlike(one, other)
+    formats, theirs = matched_formats(one, other), _families(other, unlike)
     models = _Model.of(one), _Model.of(other)
     rows: list[dict[str, Any]] = []
-    for (fmt, precision, direction), levels in _families(one).items():
+    for (fmt, precision, direction), levels in _families(one, unlike).items():
         opposite = theirs.get((formats.get(fmt, ""), precision, direction), {})
         names = {"format": fmt, "format_other": formats.get(fmt)}
         names |= {"precision": precision, "direction": direction}
@@ -76,12 +78,21 @@ def order_table(one: Results, other: Results) -> Table:
     return Table(ORDER_COLUMNS, rows)
 
 
-def _families(results: Results) -> dict[tuple[str, str, str], dict[str, _Places]]:
-    """By format, precision and direction, then by level."""
+def _unlike(one: Results, other: Results) -> set[str]:
+    """Projections of one name that are known to be of different kinds."""
+    names = set(one.sites.projections) & set(other.sites.projections)
+    kinds = {name: {kind_of(one, name), kind_of(other, name)} - {None} for name in names}
+    return {name for name, known in kinds.items() if len(known) > 1}
+
+
+def _families(
+    results: Results, without: Set[str]
+) -> dict[tuple[str, str, str], dict[str, _Places]]:
+    """By format, precision and direction, then by level; without some projections."""
     found: dict[tuple[str, str, str], dict[str, _Places]] = {}
     for contrast, series in costs(results).items():
         unit, labels = contrast.unit, contrast.labels
-        if unit is not None:
+        if unit is not None and unit.name not in without:
             name = labels["format"], labels["precision"], labels["direction"]
             levels = found.setdefault(name, {})
             levels.setdefault(unit.level, {})[unit.name, unit.block] = series

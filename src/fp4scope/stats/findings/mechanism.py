@@ -1,7 +1,8 @@
 """Hypothesis 1, mechanism: do heavy-tailed inputs order costs, or does being in the MLP?
 
 Seven projections have few distinct tails: q, k and v share an input, gate and up do. The tail
-nearly repeats the kind. So a rank correlation of costs with either says little, however narrow its
+nearly repeats the kind (`fp4scope.kinds`: attention, an MLP, in hybrids and mixtures also others;
+experts count as MLP). So a rank correlation of costs with either says little, however narrow its
 interval over windows: of all orders of the seven with a Qwen model's tails, 26% go better with the
 tail and 67% with the kind. What can be tested is whether, within MLP and within attention,
 projections with heavier tails cost more. If tails said nothing beyond the kind, each order within
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fp4scope.design import Unit
+from fp4scope.kinds import FEED_FORWARD
 from fp4scope.ledger import Results
 from fp4scope.stats.findings.families import Members, families
 from fp4scope.stats.findings.projections import kind_of
@@ -57,14 +59,14 @@ _CLAIM = (
 )
 _EXPLANATION = (
     "Rank correlations of the measured costs with max / P99.9 of the input (for a projection the "
-    "mean over its blocks), with whether the unit is in the MLP, and again with max / P99.9, "
-    "within: projections among those of their kind, layers among those of their projection. "
+    "mean over its blocks), with whether the unit is in an MLP or expert, and again with max / "
+    "P99.9, within: projections among those of their kind, layers among those of their projection. "
     "Each is divided by the most that its ties allow, so that 1 is an order that fits. 95% "
     "intervals are over windows and say nothing of other projections. P: the share of all orders "
-    "of projections within MLP and attention that fit max / P99.9 as well, or as badly (an exact "
-    "permutation test). Supported: at most 5% fit as well in every format and direction. "
-    "Contradicted: at most 5% fit as badly in every one. Layers have no p, since neighbouring "
-    "blocks are alike."
+    "of projections within their kinds (MLP, attention and others) that fit max / P99.9 as well, "
+    "or as badly (an exact permutation test). Supported: at most 5% fit as well in every format "
+    "and direction. Contradicted: at most 5% fit as badly in every one. Layers have no p, since "
+    "neighbouring blocks are alike."
 )
 
 
@@ -79,7 +81,9 @@ def mechanism(results: Results) -> Hypothesis:
     projections, layers = (
         [r for r in rows if r["level"] == of] for of in ("projections", "layers")
     )
-    verdict, sentence = _verdict(projections, layers, bool(results.activations))
+    verdict, sentence = _verdict(
+        projections, layers, _within_kinds(results), bool(results.activations)
+    )
     return Hypothesis(
         name="Mechanism",
         claim=_CLAIM,
@@ -132,7 +136,7 @@ def _row(
     if "rho_tail" not in row:
         return None
     if None not in kinds:
-        row |= _fit(costs, "rho_mlp", np.array([float(k == "MLP") for k in kinds]), everyone)
+        row |= _fit(costs, "rho_mlp", np.array([float(k in FEED_FORWARD) for k in kinds]), everyone)
     if level == "projections":
         row |= vars(permutation_test(costs.mean(axis=0), tails, strata))
     return row
@@ -153,7 +157,10 @@ def _numbered(names: tuple[str | None, ...]) -> Integers:
 
 
 def _verdict(
-    rows: list[dict[str, Any]], layers: list[dict[str, Any]], activations: bool
+    rows: list[dict[str, Any]],
+    layers: list[dict[str, Any]],
+    within_kinds: str,
+    activations: bool,
 ) -> tuple[Verdict, str]:
     if not rows:
         missing = "projections in their kinds" if activations else "activation statistics"
@@ -169,13 +176,13 @@ def _verdict(
         most = max(row[name] for row in rows)
         if most <= SIGNIFICANCE:
             return verdict, (
-                "Within MLP and within attention, projections with heavier tails cost "
-                f"{way} in every format and direction (p at most {most:.2g}). {said}"
+                f"Within {within_kinds}, projections with heavier tails cost {way} in every format "
+                f"and direction (p at most {most:.2g}). {said}"
             )
     first = rows[0]
     fits = span((100 * row["p_more"] for row in rows), 0)
     return Verdict.UNDECIDED, (
-        f"{first['units']} projections cannot tell: within MLP and within attention they have "
+        f"{first['units']} projections cannot tell: within {within_kinds} they have "
         f"{first['orders']:,} orders, and {fits}% of these fit max / P99.9 as well as the measured "
         f"one. At most 5% would decide; the order that fits best has "
         f"{100 * first['p_least']:.2g}%. {said}"
@@ -183,9 +190,18 @@ def _verdict(
 
 
 def _left_out(results: Results) -> str:
-    """The projections that are neither MLP nor attention, as far as their names say."""
+    """The projections of no kind that is known."""
+    unknown = [name for name, kind in _kinds(results).items() if kind is None]
+    return f" Left out, as of no known kind: {', '.join(unknown)}." if unknown else ""
+
+
+def _within_kinds(results: Results) -> str:
+    """Such as `MLP and within attention`."""
+    found = dict.fromkeys(kind for kind in _kinds(results).values() if kind is not None)
+    return " and within ".join(sorted(found))
+
+
+def _kinds(results: Results) -> dict[str, str | None]:
+    """Of every projection that was measured."""
     units = [unit.name for family in families(results, "projections") for unit in family.units]
-    unknown = [u for u in dict.fromkeys(units) if kind_of(results, u) is None]
-    if not unknown:
-        return ""
-    return f" Left out, as neither MLP nor attention by name: {', '.join(unknown)}."
+    return {name: kind_of(results, name) for name in units}

@@ -29,6 +29,7 @@ from fp4scope.ledger import ActivationRecord, Results
 from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.noise import rerun_noise
 from fp4scope.stats.findings.pairing import Pairing, difference
+from fp4scope.stats.findings.projections import layer_type
 from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.intervals import mean, paired, perplexity_difference
 from fp4scope.stats.inference.multiple import holm, p_value
@@ -60,6 +61,7 @@ UNIT_COLUMNS = {
     "patterns": ("format", "direction", "pattern", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
     "experts": ("format", "direction", "expert", "block", *_DIFFERENCE, *_TOP, *_BEHIND),
 }
+_TYPED = 1 + UNIT_COLUMNS["layers"].index("block")
 _UNIT_NAME = {
     "projections": "projection", "layers": "projection", "patterns": "pattern", "experts": "expert",
 }  # fmt: skip
@@ -91,7 +93,8 @@ def all_quantized_table(results: Results) -> Table:
 def unit_table(results: Results, level: str) -> Table:
     """Every unit of a level (`projections`, `blocks`, `layers`, `patterns`), in sweep order.
 
-    A unit that was only estimated has nothing in the columns of what is measured.
+    A unit that was only estimated has nothing in the columns of what is measured. Layers also say
+    what their block is, where blocks differ by more than the projections that they have.
     """
     nll, kl = (Pairing.of(results, measure) for measure in ("nll", "kl"))
     rows: list[dict[str, Any]] = []
@@ -113,7 +116,12 @@ def unit_table(results: Results, level: str) -> Table:
             families[contrast.family].append(member)
     for members in families.values():
         _compare(level, members, anytime=results.anytime)
-    return Table(UNIT_COLUMNS[level], [*rows, *only])
+    columns = UNIT_COLUMNS[level]
+    if level == "layers" and results.model.get("layer_types"):
+        columns = (*columns[:_TYPED], "layer_type", *columns[_TYPED:])
+        for row in (*rows, *only):
+            row["layer_type"] = layer_type(results, row["block"])
+    return Table(columns, [*rows, *only])
 
 
 @dataclass(frozen=True)
