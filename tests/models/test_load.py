@@ -205,6 +205,18 @@ def test_damaged_safetensors_are_no_reason_to_open_pickles(folder):
     assert "--allow-pickle" not in message
 
 
+def test_random_weights_need_none(saved, folder, ids):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+    before = torch.get_rng_state()
+    first, second = (load_model(str(folder), random_weights=True) for _ in range(2))
+    assert first.fingerprint == second.fingerprint != load_model(str(saved)).fingerprint
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.logits(ids).isfinite().all()
+    assert any("random" in warning for warning in first.warnings)
+
+
 def test_missing_weights_are_named(folder):
     edit_weights(folder, **{WEIGHT: None, "model.norm.weight": None})
     assert f"for 2 of its parameters, {WEIGHT} first" in refusal(folder)

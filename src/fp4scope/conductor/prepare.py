@@ -109,6 +109,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         offload=study.run.offload.value,
         exclude=study.model.exclude,
         single=study.single_experts,
+        random_weights=study.model.random_weights,
     )
     say(tell, *_loading_notes(loaded))
     return loaded

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.models import checkpoint, checks
 from fp4scope.models.config import config_size, config_value, text_config
+from fp4scope.models.drawn import NOTE, drawn
 from fp4scope.models.layout import find_layout
 from fp4scope.models.library import library
 from fp4scope.models.loaded import LoadedModel, fingerprint_of
@@ -27,6 +28,8 @@ from fp4scope.preflight import check_name
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
 _OVERFLOWS_FP16 = ("gemma2", "gemma3_text", "gemma3n_text")
+# What loading says of a checkpoint.
+_INFO = ("missing_keys", "mismatched_keys", "unexpected_keys")
 # Of these, the first that knows a configuration; a multimodal class runs on text alone.
 _CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
@@ -43,6 +46,7 @@ def load_model(
     offload: str = "auto",
     exclude: Sequence[str] = (),
     single: bool = False,
+    random_weights: bool = False,
 ) -> LoadedModel:
     """The model called `name`, on `device`, ready to be measured.
 
@@ -59,6 +63,7 @@ def load_model(
             they do not fit there.
         exclude: Patterns of linears that stay in full precision, beside the defaults.
         single: Experts in one tensor are a site each, not one together.
+        random_weights: Weights are drawn; of the checkpoint only its configuration is read.
 
     Raises:
         ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
@@ -78,20 +83,26 @@ def load_model(
         quantizer = _json_beside(source, "hf_quant_config.json", revision)
         declared = checkpoint.require_unquantized(name, config, quantizer)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        stored = checkpoint.stored_tensors(_safetensors(source, config, revision))
+        files = [] if random_weights else _safetensors(source, config, revision)
+        stored = checkpoint.stored_tensors(files)
         if not declared:
             checkpoint.require_values(name, stored)
         kept = checkpoint.main_dtype(stored) or config_value(text_config(config), "dtype")
         chosen = choose_dtype(dtype, where.type, kept)
-        model, info = _auto_class(transformers, config, name).from_pretrained(
-            source,
-            config=config,
-            dtype=chosen,
-            use_safetensors=None if allow_pickle else True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-            **options,
-        )
+        kind = _auto_class(transformers, config, name)
+        info: dict[str, Any] = dict.fromkeys(_INFO, ())
+        if random_weights:
+            model = drawn(kind, config, chosen, where)
+        else:
+            model, info = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=chosen,
+                use_safetensors=None if allow_pickle else True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+                **options,
+            )
         adapter = _json_beside(source, "adapter_config.json", revision)
     _require_all_read(name, info, stored.keys() | model.state_dict().keys(), declared)
     loaded = adopt(
@@ -106,6 +117,7 @@ def load_model(
         single=single,
     )
     notes = [
+        NOTE if random_weights else None,
         dtype_note(dtype, where.type, kept, chosen),
         checkpoint.unread_note(info["unexpected_keys"], loaded.layout),
         "the adapter beside the weights (adapter_config.json) is not applied; to measure it, merge "
