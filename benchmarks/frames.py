@@ -11,6 +11,7 @@ sweep equals the model's own forward is what its self-check says.
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -131,6 +132,7 @@ def measure(name: str, parent: Path, options: argparse.Namespace) -> None:
         f"{planned.budget_bytes / 1e9:.1f}), {planned.shape}",
         flush=True,
     )
+    gc.collect()  # the planned model, before the next one is made
     cuda = options.device.startswith("cuda")
     if cuda:
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Train a small mixture of experts whose router means something, and leave it as a checkpoint.
 
     python benchmarks/small_moe.py OUT --minutes 5     # a GPU
-    fp4scope run OUT/model --text OUT/held_out.txt --calibration-text OUT/trained_on.txt -o OUT/study
+    fp4scope run OUT/model --text OUT/held_out.txt --calibration-text OUT/trained_on.txt
 
 Qwen3-MoE's architecture: 8 blocks, each with 32 experts of which a token meets 4, and a byte-level
 BPE tokenizer of 4096 tokens. The text is the source code of Python's own standard library; every
@@ -21,11 +21,12 @@ import transformers
 from shared import machine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 VOCABULARY = 4096
 LENGTH = 512
-BATCH = 64
-RATE = 2e-3
+BATCH = 32
+RATE = 1e-3
 WARM_UP = 0.05
 HELD_OUT = 20
 """One module in so many."""
@@ -42,10 +43,10 @@ def config() -> transformers.Qwen3MoeConfig:
         head_dim=64,
         num_experts=32,
         num_experts_per_tok=4,
-        moe_intermediate_size=256,
+        moe_intermediate_size=128,
         norm_topk_prob=True,
         output_router_logits=True,
-        router_aux_loss_coef=0.01,
+        router_aux_loss_coef=0.02,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -107,23 +108,38 @@ def step_size(share: float) -> float:
     return 0.05 + 0.95 * (1 + math.cos(math.pi * min(1.0, falling))) / 2
 
 
+class Masters:
+    """FP32 copies of a BF16 model's weights, which small steps do not vanish in."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        self._own = list(model.parameters())
+        self._copies = [p.detach().float().requires_grad_() for p in self._own]
+        decayed = [p for p in self._copies if p.ndim > 1]
+        others = [p for p in self._copies if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        fused = self._copies[0].is_cuda
+        self._optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=fused)
+
+    def step(self, share: float) -> None:
+        """With the gradients that the model has, which are gone afterwards."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = RATE * step_size(share)
+        for copy, own in zip(self._copies, self._own, strict=True):
+            copy.grad, own.grad = None if own.grad is None else own.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self._copies, 1.0)
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self._own, self._copies)
+
+
 def train(model: transformers.PreTrainedModel, ids: Tensor, held: Tensor, minutes: float) -> None:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=ids.is_cuda)
-    generator = torch.Generator().manual_seed(0)
+    masters, generator = Masters(model), torch.Generator().manual_seed(0)
     begun, said, step = time.monotonic(), 0.0, 0
     while (share := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * step_size(share)
         batch = batch_of(ids, generator)
-        with torch.autocast(ids.device.type, torch.bfloat16):
-            loss = model(batch, labels=batch, use_cache=False).loss
+        loss = model(batch, labels=batch, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        masters.step(share)
         step += 1
         if share - said > 0.1 or step == 1:
             said = share
@@ -139,13 +155,10 @@ def train(model: transformers.PreTrainedModel, ids: Tensor, held: Tensor, minute
 def evaluate(model: transformers.PreTrainedModel, held: Tensor) -> float:
     """Mean NLL in nats a token, without the load-balancing loss."""
     total = targets = 0
-    with torch.autocast(held.device.type, torch.bfloat16):
-        for rows in held[: len(held) // LENGTH * LENGTH].view(-1, LENGTH).split(BATCH)[:8]:
-            logits = model(rows, use_cache=False).logits[:, :-1].float()
-            total += float(torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"
-            ))  # fmt: skip
-            targets += rows[:, 1:].numel()
+    for rows in held[: len(held) // LENGTH * LENGTH].view(-1, LENGTH).split(BATCH)[:8]:
+        logits = model(rows, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+        total += float(cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum"))
+        targets += rows[:, 1:].numel()
     return total / targets
 
 
@@ -153,8 +166,7 @@ def evaluate(model: transformers.PreTrainedModel, held: Tensor) -> float:
 def loads(model: transformers.PreTrainedModel, held: Tensor) -> list[tuple[float, float]]:
     """By block: the share of choices of the least and of the most used expert, of even ones."""
     rows = held[: 32 * LENGTH].view(-1, LENGTH)
-    with torch.autocast(held.device.type, torch.bfloat16):
-        routers = model(rows, use_cache=False, output_router_logits=True).router_logits
+    routers = model(rows, use_cache=False, output_router_logits=True).router_logits
     experts, chosen = model.config.num_experts, model.config.num_experts_per_tok
     found: list[tuple[float, float]] = []
     for logits in routers:
@@ -180,15 +192,14 @@ def main() -> None:
     print(f"{len(trained_on)} modules, {len(ids)} tokens; held out {len(held_out)}, {len(held)}")
     torch.manual_seed(0)
     with torch.device(options.device):
-        model = transformers.Qwen3MoeForCausalLM(config())
-    model.set_experts_implementation("eager")
+        model = transformers.Qwen3MoeForCausalLM(config()).to(torch.bfloat16)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     train(model, ids, held, options.minutes)
     print(f"held out: {evaluate(model, held):.4f} nats a token")
     for block, (least, most) in enumerate(loads(model, held)):
         print(f"  block {block}: experts have {least:.2f} to {most:.2f} of an even load")
     model.config.output_router_logits = False
-    model.to(torch.bfloat16).save_pretrained(options.out / "model")
+    model.save_pretrained(options.out / "model")
     tokenizer.save_pretrained(options.out / "model")
 
 

@@ -20,6 +20,7 @@ from transformers import (
 from fp4scope import diagnose
 from fp4scope.errors import DataError, ModelError, StudyError
 from fp4scope.models import adopt, choose_dtype, load_model
+from fp4scope.models.loaded import fingerprint_of
 from fp4scope.models.placement import dtype_note
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -150,6 +151,20 @@ def test_fingerprint_is_of_the_model_not_of_where_it_is(saved, folder, tiny_mode
     loaded = [load_model(str(path), device="cpu").fingerprint for path in (saved, saved, folder)]
     in_memory = adopt(tiny_model("llama"), tiny_tokenizer(), name="mine").fingerprint
     assert {*loaded, in_memory} == {in_memory}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_fingerprint_of_a_large_model(large, monkeypatch, tiny_model):
+    """Every value of every tensor counts, also where threads hash tensors in pieces."""
+    monkeypatch.setattr("fp4scope.models.loaded._PIECE", 100)
+    monkeypatch.setattr("fp4scope.models.loaded._LARGE", 0 if large else 1 << 33)
+    model = tiny_model("llama")
+    found = {fingerprint_of(model)}
+    tensors = model.state_dict()
+    for tensor in tensors.values():
+        tensor.view(-1)[-1] += 1
+        found.add(fingerprint_of(model))
+    assert len(found) == 1 + len(tensors)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A model with random weights in place of a checkpoint's: what its size takes, before a download."""
+"""A model with random weights in place of a checkpoint's: what one of its size takes."""
 
 from typing import Any
 
