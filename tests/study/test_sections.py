@@ -185,6 +185,7 @@ OTHER = {
 LOADED = {
     "model": "n", "revision": "r", "text": "t", "dataset": "wikitext2", "windows": 3,
     "calibration_text": "t", "calibration_windows": 8, "dtype": "fp16", "device": "cpu",
+    "random_weights": True,
 }  # fmt: skip
 """What only loading resolves: the identity then holds what it was found to mean."""
 RUN = {

@@ -100,7 +100,7 @@ class Model(Section):
         description="experts that lie in one tensor: one linear for all of a block (together), or "
         "each for itself (single), so that patterns can tell them apart",
     )
-    random_weights: bool = Field(
+    random_weights: Annotated[bool, Option(resolved=True)] = Field(
         False,
         description="read config.json and the tokenizer alone, and draw the weights: for what a "
         "study of this size takes, before anything is fetched; its losses mean nothing",
