@@ -193,6 +193,59 @@ _MOE = {
         },
     ),
 }
+_DSA = _EXPERTS | {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "index_topk": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+}
+_GEMMA = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "vocab_size_per_layer_input": len(VOCABULARY),
+    "hidden_size_per_layer_input": 16,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+# Blocks that hand each other more than one hidden state.
+_LINKED = {
+    # Keys and values, in a mapping that all blocks are handed.
+    "gemma4": ("gemma4_text", _GEMMA | {"global_head_dim": 16}),
+    # The same, and several streams in front of the windows.
+    "gemma3n": ("gemma3n_text", _GEMMA | {"laurel_rank": 16, "activation_sparsity_pattern": None}),
+    # The tokens that an indexer chose.
+    "glm-dsa": (
+        "glm_moe_dsa",
+        _DSA
+        | {
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "indexer_types": ["full", "shared", "full", "shared"],
+        },
+    ),
+    # Several streams behind the tokens.
+    "deepseek-v4": ("deepseek_v4", _DSA | {"head_dim": 32, "num_hidden_layers": 3}),
+    # What a router keeps.
+    "zaya": (
+        "zaya",
+        {
+            "num_hidden_layers": 3,
+            "num_experts": 4,
+            "head_dim": 16,
+            "moe_intermediate_size": 32,
+            "router_hidden_size": 32,
+        },
+    ),
+}
 
 
 # `modeling_utils` imports torchao where that is installed. Inside jaxtyping's import hook that
@@ -250,12 +303,18 @@ def mixture(request):
     return request.param
 
 
+@pytest.fixture(params=list(_LINKED))
+def linked(request):
+    """Every family whose blocks hand each other more than a hidden state, one after the other."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """`tiny_model(family, **config)`: the same random weights each time, biases and norms too."""
 
     def build(family, **overrides):
-        kind, own = (_DENSE | _MOE)[family]
+        kind, own = (_DENSE | _MOE | _LINKED)[family]
         common = _SPECIAL | {"vocab_size": len(VOCABULARY)} if kind is GPT2Config else _COMMON
         if isinstance(kind, str) and kind not in CONFIG_MAPPING:
             pytest.skip(f"transformers {transformers.__version__} has no {kind}")

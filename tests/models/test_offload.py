@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fp4scope.errors import NonFiniteError
-from fp4scope.models import adopt
+from fp4scope.models import State, adopt
 from fp4scope.operands import Injector
 from fp4scope.treatments import Setting
 
@@ -65,7 +65,7 @@ def test_blocks_in_any_order(both, ids, order):
     inputs = whole.stack.capture(ids), waiting.stack.capture(ids)
     for block in order:
         results = [
-            loaded.stack.run(block, given.embedded, given, [0, 1])
+            loaded.stack.run(block, State(given.embedded), given, [0, 1]).hidden
             for loaded, given in zip(both, inputs, strict=True)
         ]
         assert torch.equal(*results)

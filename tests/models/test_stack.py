@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama import modeling_llama
 
 from fp4scope.errors import ModelError
-from fp4scope.models import BlockStack, find_layout
+from fp4scope.models import BlockStack, State, find_layout
 from fp4scope.models import stack as models_stack
 from fp4scope.models.stack import only_last_rows
 
@@ -31,10 +31,10 @@ def stack_of(model):
 
 
 def run_through(stack, inputs, windows):
-    hidden = inputs.embedded[windows]
+    state = State(inputs.embedded[windows])
     for block in range(len(stack)):
-        hidden = stack.run(block, hidden, inputs, windows)
-    return hidden
+        state = stack.passed_on(block, state, stack.run(block, state, inputs, windows))
+    return state.hidden
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,7 +71,8 @@ def test_every_block_has_its_own_mask(family, tiny_model, ids):
     assert torch.equal(inputs.embedded[:1], states[0])
     # The last of `states` is behind the final norm.
     for block in range(len(stack) - 1):
-        assert torch.equal(stack.run(block, states[block], inputs, [0]), states[block + 1])
+        left = stack.run(block, State(states[block]), inputs, [0])
+        assert torch.equal(left.hidden, states[block + 1])
 
 
 def test_sliding_windows_are_told_apart(tiny_model, ids):
@@ -84,8 +85,8 @@ def test_sliding_windows_are_told_apart(tiny_model, ids):
     exchanged = list(inputs.calls)
     exchanged[full] = inputs.calls[sliding]
     wrong = type(inputs)(inputs.embedded, tuple(exchanged))
-    right, other = (stack.run(full, inputs.embedded, i, [0]) for i in (inputs, wrong))
-    assert not torch.equal(right, other)
+    right, other = (stack.run(full, State(i.embedded), i, [0]) for i in (inputs, wrong))
+    assert not torch.equal(right.hidden, other.hidden)
 
 
 def test_what_is_the_same_for_all_windows_is_kept_once(tiny_model, ids):
@@ -118,7 +119,7 @@ def test_nothing_runs_inside_a_tail(tiny_model, ids):
     with stack.tail() as tail:
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"inside `tail\(\)`; leave that `with`"):
-                stack.run(0, inputs.embedded, inputs, [0, 1])
+                stack.run(0, State(inputs.embedded), inputs, [0, 1])
             with pytest.raises(RuntimeError, match="leave that `with`"):
                 own_logits(model, ids[0])
             tail(inputs.embedded)
@@ -185,7 +186,7 @@ def test_a_hidden_state_is_not_changed(tiny_model, ids):
         inputs = stack.capture(ids)
         kept = inputs.embedded.clone()
         for block in range(len(stack)):
-            stack.run(block, inputs.embedded, inputs, [0, 1])
+            stack.run(block, State(inputs.embedded), inputs, [0, 1])
         assert torch.equal(inputs.embedded, kept), family
 
 
@@ -249,11 +250,11 @@ def test_tensors_of_each_window_go_with_it(toy, ids, unchanged):
     for found, window in zip(logits, windows, strict=True):
         assert torch.equal(found, own_logits(toy, ids[window]))
     # The wrong window's arguments give something else, so the above says something.
-    swapped = inputs.embedded
+    swapped = State(inputs.embedded)
     for block in range(len(stack)):
         swapped = stack.run(block, swapped, inputs, [1, 0])
     with stack.tail() as tail:
-        assert not torch.equal(tail(swapped)[0], logits[1])
+        assert not torch.equal(tail(swapped.hidden)[0], logits[1])
 
 
 def test_blocks_share_the_tensors_of_each_window(toy, ids, monkeypatch):

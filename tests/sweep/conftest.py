@@ -10,7 +10,7 @@ from fp4scope.ledger import ROUTING, Log
 from fp4scope.models import adopt
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
-from fp4scope.sweep import Memory, Worker, measure_naively, schedule, self_check
+from fp4scope.sweep import Worker, measure_naively, memory_for, schedule, self_check
 from fp4scope.sweep.perturb import perturbation, perturbed
 
 SEED = 3
@@ -82,7 +82,7 @@ def open_sweep(tmp_path):
             log.shapes.append(shape.to_json())
         worker = Worker(loaded, ids, injector, seed)
         check = self_check(loaded, ids)
-        taken = Memory(loaded, runs, ids.shape[1], check.captured_bytes, memory)
+        taken = memory_for(check, loaded, runs, ids.shape[1], memory)
         sweep = schedule(worker, taken, log, check)
         assert shape is None or sweep.shape == shape
         return sweep

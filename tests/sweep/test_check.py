@@ -1,5 +1,8 @@
 """The self-check: who passes, who is run in batches of one, who is refused."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -150,7 +153,12 @@ def test_other_dtypes_and_experts_pass_within_rounding(family, dtype, adopted, i
 def elsewhere(move):
     """`BlockStack.run` with what it gives moved."""
     run = BlockStack.run
-    return lambda self, block, *rest: move(run(self, block, *rest), block)
+
+    def moved(self, block, *rest):
+        left = run(self, block, *rest)
+        return replace(left, hidden=move(left.hidden, block))
+
+    return moved
 
 
 def test_a_router_may_send_tokens_elsewhere_by_rounding(adopted, ids, monkeypatch):
@@ -164,14 +172,16 @@ def test_a_router_may_send_tokens_elsewhere_by_rounding(adopted, ids, monkeypatc
     monkeypatch.setattr(BlockStack, "run", elsewhere(last_place))
     check = self_check(adopted("mixtral", torch.bfloat16), ids)
     assert 1e-6 < check.difference <= check.allowed < 0.5
-    with pytest.raises(ModelError, match="differs from its own forward"):
-        self_check(adopted("llama", torch.bfloat16), ids)
+    reason = self_check(adopted("llama", torch.bfloat16), ids).reason
+    assert reason is not None
+    assert "differs from its own forward" in reason
 
 
 def test_a_router_explains_no_wrong_block(adopted, ids, monkeypatch):
     monkeypatch.setattr(BlockStack, "run", elsewhere(lambda hidden, block: hidden.flip(-1)))
-    with pytest.raises(ModelError, match="differs from its own forward"):
-        self_check(adopted("mixtral"), ids)
+    reason = self_check(adopted("mixtral"), ids).reason
+    assert reason is not None
+    assert "differs from its own forward" in reason
 
 
 def test_a_plain_model_passes(toy, long_ids):
@@ -234,16 +244,12 @@ def test_what_differs_by_window_goes_with_it(
 
 
 @pytest.mark.parametrize("fault", ["looks back", "knows places", "skips"])
-def test_what_the_wavefront_would_get_wrong_is_refused(fault, toy, long_ids, unchanged):
+def test_what_the_wavefront_would_get_wrong_is_not_swept(fault, toy, long_ids, unchanged):
     loaded = toy(fault)
-    with (
-        unchanged(loaded.model),
-        pytest.raises(
-            ModelError,
-            match=r"block by block, toy differs from its own forward by .*cannot be swept",
-        ),
-    ):
-        self_check(loaded, long_ids)
+    with unchanged(loaded.model):
+        reason = self_check(loaded, long_ids).reason
+    assert reason is not None
+    assert re.match(r"run block by block, toy differs from its own forward by \d", reason)
 
 
 def test_running_out_of_memory_is_not_taken_for_a_fault(toy, long_ids, monkeypatch):
@@ -322,15 +328,31 @@ def test_a_family_with_and_without_a_causal_mask(causal, ids):
             self_check(loaded, ids)
 
 
-def test_state_that_passes_between_blocks_is_refused(toy, long_ids, unchanged):
+def test_what_blocks_pass_on_unseen_is_not_swept(toy, long_ids, unchanged):
     """Two batches taking turns; one after the other they would be right."""
     loaded = toy("shares")
     for ids in (long_ids, long_ids[:1], long_ids[[0, 0]]):
-        with (
-            unchanged(loaded.model),
-            pytest.raises(ModelError, match=r"toy \(Toy\) pass something on beside"),
-        ):
-            self_check(loaded, ids)
+        with unchanged(loaded.model):
+            reason = self_check(loaded, ids).reason
+        assert reason is not None
+        assert "toy (Toy) pass something on in a way that cannot be seen" in reason
+
+
+def test_what_fails_block_by_block_alone_is_not_swept(toy, long_ids, monkeypatch):
+    def run(*_):
+        raise KeyError("in a block")
+
+    loaded = toy("")
+    monkeypatch.setattr(type(loaded.stack), "run", run)
+    assert self_check(loaded, long_ids).reason == "KeyError: 'in a block'"
+
+
+@pytest.mark.parametrize("looks", [1, 40])
+def test_what_is_not_swept_must_be_causal_too(looks, toy, long_ids):
+    loaded = toy("skips")
+    loaded.model.looks = looks
+    with pytest.raises(ModelError, match="toy is not causal"):
+        self_check(loaded, long_ids)
 
 
 def test_what_a_model_raises_names_the_model(toy, long_ids, unchanged):
@@ -406,11 +428,3 @@ def test_families_of_other_kinds_pass(kind, config, ids):
     loaded = adopt(model, None, name="other", allow_partial=True)
     check = self_check(loaded, ids)
     assert check.difference <= check.allowed
-
-
-def test_gemma_4_with_shared_keys_and_values_is_refused(ids):
-    torch.manual_seed(0)
-    config = Gemma4TextConfig(vocab_size=96, **GEMMA4 | {"num_kv_shared_layers": 1})
-    loaded = adopt(AutoModelForCausalLM.from_config(config), None, name="g4", allow_partial=True)
-    with pytest.raises(ModelError, match="pass something on beside the hidden state"):
-        self_check(loaded, ids)

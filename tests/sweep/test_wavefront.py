@@ -237,10 +237,10 @@ def test_a_damaged_wavefront_would_be_noticed(
     sweep = open_sweep(loaded, ids, variants, injector)
     own = type(loaded.stack).run
 
-    def off_by_an_ulp(self, block, hidden, *rest):
-        out = own(self, block, hidden, *rest)
+    def off_by_an_ulp(self, block, state, *rest):
+        out = own(self, block, state, *rest)
         if block == 1:
-            out[0] = torch.nextafter(out[0], out[0] + 1)
+            out.hidden[0] = torch.nextafter(out.hidden[0], out.hidden[0] + 1)
         return out
 
     monkeypatch.setattr(type(loaded.stack), "run", off_by_an_ulp)

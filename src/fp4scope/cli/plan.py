@@ -41,6 +41,11 @@ def print_plan(study: Study) -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if found.whole is not None:
+        del rows["chunk"], rows["passes"]
+        forwards = found.executions // model["blocks"]
+        rows["work"] = f"{forwards:,} forwards of the whole model, one for each recipe and window"
+        rows["because"] = found.whole
     if study.question.stop_when is not None:
         rows["stops when"] = (
             f"{study.question.stop_when}, or all windows are measured: the time is the most"

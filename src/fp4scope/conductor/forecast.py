@@ -26,12 +26,12 @@ from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Listener,
-    Memory,
     Progress,
     SelfCheck,
     Shape,
     Worker,
     estimate_window,
+    memory_for,
     schedule,
     self_check,
 )
@@ -63,7 +63,8 @@ class StudyForecast:
     """What `fp4scope plan` shows.
 
     `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
-    window, `work` the same with the head; `passes` is how often the weights are read.
+    window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
+    why every recipe takes forwards of the whole model, if it does.
     """
 
     study: Study
@@ -82,6 +83,7 @@ class StudyForecast:
     estimates_s: float | None
     families: tuple[Family, ...]
     probe: str
+    whole: str | None = None
 
 
 def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
@@ -97,8 +99,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    captured = checked.captured_bytes
-    memory = Memory(loaded, prepared.runs, windows.seq_len, captured, study.run.memory)
+    memory = memory_for(checked, loaded, prepared.runs, windows.seq_len, study.run.memory)
     goal = study.question.stop_when
     shape = memory.shape(len(windows) if goal is None else min(len(windows), MOST_WINDOWS))
     probe = _Probe(prepared, checked)
@@ -130,6 +131,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         families=tuple(probe.families(len(windows), longer)),
         probe=f"{len(probe.runs)} of {len(prepared.runs)} variants on "
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
+        whole=checked.reason,
     )
 
 
@@ -174,8 +176,7 @@ class _Probe:
             log = Log(Path(folder) / "journal.jsonl", {})
             try:
                 worker = Worker(self._loaded, self.ids, injector)
-                captured = self._check.captured_bytes
-                memory = Memory(self._loaded, runs, self.tokens, captured, budget)
+                memory = memory_for(self._check, self._loaded, runs, self.tokens, budget)
                 sweep = schedule(worker, memory, log, self._check)
                 begun = time.monotonic()
                 sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))

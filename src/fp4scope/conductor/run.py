@@ -52,6 +52,7 @@ from fp4scope.sweep import (
     SelfCheck,
     Stopping,
     Worker,
+    memory_for,
     schedule,
     self_check,
 )
@@ -204,8 +205,8 @@ def _run_in(
         check = _checked(prepared, log, tell) if wanted else None
         memory = None
         if check is not None:
-            runs, captured = stopping.remaining, check.captured_bytes
-            memory = Memory(loaded, runs, windows.seq_len, captured, study.run.memory)
+            runs, budget = stopping.remaining, study.run.memory
+            memory = memory_for(check, loaded, runs, windows.seq_len, budget)
             # Before the calibration: perhaps no batch makes the sweep small enough.
             memory.shape(len(windows))
         inputs = calibrated(prepared, log, tell)
@@ -341,7 +342,7 @@ def _measure(
         sweep.run(measured)
     finally:
         if sweep.notes:
-            log.note("notes", [*log.notes.get("notes", []), *sweep.notes])
+            log.note("notes", list(dict.fromkeys([*log.notes.get("notes", []), *sweep.notes])))
 
 
 def _write_study(study: Study, folder: Path) -> None:

@@ -212,6 +212,7 @@ class ShapeFields(TypedDict):
     head: Positive
     rows: Positive
     spill: bool
+    whole: NotRequired[bool]
 
 
 @STRICT
@@ -221,6 +222,7 @@ class SelfCheckFields(TypedDict):
     batches: bool
     flattens: bool
     captured_bytes: Count
+    reason: NotRequired[Text | None]
 
 
 class _Fate(TypedDict):

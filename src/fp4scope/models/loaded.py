@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ class LoadedModel:
     def hidden_size(self) -> int:
         """Width of what a block passes on."""
         return config_size(self.config, "hidden_size", 0) or self._embeddings[1]
+
+    @property
+    def bytes_per_token(self) -> Sequence[float]:
+        """Of a state as it enters each block, and behind the last.
+
+        A hidden state and nothing else, as long as the blocks have not shown what they hand on.
+        """
+        plain = [float(self.hidden_size * self.dtype.itemsize)] * (self.layout.blocks + 1)
+        return self.stack.bytes_per_token or plain
 
     @property
     def vocab_size(self) -> int:

@@ -3,13 +3,14 @@
 A block takes more than a hidden state: masks, rotary embeddings, positions, which differ by
 layer type and by family. None of it is derived here. `capture` lets the model run its own
 forward on each window, its blocks stepping aside, and keeps what every block was called with; `run`
-calls a block the same way on a batch of other hidden states. What the model does after its blocks
+calls a block the same way on a batch of other states. What an earlier block left for it beside the
+hidden state (`links`) is part of the state. What the model does after its blocks
 (final norm, head, soft caps, scales) is its own forward too, the blocks aside again: `tail`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,6 +23,18 @@ from fp4scope.errors import ModelError
 from fp4scope.models.config import config_value, text_config
 from fp4scope.models.fusion import fused, is_gated, namespaces, replaced
 from fp4scope.models.layout import Layout
+from fp4scope.models.links import (
+    CALL,
+    OUTPUT,
+    Axes,
+    Carried,
+    Links,
+    Shared,
+    Tracer,
+    at,
+    mapped,
+    placed,
+)
 from fp4scope.models.offload import Offloaded
 
 Tail = Callable[[Tensor], Tensor]
@@ -29,14 +42,48 @@ _HIDDEN = "hidden_states"
 
 
 @dataclass(frozen=True)
+class State:
+    """What one block hands the next, on some windows: axis 0 of every tensor has them.
+
+    Attributes:
+        hidden: The hidden state; it may have more than one stream.
+        carried: What later blocks read beside it, by number (`Links`).
+    """
+
+    hidden: Shaped[Tensor, "windows tokens *hidden"]
+    carried: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "State":
+        """The same with every tensor mapped."""
+        carried = {slot: function(x) for slot, x in self.carried.items()}
+        return State(function(self.hidden), carried)
+
+    def some(self, windows: slice) -> "State":
+        """The same on some of its windows."""
+        return self.map(lambda x: x[windows])
+
+    def apart(self, count: int) -> "list[State]":
+        """A batch of so many states, each on the same number of windows."""
+        each = len(self.hidden) // count
+        return [self.some(slice(i * each, (i + 1) * each)) for i in range(count)]
+
+
+def together(states: Sequence[State], slots: Collection[int]) -> State:
+    """Copies of states, one behind the other, with what they carry of this."""
+    carried = {slot: torch.cat([state.carried[slot] for state in states]) for slot in slots}
+    return State(torch.cat([state.hidden for state in states]), carried)
+
+
+@dataclass(frozen=True)
 class BlockInputs:
     """What a model hands its blocks on some windows.
 
     `embedded` is what enters block 0. `calls[b]` are the other arguments of block b, in which a
-    tensor that is not the same for all windows is a `PerWindow`.
+    tensor that is not the same for all windows is a `PerWindow`, and one that an earlier block
+    leaves is `Carried`.
     """
 
-    embedded: Shaped[Tensor, "windows tokens hidden"]
+    embedded: Shaped[Tensor, "windows tokens *hidden"]
     calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
 
     @property
@@ -49,7 +96,7 @@ class BlockInputs:
                 if isinstance(tensor, Tensor):
                     found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
 
-        _map(add, [self.embedded, *self.calls])
+        mapped(add, [self.embedded, *self.calls])
         return sum(found.values())
 
 
@@ -80,16 +127,29 @@ class BlockStack:
         # What each block returns beside the state, None if that is all: how many items of a tuple.
         # Unknown until the blocks have run once.
         self._beside: list[int | None] = []
+        self._links: Links | None = None
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def links(self) -> Links:
+        """What blocks hand each other; known once there was a `capture`."""
+        assert self._links is not None, "capture something first"
+        return self._links
+
+    @property
+    def bytes_per_token(self) -> Sequence[float] | None:
+        """Of a state as it enters each block, and behind the last; None before a `capture`."""
+        return None if self._links is None else self._links.bytes_per_token
 
     @torch.no_grad()
     def capture(self, ids: Int[Tensor, "windows tokens"]) -> BlockInputs:
         """Run the model's own forward on each window and keep what its blocks are called with.
 
-        The first time of all the blocks run, which shows what they return; from then on they step
-        aside, since what a model hands its blocks beside the states does not depend on these.
+        The first time of all the blocks run, which shows what they return and what they hand each
+        other; from then on they step aside, since what a model hands its blocks beside the states
+        does not depend on these.
 
         Raises:
             ModelError: A block does not run exactly once a forward, or takes or gives no hidden
@@ -102,16 +162,21 @@ class BlockStack:
         calls: list[tuple[int, Any]] = []
         embedded: list[Tensor] = []
         beside: list[int | None] = []
+        tracer = None if self._beside else Tracer(len(row))
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-            hidden = _hidden(args, kwargs)
+            hidden, axes = _hidden(args, kwargs, len(row))
             if not calls:
-                embedded.append(hidden.clone())
+                embedded.append(axes.first(hidden, 1).clone())
             calls.append((index, _without_hidden(args, kwargs)))
+            if tracer is not None:
+                tracer.enter(hidden, calls[-1][1])
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
             _state_of(output)
             beside.append(len(output) - 1 if isinstance(output, tuple | list) else None)
+            if tracer is not None:
+                tracer.leave(output)
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
@@ -119,8 +184,7 @@ class BlockStack:
                 stack.callback(hook.remove)
                 stack.callback(block.register_forward_hook(after).remove)
             stack.enter_context(only_last_rows(self._model, 1))
-            if self._beside:
-                stack.enter_context(self._aside(lambda _, hidden: hidden))
+            stack.enter_context(tracer or self._aside(lambda _, hidden: hidden))
             device = next(self._model.parameters()).device
             self._model(row[None].to(device), use_cache=False)
         if [index for index, _ in calls] != list(range(len(self._blocks))):
@@ -128,16 +192,19 @@ class BlockStack:
                 f"{type(self._model).__name__} does not run its {len(self._blocks)} blocks once "
                 "each and in order, so it cannot be measured block by block"
             )
+        if tracer is not None:
+            self._links = tracer.links()
         self._beside = beside
-        return embedded[0], tuple(call for _, call in calls)
+        found = zip(calls, self.links.places, strict=True)
+        return embedded[0], tuple(placed(call, places) for (_, call), places in found)
 
     @torch.no_grad()
-    def final_states(self, ids: Int[Tensor, " tokens"]) -> Shaped[Tensor, "tokens hidden"]:
+    def final_states(self, ids: Int[Tensor, " tokens"]) -> Shaped[Tensor, "tokens ..."]:
         """What leaves the last block in the model's own forward: what `tail` makes logits of."""
         found: list[Tensor] = []
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-            found.append(_state_of(output)[0])
+            found.append(self.links.stream.first(_state_of(output), 1)[0])
 
         hook = self._blocks[-1].register_forward_hook(after)
         try:
@@ -167,7 +234,7 @@ class BlockStack:
         """Blocks that do nothing but to return `output` of their number and what enters them."""
 
         def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            x = output(index, _hidden(args, kwargs))
+            x = output(index, _first_of(args, kwargs))
             beside = self._beside[index]
             return x if beside is None else (x, *[None] * beside)
 
@@ -188,28 +255,63 @@ class BlockStack:
     def run(
         self,
         block: int,
-        hidden: Shaped[Tensor, "batch tokens hidden"],
+        state: State,
         inputs: BlockInputs,
         windows: Sequence[int],
-    ) -> Shaped[Tensor, "batch tokens hidden"]:
+    ) -> State:
         """The block's own forward on a batch.
 
         Args:
             block: Which one.
-            hidden: What enters it.
+            state: What enters it. Of what is carried, it needs what the block reads.
             inputs: From `capture`.
             windows: For each entry of the batch, which of the captured windows it belongs to.
+
+        Returns:
+            What leaves it: the hidden state, and what the block itself leaves for later ones.
         """
-        args, kwargs = _map(lambda leaf: _for_batch(leaf, windows), inputs.calls[block])
+        links, count = self.links, len(windows)
+
+        def filled(leaf: Any) -> Any:  # noqa: ANN401
+            if isinstance(leaf, Carried):
+                return links.axes[leaf.slot].back(state.carried[leaf.slot])
+            return leaf.fresh(filled) if isinstance(leaf, Shared) else _for_batch(leaf, windows)
+
+        args, kwargs = mapped(filled, inputs.calls[block])
+        hidden = links.stream.back(state.hidden)
         if _HIDDEN in kwargs:
             kwargs[_HIDDEN] = hidden
         else:
             args = (hidden, *args[1:])
-        return _state_of(self._blocks[block](*args, **kwargs))
+        output = self._blocks[block](*args, **kwargs)
+        left = {OUTPUT: output, CALL: (args, kwargs)}
+        return State(
+            links.stream.first(_state_of(output), count),
+            {s: links.axes[s].first(at(p, left), count) for s, p in links.writes[block].items()},
+        )
+
+    def passed_on(self, block: int, before: State, left: State) -> State:
+        """What goes from a block to the next: what it leaves, and what later blocks still read.
+
+        Args:
+            block: Which one.
+            before: What entered it, with all that it carries.
+            left: From `run`.
+        """
+        carried = {s: (left if s in left.carried else before).carried[s] for s in self.alive(block)}
+        return State(left.hidden, carried)
+
+    def reads(self, block: int) -> Sequence[int]:
+        """What a block reads of what is carried."""
+        return self.links.reads[block]
+
+    def alive(self, block: int) -> Collection[int]:
+        """What is carried from a block to the next."""
+        return self.links.alive[block]
 
     @contextmanager
     def tail(self) -> Iterator[Tail]:
-        """A function from final hidden states (batch, rows, hidden) to logits.
+        """A function from final hidden states (batch, rows, ...) to logits.
 
         It is the model's own forward with blocks that pass on what they get, but the last,
         which gives the states instead. Rows are taken for themselves: a final norm and a head do
@@ -227,9 +329,9 @@ class BlockStack:
             return states[0] if index == len(self._blocks) - 1 else hidden
 
         @torch.no_grad()
-        def logits(hidden: Shaped[Tensor, "batch rows hidden"]) -> Tensor:
+        def logits(hidden: Shaped[Tensor, "batch rows *hidden"]) -> Tensor:
             ids = torch.full(hidden.shape[:2], any_token, device=hidden.device)
-            states.append(hidden)
+            states.append(self.links.stream.back(hidden))
             try:
                 return self._model(ids, use_cache=False).logits
             finally:
@@ -255,7 +357,7 @@ def _masks_made_once(model: nn.Module, within: Sequence[Tensor]) -> Iterator[Non
             if not within:
                 return make(*args, **kwargs)
             shapes: list[Any] = []
-            _map(lambda leaf: shapes.append(_shape(leaf)), (args, kwargs))
+            mapped(lambda leaf: shapes.append(_shape(leaf)), (args, kwargs))
             key = tuple(shapes)
             if key not in made:
                 made[key] = make(*args, **kwargs)
@@ -301,14 +403,20 @@ def only_last_rows(model: PreTrainedModel, count: int) -> Iterator[None]:
             hook.remove()
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    hidden = kwargs.get(_HIDDEN, args[0] if args else None)
-    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+def _first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    return kwargs.get(_HIDDEN, args[0] if args else None)
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int) -> tuple[Tensor, Axes]:
+    """The hidden state that a block is called with, and its axes."""
+    hidden = _first_of(args, kwargs)
+    axes = Axes.of_stream(hidden, tokens) if isinstance(hidden, Tensor) else None
+    if axes is None:
         raise ModelError(
-            "the blocks of this model take no hidden state (batch, tokens, hidden) as their first "
+            "the blocks of this model take no hidden state of a window's tokens as their first "
             f"argument or as {_HIDDEN}, so it cannot be measured block by block"
         )
-    return hidden
+    return hidden, axes
 
 
 def _state_of(output: Any) -> Tensor:  # noqa: ANN401
@@ -344,14 +452,6 @@ def _merge(calls: Sequence[Any], merged: dict[tuple[int, ...], Any]) -> Any:  # 
     if hasattr(first, "get_seq_length"):  # a cache made in spite of use_cache=False
         return None
     return first
-
-
-def _map(function: Callable[[Any], Any], value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, tuple | list):
-        return tuple(_map(function, part) for part in value)
-    if isinstance(value, dict):
-        return {key: _map(function, part) for key, part in value.items()}
-    return function(value)
 
 
 def _for_batch(leaf: Any, windows: Sequence[int]) -> Any:  # noqa: ANN401

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fp4scope.errors import Fp4ScopeError, ModelError
-from fp4scope.models import ROUTER, LoadedModel
+from fp4scope.models import ROUTER, LoadedModel, State
 from fp4scope.operands import watched
 from fp4scope.sweep.memory import is_out_of_memory
 from fp4scope.sweep.perturb import perturbation, perturbed
@@ -38,7 +38,8 @@ class SelfCheck:
     `difference` is the root mean square between the logits of both ways, relative to that of the
     logits, and `allowed` what rounding in another order explains. `batches`: whether several
     states can share a batch. `flattens`: whether some linear sees a batch as one long window.
-    `captured_bytes` is what the block inputs take.
+    `captured_bytes` is what the block inputs take. `reason`: why the model cannot be run block by
+    block, so that every recipe takes forwards of the whole model; None where it can.
     """
 
     difference: float
@@ -46,19 +47,23 @@ class SelfCheck:
     batches: bool
     flattens: bool
     captured_bytes: int
+    reason: str | None = None
 
 
 @torch.no_grad()
 def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfCheck:
     """Run two windows through the model's own forward and through its blocks one by one.
 
+    Where the two differ by more than rounding, or only the first goes, recipes can still be
+    measured one at a time: the check then says the `reason`.
+
     Args:
         loaded: The model.
         ids: The study's windows. Where there is one, the other is the same backwards.
 
     Raises:
-        ModelError: They differ by more than rounding, the own forward differs from itself,
-            predictions change with later tokens, or the model fails.
+        ModelError: The own forward differs from itself, predictions change with later tokens, or
+            the model fails.
     """
     both = ids[:2]
     if len(ids) == 1 or ids[0].equal(ids[1]):
@@ -66,11 +71,16 @@ def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfC
     with _naming(loaded):
         own = torch.stack([loaded.logits(row, last=_LAST_ROWS) for row in both])
         _require_repeatable(loaded, both[0], own[0])
-        check = _both_ways(loaded, both, own)
+        try:
+            check = _both_ways(loaded, both, own)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            check = SelfCheck(0.0, allowed_difference(loaded.dtype), False, False, 0, _said(error))
         if bool(own.isnan().any()):
             # A model that overflows by itself is for the measurement to name, block and linear.
             return check
-        _require_causal(loaded, both[0])
+        _require_causal(loaded, both[0], check)
     return check
 
 
@@ -91,7 +101,10 @@ def still_the_same(
     """
     row = ids[window]
     own = loaded.logits(row, last=_LAST_ROWS)[None]
-    logits, _, _ = _block_by_block(loaded, row[None], together=False, in_turns=False)
+    if check.reason is None:
+        logits, _, _ = _block_by_block(loaded, row[None], together=False, in_turns=False)
+    else:
+        logits = loaded.logits(row, last=_LAST_ROWS)[None]
     difference = _relative(logits, own)
     if difference > check.allowed and not bool(own.isnan().any()):
         raise ModelError(
@@ -113,11 +126,16 @@ def _naming(loaded: LoadedModel) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{loaded.name} ({type(loaded.model).__name__}) fails when it is run on the text or "
-            f"block by block, so it cannot be swept: {type(error).__name__}: {reason}"
+            f"{loaded.name} ({type(loaded.model).__name__}) fails when it is run on the text, so "
+            f"it cannot be measured: {_said(error)}"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """An error in one line, one of ours without its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Fp4ScopeError) else f"{type(error).__name__}: {text[:200]}"
 
 
 def _require_repeatable(loaded: LoadedModel, row: Int[Tensor, " tokens"], own: Tensor) -> None:
@@ -130,29 +148,42 @@ def _require_repeatable(loaded: LoadedModel, row: Int[Tensor, " tokens"], own: T
         )
 
 
-def _require_causal(loaded: LoadedModel, row: Int[Tensor, " tokens"]) -> None:
+def _require_causal(loaded: LoadedModel, row: Int[Tensor, " tokens"], check: SelfCheck) -> None:
     """Refuse a model whose predictions depend on later tokens: it would see its own targets.
 
     The last token is changed, then the last third of the window, and what is predicted before the
     change is compared row by row. An odd place, since blocks of attention end at even ones.
     """
     allowed = allowed_difference(loaded.dtype)
-    own = loaded.stack.final_states(row)
+    rows_of = _rows if check.reason is None else _rows_at_once
     for start in {len(row) - 1, (2 * len(row) // 3) | 1}:
         if not 0 < start < len(row):
             continue
         other = row.clone()
         other[start:] = _others(row, loaded.vocab_size)[start:]
-        changed = loaded.stack.final_states(other)
-        with loaded.stack.tail() as tail:
-            for first in range(0, start, TILE_ROWS):
-                rows = slice(first, min(first + TILE_ROWS, start))
-                one, two = (tail(states[None, rows])[0] for states in (changed, own))
-                if bool((_by_row(one, two) > allowed).any()):
-                    raise ModelError(
-                        f"{loaded.name} is not causal: its predictions change with tokens that "
-                        "come later; fp4scope needs a causal language model"
-                    )
+        for one, two in rows_of(loaded, other, row, start):
+            if bool((_by_row(one, two) > allowed).any()):
+                raise ModelError(
+                    f"{loaded.name} is not causal: its predictions change with tokens that "
+                    "come later; fp4scope needs a causal language model"
+                )
+
+
+def _rows(
+    loaded: LoadedModel, one: Tensor, two: Tensor, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of the first rows of two windows, tile by tile."""
+    states = [loaded.stack.final_states(row) for row in (one, two)]
+    with loaded.stack.tail() as tail:
+        for first in range(0, count, TILE_ROWS):
+            rows = slice(first, min(first + TILE_ROWS, count))
+            yield tail(states[0][None, rows])[0], tail(states[1][None, rows])[0]
+
+
+def _rows_at_once(
+    loaded: LoadedModel, one: Tensor, two: Tensor, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    yield loaded.logits(one)[:count], loaded.logits(two)[:count]
 
 
 def _others(row: Int[Tensor, " tokens"], vocab: int) -> Int[Tensor, " tokens"]:
@@ -182,14 +213,12 @@ def _both_ways(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"], own: Ten
     alone, _, _ = _block_by_block(loaded, ids[:1], together=False, in_turns=False)
     if _relative(alone, own[:1]) <= allowed:
         raise ModelError(
-            f"the blocks of {loaded.name} ({type(loaded.model).__name__}) pass something on beside "
-            "the hidden state, such as shared keys and values, so that variants cannot take turns "
-            "in a block; this family cannot be swept"
+            f"the blocks of {loaded.name} ({type(loaded.model).__name__}) pass something on in a "
+            "way that cannot be seen, so that variants cannot take turns in a block"
         )
     raise ModelError(
         f"run block by block, {loaded.name} differs from its own forward by {difference:.3g} of "
-        f"its logits, where the rounding of {loaded.dtype_name} explains {allowed:.3g}; this "
-        "family cannot be swept: please report it"
+        f"its logits, where the rounding of {loaded.dtype_name} explains {allowed:.3g}"
     )
 
 
@@ -231,17 +260,20 @@ def _block_by_block(
             captured = max(captured, inputs.size_bytes)
             # A batch that is no multiple of the windows shows an axis taken for the batch.
             windows = [*range(len(part))] + ([0] if together else [])
-            hidden = inputs.embedded[windows]
-            other = hidden[:1].flip(1)
+            state = State(inputs.embedded[windows])
+            other = State(state.hidden[:1].flip(1))
             with stack.fused():
                 for block in range(len(stack)):
                     stack.bring(block)
                     if moved:
-                        hidden = perturbed(hidden, _move(hidden, block))
-                    hidden = stack.run(block, hidden, inputs, windows)
+                        hidden = perturbed(state.hidden, _move(state.hidden, block))
+                        state = State(hidden, state.carried)
+                    left = stack.run(block, state, inputs, windows)
+                    state = stack.passed_on(block, state, left)
                     if in_turns:
-                        other = stack.run(block, other, inputs, windows[:1])
-                last = hidden[: len(part), -_LAST_ROWS:]
+                        left = stack.run(block, other, inputs, windows[:1])
+                        other = stack.passed_on(block, other, left)
+                last = state.hidden[: len(part), -_LAST_ROWS:]
                 with stack.tail() as tail:
                     tail(torch.zeros_like(last))  # what it keeps for the next must not matter
                     logits.append(tail(last))

@@ -1,10 +1,10 @@
 """How much runs at once, so that a sweep stays inside its memory.
 
-A hidden state of one window takes tokens * hidden numbers, and a sweep of layers ends with
-one for each variant. What does not fit is cut in this order: fewer windows in a chunk, then
-variants in groups, each a pass of its own over the weights, then states in host memory. The size
-of a batch depends on the model, and on the memory only where that is short, so that a study
-gives the same numbers on a busy machine and an idle one.
+A state of one window takes tokens * hidden numbers, and more where blocks hand each other more. A
+sweep of layers ends with one for each variant. What does not fit is cut in this order: fewer
+windows in a chunk, then variants in groups, each a pass of its own over the weights, then states in
+host memory. The size of a batch depends on the model, and on the memory only where that is short,
+so that a study gives the same numbers on a busy machine and an idle one.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ class Memory:
         """The same for other runs."""
         kind, sizes = self._kind, self._sizes
         length, captured = self._seq_len, self._captured
-        return Memory(self._loaded, runs, length, captured, self.budget, kind=kind, sizes=sizes)
+        return type(self)(self._loaded, runs, length, captured, self.budget, kind=kind, sizes=sizes)
 
     def passes(self, groups: int) -> list[Pass]:
         """The runs in so many groups; made once for each number of them."""
@@ -131,22 +131,22 @@ class Memory:
 
     def needed(self, shape: Shape) -> int:
         """On the device, at the peak."""
-        size = self._loaded.dtype.itemsize
-        state = shape.windows * self._seq_len * self._loaded.hidden_size * size
+        tokens, sizes = shape.windows * self._seq_len, self._loaded.bytes_per_token
         trees = [p.tree for p in self.passes(shape.groups)]
-        peak = max(t.peak_states(max(1, shape.block // shape.windows)) for t in trees)
-        states = 2 * state if shape.spill else peak * state
-        if not shape.spill:  # a byte says how a perturbation moves a number
-            states += max(len(t.roots) - 1 for t in trees) * state // size
+        if shape.spill:
+            states = 2 * max(sizes)
+        else:
+            at_once = max(1, shape.block // shape.windows)
+            states = max(t.peak_states(at_once, sizes) for t in trees)
+            # A byte says how a perturbation moves a number.
+            states += max(len(t.roots) - 1 for t in trees) * sizes[0] / self._loaded.dtype.itemsize
+        states = int(tokens * states)
         captured = self._captured * shape.windows
         return states + captured + self._workspace(shape) + self._sizes.reserve
 
     def _workspace(self, shape: Shape) -> int:
         """What a batch takes inside a block or in the head, whichever is more."""
-        config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
-        sites, products = self._loaded.layout.sites, self._loaded.products.values()
-        copies = self._loaded.copies
-        widest = max(max(p.rows, p.cols) * min(p.experts, copies) for p in products)
+        size, tokens, sites = self._loaded.dtype.itemsize, self._seq_len, self._loaded.layout.sites
         images = max(p.image_numbers for p in self.passes(shape.groups))
         # The image of one expert has room for all, and so has what stands in the weight's place.
         images += 2 * max(
@@ -154,23 +154,33 @@ class Memory:
         )
         images *= size
 
-        batch = shape.block * tokens
-        block = batch * (5 * widest + 8 * self._loaded.hidden_size) * size
-        unfused = self._kind == "cuda" and backend(self._loaded.device) != "triton"
-        if unfused:  # quantizing goes through whole tensors
+        logits = min(tokens, shape.rows + FEWEST_ROWS) * self._loaded.vocab_size
+        fused = self._kind == "cuda" and not self._unfused
+        head = logits * (size if fused else size + 4) + shape.head * logits * size
+        if self._unfused:
+            head += 3 * 4 * shape.head * logits
+        kept = len(self.runs) * tokens * 9  # NLL, KL and top-1 of every row
+        return images + max(self._in_a_block(shape.block), head + kept)
+
+    @property
+    def _unfused(self) -> bool:
+        """Whether quantizing on a GPU goes through whole tensors."""
+        return self._kind == "cuda" and backend(self._loaded.device) != "triton"
+
+    def _in_a_block(self, windows: int) -> int:
+        """What a batch of so many windows takes inside a block."""
+        config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
+        products, copies = self._loaded.products.values(), self._loaded.copies
+        widest = max(max(p.rows, p.cols) * min(p.experts, copies) for p in products)
+        batch = windows * tokens
+        block = int(batch * (5 * widest * size + 8 * max(self._loaded.bytes_per_token)))
+        if self._unfused:
             block += 4 * 4 * max(batch * widest, max(p.parameter.numel() for p in products))
         if config_value(config, "_attn_implementation") == "eager":
             # A model that names no heads has no attention.
             heads = config_size(config, "num_attention_heads", 0)
-            block += 3 * 4 * shape.block * heads * tokens**2
-
-        logits = min(tokens, shape.rows + FEWEST_ROWS) * self._loaded.vocab_size
-        fused = self._kind == "cuda" and not unfused
-        head = logits * (size if fused else size + 4) + shape.head * logits * size
-        if unfused:
-            head += 3 * 4 * shape.head * logits
-        kept = len(self.runs) * tokens * 9  # NLL, KL and top-1 of every row
-        return images + max(block, head + kept)
+            block += 3 * 4 * windows * heads * tokens**2
+        return block
 
     def shape(self, windows: int) -> Shape:
         """The shape to use for so many windows, or fewer at a time.
@@ -182,12 +192,22 @@ class Memory:
         for share in (2, 4):
             shape = self._fitted(windows, self.budget // share)
             if self.fits(shape):
-                return shape
-        raise StudyError(
-            f"memory is {_gb(self.budget)} beside the model, but a sweep of one window of "
-            f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
-            "--memory more, or use a smaller --seq-len"
-        )
+                break
+        self.require(shape)
+        return shape
+
+    def require(self, shape: Shape) -> None:
+        """Refuse the smallest shape if it does not fit.
+
+        Raises:
+            StudyError: It does not.
+        """
+        if not self.fits(shape):
+            raise StudyError(
+                f"memory is {_gb(self.budget)} beside the model, but a sweep of one window of "
+                f"{self._seq_len} tokens at a time takes {_gb(self.needed(shape))}; give "
+                "--memory more, or use a smaller --seq-len"
+            )
 
     def fits(self, shape: Shape) -> bool:
         """Whether the budget is enough."""

@@ -17,7 +17,7 @@ def perturbation(
     window: int,
     block: int,
     device: torch.device | None = None,
-) -> Int8[Tensor, "tokens hidden"]:
+) -> Int8[Tensor, "tokens ..."]:
     """By how many units in the last place to move what enters a block: -1, 0 or 1.
 
     It imitates rounding in another order. A quarter of the numbers, chosen by chance, go up or

@@ -54,12 +54,18 @@ def schedule(
     shape = memory.shape(most)
     inputs = {s.input for run in memory.runs for s in run.recipe.settings}
     by_window = any(x is not None and x.tensor_scale is Amax.WINDOW for x in inputs)
-    if not check.batches or (check.flattens and by_window):
+    if not shape.whole and (not check.batches or (check.flattens and by_window)):
         # A state may not depend on what shares its batch.
         shape = replace(shape, windows=1, block=1, head=shape.head if check.batches else 1)
     notes: list[str] = []
+    if check.reason is not None:
+        forwards = memory.executions(shape) // worker.loaded.layout.blocks
+        notes.append(
+            f"{check.reason}; every recipe is measured by the model's own forward instead, one at "
+            f"a time: {forwards} forwards of each window"
+        )
     last = log.last_shape(keys_of(memory.runs))
-    if last is not None:
+    if last is not None and last.get("whole", False) == shape.whole:
         before = replace(Shape(**last), windows=min(last["windows"], most))
         if len(memory.runs) < len(stopping.runs):
             before = memory.fewer_groups(before)

@@ -18,6 +18,7 @@ class Shape:
         head: States in the head's batch.
         rows: Tokens of each state in the head's batch.
         spill: States wait in host memory.
+        whole: Every recipe goes through the model's own forward, by itself.
     """
 
     windows: int
@@ -26,11 +27,14 @@ class Shape:
     head: int
     rows: int = TILE_ROWS
     spill: bool = False
+    whole: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "whole" or value}
 
     def __str__(self) -> str:
+        if self.whole:
+            return "one recipe and window at a time, by the model's own forward"
         parts = [f"{self.windows} windows a chunk", f"batches of {self.block}"]
         if self.groups > 1:
             parts.append(f"{self.groups} groups of recipes")

@@ -58,23 +58,25 @@ class Tree:
         uses = Counter(parent for steps in self.steps for step in steps for parent, _ in step.edges)
         return uses + Counter(self.leaves)
 
-    def peak_states(self, at_once: int) -> int:
-        """The most hidden states that live at the same time.
+    def peak_states(self, at_once: int, sizes: Sequence[float] | None = None) -> float:
+        """The most that states take which live at the same time: how many, or their sizes.
 
         Args:
             at_once: How many edges of a step run together: their parents and children coexist.
+            sizes: Of a state as it enters each block, and behind the last; by default 1.
         """
         uses = self.uses()
-        live = peak = len(self.roots)
-        for steps in self.steps:
+        sizes = sizes or [1.0] * (len(self.steps) + 1)
+        live = peak = len(self.roots) * sizes[0]
+        for steps, before, behind in zip(self.steps, sizes, sizes[1:], strict=False):
             for step in steps:
                 for start in range(0, len(step.edges), at_once):
                     edges = step.edges[start : start + at_once]
-                    live += len(edges)
+                    live += len(edges) * behind
                     peak = max(peak, live)
                     for parent, _ in edges:
                         uses[parent] -= 1
-                        live -= uses[parent] == 0
+                        live -= before * (uses[parent] == 0)
         return peak
 
 

@@ -1,6 +1,6 @@
 """Every variant in one pass over the blocks, on a chunk of windows.
 
-At first there is one hidden state for each replica: the embeddings. At a block the tree says
+At first there is one state for each replica: the embeddings. At a block the tree says
 which states go through it in which setting; each setting's states run together, in batches, and a
 state is let go when nothing needs it any more. Behind the last block every variant has its final
 state, and the model's own tail turns them into logits: rows outside, variants inside, so that the
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fp4scope.design import Run
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
-from fp4scope.models import BlockInputs, LoadedModel, Tail
+from fp4scope.models import BlockInputs, LoadedModel, State, Tail, together
 from fp4scope.operands import FEWEST_ROWS, Injector
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.routing import Routes, listening
@@ -103,14 +103,15 @@ class Wavefront:
         """
         self._injector.forget()
         inputs = self._stack.capture(ids)
-        states = {root: inputs.embedded.to(self._store) for root in self._tree.roots.values()}
+        embedded = State(inputs.embedded.to(self._store))
+        states = dict.fromkeys(self._tree.roots.values(), embedded)
         self._routes = Routes(self._tree, self._runs, len(ids), self._device)
         with self._stack.fused():
             with listening(self._model) as self._choices:
                 self._blocks(states, inputs, windows, advance)
             with self._stack.tail() as tail:
                 measured = [
-                    self._head(tail, {n: s[w] for n, s in states.items()}, ids[w], advance)
+                    self._head(tail, {n: s.hidden[w] for n, s in states.items()}, ids[w], advance)
                     for w in range(len(ids))
                 ]
         found = [list(by_window) for by_window in zip(*measured, strict=True)]
@@ -124,7 +125,7 @@ class Wavefront:
 
     def _blocks(
         self,
-        states: dict[int, Tensor],
+        states: dict[int, State],
         inputs: BlockInputs,
         windows: Sequence[int],
         advance: Callable[[float], None],
@@ -174,26 +175,30 @@ class Wavefront:
         self,
         block: int,
         edges: Sequence[tuple[int, int]],
-        states: dict[int, Tensor],
+        states: dict[int, State],
         inputs: BlockInputs,
         moves: dict[int, Tensor],
     ) -> None:
         """A batch of states through a block, windows in parts if a state has more than fit."""
-        entering = []
+        entering: list[State] = []
         for parent, _ in edges:
-            steps = moves.get(self._tree.replica_of[parent])
-            state = states[parent]
-            entering.append(state if steps is None else perturbed(state, steps))
-        outputs: list[Tensor] = []
+            state, steps = states[parent], moves.get(self._tree.replica_of[parent])
+            if steps is not None:
+                state = replace(state, hidden=perturbed(state.hidden, steps))
+            entering.append(state)
+        parts: list[list[State]] = []
         for chosen in _pieces(range(len(inputs.embedded)), self._shape.block):
-            together = torch.cat([state[chosen[0] : chosen[-1] + 1] for state in entering])
-            together = together.to(self._device)
-            out = self._stack.run(block, together, inputs, [*chosen] * len(edges))
+            some = slice(chosen[0], chosen[-1] + 1)
+            batch = together([state.some(some) for state in entering], self._stack.reads(block))
+            batch = batch.map(lambda x: x.to(self._device))
+            left = self._stack.run(block, batch, inputs, [*chosen] * len(edges))
             self._routes.take(self._choices, edges, chosen)
-            outputs.append(out.to(self._store).view(len(edges), len(chosen), *out.shape[1:]))
-        results = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        for (_, child), state in zip(edges, results, strict=True):
-            states[child] = state
+            parts.append(left.map(lambda x: x.to(self._store)).apart(len(edges)))
+        for place, (_, child) in enumerate(edges):
+            left = parts[0][place]
+            if len(parts) > 1:
+                left = together([part[place] for part in parts], left.carried)
+            states[child] = self._stack.passed_on(block, entering[place], left)
 
     def _head(
         self,

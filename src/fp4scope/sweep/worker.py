@@ -12,13 +12,16 @@ from torch import Tensor
 
 from fp4scope.design import Run
 from fp4scope.ledger import ROUTING, Found
+from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
+from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.passes import Pass
+from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.shape import Shape
-from fp4scope.sweep.wavefront import Wavefront
+from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
 
 NUMERICS_VERSION = 2
 """Changes when any number that a task gives does: rows of two versions must not be mixed."""
@@ -75,12 +78,9 @@ class Worker:
             NonFiniteError: The NLL or KL of a run, or a quantized input.
         """
         found: dict[tuple[Recipe, int], dict[str, list[float]]] = {}
-        ids = self.ids[list(task.windows)]
+        measure = self._one_by_one if task.shape.whole else self._together
         for part in task.passes:
-            wavefront = Wavefront(
-                self.loaded, self._injector, part.runs, part.tree, task.shape, self.seed
-            )
-            results = wavefront.measure(ids, task.windows, advance)
+            results = measure(task, part, advance)
             for run, metrics in list(zip(part.runs, results, strict=True))[part.carried :]:
                 for window, one in zip(task.windows, metrics, strict=True):
                     require_finite(self.loaded, self._injector, run, one, self.ids, window)
@@ -95,3 +95,30 @@ class Worker:
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
+
+    def _together(
+        self, task: Task, part: Pass, advance: Callable[[float], None]
+    ) -> list[list[WindowMetrics]]:
+        ids = self.ids[list(task.windows)]
+        wavefront = Wavefront(
+            self.loaded, self._injector, part.runs, part.tree, task.shape, self.seed
+        )
+        return wavefront.measure(ids, task.windows, advance)
+
+    def _one_by_one(
+        self, task: Task, part: Pass, advance: Callable[[float], None]
+    ) -> list[list[WindowMetrics]]:
+        blocks = self.loaded.layout.blocks + head_in_blocks(self.loaded)
+
+        def perturb(entering: Tensor, replica: int, place: int, block: int) -> Tensor:
+            key = {"replica": replica, "window": task.windows[place], "block": block}
+            device = entering.device
+            return perturbed(
+                entering, perturbation(entering.shape, seed=self.seed, device=device, **key)
+            )
+
+        ids = self.ids[list(task.windows)]
+        self._injector.forget()
+        return measure_naively(
+            self.loaded, ids, part.runs, self._injector, perturb, lambda: advance(blocks)
+        )
