@@ -265,7 +265,7 @@ _SLOW = (
     "kernels/test_backends.py", "kernels/test_fused.py", "kernels/test_odd_tensors.py",
     "kernels/test_packed.py", "kernels/test_peers.py", "kernels/test_qdq.py",
     "metrics/test_fused.py", "models/test_gguf.py", "models/test_load.py", "models/test_offload.py",
-    "models/test_text.py",
+    "models/test_dequantize.py", "models/test_text.py",
     "report/test_browser.py", "report/test_damage.py", "report/test_figures.py",
     "report/test_markdown.py", "report/test_names.py", "report/test_page.py",
     "report/test_reproduction.py",

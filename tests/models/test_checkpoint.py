@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig
 
 from fp4scope.errors import ModelError
 from fp4scope.models import load_model
@@ -86,121 +85,6 @@ def test_attention_that_may_come_from_a_hub_is_left_to_transformers(wanted, used
     assert load_model(str(folder), device="cpu").config._attn_implementation == used
 
 
-# Quantizations that are declared.
-
-DECLARED = {
-    "modelopt NVFP4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-    "compressed-tensors nvfp4-pack-quantized": {
-        "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized",
-        "config_groups": {},
-    },
-    "awq 4-bit": {"quant_method": "awq", "bits": 4},
-    "gptq 8-bit": {"quant_method": "gptq", "bits": 8},
-    "bitsandbytes 4-bit": {"load_in_4bit": True},
-    "quark": {"quant_method": "quark"},
-    "auto-round": {"quant_method": "auto-round"},
-    "torchao": {"quant_method": "torchao", "quant_type": {"default": {}}},
-    "bitnet": {"quant_method": "bitnet", "linear_class": "autobitlinear"},
-    "fp5": {"quant_method": "fp5"},
-    "an unnamed way": {"group_size": 32},
-}
-
-
-@pytest.mark.parametrize("scheme", DECLARED)
-def test_a_declared_quantization_is_refused_before_weights_are_read(scheme, folder):
-    (folder / "model.safetensors").unlink()
-    edit_config(folder, quantization_config=DECLARED[scheme])
-    assert refusal(folder) == (
-        f"{folder} is quantized already ({scheme}), so it is no full-precision reference: give the "
-        "original checkpoint that it was made from, in BF16 as a rule"
-    )
-
-
-@pytest.mark.parametrize("key", ["compression_config", "quantization"])
-def test_other_places_that_declare(key, folder):
-    edit_config(folder, **{key: {"quant_method": "compressed-tensors", "bits": 4}})
-    assert "is quantized already (compressed-tensors 4-bit)" in refusal(folder)
-
-
-def test_modelopts_own_file(folder):
-    declared = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
-    (folder / "hf_quant_config.json").write_text(json.dumps(declared))
-    assert "is quantized already (modelopt NVFP4)" in refusal(folder)
-
-
-@pytest.mark.parametrize("empty", [None, {}])
-def test_an_empty_declaration_declares_nothing(empty, folder):
-    edit_config(folder, quantization_config=empty)
-    assert load_model(str(folder), device="cpu").prior_quantization is None
-
-
-def fp8(weight):
-    """Codes and the scale of a whole weight, as checkpoints store them, and their values."""
-    scale = weight.abs().amax() / 448
-    codes = (weight / scale).to(torch.float8_e4m3fn)
-    return codes, scale, codes.float() * scale
-
-
-@pytest.mark.parametrize("activations", ["dynamic", "static"])
-def test_declared_fp8_is_dequantized(activations, folder):
-    tensors, expected = {}, {}
-    for name, weight in tensors_of(folder).items():
-        tensors[name] = expected[name] = weight
-        if "_proj" in name:
-            tensors[name], tensors[f"{name}_scale_inv"], expected[name] = fp8(weight)
-            if activations == "static":
-                stem = name.removesuffix("weight")
-                tensors[f"{stem}activation_scale"] = torch.tensor(0.01)
-    write(folder, tensors)
-    declared = {
-        "quant_method": "fp8", "activation_scheme": activations, "weight_block_size": None,
-    }  # fmt: skip
-    edit_config(folder, quantization_config=declared)
-    loaded = load_model(str(folder), device="cpu")
-    assert loaded.prior_quantization == "fp8"
-    assert loaded.warnings == ()
-    state = loaded.model.state_dict()
-    assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
-
-
-def test_a_method_that_this_transformers_does_not_know(folder, monkeypatch):
-    """An older one would take the codes for values."""
-    monkeypatch.setattr("fp4scope.models.checkpoint._known_methods", lambda: ["awq"])
-    edit_config(folder, quantization_config={"quant_method": "mxfp8"})
-    assert "is quantized already (mxfp8)" in refusal(folder)
-
-
-def test_declared_mxfp4_is_dequantized(tiny_tokenizer, tmp_path):
-    config = GptOssConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        pad_token_id=0,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    tensors = tensors_of(tmp_path)
-    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
-        experts, inputs, outputs = tensors.pop(name).shape
-        shape = (experts, outputs, inputs // 32)
-        tensors[f"{name}_blocks"] = torch.full((*shape, 16), 0x22, dtype=torch.uint8)  # all 1.0
-        tensors[f"{name}_scales"] = torch.full(shape, 124, dtype=torch.uint8)  # 2**-3
-    write(tmp_path, tensors)
-    edit_config(tmp_path, quantization_config={"quant_method": "mxfp4"})
-    loaded = load_model(str(tmp_path), device="cpu", allow_partial=True)
-    assert loaded.prior_quantization == "mxfp4"
-    weights = loaded.model.model.layers[1].mlp.experts.down_proj
-    assert torch.equal(weights, torch.full_like(weights, 0.125))
-
-
 # Quantizations that are not declared.
 
 
@@ -239,7 +123,7 @@ def test_scales_that_nobody_reads(leaf, folder):
 def test_scales_of_fused_experts():
     experts = "model.layers.0.mlp.experts.gate_up_proj"
     with pytest.raises(ModelError, match="gate_up_proj_scale first"):
-        require_no_scales("m", [f"{experts}_scale"], {experts}, None)
+        require_no_scales("m", [f"{experts}_scale"], {experts})
 
 
 @pytest.mark.parametrize(

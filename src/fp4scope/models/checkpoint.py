@@ -1,24 +1,23 @@
-"""What a checkpoint says of itself and what it holds, looked at before its weights are loaded.
+"""What a checkpoint asks for and what it holds, looked at before and after its weights are loaded.
 
 `transformers` goes on where it does not know a quantization: packed weights are then cast as if
-they were values, and their scales are left over. So everything that is declared, stored or left
-over is judged here.
+they were values, and their scales are left over. So what is stored undeclared or left over is
+judged here; what is declared, in `declared` and `dequantize`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Set
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from fp4scope.errors import ModelError
+from fp4scope.models.config import parts
+from fp4scope.models.declared import already
 from fp4scope.models.layout import Layout
 
-# `transformers` turns these into ordinary linears while it loads, where it is told to.
-_DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}
-_DECLARATIONS = ("quantization_config", "compression_config", "quantization")
 # Attention and experts that are torch's or transformers' own code; others come from a hub.
 _OWN_CODE = {
     "_attn_implementation": ("eager", "sdpa", "flex_attention"),
@@ -37,7 +36,6 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 _PACKED = re.compile(r"(?:.*_)?(?:qweight|packed|blocks|codes|qdata|w_q)(?:_\d+)?", re.IGNORECASE)
-_OF_ACTIVATIONS = re.compile(r"(?:input|output|activation|act)_(?:global_)?(?:scale|zero_point)s?")
 
 
 class Stored(NamedTuple):
@@ -63,7 +61,7 @@ def require_own_kernels(name: str, config: PreTrainedConfig) -> None:
     Raises:
         ModelError: A part of the configuration names such a kernel.
     """
-    for part in _parts(config):
+    for part in parts(config):
         for key, own in _OWN_CODE.items():
             value = getattr(part, key, None)
             if value is None or value in own:
@@ -75,34 +73,6 @@ def require_own_kernels(name: str, config: PreTrainedConfig) -> None:
                     "--trust-remote-code"
                 )
             setattr(part, f"{key}_internal", None)
-
-
-def require_unquantized(name: str, config: PreTrainedConfig, beside: Any = None) -> str | None:  # noqa: ANN401
-    """Refuse what is declared as quantized, unless loading makes ordinary linears of it.
-
-    Args:
-        name: What to call the model.
-        config: Its configuration; from now on it asks for dequantizing.
-        beside: What ModelOpt's hf_quant_config.json says, if there is one.
-
-    Returns:
-        The method that is declared, if any.
-
-    Raises:
-        ModelError: It is quantized, in one sentence.
-    """
-    top = getattr(config, "quantization_config", None)
-    if isinstance(top, dict) and top.get("quant_method") in _DEQUANTIZED & set(_known_methods()):
-        top["dequantize"] = True  # on a GPU it would be kept as it is
-        return str(top["quant_method"])
-    if not top and hasattr(config, "quantization_config"):
-        config.quantization_config = None
-    if getattr(top, "quant_method", None) == "gguf" and getattr(top, "dequantize", False):
-        return "gguf"  # a model in memory that transformers has read from a GGUF file
-    for declared in [*(getattr(p, k, None) for p in _parts(config) for k in _DECLARATIONS), beside]:
-        if declared:
-            raise ModelError(_already(name, _scheme(declared)))
-    return None
 
 
 def stored_tensors(files: Iterable[str]) -> dict[str, Stored]:
@@ -134,7 +104,7 @@ def require_values(name: str, stored: Mapping[str, Stored]) -> None:
     ]
     if codes:
         what = f"{len(codes)} of its weights are codes, {codes[0]} first, of a method not declared"
-        raise ModelError(_already(name, what))
+        raise already(name, what)
 
 
 def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype | None:
@@ -147,26 +117,18 @@ def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype | None:
     return _FLOATS[largest] if sizes[largest] else None
 
 
-def require_no_scales(
-    name: str, unread: Iterable[str], known: Set[str], declared: str | None
-) -> None:
+def require_no_scales(name: str, unread: Iterable[str], known: Set[str]) -> None:
     """Refuse scales and packed weights of the checkpoint that the model has not read.
 
     Args:
         name: What to call the model.
         unread: Tensors of the checkpoint that the model does not take.
         known: All tensors of the checkpoint and of the model.
-        declared: The quantization that was undone, if any; it needs no scales of activations.
 
     Raises:
         ModelError: There are some: what was read would be codes without their scales.
     """
-    left = [
-        key
-        for key in sorted(unread)
-        if _belongs_to_weight(key, known)
-        and not (declared and _OF_ACTIVATIONS.fullmatch(key.rpartition(".")[2]))
-    ]
+    left = [key for key in sorted(unread) if _belongs_to_weight(key, known)]
     if left:
         raise ModelError(
             f"{name} has {len(left)} tensors that look like scales or packed weights and that "
@@ -209,40 +171,3 @@ def _belongs_to_weight(key: str, known: Set[str]) -> bool:
     if scale and scale[1]:
         beside.append(f"{parent}.{scale[1]}")
     return scale is not None and not known.isdisjoint(beside)
-
-
-def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """A configuration and those inside it."""
-    yield config
-    for value in list(vars(config).values()):
-        if isinstance(value, PreTrainedConfig):
-            yield from _parts(value)
-
-
-def _known_methods() -> Iterable[str]:
-    """Quantizations that this version of transformers knows; it goes on without knowing others."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
-    return AUTO_QUANTIZER_MAPPING
-
-
-def _scheme(declared: Any) -> str:  # noqa: ANN401
-    """What a declaration calls itself, such as `compressed-tensors nvfp4-pack-quantized`."""
-    declared = declared.to_dict() if hasattr(declared, "to_dict") else declared
-    if not isinstance(declared, dict):
-        return str(declared)[:40]
-    inner = declared.get("quantization")
-    details = declared | inner if isinstance(inner, dict) else declared
-    producer = details.get("producer")
-    maker = producer.get("name") if isinstance(producer, dict) else None
-    bits = next((n for n in (4, 8) if details.get(f"load_in_{n}bit")), details.get("bits"))
-    method = details.get("quant_method") or maker or ("bitsandbytes" if bits else "an unnamed way")
-    finer = details.get("quant_algo") or details.get("format") or (f"{bits}-bit" if bits else "")
-    return f"{str(method)[:40]} {str(finer)[:40]}".strip()
-
-
-def _already(name: str, how: str) -> str:
-    return (
-        f"{name} is quantized already ({how}), so it is no full-precision reference: give the "
-        "original checkpoint that it was made from, in BF16 as a rule"
-    )

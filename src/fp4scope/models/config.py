@@ -6,7 +6,10 @@ differs by layer raises a `RuntimeError`, which neither `hasattr` nor `getattr` 
 catches.
 """
 
+from collections.abc import Iterator
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 
 def text_config(config: Any) -> Any:  # noqa: ANN401
@@ -44,3 +47,11 @@ def config_size(config: Any, name: str, default: int) -> int:  # noqa: ANN401
     values = value if isinstance(value, list | tuple) else [value]
     sizes = [size for size in values if isinstance(size, int) and not isinstance(size, bool)]
     return max(sizes, default=default)
+
+
+def parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A configuration and those inside it."""
+    yield config
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield from parts(value)

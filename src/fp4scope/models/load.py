@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.models import checkpoint, checks
 from fp4scope.models.config import config_size, config_value, text_config
+from fp4scope.models.declared import declaration, require_undeclared
+from fp4scope.models.dequantize import Contents, contents, opened
 from fp4scope.models.drawn import NOTE, drawn
 from fp4scope.models.layout import find_layout
 from fp4scope.models.library import library
@@ -81,35 +83,35 @@ def load_model(
         if not trust_remote_code:
             checkpoint.require_own_kernels(name, config)
         quantizer = _json_beside(source, "hf_quant_config.json", revision)
-        declared = checkpoint.require_unquantized(name, config, quantizer)
+        declared = declaration(name, config, quantizer)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         files = [] if random_weights else _safetensors(source, config, revision)
         stored = checkpoint.stored_tensors(files)
-        if not declared:
+        packed = None
+        if declared is None:
             checkpoint.require_values(name, stored)
+        elif not random_weights:
+            packed = contents(name, stored, declared)
         kept = checkpoint.main_dtype(stored) or config_value(text_config(config), "dtype")
         chosen = choose_dtype(dtype, where.type, kept)
+        options |= {"dtype": chosen, "output_loading_info": True}
+        options |= {"ignore_mismatched_sizes": True}  # refused below, by name
         kind = _auto_class(transformers, config, name)
         info: dict[str, Any] = dict.fromkeys(_INFO, ())
         if random_weights:
             model = drawn(kind, config, chosen, where)
+        elif packed is not None:
+            model, info = _from_values(kind, config, files, packed, options)
         else:
-            model, info = kind.from_pretrained(
-                source,
-                config=config,
-                dtype=chosen,
-                use_safetensors=None if allow_pickle else True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
-                **options,
-            )
+            options |= {"use_safetensors": None if allow_pickle else True}
+            model, info = kind.from_pretrained(source, config=config, **options)
         adapter = _json_beside(source, "adapter_config.json", revision)
-    _require_all_read(name, info, stored.keys() | model.state_dict().keys(), declared)
+    _require_all_read(name, info, stored.keys() | model.state_dict().keys())
     loaded = adopt(
         model,
         tokenizer,
         name=Path(name).name.removesuffix(".gguf") if Path(source).exists() else name,
-        prior=prior or declared,
+        prior=prior or (packed.described() if packed else None),
         allow_partial=allow_partial,
         device=where,
         offload=offload,
@@ -160,7 +162,7 @@ def adopt(
     config = model.config
     name = str(name or config_value(config, "_name_or_path") or type(model).__name__)
     checks.require_decoder(config, name)
-    checkpoint.require_unquantized(name, config)
+    require_undeclared(name, config)
     checks.require_data(model, name)
     beside = towers(model)
     model = text_model(model).eval().requires_grad_(False)
@@ -199,6 +201,21 @@ def adopt(
         offloaded=offloaded,
         copies=copies,
     )
+
+
+def _from_values(
+    kind: Any,  # noqa: ANN401
+    config: Any,  # noqa: ANN401
+    files: Sequence[str],
+    packed: Contents,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model of a checkpoint whose weights are dequantized on the way."""
+    # Only the class itself takes a checkpoint without a name.
+    with torch.device("meta"):
+        empty = kind.from_config(config, trust_remote_code=options["trust_remote_code"])
+    with opened(files, packed) as values:
+        return type(empty).from_pretrained(None, config=empty.config, state_dict=values, **options)
 
 
 def _auto_class(transformers: Any, config: Any, name: str) -> Any:  # noqa: ANN401
@@ -248,9 +265,7 @@ def _json_beside(source: str, file: str, revision: str | None) -> Any:  # noqa: 
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _require_all_read(
-    name: str, info: dict[str, Any], known: set[str], declared: str | None
-) -> None:
+def _require_all_read(name: str, info: dict[str, Any], known: set[str]) -> None:
     """Refuse a checkpoint that lacks parameters, or holds more than the model has understood."""
     absent = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
     if absent:
@@ -259,7 +274,7 @@ def _require_all_read(
             "first; they would be random: check that the checkpoint is complete and a causal "
             "language model"
         )
-    checkpoint.require_no_scales(name, info["unexpected_keys"], known, declared)
+    checkpoint.require_no_scales(name, info["unexpected_keys"], known)
 
 
 @torch.no_grad()
