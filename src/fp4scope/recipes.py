@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from fp4scope.errors import StudyError, UnitError, nearest
 from fp4scope.treatments import FULL_PRECISION_BITS, Amax, Setting
@@ -74,6 +75,50 @@ Edit = tuple[frozenset[str], Setting | None]
 """Sites by name, and the setting that they have instead of the base's; None is full precision."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of the outputs of a product, or of its inputs, that are a site of their own.
+
+    Attributes:
+        name: Such as `q`, `up` or `heads.0-3`.
+        axis: `rows` for outputs, `cols` for inputs.
+        runs: Where they are: first, end and step of each run.
+    """
+
+    name: str
+    axis: Literal["rows", "cols"]
+    runs: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, name: str, axis: Literal["rows", "cols"], places: Sequence[int]) -> "Part":
+        """The part of these places, in order.
+
+        Example:
+            >>> Part.of("up", "rows", [1, 3, 5]).runs, Part.of("q", "rows", [0, 1, 4, 5]).runs
+            (((1, 6, 2),), ((0, 2, 1), (4, 6, 1)))
+        """
+        steps = {b - a for a, b in pairwise(places)}
+        if len(steps) == 1:
+            return cls(name, axis, ((places[0], places[-1] + 1, steps.pop()),))
+        runs: list[tuple[int, int, int]] = []
+        for place in places:
+            if runs and runs[-1][1] == place:
+                runs[-1] = (runs[-1][0], place + 1, 1)
+            else:
+                runs.append((place, place + 1, 1))
+        return cls(name, axis, tuple(runs))
+
+    @property
+    def places(self) -> list[int]:
+        """All of them."""
+        return [place for run in self.runs for place in range(*run)]
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return sum(len(range(*run)) for run in self.runs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """One matrix product whose operands can be quantized.
@@ -86,6 +131,7 @@ class Site:
         cols: Inputs: the axis along which blocks of a format run.
         experts: How many experts have such a weight in it; 1 for any other.
         expert: Of a single expert whose weight lies in one tensor with others: its number there.
+        part: Of a part of a product, its name; then `rows` and `cols` are the part's.
     """
 
     name: str
@@ -95,10 +141,13 @@ class Site:
     cols: int
     experts: int = 1
     expert: int | None = None
+    part: str | None = None
 
     @property
     def product(self) -> str:
         """Name of the product that it is, or is a part of."""
+        if self.part is not None:
+            return self.name.removesuffix(f".{self.part}")
         alone = None if self.expert is None else expert_of(self.name)
         return self.name if alone is None else alone[0]
 

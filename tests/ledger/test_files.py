@@ -2,10 +2,11 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 
-from fp4scope.design import design
+from fp4scope.design import NOTHING, design
 from fp4scope.errors import OutputError
 from fp4scope.ledger import ActivationRecord, Ledger, Results, results_from_json, results_to_json
 from fp4scope.recipes import Site, Sites
@@ -53,6 +54,22 @@ def measured(**options):
             )
         ],
     )
+
+
+def test_experts_and_parts_come_back():
+    named = {"block": 0, "rows": 4, "cols": 8}
+    sites = [
+        Site(name="m.0.moe.u", projection="moe.u", experts=3, **named),
+        Site(name="m.0.moe.1.d", projection="moe.d", expert=1, **named),
+        Site(name="m.0.qkv.q", projection="qkv.q", part="q", **named),
+        Site(name="m.0.moe.g.up", projection="moe.g.up", experts=3, part="up", **named),
+    ]
+    whole = measured()
+    plain = Ledger({NOTHING: whole.ledger[NOTHING]}, counted=1)
+    results = replace(whole, sites=Sites(sites, 4), contrasts=[], ledger=plain)
+    found = results_from_json(json.dumps(results_to_json(results)).encode()).sites
+    assert list(found) == sites
+    assert [site.product for site in found] == ["m.0.moe.u", "m.0.moe.d", "m.0.qkv", "m.0.moe.g"]
 
 
 def equal(one, other):

@@ -176,7 +176,7 @@ def test_what_is_written_is_read_back(model, options):
 # Identity.
 
 OTHER = {
-    "experts": "single",
+    "experts": "single", "parts": "heads",
     "exclude": "*.0.*", "seq_len": 16, "bos": "yes", "calibration_seq_len": 16, "formats": "nvfp4",
     "operands": "w4a16", "all_quantized": "nvint4", "sweep": "blocks", "direction": "only",
     "layers": "down_proj", "patterns": "*", "stop_when": "best=3", "activation_scale": "dynamic",

@@ -31,6 +31,15 @@ def test_defaults_are_the_published_protocol():
     assert study.numerics.activation_scale is ActivationScale.CALIBRATED
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"experts": "single"}, "--experts single"), ({"method": "gradient"}, "--method gradient")],
+)
+def test_parts_stand_alone(other, said):
+    with pytest.raises(StudyError, match=f"parts is heads, which does not go with {said}"):
+        Study.build(model="m", parts="heads", **other)
+
+
 def test_lists_and_comma_separated_words_mean_the_same():
     one = Study.build(model="m", formats="mxfp4, nvfp4,mxfp4:floor", sweep="layers")
     other = Study.build(model="m", formats=["mxfp4:floor", NVFP4], sweep=["layers"])

@@ -8,13 +8,15 @@ rounding, which only quantized weights leave small.
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from fp4scope.design import NOTHING, Run
-from fp4scope.models import find_layout
+from fp4scope.models import find_layout, find_parts
 from fp4scope.operands import Injector
+from fp4scope.study import Parts
 from fp4scope.sweep.shape import TILE_ROWS, Shape
 from fp4scope.sweep.wavefront import FEWEST_ROWS, tiles
 
@@ -172,6 +174,26 @@ def test_single_experts_are_equal_to_the_bit(
     sweep = open_sweep(loaded, ids, variants, injector)
     with unchanged(loaded.model):
         sweep.run()
+    assert injector.held == set()
+    assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
+
+
+@pytest.mark.parametrize(
+    ("family", "wanted"), [("gpt2", Parts.PROJECTIONS), ("llama", Parts.HEADS)]
+)
+def test_parts_are_equal_to_the_bit(
+    family, wanted, adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers
+):
+    """Of outputs and of inputs, kept and quantized alone, in two formats by turns."""
+    loaded = adopted(family)
+    forward = partial(loaded.logits, last=1)
+    parts = find_parts(loaded.model, loaded.layout, forward, wanted)
+    loaded = replace(loaded, layout=find_layout(loaded.model, parts=parts))
+    injector = Injector(loaded.model, calibrated(loaded, ids).calibrated, parts=parts)
+    variants = planned(loaded, formats="nvfp4,mxfp4", sweep="projections", patterns=["*.0.*"])
+    assert len(variants) > 30
+    sweep = open_sweep(loaded, ids, variants, injector)
+    sweep.run()
     assert injector.held == set()
     assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
 

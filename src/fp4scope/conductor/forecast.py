@@ -156,7 +156,7 @@ class _Probe:
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
         shared, by_expert = amaxes(self._loaded.layout, observed)
-        injector = Injector(self._loaded.model, shared, by_expert)
+        injector = Injector(self._loaded.model, shared, by_expert, self._loaded.layout.parts)
         # One unit of a kind has kernels compiled, which the time is not to hold.
         self._measure(_some(self._prepared, 1), injector, tell, budget)
         self._measure(self.runs, injector, tell, budget)

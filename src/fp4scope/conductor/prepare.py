@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jaxtyping import Int
@@ -18,15 +19,17 @@ from fp4scope.data import (
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
 from fp4scope.models import (
+    NEVER_RUNS,
     LoadedModel,
     find_layout,
+    find_parts,
     listed,
     listed_towers,
     load_model,
     require_coverage,
 )
 from fp4scope.operands import never_run
-from fp4scope.study import Data, Method, Study
+from fp4scope.study import Data, Method, Parts, Study
 from fp4scope.sweep import (
     NUMERICS_VERSION,
     Listener,
@@ -68,7 +71,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
     calibration = calibration_windows(data, texts[1], loaded.tokenizer, windows)
     for used in (windows, calibration):
         loaded.require_known(used.ids, used.source)
-    loaded = without_silent(study, loaded, windows.ids[0])
+    loaded = with_parts(study, without_silent(study, loaded, windows.ids[0]))
     say(tell, *_model_notes(study, loaded))
     asked = design(study, loaded.layout.sites)
     units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
@@ -157,6 +160,22 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
     return replace(loaded, layout=layout)
 
 
+def with_parts(study: Study, loaded: LoadedModel) -> LoadedModel:
+    """The model, its layout with the parts of linears that the study wants as sites.
+
+    Raises:
+        UnitError: Of no linear it can be told what its parts are.
+    """
+    wanted = study.model.parts
+    if wanted is Parts.NONE:
+        return loaded
+    layout = loaded.layout
+    parts = find_parts(loaded.model, layout, partial(loaded.logits, last=1), wanted)
+    never = {n for e in layout.excluded if e.reason == NEVER_RUNS for n in e.linears}
+    layout = find_layout(loaded.model, study.model.exclude, never, parts=parts)
+    return replace(loaded, layout=layout)
+
+
 def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
     if loaded.towers:
         yield (
@@ -177,7 +196,8 @@ def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
 def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
     blocks = {fmt.block_size for fmt, _ in study.question.configurations}
-    widths = Counter(site.cols for site in loaded.layout.sites)
+    # A part of the inputs is cut out of the image of all.
+    widths = Counter(loaded.products[site.product].cols for site in loaded.layout.sites)
     return {w: count for w, count in widths.items() if any(w % block for block in blocks)}
 
 

@@ -213,7 +213,9 @@ def _run_in(
         environment = environment_of(loaded)
         sessions(log, environment, tell)
         found = _Findings(study, prepared, log, stopping, environment, inputs)
-        injector = Injector(loaded.model, inputs["amax"], inputs.get("by_expert"))
+        injector = Injector(
+            loaded.model, inputs["amax"], inputs.get("by_expert"), loaded.layout.parts
+        )
         if prepared.estimated:
             estimate(prepared, injector, log, tell)
         if check is not None and memory is not None:

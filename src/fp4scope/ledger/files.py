@@ -165,13 +165,15 @@ def _results(data: ResultsFields) -> Results:
 def _row(site: Site) -> list[Any]:
     """What `_sites` reads."""
     row = [site.name, site.block, site.projection, site.rows, site.cols]
+    if site.part is not None:
+        return [*row, site.experts, None, site.part]
     if site.expert is not None:
         return [*row, 1, site.expert]
     return [*row, site.experts] if site.experts > 1 else row
 
 
 def _sites(data: ResultsFields) -> Sites:
-    names = ("name", "block", "projection", "rows", "cols", "experts", "expert")
+    names = ("name", "block", "projection", "rows", "cols", "experts", "expert", "part")
     sites = [Site(**dict(zip(names, row, strict=False))) for row in data["sites"]]  # type: ignore
     if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: a name comes twice")

@@ -47,10 +47,12 @@ SiteRow = (
     tuple[Name, Block, Name, Count, Count]
     | tuple[Name, Block, Name, Count, Count, Positive]
     | tuple[Name, Block, Name, Count, Count, Positive, Count]
+    | tuple[Name, Block, Name, Count, Count, Positive, None, Name]
 )
 """Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept.
 
-Of experts in one tensor also how many there are; of a single one of them 1, and its number.
+Of experts in one tensor also how many there are; of a single one of them 1, and its number. Of a
+part of a product its name, behind no number.
 """
 
 

@@ -4,10 +4,11 @@ from fp4scope.models.checks import require_coverage, require_model
 from fp4scope.models.config import config_size, config_value
 from fp4scope.models.exclude import Excluded, listed
 from fp4scope.models.gguf import cache_folder, quantization_of
-from fp4scope.models.layout import ROUTER, Layer, Layout, find_layout
+from fp4scope.models.layout import NEVER_RUNS, ROUTER, Layer, Layout, find_layout
 from fp4scope.models.links import Axes
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
+from fp4scope.models.parts import find_parts
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.stack import BlockInputs, BlockStack, State, Tail, together
 from fp4scope.models.text import listed_towers

@@ -22,7 +22,7 @@ from fp4scope.models.exclude import NOTHING, Excluded, reason_for
 from fp4scope.models.projections import Place, Places, layer_types, names, several
 from fp4scope.models.text import block_stack
 from fp4scope.operands import Product, products
-from fp4scope.recipes import Site, Sites, expert_name, matches
+from fp4scope.recipes import Part, Site, Sites, expert_name, matches
 
 ROUTER = "router"
 NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
@@ -43,7 +43,8 @@ class Layout:
     are linears that stay in full precision, by choice or because they never run. `missed` names
     all other parameters, largest first, with their share: they cannot be reached. `kinds` is what
     each projection belongs to, where that is known (`fp4scope.kinds`), `layer_types` what tells the
-    blocks apart, where something does (`sliding_attention`).
+    blocks apart, where something does (`sliding_attention`). `parts` has those of linears whose
+    parts are sites.
     """
 
     blocks_path: str
@@ -53,6 +54,7 @@ class Layout:
     excluded: tuple[Excluded, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
     layer_types: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
 
     @property
     def blocks(self) -> int:
@@ -97,6 +99,7 @@ class _Found(NamedTuple):
     weight: nn.Parameter
     product: Product | None
     expert: int | None = None
+    part: Part | None = None
     projection: str = ""
     reason: str | None = None
     """Why it stays in full precision."""
@@ -104,6 +107,9 @@ class _Found(NamedTuple):
     @property
     def size(self) -> int:
         """Numbers in its weight."""
+        if self.part is not None and self.product is not None:
+            every = getattr(self.product, self.part.axis)
+            return self.weight.numel() // every * self.part.size
         alone = self.product is not None and self.expert is not None
         return self.weight.numel() // (self.product.experts if alone and self.product else 1)
 
@@ -114,6 +120,7 @@ def find_layout(
     silent: Collection[str] = (),
     *,
     single: bool = False,
+    parts: Mapping[str, Sequence[Part]] | None = None,
 ) -> Layout:
     """The blocks and layers of `model`.
 
@@ -122,13 +129,14 @@ def find_layout(
         exclude: Patterns of linears that stay in full precision, beside the defaults.
         silent: Linears that are known never to run as modules.
         single: Experts in one tensor are a site each, not one together.
+        parts: Of linears whose parts are a site each: all of them, by the linear's name.
 
     Raises:
         ModelError: There is no stack of blocks, or its weights are quantized already.
         UnitError: A pattern matches nothing, or nothing is left to quantize.
     """
     path, stack = block_stack(model)
-    found = _found(model, path, stack, single)
+    found = _divided(_found(model, path, stack, single), parts or {})
     _require_matches(exclude, model, found)
     found = _explained(found, exclude, silent)
     _require_own_weights(found)
@@ -160,18 +168,21 @@ def find_layout(
         ),
         kinds={e.projection: e.place.kind for e in found if e.reason is None and e.place.kind},
         layer_types=_layer_types(model, found, len(stack)),
+        parts={name: tuple(of) for name, of in (parts or {}).items()},
     )
 
 
 def _site(found: _Found, product: Product) -> Site:
+    part = found.part
     return Site(
         name=found.name,
         block=found.block,
         projection=found.projection,
-        rows=product.rows,
-        cols=product.cols,
+        rows=part.size if part and part.axis == "rows" else product.rows,
+        cols=part.size if part and part.axis == "cols" else product.cols,
         experts=product.experts if found.expert is None else 1,
         expert=found.expert,
+        part=part and part.name,
     )
 
 
@@ -205,6 +216,21 @@ def _found(model: nn.Module, path: str, stack: nn.ModuleList, single: bool) -> l
                 found.append(one)
     named = names(each.place for each in found)
     return [each._replace(projection=named[each.place]) for each in found]
+
+
+def _divided(found: Sequence[_Found], parts: Mapping[str, Sequence[Part]]) -> list[_Found]:
+    """The same, with the parts of a linear in its place."""
+    return [
+        each
+        if part is None
+        else each._replace(
+            name=f"{each.name}.{part.name}",
+            projection=f"{each.projection}.{part.name}",
+            part=part,
+        )
+        for each in found
+        for part in parts.get(each.name, (None,))
+    ]
 
 
 def _explained(

@@ -12,7 +12,7 @@ Where a gradient is wanted it passes straight through the quantized inputs, as i
 the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +27,10 @@ from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
 from fp4scope.operands.adapters import Input, Product
 from fp4scope.operands.experts import experts_in, routed
-from fp4scope.operands.images import Images
+from fp4scope.operands.images import Images, places_of
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import place_of, product_at
+from fp4scope.recipes import Part
 from fp4scope.treatments import Amax, Setting, Treatment
 
 
@@ -41,6 +42,7 @@ class Injector:
         calibrated: Amax of each linear's input by its full name, for treatments with a calibrated
             tensor scale. Under others each window (an axis-0 entry of a 3-d input) has its own.
         by_expert: The same for each expert of those that hold experts, for treatments that want it.
+        parts: Of linears whose parts are sites: all of them, by the linear's name.
     """
 
     def __init__(
@@ -48,12 +50,19 @@ class Injector:
         model: nn.Module,
         calibrated: Mapping[str, float] | None = None,
         by_expert: Mapping[str, Sequence[float]] | None = None,
+        parts: Mapping[str, Sequence[Part]] | None = None,
     ) -> None:
         self.model = model
         self.calibrated = dict(calibrated or {})
         self.by_expert = {name: tuple(amaxes) for name, amaxes in (by_expert or {}).items()}
         self._images = Images(lambda name, weight: self._flag(name, "weight", weight))
-        self._places: dict[str, tuple[str, int | None]] = {}
+        self._parts = {name: tuple(of) for name, of in (parts or {}).items()}
+        # What a site is: a product, or one of its experts or parts.
+        self._places: dict[str, tuple[str, int | None]] = {
+            f"{name}.{part.name}": (name, number)
+            for name, of in self._parts.items()
+            for number, part in enumerate(of)
+        }
         self._products: dict[str, Product] = {}
         self._experts = experts_in(model)
         # What stands in the model while an image is in its place; None while nothing is applied.
@@ -69,7 +78,8 @@ class Injector:
 
         Args:
             settings: By full module name, such as `model.layers.0.mlp.up_proj`. An expert of
-                several in one tensor has a name with its number, `mlp.experts.7.down_proj`.
+                several in one tensor has a name with its number, `mlp.experts.7.down_proj`, and a
+                part of a linear one with the part's name behind it.
             check: Check the inputs when the block ends, which waits for its forwards. Else
                 call `check` after several blocks.
 
@@ -84,8 +94,8 @@ class Injector:
             undo.callback(self._leave)
             undo.enter_context(routed(self._experts))
             try:
-                for name, parts in self._by_product(settings).items():
-                    self._apply(name, parts, undo)
+                for name, pieces in self._by_product(settings).items():
+                    self._apply(name, pieces, undo)
                 yield
                 if check:
                     self.check()
@@ -94,32 +104,43 @@ class Injector:
                 raise
 
     def _by_product(self, settings: Mapping[str, Setting]) -> dict[str, dict[int, Setting]]:
-        """By product, and expert from 0."""
+        """By product, and expert or part from 0."""
         found: dict[str, dict[int, Setting]] = {}
         for site, setting in settings.items():
-            name, expert = self._place(site)
-            every = range(self.product(name).experts) if expert is None else (expert,)
+            name, piece = self._place(site)
+            every = range(self._pieces(name)) if piece is None else (piece,)
             found.setdefault(name, {}).update(dict.fromkeys(every, setting))
         return found
 
+    def _pieces(self, name: str) -> int:
+        """Of how many experts or parts a product is."""
+        return len(self._parts[name]) if name in self._parts else self.product(name).experts
+
     def _apply(self, name: str, settings: Mapping[int, Setting], undo: ExitStack) -> None:
         assert self._originals is not None
-        product = self.product(name)
-        weights = {e: s.weight for e, s in settings.items() if s.weight is not None}
+        product, parts = self.product(name), self._parts.get(name)
+        weights = {piece: s.weight for piece, s in settings.items() if s.weight is not None}
         if weights:
-            image = self._images.of(name, product, product.parameter, weights)
+            image = self._images.of(name, product, product.parameter, weights, parts)
             self._originals[name] = product.parameter
             undo.callback(product.put(image))
         inputs: dict[Treatment, list[int]] = {}
-        for expert, setting in settings.items():
+        for piece, setting in settings.items():
             if setting.input is not None:
-                inputs.setdefault(setting.input, []).append(expert)
-        parts: list[_Part] = []
-        for treatment, experts in inputs.items():
-            some = None if len(experts) == product.experts else tuple(experts)
-            parts.append(_Part(treatment.format, self._amax(name, treatment), some))
-        if parts:
-            undo.callback(product.watch(name, partial(self._quantize_input, parts), None))
+                inputs.setdefault(setting.input, []).append(piece)
+        if not inputs:
+            return
+        chosen = [
+            _Chosen(treatment.format, self._amax(name, treatment), tuple(pieces))
+            for treatment, pieces in inputs.items()
+        ]
+        if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
+            chosen = [chosen[0]._replace(pieces=None)]
+        if parts is None or chosen[0].pieces is None or parts[0].axis == "cols":
+            undo.callback(product.watch(name, partial(self._quantize_input, chosen), None))
+        else:
+            several = _SeveralTimes(product, parts, chosen, self._quantize_input)
+            undo.callback(product.watch(name, several.before, several.after))
 
     def _leave(self) -> None:
         self._originals = self._shared = None
@@ -161,8 +182,8 @@ class Injector:
     def forget(self, images: Iterable[tuple[str, Treatment]] | None = None) -> None:
         """Let go of some quantized weights, by linear and treatment; of all by default."""
         for site, treatment in self.held if images is None else images:
-            name, expert = self._place(site)
-            self._images.forget(name, treatment, expert)
+            name, piece = self._place(site)
+            self._images.forget(name, treatment, piece)
         if images is None:
             self._images.forget_mixtures()
 
@@ -205,8 +226,9 @@ class Injector:
             UnitError: The model has no such linear.
         """
         product = self.product(name)
-        every = dict.fromkeys(range(product.experts), treatment)
-        return product.shaped(self._images.of(name, product, self._original(name), every))
+        every = dict.fromkeys(range(self._pieces(name)), treatment)
+        parts, original = self._parts.get(name), self._original(name)
+        return product.shaped(self._images.of(name, product, original, every, parts))
 
     def quantized_input(self, name: str, treatment: Treatment, entering: Input) -> Tensor:
         """The image of what enters a linear, as it would be inside `applied`.
@@ -230,7 +252,7 @@ class Injector:
         return self._products[name]
 
     def _place(self, site: str) -> tuple[str, int | None]:
-        """The product that a site is, and which of its experts if it is one."""
+        """The product that a site is, and which of its experts or parts if it is one."""
         if site not in self._places:
             self._places[site] = place_of(self.model, site)
         return self._places[site]
@@ -251,20 +273,28 @@ class Injector:
         each = self.by_expert.get(name) if treatment.tensor_scale is Amax.EXPERT else None
         return self.calibrated[name] if each is None else each
 
-    def _quantize_input(self, parts: "Sequence[_Part]", name: str, entering: Input) -> Tensor:
+    def _quantize_input(self, chosen: "Sequence[_Chosen]", name: str, entering: Input) -> Tensor:
         x = entering.x
-        if self._shared is not None and self._shared.is_for(x, parts):
-            for part in parts:
-                self._check_amax(name, part.amax, x)
+        # Parts of inputs are not those of another linear that reads the same tensor.
+        apart = name if name in self._parts else ""
+        if self._shared is not None and self._shared.is_for(x, chosen, apart):
+            for each in chosen:
+                self._check_amax(name, each.amax, x)
             return self._shared.image
         image = x
-        for fmt, amax, experts in parts:
+        for fmt, amax, pieces in chosen:
             rounded = self._input_image(name, fmt, amax, entering)
-            image = rounded if experts is None else entering.where(experts, rounded, image)
+            if pieces is None:
+                image = rounded
+            elif name in self._parts:
+                cols = places_of(self._parts[name], pieces, x.device)
+                image = image.index_copy(-1, cols, rounded.index_select(-1, cols))
+            else:
+                image = entering.where(pieces, rounded, image)
         if torch.is_grad_enabled() and x.requires_grad:
             image = _straight_through(x, image)
         if not x.is_inference():  # such tensors cannot tell whether they were changed
-            self._shared = _SharedInput(x, x._version, parts, image)
+            self._shared = _SharedInput(x, x._version, chosen, apart, image)
         return image
 
     def _input_image(self, name: str, fmt: BlockFormat, amax: "_Amax", entering: Input) -> Tensor:
@@ -302,12 +332,48 @@ _Amax = float | tuple[float, ...] | None
 """Of a product, of each of its experts, or not known before."""
 
 
-class _Part(NamedTuple):
-    """How the rows of some experts are quantized; those of all where `experts` is None."""
+class _Chosen(NamedTuple):
+    """How what enters some experts or parts is quantized; all of it where `pieces` is None."""
 
     format: BlockFormat
     amax: _Amax
-    experts: tuple[int, ...] | None
+    pieces: tuple[int, ...] | None
+
+
+class _SeveralTimes:
+    """A product that runs once for each way in which what enters its parts is treated.
+
+    Each part of its output is of the run with its own input.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        parts: Sequence[Part],
+        chosen: Sequence[_Chosen],
+        quantize: Callable[[Sequence[_Chosen], str, Input], Tensor],
+    ) -> None:
+        self._product, self._parts, self._quantize = product, parts, quantize
+        self._first, *self._others = chosen
+        treated = {piece for each in chosen for piece in each.pieces or ()}
+        self._plain = tuple(piece for piece in range(len(parts)) if piece not in treated)
+
+    def before(self, name: str, entering: Input) -> Tensor:
+        return self._quantize([self._first._replace(pieces=None)], name, entering)
+
+    def after(self, name: str, entering: Input, output: Tensor) -> Tensor:
+        for each in self._others:
+            x = self._quantize([each._replace(pieces=None)], name, entering)
+            output = self._merged(output, entering._replace(x=x), each.pieces or ())
+        return self._merged(output, entering, self._plain)
+
+    def _merged(self, output: Tensor, entering: Input, pieces: Sequence[int]) -> Tensor:
+        """The output, these parts of it from another input."""
+        if not pieces:
+            return output
+        rows = places_of(self._parts, pieces, output.device)
+        own = self._product.run(entering).index_select(-1, rows)
+        return output.index_copy(-1, rows, own)
 
 
 @dataclass(frozen=True)
@@ -316,11 +382,13 @@ class _SharedInput:
 
     x: Tensor
     version: int
-    parts: Sequence[_Part]
+    chosen: Sequence[_Chosen]
+    apart: str
     image: Tensor
 
-    def is_for(self, x: Tensor, parts: Sequence[_Part]) -> bool:
-        return self.x is x and self.version == x._version and self.parts == parts
+    def is_for(self, x: Tensor, chosen: Sequence[_Chosen], apart: str) -> bool:
+        known = (self.chosen, self.apart) == (chosen, apart)
+        return self.x is x and self.version == x._version and known
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -151,6 +151,14 @@ class _Stack(Product):
         undo.callback(running.watchers[self._key].remove, watcher)
         return undo.close
 
+    def run(self, entering: Input) -> Tensor:
+        assert entering.ends is not None
+        every = torch.arange(self.experts, device=entering.x.device)
+        experts = entering.by_row(every)
+        return _running(self._module, self._runs).product(
+            self._key, entering.x, entering.ends, experts
+        )
+
     def times(
         self, entering: Input, weight: Shaped[Tensor, "experts rows cols"]
     ) -> Shaped[Tensor, "batch rows"]:
@@ -218,15 +226,18 @@ class _Code(ABC):
             seen.append(Input(x, ends))
             found = None if before is None else before(name, seen[-1])
             x = x if found is None else found
-        weight = getattr(self.module, leaf).to(x.dtype)  # a part may be kept in another dtype
-        out = grouped(x, weight.mT if self.transposed(self.module) else weight, ends)
-        bias = getattr(self.module, f"{leaf}_bias", None)
-        if bias is not None:
-            out = out + bias[experts].to(out.dtype)
+        out = self.product(leaf, x, ends, experts)
         for (name, _, after), entered in zip(watchers, seen, strict=True):
             found = None if after is None else after(name, entered, out)
             out = out if found is None else found
         return out
+
+    def product(self, leaf: str, x: Tensor, ends: Tensor, experts: Tensor | None = None) -> Tensor:
+        """The same where nobody watches."""
+        weight = getattr(self.module, leaf).to(x.dtype)  # a part may be kept in another dtype
+        out = grouped(x, weight.mT if self.transposed(self.module) else weight, ends)
+        bias = getattr(self.module, f"{leaf}_bias", None)
+        return out if bias is None else out + bias[experts].to(out.dtype)
 
     def between(self, x: Tensor) -> Tensor:
         """What enters the last product, from what the first one gives."""

@@ -1,21 +1,22 @@
 """Quantized weights, kept until they are let go of.
 
 The image of a product of experts need not be whole: what single experts want of it is made when
-they want it. Where experts of one product are treated differently, the weight that stands in the
-model is a mixture of originals and images. From one mixture to the next only the experts that
-differ are copied.
+they want it. Where experts or parts of one product are treated differently, the weight that stands
+in the model is a mixture of originals and images. From one mixture to the next only what differs is
+copied. A part's image is cut out of that of the whole, so its scales are those of the whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
 from fp4scope.operands.adapters import Product
+from fp4scope.recipes import Part
 from fp4scope.treatments import Treatment
 
 Image = tuple[str, Treatment]
@@ -39,11 +40,15 @@ class _Kept:
 
 
 class _Mixture:
-    """A parameter whose experts are those of several."""
+    """A parameter whose experts, or parts, are those of several."""
 
-    def __init__(self, original: nn.Parameter, experts: int) -> None:
+    def __init__(
+        self, original: nn.Parameter, product: Product, parts: Sequence[Part] | None
+    ) -> None:
         self._weight, self._version = original, original._version
-        self._sources: list[nn.Parameter | None] = [original] * experts
+        self._product, self._parts = product, parts
+        count = product.experts if parts is None else len(parts)
+        self._sources: list[nn.Parameter | None] = [original] * count
         self._parameter = nn.Parameter(original.detach().clone(), requires_grad=False)
 
     def is_for(self, weight: nn.Parameter) -> bool:
@@ -51,12 +56,21 @@ class _Mixture:
 
     @torch.no_grad()
     def of(self, sources: Sequence[nn.Parameter]) -> nn.Parameter:
-        """The parameter with each expert from its source."""
-        for expert, (now, source) in enumerate(zip(self._sources, sources, strict=True)):
+        """The parameter with each expert or part from its source."""
+        for piece, (now, source) in enumerate(zip(self._sources, sources, strict=True)):
             if now is not source:
-                self._parameter[expert].copy_(source[expert])
+                self._copy(piece, source)
         self._sources = list(sources)
         return self._parameter
+
+    def _copy(self, piece: int, source: nn.Parameter) -> None:
+        if self._parts is None:
+            self._parameter[piece].copy_(source[piece])
+            return
+        into, own = (self._product.shaped(weight) for weight in (self._parameter, source))
+        axis = -2 if self._parts[piece].axis == "rows" else -1
+        places = places_of(self._parts, [piece], into.device)
+        into.index_copy_(axis, places, own.index_select(axis, places))
 
     def lose(self, image: nn.Parameter) -> None:
         """Hold this image no longer."""
@@ -79,12 +93,12 @@ class Images:
     def held(self) -> frozenset[Image]:
         return frozenset(self._kept)
 
-    def forget(self, name: str, treatment: Treatment, expert: int | None = None) -> None:
-        """Let go of an image; of an expert's, when no other expert's is wanted."""
+    def forget(self, name: str, treatment: Treatment, piece: int | None = None) -> None:
+        """Let go of an image; of an expert's or a part's, when no other's is wanted."""
         kept = self._kept.get((name, treatment))
         if kept is None:
             return
-        kept.wanted -= kept.wanted if expert is None else {expert}
+        kept.wanted -= kept.wanted if piece is None else {piece}
         if not kept.wanted:
             del self._kept[name, treatment]
             if name in self._mixtures and kept.image is not None:
@@ -95,7 +109,12 @@ class Images:
         self._mixtures.clear()
 
     def of(
-        self, name: str, product: Product, original: nn.Parameter, wanted: Mapping[int, Treatment]
+        self,
+        name: str,
+        product: Product,
+        original: nn.Parameter,
+        wanted: Mapping[int, Treatment],
+        parts: Sequence[Part] | None = None,
     ) -> nn.Parameter:
         """What stands for a weight some of whose experts are treated; all of most products' one.
 
@@ -103,21 +122,24 @@ class Images:
             name: The product's.
             product: It.
             original: What it holds when nothing is treated.
-            wanted: By expert, from 0.
+            wanted: By expert, or part, from 0.
+            parts: All of its parts, if they are treated one by one.
         """
+        count = product.experts if parts is None else len(parts)
         by_treatment: dict[Treatment, list[int]] = {}
         for expert, treatment in wanted.items():
             by_treatment.setdefault(treatment, []).append(expert)
-        if len(by_treatment) == 1 and len(wanted) == product.experts:
-            return self._image(name, product, original, *by_treatment.popitem())
-        sources = [original] * product.experts
+        whole = parts is not None
+        if len(by_treatment) == 1 and len(wanted) == count:
+            return self._image(name, product, original, *by_treatment.popitem(), whole)
+        sources = [original] * count
         for treatment, experts in by_treatment.items():
-            image = self._image(name, product, original, treatment, experts)
+            image = self._image(name, product, original, treatment, experts, whole)
             for expert in experts:
                 sources[expert] = image
         mixture = self._mixtures.get(name)
         if mixture is None or not mixture.is_for(original):
-            mixture = self._mixtures[name] = _Mixture(original, product.experts)
+            mixture = self._mixtures[name] = _Mixture(original, product, parts)
         return mixture.of(sources)
 
     def _image(
@@ -127,13 +149,15 @@ class Images:
         original: nn.Parameter,
         treatment: Treatment,
         experts: Sequence[int],
+        whole: bool,
     ) -> nn.Parameter:
-        """The image of a weight; only these experts of it need be right."""
+        """The image of a weight; only these experts of it need be right, if it is not of parts."""
         kept = self._kept.get((name, treatment))
         if kept is None or not kept.is_for(original):
             kept = _Kept(original, original._version)
         kept.wanted.update(experts)
-        missing = [expert for expert in experts if expert not in kept.made]
+        needed = range(product.experts) if whole else experts
+        missing = [expert for expert in needed if expert not in kept.made]
         if missing:
             self._make(name, product, kept, treatment.format, missing)
             self._kept[name, treatment] = kept
@@ -156,6 +180,14 @@ class Images:
         for expert in missing:
             image[expert].copy_(qdq(weight[expert], fmt, nonfinite=self._flag(name, weight)))
         kept.made.update(missing)
+
+
+def places_of(
+    parts: Sequence[Part], pieces: Sequence[int], device: torch.device
+) -> Int[Tensor, " places"]:
+    """Where some of the parts are."""
+    runs = [torch.arange(*run, device=device) for piece in pieces for run in parts[piece].runs]
+    return torch.cat(runs)
 
 
 def _amax_by_expert(weight: Tensor, fmt: BlockFormat) -> Tensor | None:

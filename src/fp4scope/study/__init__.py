@@ -15,5 +15,6 @@ from fp4scope.study.words import (
     Level,
     Method,
     Operands,
+    Parts,
     Switch,
 )

@@ -34,6 +34,7 @@ from fp4scope.study.words import (
     Level,
     Method,
     Operands,
+    Parts,
     Switch,
 )
 
@@ -99,6 +100,11 @@ class Model(Section):
         Experts.TOGETHER,
         description="experts that lie in one tensor: one linear for all of a block (together), or "
         "each for itself (single), so that patterns can tell them apart",
+    )
+    parts: Parts = Field(
+        Parts.NONE,
+        description="parts of linears, each for itself: q, k and v, gate and up, or q and its gate "
+        "where they are fused (projections), or groups of attention heads (heads)",
     )
     random_weights: Annotated[bool, Option(resolved=True)] = Field(
         False,

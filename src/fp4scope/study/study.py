@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
-from fp4scope.study.words import Experts, Level
+from fp4scope.study.words import Experts, Level, Method, Parts
 
 STUDY_VERSION = 2
 
@@ -104,6 +104,19 @@ class Study(BaseModel):
         """Whether experts in one tensor are switched one by one."""
         swept = any(item.level is Level.EXPERTS for item in self.question.sweep)
         return swept or self.model.experts is Experts.SINGLE
+
+    @model_validator(mode="after")
+    def _parts_alone(self) -> "Study":
+        if self.model.parts is Parts.NONE:
+            return self
+        other = "--experts single" if self.single_experts else ""
+        other = "--method gradient" if Method.GRADIENT in self.run.method else other
+        if other:
+            raise StudyError(
+                f"parts is {self.model.parts.value}, which does not go with {other}; ask for both "
+                "in studies of their own"
+            )
+        return self
 
     def but(self, **options: Any) -> "Study":  # noqa: ANN401
         """The same study with other values for some options."""

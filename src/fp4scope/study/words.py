@@ -111,6 +111,16 @@ class Experts(Choice):
     SINGLE = "single"
 
 
+class Parts(Choice):
+    """What of one linear is switched on its own."""
+
+    NONE = "none"
+    PROJECTIONS = "projections"
+    """What is fused: q, k and v; gate and up; q and its gate."""
+    HEADS = "heads"
+    """Groups of attention heads that share k and v, in q, k, v and o."""
+
+
 class Dataset(Choice):
     """Evaluation texts by name."""
 

@@ -148,10 +148,12 @@ class Memory:
         """What a batch takes inside a block or in the head, whichever is more."""
         size, tokens, sites = self._loaded.dtype.itemsize, self._seq_len, self._loaded.layout.sites
         images = max(p.image_numbers for p in self.passes(shape.groups))
-        # The image of one expert has room for all, and so has what stands in the weight's place.
-        images += 2 * max(
-            sum(s.parameters for s in block if s.expert is not None) for block in sites.blocks
-        )
+        # The image of one expert has room for all, and so has what stands in the weight's place; so
+        # it is with parts, and where they differ the product runs once for each.
+        divided = [
+            [s for s in b if s.expert is not None or s.part is not None] for b in sites.blocks
+        ]
+        images += 2 * max(sum(s.parameters for s in block) for block in divided)
         images *= size
 
         logits = min(tokens, shape.rows + FEWEST_ROWS) * self._loaded.vocab_size
