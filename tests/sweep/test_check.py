@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import BlockStack, adopt
-from fp4scope.operands import Injector
+from fp4scope.operands import Injector, experts
 from fp4scope.sweep import check as check_module
 from fp4scope.sweep import scheduler
 from fp4scope.sweep.check import self_check
@@ -182,6 +182,13 @@ def test_a_router_explains_no_wrong_block(adopted, ids, monkeypatch):
     reason = self_check(adopted("mixtral"), ids).reason
     assert reason is not None
     assert "differs from its own forward" in reason
+
+
+def test_experts_that_run_otherwise_while_they_are_watched_are_refused(adopted, ids, monkeypatch):
+    """What is measured by whole forwards has no other comparison that shows it."""
+    monkeypatch.setattr(experts._Chosen, "between", lambda self, x: 0 * x.chunk(2, dim=-1)[0])
+    with pytest.raises(ModelError, match="compute something else"):
+        self_check(adopted("mixtral"), ids)
 
 
 def test_a_plain_model_passes(toy, long_ids):

@@ -27,6 +27,7 @@ from fp4scope.operands.adapters import After, Before, Input, Product
 
 FEWEST_ROWS = 16
 """A matrix product of fewer rows rounds differently in CPU libraries."""
+_OF_CHOSEN = ("hidden_states", "top_k_index", "top_k_weights")
 _ALIGNED = 16
 """Bytes: what a row's length is a multiple of where CUDA multiplies all experts in one kernel."""
 
@@ -257,7 +258,7 @@ class _Chosen(_Code):
         first, last = self.leaves(module)
         if top_k_weights.shape != top_k_index.shape:  # of all experts, in older versions
             top_k_weights = top_k_weights.gather(1, top_k_index)
-        choice = Choice(top_k_index, top_k_weights, getattr(module, last).shape[0])
+        choice = Choice(top_k_index, top_k_weights, getattr(module, first).shape[0])
         for listen in self.listeners:
             choice = listen(module, choice) or choice
         top_k_index, top_k_weights, _ = choice
@@ -266,8 +267,7 @@ class _Chosen(_Code):
         every = torch.arange(getattr(module, last).shape[0], device=experts.device)
         # Not bincount, which waits for the GPU.
         ends = torch.searchsorted(experts, every, right=True, out_int32=True)
-        x = self.multiply(first, hidden_states[order // chosen], ends, experts)
-        x = self.multiply(last, self.between(x), ends, experts)
+        x = self.computed(hidden_states[order // chosen], ends, experts)
         if getattr(module, "has_post_expert_norm", False):
             x = module.post_expert_norm(x)
         x = x * top_k_weights.flatten()[order, None]
@@ -275,6 +275,29 @@ class _Chosen(_Code):
         back[order] = torch.arange(len(order), device=order.device)
         # A sum in a fixed order: index_add_ has none on a GPU.
         return x[back].view(tokens, chosen, -1).sum(dim=1).to(hidden_states.dtype)
+
+    def computed(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
+        """Rows sorted by expert to what their experts give."""
+        first, last = self.leaves(self.module)
+        x = self.multiply(first, x, ends, experts)
+        return self.multiply(last, self.between(x), ends, experts)
+
+
+class _Spared(_Chosen):
+    """Experts behind those with a second weight give back what they get: LongCat."""
+
+    def computed(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
+        first, last = self.leaves(self.module)
+        rows, spared = int(ends[-1]), len(getattr(self.module, first)) - len(ends)
+        all_ends = torch.cat([ends, ends[-1:].expand(spared)])
+        out = self.between(self.multiply(first, x[:rows], all_ends))
+        return torch.cat([self.multiply(last, out, ends), x[rows:]])
+
+    @classmethod
+    def leaves(cls, module: nn.Module) -> Sequence[str]:
+        leaves = super().leaves(module)
+        few = leaves and len(getattr(module, leaves[0])) > len(getattr(module, leaves[1]))
+        return leaves if few else []
 
 
 class _Everyone(_Code):
@@ -313,6 +336,8 @@ def _code_for(module: nn.Module) -> type[_Code] | None:
     # Without a gate to call, the code between the products might be anything.
     if len(arguments) == 3 and hasattr(module, "_apply_gate"):
         code = _Chosen
+    elif arguments == _OF_CHOSEN and hasattr(module, "act_fn"):
+        code = _Spared
     elif arguments == ("hidden_states",):
         code = _Everyone
     elif arguments == ("inputs", "expert_size"):

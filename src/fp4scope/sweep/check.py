@@ -80,6 +80,8 @@ def self_check(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> SelfC
         if bool(own.isnan().any()):
             # A model that overflows by itself is for the measurement to name, block and linear.
             return check
+        if check.reason is not None:
+            _require_own_experts(loaded, both[0], own[0])
         _require_causal(loaded, both[0], check)
     return check
 
@@ -145,6 +147,22 @@ def _require_repeatable(loaded: LoadedModel, row: Int[Tensor, " tokens"], own: T
             f"{loaded.name} is not deterministic: two forwards of the same window differ by "
             f"{difference:.3g} of its logits; switch off what differs (dropout, random numbers, a "
             "counter or cache that stays between forwards)"
+        )
+
+
+def _require_own_experts(loaded: LoadedModel, row: Int[Tensor, " tokens"], own: Tensor) -> None:
+    """Refuse experts that run otherwise while they are watched: no other comparison shows it.
+
+    Where the model is run block by block this is part of what is compared.
+    """
+    with watched(loaded.products, lambda name, entering: None):
+        difference = _relative(loaded.logits(row, last=_LAST_ROWS), own)
+    routed = any(e.reason == ROUTER for e in loaded.layout.excluded)
+    if difference > (_MOST_REROUTED if routed else allowed_difference(loaded.dtype)):
+        raise ModelError(
+            f"the experts of {loaded.name} ({type(loaded.model).__name__}) compute something else "
+            f"than two products and a gate: run so, logits differ by {difference:.3g} of "
+            "themselves, so this family cannot be measured: please report it"
         )
 
 

@@ -1,0 +1,47 @@
+"""Every family that transformers knows: the table in docs/models.md says what is true of it.
+
+Under another version of transformers than the table's no family may be worse than it says.
+"""
+
+import pytest
+import torch
+import transformers
+
+from families.examined import BLOCKS, UNTRIED, WHOLE, examined, families
+from families.independent import mxfp4
+from families.table import DOCS, rows_in, section, summary, version_of, written
+from fp4scope import fake_quantize
+
+TEXT = DOCS.read_text(encoding="utf-8")
+ROWS = rows_in(TEXT)
+VERSION = version_of(TEXT)
+_WAYS = (BLOCKS, WHOLE)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", families())
+def test_a_family_is_measured_as_the_table_says(family):
+    listed = ROWS.get(family)
+    same = transformers.__version__ == VERSION
+    if not same and listed is None:
+        pytest.skip(f"transformers {VERSION} has no {family}")
+    if listed is not None and listed.measured == UNTRIED:
+        pytest.skip(listed.says)
+    found = examined(family)
+    if same or listed is None:
+        assert found == listed, "run scripts/families"
+    elif found.measured != UNTRIED and listed.measured in _WAYS:
+        assert _WAYS.index(found.measured) <= _WAYS.index(listed.measured), found.says
+        assert found.enough >= listed.enough
+
+
+def test_the_table_is_what_its_rows_give():
+    assert section(TEXT) == written(list(ROWS.values()), VERSION)
+    assert summary(list(ROWS.values()), VERSION) in TEXT
+
+
+def test_the_independent_mxfp4_is_that_of_the_formats():
+    x = torch.randn(64, 80, generator=torch.Generator().manual_seed(0)) ** 3
+    x[0] = torch.linspace(-7, 7, 80).round(decimals=2)
+    x[1, :40] = 0
+    assert torch.equal(mxfp4(x), fake_quantize(x, "mxfp4:floor"))
