@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from fp4scope.errors import UnitError
 from fp4scope.formats import BlockFormat
-from fp4scope.recipes import Recipe, Sites
-from fp4scope.study import ActivationScale, BestGoal, Direction, Level, Operands, Study
+from fp4scope.recipes import Edit, Recipe, Sites
+from fp4scope.study import ActivationScale, BestGoal, Direction, Level, More, Operands, Study
 from fp4scope.treatments import Amax, Setting, Treatment
 
 _K = TypeVar("_K")
@@ -100,6 +100,11 @@ class Contrast:
         """The recipe that no other unit of the family has."""
         sign = -1 if self.family.direction is Direction.KEEP else 1
         return next(recipe for recipe, of in self.terms if of == sign)
+
+    @property
+    def quantized(self) -> Recipe:
+        """The recipe that has more quantized: of what is kept, the all-quantized model."""
+        return next(recipe for recipe, of in self.terms if of == 1)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -223,16 +228,17 @@ def design(study: Study, sites: Sites) -> Design:
     contrasts: list[Contrast] = []
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
+    fixed = _fixed(study, sites)
     for configuration in study.question.configurations:
         setting = setting_of(*configuration, amax)
-        contrasts.append(whole(setting))
+        contrasts.append(whole(setting, fixed))
         if configuration not in study.question.swept:
             continue
         if more and setting.input is not None:  # with weights alone there is no noise to reduce
-            replicas[Recipe(setting)] = more
+            replicas[Recipe(setting, fixed)] = more
         for direction in Direction:
             asked = [unit for unit, directions in units if direction in directions]
-            contrasts += of_units(asked, setting, direction)
+            contrasts += of_units(asked, setting, direction, fixed)
     numerics = study.numerics
     jitter = 1 if numerics.jitter == "auto" else numerics.jitter
     controls = range(1, max(numerics.replicas - 1, jitter) + 1)
@@ -257,26 +263,59 @@ def _replicas(
     blocks = len(sites.blocks)
     sweep = blocks
     for unit, directions in units:
-        earliest = min(sites.by_name[name].block for name in unit.sites)
+        earliest = min(map(sites.blocks_before, unit.sites))
         sweep += (blocks - earliest) * len(directions)
     found = round(REPLICAS_COST * sweep * first / blocks)
     return range(first, first + min(max(1, found), MOST_REPLICAS))
 
 
-def whole(setting: Setting) -> Contrast:
-    """What quantizing all sites costs."""
-    return Contrast(((Recipe(setting), 1), (NOTHING, -1)), None, Family("model", setting, None))
+def _fixed(study: Study, sites: Sites) -> tuple[Edit, ...]:
+    """Sites whose format is their own, whatever the linears have, and what is done to them.
+
+    Of what attention multiplies every operand is a site, and is treated as an input.
+    """
+    amax = _AMAX[study.numerics.activation_scale]
+    formats = {More.KV_CACHE: study.question.kv_cache, More.ATTENTION: study.question.attention}
+    edits: list[Edit] = []
+    for more, fmt in formats.items():
+        names = frozenset(
+            site.name
+            for site in sites
+            if not site.is_linear and site.projection.partition(".")[0] == more.value
+        )
+        if fmt is not None and names:
+            window = fmt.uses_tensor_amax and amax is Amax.WINDOW
+            edits.append(
+                (names, Setting(input=Treatment(fmt, amax if window else Amax.CALIBRATED)))
+            )
+    return tuple(edits)
 
 
-def of_units(units: Iterable[Unit], setting: Setting, direction: Direction) -> list[Contrast]:
-    """What quantizing each unit costs, in one direction."""
+def whole(setting: Setting, fixed: tuple[Edit, ...] = ()) -> Contrast:
+    """What quantizing all sites costs; some have a setting of their own."""
+    family = Family("model", setting, None)
+    return Contrast(((Recipe(setting, fixed), 1), (NOTHING, -1)), None, family)
+
+
+def of_units(
+    units: Iterable[Unit],
+    setting: Setting,
+    direction: Direction,
+    fixed: tuple[Edit, ...] = (),
+) -> list[Contrast]:
+    """What quantizing each unit costs, in one direction; some sites have a setting of their own."""
     # What they share is made once: a model of many experts has tens of thousands of units.
     family = cache(lambda level: Family(level, setting, direction))
-    quantized, nothing = (Recipe(setting), 1), (NOTHING, -1)
+    quantized, nothing = (Recipe(setting, fixed), 1), (NOTHING, -1)
     if direction is Direction.KEEP:
-        kept = ((unit, Recipe(setting, ((unit.sites, None),))) for unit in units)
+        kept = ((unit, Recipe(setting, (*fixed, (unit.sites, None)))) for unit in units)
         return [Contrast((quantized, (own, -1)), unit, family(unit.level)) for unit, own in kept]
-    only = ((unit, Recipe(None, ((unit.sites, setting),))) for unit in units)
+
+    def alone(unit: Unit) -> Recipe:
+        own = ((names & unit.sites, other) for names, other in fixed)
+        return Recipe(None, ((unit.sites, setting), *own))
+
+    only = ((unit, alone(unit)) for unit in units)
     return [Contrast(((own, 1), nothing), unit, family(unit.level)) for unit, own in only]
 
 
@@ -318,15 +357,21 @@ def _experts(sites: Sites) -> dict[tuple[int, str], frozenset[str]]:
     Raises:
         UnitError: The model has none.
     """
-    single = [s for s in sites if s.expert is not None or "*" in s.projection]
+    single = [
+        (block, site)
+        for block, members in enumerate(sites.blocks)
+        for site in members
+        if site.expert is not None or "*" in site.projection
+    ]
     if not single:
         raise UnitError("sweep: experts, but the model has no routed experts that are quantized")
-    return _grouped(((s.block, s.path.rpartition(".")[0]), s.name) for s in single)
+    return _grouped(((block, s.path.rpartition(".")[0]), s.name) for block, s in single)
 
 
 def _layers(sites: Sites) -> Iterator[Unit]:
     """One projection in one block each, projection by projection."""
-    layers = _grouped(((s.projection, s.block), s.name) for s in sites)
+    inside = ((block, site) for block, members in enumerate(sites.blocks) for site in members)
+    layers = _grouped(((s.projection, block), s.name) for block, s in inside)
     order = {projection: place for place, projection in enumerate(sites.projections)}
     for projection, block in sorted(layers, key=lambda layer: (order[layer[0]], layer[1])):
         yield Unit("layers", projection, block, layers[projection, block])

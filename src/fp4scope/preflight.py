@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fp4scope.errors import DataError, ModelError, StudyError
 from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
-from fp4scope.study import Study
+from fp4scope.study import ActivationScale, Method, Study
 
 _TIMEOUT_S = 10.0
 _PAUSE_S = 1.0
@@ -33,7 +33,7 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
 
     Raises:
         ModelError: The model is not there, or is no model.
-        StudyError: A revision of a local model.
+        StudyError: A revision of a local model, or options that do not go together.
         DataError: A text is not there, not a file, or too large for the memory.
         OutputError: The folder cannot be written to.
     """
@@ -43,12 +43,37 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
     ):
         if path is not None:
             check_text(path, name)
+    _require_calibrated_head(study)
+    _require_weights(study)
     if not in_memory:
         check_name(study.model.name, study.model.revision)
     if out is not None:
         writable_folder(out)
     if not in_memory and not os.path.exists(os.path.expanduser(study.model.name)):
         _require_on_hub(study.model.name, study.model.revision)
+
+
+def _require_weights(study: Study) -> None:
+    """Refuse gradients of what has no weight."""
+    question = study.question
+    for option, fmt in (("--kv-cache", question.kv_cache), ("--attention", question.attention)):
+        if fmt is not None and Method.GRADIENT in study.run.method:
+            raise StudyError(
+                f"method is gradient, which estimates products with a weight only, but {option} "
+                f"quantizes what has none; use --method exact, or leave {option} out"
+            )
+
+
+def _require_calibrated_head(study: Study) -> None:
+    """Refuse an amax that the head would not see: it gets a window's rows a few at a time."""
+    if not study.model.lm_head or study.numerics.activation_scale is not ActivationScale.DYNAMIC:
+        return
+    for fmt, operands in study.question.configurations:
+        if operands.activations and fmt.uses_tensor_amax:
+            raise StudyError(
+                f"activation_scale is dynamic, but the head never sees a whole window, whose amax "
+                f"{fmt.name} then needs; use --activation-scale calibrated, or leave --lm-head out"
+            )
 
 
 def check_text(path: str | Path, what: str = "text") -> None:

@@ -125,9 +125,9 @@ class Site:
 
     Attributes:
         name: Full module name, such as `model.layers.3.mlp.up_proj`: what ignore lists take.
-        block: Number of its block, from 0.
+        block: Number of its block, from 0; None of what is behind them all.
         projection: Its projection: what it is in every block, as `models.projections` names it.
-        rows: Outputs of its weight.
+        rows: Outputs of its weight; 0 of what has none, as keys in a cache.
         cols: Inputs: the axis along which blocks of a format run.
         experts: How many experts have such a weight in it; 1 for any other.
         expert: Of a single expert whose weight lies in one tensor with others: its number there.
@@ -135,7 +135,7 @@ class Site:
     """
 
     name: str
-    block: int
+    block: int | None
     projection: str
     rows: int
     cols: int
@@ -157,6 +157,11 @@ class Site:
         return self.name.partition(f".{self.block}.")[2] or self.name
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it has a weight."""
+        return self.rows > 0
+
+    @property
     def parameters(self) -> int:
         """Numbers in its weight."""
         return self.experts * self.rows * self.cols
@@ -168,6 +173,11 @@ class Sites(Sequence[Site]):
     Args:
         sites: All of them, blocks in order.
         blocks: How many blocks the model has; one may have no site.
+
+    Attributes:
+        by_name: All of them.
+        blocks: Those of each block.
+        behind: Those behind the blocks.
     """
 
     def __init__(self, sites: Iterable[Site], blocks: int) -> None:
@@ -175,8 +185,10 @@ class Sites(Sequence[Site]):
         self.by_name = {site.name: site for site in self._sites}
         by_block: list[list[Site]] = [[] for _ in range(blocks)]
         for site in self._sites:
-            by_block[site.block].append(site)
+            if site.block is not None:
+                by_block[site.block].append(site)
         self.blocks = tuple(map(tuple, by_block))
+        self.behind = tuple(site for site in self._sites if site.block is None)
 
     def __len__(self) -> int:
         return len(self._sites)
@@ -186,6 +198,11 @@ class Sites(Sequence[Site]):
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sites)
+
+    def blocks_before(self, name: str) -> int:
+        """How many blocks run before a site's own, or before it."""
+        block = self.by_name[name].block
+        return len(self.blocks) if block is None else block
 
     @cached_property
     def projections(self) -> tuple[str, ...]:

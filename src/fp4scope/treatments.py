@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from fp4scope.errors import StudyError, nearest
-from fp4scope.formats import BlockFormat, get_format
+from fp4scope.formats import BlockFormat, get_cache_format
 
 FULL_PRECISION_BITS = 16.0
 
@@ -83,7 +83,7 @@ class Treatment:
             {'format': 'nvfp4', 'amax': 'window'}
         """
         if isinstance(data, str):
-            return cls(get_format(data))
+            return cls(get_cache_format(data))
         found = _mapping(data, {"format", "amax"}, "a treatment", "nvfp4")
         if not isinstance(found.get("format"), str):
             raise StudyError(f"treatment {data!r} names no format; write it as `format: nvfp4`")
@@ -91,7 +91,7 @@ class Treatment:
         known = [member.value for member in Amax]
         if amax not in known:
             raise StudyError(f"amax: unknown {amax!r}; {nearest(str(amax), known)}")
-        return cls(get_format(found["format"]), Amax(amax))
+        return cls(get_cache_format(found["format"]), Amax(amax))
 
 
 @dataclass(frozen=True)

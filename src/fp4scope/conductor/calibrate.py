@@ -53,7 +53,7 @@ def _observe(
             yield
         tell(Progress(phase, total, total, f"{total} windows"))
 
-    return observe_inputs(loaded.model, loaded.layout.linears, forwards())
+    return observe_inputs(loaded.model, loaded.layout.inputs, forwards())
 
 
 def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> dict[str, Any]:
@@ -69,10 +69,9 @@ def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> di
             )
     for name, statistics in observed.items():
         if statistics.nonfinite:
-            layer = loaded.layout.layer_of[name]
             raise NonFiniteError(
-                f"in the unquantized model {statistics.nonfinite} inputs of {name} (block "
-                f"{layer.block}, projection {layer.projection}) are NaN or Inf in {loaded.dtype}; "
+                f"in the unquantized model {statistics.nonfinite} inputs of "
+                f"{loaded.layout.described(name)} are NaN or Inf in {loaded.dtype}; "
                 f"{nonfinite_cause(loaded.model)}"
             )
     shared, by_expert = amaxes(loaded.layout, observed)
@@ -91,9 +90,13 @@ def amaxes(
     All experts of a layer have one, the largest, as engines do. One that few tokens reached has it
     also where each has its own: what it was not shown may be larger.
     """
-    shared: dict[str, float] = {}
+    shared = {site.name: observed[site.name].max for site in layout.sites.behind}
+    alone = {site.name for site in layout.sites if not site.is_linear}
     by_expert: dict[str, list[float]] = {}
     for names in layout.layers.values():
+        if names[0] in alone:
+            shared |= {name: observed[name].max for name in names}  # keys and values apart
+            continue
         largest = max(observed[name].max for name in names)
         shared |= dict.fromkeys(names, largest)
         for name in names:
@@ -144,7 +147,7 @@ def require_inputs(note: Any, loaded: LoadedModel, path: Path) -> None:  # noqa:
         raise OutputError(f"{advice} ({problem}); move it away to start again") from None
     layers = [(layer.block, layer.projection) for layer in found["layers"]]
     known = [(layer.block, layer.projection) for layer in loaded.layout.layers]
-    if found["amax"].keys() != set(loaded.layout.linears) or layers != known:
+    if found["amax"].keys() != set(loaded.layout.inputs) or layers != known:
         raise OutputError(f"{advice} (its linears are others); move it away to start again")
 
 

@@ -113,6 +113,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         exclude=study.model.exclude,
         single=study.single_experts,
         random_weights=study.model.random_weights,
+        more=study.more_sites,
     )
     say(tell, *_loading_notes(loaded))
     return loaded
@@ -148,13 +149,19 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
     Raises:
         ModelError: Too little is left, and the study does not allow that.
     """
-    silent = never_run(loaded.model, loaded.layout.linears, lambda: loaded.logits(ids, last=1))
+    silent = never_run(loaded.model, loaded.layout.inputs, lambda: loaded.logits(ids, last=1))
     # An expert that no token chose is not silent: others of its layer run.
     layers = [names for names in loaded.layout.layers.values() if silent.issuperset(names)]
     if not layers:
         return loaded
     never = {name for names in layers for name in names}
-    layout = find_layout(loaded.model, study.model.exclude, never, single=study.single_experts)
+    layout = find_layout(
+        loaded.model,
+        study.model.exclude,
+        never,
+        single=study.single_experts,
+        more=study.more_sites,
+    )
     if not study.run.allow_partial:
         require_coverage(layout)
     return replace(loaded, layout=layout)
@@ -197,7 +204,9 @@ def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
     blocks = {fmt.block_size for fmt, _ in study.question.configurations}
     # A part of the inputs is cut out of the image of all.
-    widths = Counter(loaded.products[site.product].cols for site in loaded.layout.sites)
+    widths = Counter(
+        loaded.products[site.product].cols for site in loaded.layout.sites if site.is_linear
+    )
     return {w: count for w, count in widths.items() if any(w % block for block in blocks)}
 
 

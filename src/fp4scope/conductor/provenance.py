@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 
 from fp4scope.conductor.prepare import say
 from fp4scope.data import WindowSet
+from fp4scope.design import Contrast
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, config_value
+from fp4scope.recipes import Sites
 from fp4scope.sweep import NUMERICS_VERSION, Listener
 
 
@@ -47,6 +50,23 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
         "attention": config_value(loaded.config, "_attn_implementation"),
         "warnings": list(loaded.warnings),
     }
+
+
+def also_quantized(sites: Sites, contrasts: Sequence[Contrast]) -> list[str]:
+    """What is quantized beside the linears of the blocks, and how."""
+    found = [
+        f"the head, {site.name} ({site.rows} x {site.cols}), as the linears are"
+        for site in sites.behind
+    ]
+    for projection in dict.fromkeys(site.projection for site in sites if not site.is_linear):
+        own = [site for site in sites if site.projection == projection]
+        blocks = len({site.block for site in own})
+        what = " and ".join(dict.fromkeys(site.name.rpartition(".")[2] for site in own))
+        settings = {contrast.quantized.at(own[0].name) for contrast in contrasts}
+        inputs = [s.input for s in settings if s is not None and s.input is not None]
+        formats = " or ".join(sorted({treatment.format.name for treatment in inputs}))
+        found.append(f"{projection} ({what} of {blocks} blocks) in {formats}")
+    return found
 
 
 def describe_windows(windows: WindowSet) -> dict[str, Any]:

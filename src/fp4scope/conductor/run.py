@@ -29,6 +29,7 @@ from fp4scope.conductor.prepare import (
     without_silent,
 )
 from fp4scope.conductor.provenance import (
+    also_quantized,
     describe_model,
     describe_windows,
     environment_of,
@@ -111,6 +112,7 @@ def diagnose(
             allow_partial=study.run.allow_partial,
             exclude=study.model.exclude,
             single=study.single_experts,
+            more=study.more_sites,
         )
         return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
 
@@ -258,6 +260,9 @@ class _Findings:
             protocol={
                 "activation_scale": self.study.numerics.activation_scale.value,
                 "identity": prepared.identity,
+                "also_quantized": also_quantized(
+                    prepared.loaded.layout.sites, prepared.design.contrasts
+                ),
                 "sessions": notes["sessions"],
                 "shapes": self.log.shapes,
                 "stopping": self.stopping.to_json(self.log, len(prepared.windows)),

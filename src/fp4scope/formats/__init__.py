@@ -5,4 +5,11 @@ kernels against. The rules themselves are explained in `spec`.
 """
 
 # pyright: reportUnusedImport=false
-from fp4scope.formats.spec import FORMATS, BlockFormat, ScaleRule, get_format
+from fp4scope.formats.spec import (
+    CACHE_FORMATS,
+    FORMATS,
+    BlockFormat,
+    ScaleRule,
+    get_cache_format,
+    get_format,
+)

@@ -70,6 +70,10 @@ def block_scale(amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction) -> Frac
     """
     if amax == 0:
         return Fraction(0)
+    if fmt.rule is ScaleRule.ONE:
+        return Fraction(1)
+    if fmt.rule is ScaleRule.AMAX:
+        return tensor_scale(tensor_amax, fmt)
     if fmt.uses_tensor_amax:
         g = tensor_scale(tensor_amax, fmt)
         return f32(_stored_scale(amax, fmt, g, Fraction(1)) * g)

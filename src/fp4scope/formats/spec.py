@@ -99,6 +99,14 @@ class ScaleRule(Enum):
         "g * s, s = E4M3(a / (6 g)) or E4M3(a / (4 g)), g = A / (256 * 6)",
         "Four Over Six (arXiv 2512.02010): for each block the one with the smaller squared error.",
     )
+    ONE = (
+        "1",
+        "vLLM's and SGLang's FP8 cache of keys and values where no scale was calibrated.",
+    )
+    AMAX = (
+        "A / max",
+        "llm-compressor's and ModelOpt's static scales of an FP8 cache of keys and values.",
+    )
 
     @property
     def label(self) -> str:
@@ -135,13 +143,15 @@ class BlockFormat:
     @property
     def uses_tensor_amax(self) -> bool:
         """Whether the scale needs the amax of the whole tensor, calibrated or measured."""
-        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX)
+        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX, ScaleRule.AMAX)
 
     @property
     def tensor_divisor(self) -> float:
         """What the tensor's amax is divided by to give its scale: the largest block scale that it
         may get, times the largest element.
         """
+        if self.rule is ScaleRule.AMAX:
+            return self.element.max
         # Four over six leaves room for a scale 1.5 times as large.
         largest = 256.0 if self.rule is ScaleRule.FOUR_OVER_SIX else E4M3.max
         return largest * self.element.max
@@ -195,11 +205,21 @@ _ALL = (
     _mx("mxint8", INT8, ScaleRule.FLOOR),
 )
 
+
+def _fp8(name: str, rule: ScaleRule) -> BlockFormat:
+    return BlockFormat(name=name, element=E4M3, block_size=1, scale="FP32", scale_bits=0, rule=rule)
+
+
 FORMATS: dict[str, BlockFormat] = {f.name: f for f in _ALL}
+"""What anything can be quantized to."""
+CACHE_FORMATS: dict[str, BlockFormat] = {
+    f.name: f for f in (_fp8("fp8", ScaleRule.ONE), _fp8("fp8:calibrated", ScaleRule.AMAX))
+}
+"""With one scale for a whole tensor: what else keys, values and probabilities can be."""
 # The rule of the MX specification, where a name leaves it open.
 ALIASES: dict[str, str] = {
     name.removesuffix(":floor"): name for name in FORMATS if name.endswith(":floor")
-}
+} | {"mxfp8": "mxfp8:e4m3:floor"}
 
 
 def get_format(name: object) -> BlockFormat:
@@ -216,6 +236,25 @@ def get_format(name: object) -> BlockFormat:
     """
     key = str(name).strip().lower()
     key = ALIASES.get(key, key)
+    if key in CACHE_FORMATS:
+        raise FormatError(
+            f"{key} has one scale for a whole tensor; it is for --kv-cache and --attention only"
+        )
     if key not in FORMATS:
         raise FormatError(f"unknown format {shown(name)}; {nearest(key, FORMATS)}")
     return FORMATS[key]
+
+
+def get_cache_format(name: object) -> BlockFormat:
+    """The format called `name` of keys, values and probabilities: also one of `CACHE_FORMATS`.
+
+    Raises:
+        FormatError: There is no such format; the message names the closest.
+    """
+    key = str(name).strip().lower()
+    if key in CACHE_FORMATS:
+        return CACHE_FORMATS[key]
+    if ALIASES.get(key, key) not in FORMATS:
+        known = FORMATS | CACHE_FORMATS
+        raise FormatError(f"unknown format {shown(name)}; {nearest(key, known)}")
+    return get_format(key)

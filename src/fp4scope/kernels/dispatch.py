@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fp4scope.errors import FormatError, nearest
-from fp4scope.formats import BlockFormat
+from fp4scope.formats import BlockFormat, ScaleRule
 from fp4scope.kernels import eager
+from fp4scope.kernels.whole import cast
 
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
@@ -92,6 +93,8 @@ def qdq(
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
+    if fmt.rule in (ScaleRule.ONE, ScaleRule.AMAX):
+        return cast(x, fmt, _amaxes(x, amax) if fmt.uses_tensor_amax else None, nonfinite, out)
     cols = x.shape[-1] if x.ndim else 1
     rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
     name = backend(x.device)

@@ -66,7 +66,7 @@ def require_consistent(results: Results) -> None:
     if len(set(layers)) < len(layers):
         raise ValueError("activations: a layer comes twice")
     blocks = results.model.get("blocks")
-    found = [a.block for a in results.activations] + [site.block for site in results.sites]
+    found = [a.block for a in results.activations] + [site.block or 0 for site in results.sites]
     found += [c.unit.block or 0 for c in results.contrasts if c.unit is not None]
     if blocks is not None and max(found, default=0) >= blocks:
         raise ValueError(f"there is a block {max(found)}, but model.blocks is {blocks}")

@@ -177,7 +177,7 @@ def _sites(data: ResultsFields) -> Sites:
     sites = [Site(**dict(zip(names, row, strict=False))) for row in data["sites"]]  # type: ignore
     if len({site.name for site in sites}) < len(sites):
         raise ValueError("sites: a name comes twice")
-    most = max((site.block for site in sites), default=-1) + 1
+    most = max((site.block for site in sites if site.block is not None), default=-1) + 1
     return Sites(sites, max(most, data["model"].get("blocks", 0)))
 
 

@@ -44,15 +44,15 @@ STRICT = with_config(ConfigDict(strict=True, extra="forbid"))
 
 Treated = Annotated[Setting, PlainValidator(Setting.from_json)]
 SiteRow = (
-    tuple[Name, Block, Name, Count, Count]
+    tuple[Name, Block | None, Name, Count, Count]
     | tuple[Name, Block, Name, Count, Count, Positive]
     | tuple[Name, Block, Name, Count, Count, Positive, Count]
     | tuple[Name, Block, Name, Count, Count, Positive, None, Name]
 )
 """Name, block, projection, rows and columns: those of 0.1 are 0, for they were not kept.
 
-Of experts in one tensor also how many there are; of a single one of them 1, and its number. Of a
-part of a product its name, behind no number.
+What is behind the blocks has no block. Of experts in one tensor also how many there are; of a
+single one of them 1, and its number. Of a part of a product its name, behind no number.
 """
 
 
@@ -268,6 +268,7 @@ class Session(TypedDict, total=False):
 class ProtocolSection(TypedDict, total=False):
     activation_scale: Literal["calibrated", "by-expert", "dynamic"]
     identity: Options
+    also_quantized: list[Text]
     sessions: list[Session]
     shapes: list[ShapeFields]
     stopping: Stopping | None

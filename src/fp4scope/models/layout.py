@@ -17,12 +17,15 @@ from typing import NamedTuple
 from torch import nn
 
 from fp4scope.errors import ModelError, UnitError, nearest
+from fp4scope.kinds import ATTENTION
+from fp4scope.models.beside import beside
 from fp4scope.models.config import config_size, text_config
 from fp4scope.models.exclude import NOTHING, Excluded, reason_for
 from fp4scope.models.projections import Place, Places, layer_types, names, several
 from fp4scope.models.text import block_stack
-from fp4scope.operands import Product, products
+from fp4scope.operands import Operand, Product, products
 from fp4scope.recipes import Part, Site, Sites, expert_name, matches
+from fp4scope.study import More
 
 ROUTER = "router"
 NEVER_RUNS = "never runs as a module, so its input cannot be quantized"
@@ -73,19 +76,33 @@ class Layout:
     @property
     def linears(self) -> tuple[str, ...]:
         """Full names of what holds the sites' weights: the sites, but for single experts."""
+        return tuple(dict.fromkeys(site.product for site in self.sites if site.is_linear))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Full names of all whose values on their way are quantized: linears, and what attention
+        multiplies.
+        """
         return tuple(dict.fromkeys(site.product for site in self.sites))
 
     @cached_property
     def layers(self) -> dict[Layer, tuple[str, ...]]:
         """The linears of every layer by their full module names."""
         found: defaultdict[Layer, dict[str, None]] = defaultdict(dict)
-        for site in self.sites:
-            found[Layer(site.block, site.projection)][site.product] = None
+        for block, members in enumerate(self.sites.blocks):
+            for site in members:
+                found[Layer(block, site.projection)][site.product] = None
         return {layer: tuple(names) for layer, names in found.items()}
 
     @property
     def layer_of(self) -> dict[str, Layer]:
         return {name: layer for layer, names in self.layers.items() for name in names}
+
+    def described(self, name: str) -> str:
+        """A linear as messages call it, with its layer."""
+        if (layer := self.layer_of.get(name)) is None:
+            return name
+        return f"{name} (block {layer.block}, projection {layer.projection})"
 
 
 class _Found(NamedTuple):
@@ -94,10 +111,11 @@ class _Found(NamedTuple):
     name: str
     holder: str
     """Where its weight is: itself, but for one of several experts in a tensor."""
-    block: int
+    block: int | None
     place: Place
-    weight: nn.Parameter
-    product: Product | None
+    weight: nn.Parameter | None
+    """None of what attention multiplies."""
+    product: Operand | None
     expert: int | None = None
     part: Part | None = None
     projection: str = ""
@@ -107,6 +125,8 @@ class _Found(NamedTuple):
     @property
     def size(self) -> int:
         """Numbers in its weight."""
+        if self.weight is None:
+            return 0
         if self.part is not None and self.product is not None:
             every = getattr(self.product, self.part.axis)
             return self.weight.numel() // every * self.part.size
@@ -121,6 +141,7 @@ def find_layout(
     *,
     single: bool = False,
     parts: Mapping[str, Sequence[Part]] | None = None,
+    more: Collection[More] = (),
 ) -> Layout:
     """The blocks and layers of `model`.
 
@@ -130,39 +151,44 @@ def find_layout(
         silent: Linears that are known never to run as modules.
         single: Experts in one tensor are a site each, not one together.
         parts: Of linears whose parts are a site each: all of them, by the linear's name.
+        more: What is quantized beside the linears of the blocks.
 
     Raises:
-        ModelError: There is no stack of blocks, or its weights are quantized already.
+        ModelError: There is no stack of blocks, its weights are quantized already, or some of
+            `more` is not there.
         UnitError: A pattern matches nothing, or nothing is left to quantize.
     """
     path, stack = block_stack(model)
     found = _divided(_found(model, path, stack, single), parts or {})
+    found += _beside(model, path, stack, more)
+    found.sort(key=lambda each: len(stack) if each.block is None else each.block)
     _require_matches(exclude, model, found)
     found = _explained(found, exclude, silent)
     _require_own_weights(found)
 
-    layers: dict[Layer, list[Site]] = defaultdict(list)
+    layers: dict[tuple[int | None, str], list[Site]] = defaultdict(list)
     apart: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for each in found:
         if each.reason is not None or each.product is None:
             apart[each.projection, each.reason or ROUTER].append(each)
             continue
-        layers[Layer(each.block, each.projection)].append(_site(each, each.product))
+        layers[each.block, each.projection].append(_site(each, each.product))
     if not layers:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
-    total, missed = _missed(stack, {id(each.weight) for each in found})
+    total, missed = _missed(stack, {id(each.weight) for each in found if each.weight is not None})
+    inside = [each for each in found if each.block is not None]
     return Layout(
         blocks_path=path,
         sites=Sites((site for members in layers.values() for site in members), len(stack)),
-        coverage=sum(each.size for each in found if each.reason is None) / total,
+        coverage=sum(each.size for each in inside if each.reason is None) / total,
         missed=missed,
         excluded=tuple(
             Excluded(
                 projection,
                 tuple(each.name for each in members),
                 reason,
-                sum(each.size for each in members) / total,
+                sum(each.size for each in members if each.block is not None) / total,
             )
             for (projection, reason), members in apart.items()
         ),
@@ -172,13 +198,13 @@ def find_layout(
     )
 
 
-def _site(found: _Found, product: Product) -> Site:
+def _site(found: _Found, product: Operand) -> Site:
     part = found.part
     return Site(
         name=found.name,
         block=found.block,
         projection=found.projection,
-        rows=part.size if part and part.axis == "rows" else product.rows,
+        rows=part.size if part and part.axis == "rows" else _rows(product),
         cols=part.size if part and part.axis == "cols" else product.cols,
         experts=product.experts if found.expert is None else 1,
         expert=found.expert,
@@ -186,10 +212,14 @@ def _site(found: _Found, product: Product) -> Site:
     )
 
 
+def _rows(operand: Operand) -> int:
+    return operand.rows if isinstance(operand, Product) else 0
+
+
 def _layer_types(model: nn.Module, found: Sequence[_Found], blocks: int) -> tuple[str, ...]:
     kinds: list[set[str]] = [set() for _ in range(blocks)]
     for each in found:
-        if each.place.kind is not None:
+        if each.place.kind is not None and each.block is not None:
             kinds[each.block].add(each.place.kind)
     return layer_types(text_config(getattr(model, "config", None)), kinds)
 
@@ -233,6 +263,18 @@ def _divided(found: Sequence[_Found], parts: Mapping[str, Sequence[Part]]) -> li
     ]
 
 
+def _beside(
+    model: nn.Module, path: str, stack: nn.ModuleList, more: Collection[More]
+) -> list[_Found]:
+    """What may be a site beside the linears of the blocks."""
+    found: list[_Found] = []
+    for name, block, projection, operand in beside(model, path, stack, more):
+        weight = operand.parameter if isinstance(operand, Product) else None
+        place = Place(name, (), None if block is None else ATTENTION)
+        found.append(_Found(name, name, block, place, weight, operand, projection=projection))
+    return found
+
+
 def _explained(
     found: Sequence[_Found], exclude: Sequence[str], silent: Collection[str]
 ) -> list[_Found]:
@@ -269,6 +311,8 @@ def _require_own_weights(found: Sequence[_Found]) -> None:
     owner: dict[int, str] = {}
     weights = {each.holder: each.weight for each in found if each.reason is None}
     for name, weight in weights.items():
+        if weight is None:
+            continue
         # A scaled FP8 weight is floating point too, but without its scale it says nothing.
         if not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise ModelError(

@@ -5,7 +5,7 @@ A name is a GGUF file, a local folder, or else a hub id. Nothing that a model br
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from fp4scope.models.loaded import LoadedModel, fingerprint_of
 from fp4scope.models.names import resolve
 from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
 from fp4scope.models.text import text_model, towers
-from fp4scope.operands import products, watched
+from fp4scope.operands import products, shared_caches, watched
 from fp4scope.preflight import check_name
+from fp4scope.study import More
 
 # Activations of these families leave FP16's range (65504); known from their authors' own notes
 # and from the checkpoints being published in BF16 only.
@@ -49,6 +50,7 @@ def load_model(
     exclude: Sequence[str] = (),
     single: bool = False,
     random_weights: bool = False,
+    more: Collection[More] = (),
 ) -> LoadedModel:
     """The model called `name`, on `device`, ready to be measured.
 
@@ -66,6 +68,7 @@ def load_model(
         exclude: Patterns of linears that stay in full precision, beside the defaults.
         single: Experts in one tensor are a site each, not one together.
         random_weights: Weights are drawn; of the checkpoint only its configuration is read.
+        more: What is quantized beside the linears of the blocks.
 
     Raises:
         ModelError: Not a model, one that cannot be reached, or one that cannot be diagnosed.
@@ -82,6 +85,8 @@ def load_model(
         checks.require_decoder(config, name)
         if not trust_remote_code:
             checkpoint.require_own_kernels(name, config)
+        if More.ATTENTION in more:
+            config._attn_implementation = "eager"
         quantizer = _json_beside(source, "hf_quant_config.json", revision)
         declared = declaration(name, config, quantizer)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
@@ -117,6 +122,7 @@ def load_model(
         offload=offload,
         exclude=exclude,
         single=single,
+        more=more,
     )
     notes = [
         NOTE if random_weights else None,
@@ -140,6 +146,7 @@ def adopt(
     offload: str = "no",
     exclude: Sequence[str] = (),
     single: bool = False,
+    more: Collection[More] = (),
 ) -> LoadedModel:
     """A model that is in memory already, checked and described like a loaded one.
 
@@ -153,6 +160,7 @@ def adopt(
         offload: As for `load_model`; `yes` and `auto` need a device.
         exclude: As for `load_model`.
         single: As for `load_model`.
+        more: As for `load_model`.
 
     Raises:
         ModelError: It is no model, it has no blocks, or too little of them can be quantized.
@@ -166,13 +174,15 @@ def adopt(
     checks.require_data(model, name)
     beside = towers(model)
     model = text_model(model).eval().requires_grad_(False)
-    layout = find_layout(model, exclude, single=single)
+    layout = find_layout(model, exclude, single=single, more=more)
     checks.require_plain(model, layout, name)
     offloaded = None
     if device is not None:
         offloaded = placed(model, layout, device, offload)
     try:
         copies = _run_shortly(model)
+        if More.KV_CACHE in more:
+            _require_own_caches(model, name)
     except Fp4ScopeError:
         raise
     except Exception as error:
@@ -277,12 +287,26 @@ def _require_all_read(name: str, info: dict[str, Any], known: set[str]) -> None:
     checkpoint.require_no_scales(name, info["unexpected_keys"], known)
 
 
+def _few_tokens(model: PreTrainedModel) -> torch.Tensor:
+    vocab = config_size(text_config(model.config), "vocab_size", 8)
+    return torch.arange(8, device=next(model.parameters()).device) % vocab
+
+
+@torch.no_grad()
+def _require_own_caches(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model some of whose blocks attend to what another block has cached."""
+    ids = _few_tokens(model)
+    for first, other in shared_caches(model, lambda: model(ids[None], use_cache=False)):
+        raise ModelError(
+            f"{other} of {name} attends to the keys and values of {first}, so that quantizing them "
+            "in one block changes another; leave --kv-cache out"
+        )
+
+
 @torch.no_grad()
 def _run_shortly(model: PreTrainedModel) -> int:
     """A forward of a few tokens, for what it may raise; how many rows one is to experts."""
-    device = next(model.parameters()).device
-    vocab = config_size(text_config(model.config), "vocab_size", 8)
-    ids = torch.arange(8, device=device) % vocab
+    ids = _few_tokens(model)
     rows = [len(ids)]
     of_experts = {name: product for name, product in products(model) if product.experts > 1}
     with watched(of_experts, lambda _, entering: rows.append(len(entering.x))):

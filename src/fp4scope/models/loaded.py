@@ -123,11 +123,16 @@ class LoadedModel:
         """What can be quantized, by name."""
         return {name: product_at(self.model, name) for name in self.layout.linears}
 
+    @cached_property
+    def block_products(self) -> tuple[Product, ...]:
+        """Those of the blocks."""
+        behind = {site.name for site in self.layout.sites.behind}
+        return tuple(product for name, product in self.products.items() if name not in behind)
+
     @property
     def active(self) -> int:
-        """Numbers in all weights that a token meets: of experts, those that it goes to."""
-        products = self.products.values()
-        return sum(p.rows * p.cols * min(p.experts, self.copies) for p in products)
+        """Numbers in all weights of blocks that a token meets: of experts, those it goes to."""
+        return sum(p.rows * p.cols * min(p.experts, self.copies) for p in self.block_products)
 
     @property
     def tokenizer_sha256(self) -> str | None:

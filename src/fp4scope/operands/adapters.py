@@ -8,6 +8,7 @@ watcher sees the input and the output of every call of the product, whatever cal
 above knows modules, hooks or transpositions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -54,15 +55,33 @@ After = Callable[[str, Input, Tensor], Tensor | None]
 """Name, what entered and what leaves, to what leaves in its place; None changes nothing."""
 
 
-class Product:
+class Operand(ABC):
+    """A tensor that can be watched and replaced on its way into a product."""
+
+    experts: int = 1
+    """How many kinds of rows it has, each with what it meets."""
+
+    @property
+    @abstractmethod
+    def cols(self) -> int:
+        """Its last axis, along which blocks of a format run; 0 where that is the window's."""
+
+    @abstractmethod
+    def watch(self, name: str, before: Before | None, after: After | None) -> Callable[[], None]:
+        """Call these around every use of it, until what is returned is called.
+
+        Of several that watch, the first sees what the model computes, the next what the first made
+        of it. `after` is told what `before` would be told at the same place.
+        """
+
+
+class Product(Operand):
     """One matrix product of a model: x (*batch, cols) to x @ weight^T (*batch, rows).
 
     This one is an `nn.Linear`; adapters of other places differ from it. A product of experts has a
     weight of each, (experts, rows, cols), and every row of x meets that of one.
     """
 
-    experts: int = 1
-    """How many weights it holds."""
     _code = nn.Linear.forward
 
     def __init__(self, module: Any, key: str = "weight") -> None:  # noqa: ANN401
@@ -111,11 +130,6 @@ class Product:
         return undo
 
     def watch(self, name: str, before: Before | None, after: After | None) -> Callable[[], None]:
-        """Call these around every call of the product, until what is returned is called.
-
-        Of several that watch, the first sees what the model computes, the next what the first made
-        of it. `after` is told what `before` would be told at the same place.
-        """
         entered: list[Input] = []
 
         def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

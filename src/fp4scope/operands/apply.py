@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.kernels import qdq
-from fp4scope.operands.adapters import Input, Product
+from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.experts import experts_in, routed
 from fp4scope.operands.images import Images, places_of
 from fp4scope.operands.nonfinite import nonfinite_cause
-from fp4scope.operands.products import place_of, product_at
+from fp4scope.operands.products import operand_at, place_of, product_at
 from fp4scope.recipes import Part
 from fp4scope.treatments import Amax, Setting, Treatment
 
@@ -64,6 +64,7 @@ class Injector:
             for number, part in enumerate(of)
         }
         self._products: dict[str, Product] = {}
+        self._operands: dict[str, Operand] = {}
         self._experts = experts_in(model)
         # What stands in the model while an image is in its place; None while nothing is applied.
         self._originals: dict[str, nn.Parameter] | None = None
@@ -110,17 +111,21 @@ class Injector:
             name, piece = self._place(site)
             every = range(self._pieces(name)) if piece is None else (piece,)
             found.setdefault(name, {}).update(dict.fromkeys(every, setting))
-        return found
+        # What a cache holds first: a linear may quantize it again as it enters.
+        return dict(
+            sorted(found.items(), key=lambda item: isinstance(self._operand(item[0]), Product))
+        )
 
     def _pieces(self, name: str) -> int:
         """Of how many experts or parts a product is."""
-        return len(self._parts[name]) if name in self._parts else self.product(name).experts
+        return len(self._parts[name]) if name in self._parts else self._operand(name).experts
 
     def _apply(self, name: str, settings: Mapping[int, Setting], undo: ExitStack) -> None:
         assert self._originals is not None
-        product, parts = self.product(name), self._parts.get(name)
+        operand, parts = self._operand(name), self._parts.get(name)
         weights = {piece: s.weight for piece, s in settings.items() if s.weight is not None}
         if weights:
+            product = self.product(name)
             image = self._images.of(name, product, product.parameter, weights, parts)
             self._originals[name] = product.parameter
             undo.callback(product.put(image))
@@ -137,10 +142,10 @@ class Injector:
         if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
             chosen = [chosen[0]._replace(pieces=None)]
         if parts is None or chosen[0].pieces is None or parts[0].axis == "cols":
-            undo.callback(product.watch(name, partial(self._quantize_input, chosen), None))
+            undo.callback(operand.watch(name, partial(self._quantize_input, chosen), None))
         else:
-            several = _SeveralTimes(product, parts, chosen, self._quantize_input)
-            undo.callback(product.watch(name, several.before, several.after))
+            several = _SeveralTimes(self.product(name), parts, chosen, self._quantize_input)
+            undo.callback(operand.watch(name, several.before, several.after))
 
     def _leave(self) -> None:
         self._originals = self._shared = None
@@ -250,6 +255,12 @@ class Injector:
         if name not in self._products:
             self._products[name] = product_at(self.model, name)
         return self._products[name]
+
+    def _operand(self, name: str) -> Operand:
+        """What of this name is quantized on its way."""
+        if name not in self._operands:
+            self._operands[name] = operand_at(self.model, name)
+        return self._operands[name]
 
     def _place(self, site: str) -> tuple[str, int | None]:
         """The product that a site is, and which of its experts or parts if it is one."""

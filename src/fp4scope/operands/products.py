@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from fp4scope.errors import UnitError
-from fp4scope.operands import adapters, experts
-from fp4scope.operands.adapters import After, Before, Product
+from fp4scope.operands import adapters, attention, experts
+from fp4scope.operands.adapters import After, Before, Operand, Product
 from fp4scope.recipes import expert_of
 
 
@@ -35,6 +35,20 @@ def product_at(model: nn.Module, name: str) -> Product:
     raise UnitError(f"the model has no linear called {name!r}")
 
 
+def operand_at(model: nn.Module, name: str) -> Operand:
+    """What is watched under this name: a product's input, or what attention multiplies.
+
+    Raises:
+        UnitError: There is none.
+    """
+    holder, _, leaf = name.rpartition(".")
+    try:
+        found = attention.operand_of(model.get_submodule(holder), leaf)
+    except AttributeError:
+        found = None
+    return product_at(model, name) if found is None else found
+
+
 def place_of(model: nn.Module, site: str) -> tuple[str, int | None]:
     """The product that a site is; where it is one of the experts in it, also its number.
 
@@ -48,7 +62,7 @@ def place_of(model: nn.Module, site: str) -> tuple[str, int | None]:
             name, expert = alone
             if 1 < product_at(model, name).experts > expert:
                 return alone
-    product_at(model, site)
+    operand_at(model, site)
     return site, None
 
 
@@ -58,9 +72,9 @@ def _of(module: nn.Module) -> dict[str, Product]:
 
 @contextmanager
 def watched(
-    products: Mapping[str, Product], before: Before | None = None, after: After | None = None
+    products: Mapping[str, Operand], before: Before | None = None, after: After | None = None
 ) -> Iterator[None]:
-    """Call these around every call of these products, until the `with` block ends."""
+    """Call these around every call of these products, or use of what attention multiplies."""
     with ExitStack() as stack:
         for name, product in products.items():
             stack.callback(product.watch(name, before, after))

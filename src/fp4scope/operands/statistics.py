@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fp4scope.operands.adapters import Input
-from fp4scope.operands.products import product_at, watched
+from fp4scope.operands.products import operand_at, watched
 
 _BINS = 1 << 15
 _FINITE_BINS = 0x7F80
@@ -117,14 +117,14 @@ def observe_inputs(
 
     Args:
         model: The model. Hooks are there only while this runs.
-        linears: Full module names.
+        linears: Full module names, and those of what attention multiplies.
         forwards: An iterable whose every step runs the model once.
 
     Returns:
         Statistics by name. A linear that no forward reached has none of its elements.
     """
     device = next(model.parameters()).device
-    watch = {name: product_at(model, name) for name in linears}
+    watch = {name: operand_at(model, name) for name in linears}
     collectors = {name: _Collector(device, product.experts) for name, product in watch.items()}
     last: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
@@ -153,7 +153,7 @@ def never_run(model: nn.Module, linears: Iterable[str], forward: Callable[[], ob
     """
     silent = set(linears)
     with watched(
-        {name: product_at(model, name) for name in sorted(silent)},
+        {name: operand_at(model, name) for name in sorted(silent)},
         lambda name, _: silent.discard(name),
     ):
         forward()

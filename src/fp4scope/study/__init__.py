@@ -14,6 +14,7 @@ from fp4scope.study.words import (
     Experts,
     Level,
     Method,
+    More,
     Operands,
     Parts,
     Switch,

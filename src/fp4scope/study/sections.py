@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from fp4scope.formats import BlockFormat, get_format
 from fp4scope.study.values import (
     Bytes,
+    CacheFormat,
     Configurations,
     Directions,
     Formats,
@@ -50,6 +51,8 @@ class Option:
         resolved: Whether what it means is known only with the model or the text loaded, as a path
             is; then what it was found to mean is in the identity, and not what it says.
         repeated: Whether a command takes it several times, a value each.
+        later: Whether studies were begun before there was such an option: the identity says it only
+            where it is not its default.
         value: What its value is called in the help of a command; without it, by its type.
         absent: What its default means, where that is not given.
     """
@@ -57,6 +60,7 @@ class Option:
     also: tuple[str, ...] = ()
     resolved: bool = False
     repeated: bool = False
+    later: bool = False
     value: str = ""
     absent: str = ""
 
@@ -110,6 +114,10 @@ class Model(Section):
         False,
         description="read config.json and the tokenizer alone, and draw the weights: for what a "
         "study of this size takes, before anything is fetched; its losses mean nothing",
+    )
+    lm_head: Annotated[bool, Option(later=True)] = Field(
+        False,
+        description="quantize the head too, as the linears of the blocks; tied embeddings stay",
     )
 
 
@@ -165,6 +173,20 @@ class Question(Section):
         (),
         description="more formats, of which only the all-quantized model is measured",
         examples=["mxfp4:even,nvfp4/w4a16"],
+    )
+    kv_cache: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (
+        Field(
+            None,
+            description="quantize keys and values too, where they are written: nvfp4, mxfp8, fp8 "
+            "(scale 1), fp8:calibrated, or any other format",
+        )
+    )
+    attention: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (
+        Field(
+            None,
+            description="quantize both operands of attention's two products too (queries and keys, "
+            "probabilities and values); the model then runs eager attention",
+        )
     )
     sweep: Annotated[Levels, Option(value=",".join(Level.words()))] = Field(
         (Swept(Level.PROJECTIONS), Swept(Level.LAYERS)),

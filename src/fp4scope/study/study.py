@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
-from fp4scope.study.words import Experts, Level, Method, Parts
+from fp4scope.study.words import Experts, Level, Method, More, Parts
 
 STUDY_VERSION = 2
 
@@ -118,6 +118,16 @@ class Study(BaseModel):
             )
         return self
 
+    @property
+    def more_sites(self) -> tuple[More, ...]:
+        """What is quantized beside the linears of the blocks."""
+        asked = {
+            More.LM_HEAD: self.model.lm_head,
+            More.KV_CACHE: self.question.kv_cache,
+            More.ATTENTION: self.question.attention,
+        }
+        return tuple(site for site, wanted in asked.items() if wanted)
+
     def but(self, **options: Any) -> "Study":  # noqa: ANN401
         """The same study with other values for some options."""
         return Study.build(**self.flat() | flatten(options))
@@ -139,7 +149,7 @@ class Study(BaseModel):
         return {
             name: value
             for name, value in self.flat().items()
-            if PLACES[name][0] != "run" and not _is_resolved(name)
+            if PLACES[name][0] != "run" and not _is_resolved(name) and not _is_news(name, value)
         } | {"stop_when": str(goal) if isinstance(goal, BestGoal) else None}
 
     def to_yaml(self) -> str:
@@ -189,6 +199,13 @@ def _in_section(section: str, key: Any) -> str:  # noqa: ANN401
 def _is_resolved(name: str) -> bool:
     section, field = PLACES[name]
     return SECTIONS[section].option(field).resolved
+
+
+def _is_news(name: str, value: Any) -> bool:  # noqa: ANN401
+    """Whether a study that says nothing of an option means this."""
+    section, field = PLACES[name]
+    default = SECTIONS[section].model_fields[field].default
+    return SECTIONS[section].option(field).later and value == default
 
 
 def _is_named(value: Any) -> bool:  # noqa: ANN401

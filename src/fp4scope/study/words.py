@@ -121,6 +121,14 @@ class Parts(Choice):
     """Groups of attention heads that share k and v, in q, k, v and o."""
 
 
+class More(Choice):
+    """What is quantized beside the linears of the blocks."""
+
+    LM_HEAD = "lm_head"
+    KV_CACHE = "kv_cache"
+    ATTENTION = "attention"
+
+
 class Dataset(Choice):
     """Evaluation texts by name."""
 

@@ -173,7 +173,8 @@ class Memory:
         """What a batch of so many windows takes inside a block."""
         config, size, tokens = self._loaded.config, self._loaded.dtype.itemsize, self._seq_len
         products, copies = self._loaded.products.values(), self._loaded.copies
-        widest = max(max(p.rows, p.cols) * min(p.experts, copies) for p in products)
+        inside = self._loaded.block_products
+        widest = max(max(p.rows, p.cols) * min(p.experts, copies) for p in inside)
         batch = windows * tokens
         block = int(batch * (5 * widest * size + 8 * max(self._loaded.bytes_per_token)))
         if self._unfused:
@@ -181,7 +182,8 @@ class Memory:
         if config_value(config, "_attn_implementation") == "eager":
             # A model that names no heads has no attention.
             heads = config_size(config, "num_attention_heads", 0)
-            block += 3 * 4 * windows * heads * tokens**2
+            images = 0 if all(site.is_linear for site in self._loaded.layout.sites) else 2
+            block += (3 + images) * 4 * windows * heads * tokens**2
         return block
 
     def shape(self, windows: int) -> Shape:

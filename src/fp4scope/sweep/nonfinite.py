@@ -38,13 +38,11 @@ def require_finite(
             yield
 
         with injector.applied(dict(run.recipe.in_block(loaded.layout.sites))):
-            seen = observe_inputs(loaded.model, loaded.layout.linears, once())
+            seen = observe_inputs(loaded.model, loaded.layout.inputs, once())
         broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
-        layer = loaded.layout.layer_of[broken[0]] if broken else None
         where = (
-            f"the first input that is NaN or Inf is that of {broken[0]} (block {layer.block}, "
-            f"projection {layer.projection})"
-            if layer
+            f"the first input that is NaN or Inf is that of {loaded.layout.described(broken[0])}"
+            if broken
             else "every input of the blocks' linears is finite, so the overflow is behind them"
         )
         masked = not broken and value == inf

@@ -51,7 +51,7 @@ def passes(runs: Sequence[Run], groups: int, sites: Sites) -> list[Pass]:
 def _place(recipe: Recipe, sites: Sites) -> tuple[Any, ...]:
     """Its settings, its base, and the first block where it is not its base's."""
     settings = sorted((s.format, s.precision) for s in recipe.settings)
-    first = min((sites.by_name[name].block for name in recipe.edited), default=-1)
+    first = min(map(sites.blocks_before, recipe.edited), default=-1)
     return settings, recipe.base is not None, first
 
 

@@ -41,12 +41,16 @@ class Tree:
     """Steps by block, the root of each replica, and the node that each run ends in.
 
     Replicas share nothing, since they are perturbed at every block; `replica_of` has every node's.
+    `heads` are the parts of recipes behind the blocks, and `head_of` says which of them each run
+    has: runs with other heads end in one node.
     """
 
     steps: tuple[tuple[Step, ...], ...]
     roots: Mapping[int, int]
     leaves: tuple[int, ...]
     replica_of: tuple[int, ...]
+    heads: tuple[Recipe, ...]
+    head_of: tuple[int, ...]
 
     @property
     def executions(self) -> int:
@@ -88,6 +92,7 @@ def build_tree(runs: Sequence[Run], sites: Sites) -> Tree:
     at = [roots[run.replica] for run in runs]
     replica_of = list(roots)
     steps: list[tuple[Step, ...]] = []
+    *by_block, heads = by_block
     for block, parts in enumerate(by_block):
         edges: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for i, run in enumerate(runs):
@@ -103,7 +108,8 @@ def build_tree(runs: Sequence[Run], sites: Sites) -> Tree:
                 for kind, children in edges.items()
             )
         )
-    return Tree(tuple(steps), roots, tuple(at), tuple(replica_of))
+    head_of = tuple(kind[-1] for kind in kinds)
+    return Tree(tuple(steps), roots, tuple(at), tuple(replica_of), tuple(heads), head_of)
 
 
 def parts_by_block(
@@ -111,12 +117,14 @@ def parts_by_block(
 ) -> tuple[list[list[Recipe]], dict[Recipe, list[int]]]:
     """The different parts of recipes in every block, and which of them each recipe has there.
 
-    A recipe is its base's but for the blocks that it edits, so only these are looked at.
+    The last are those behind the blocks. A recipe is its base's but for the blocks that it edits,
+    so only these are looked at.
     """
-    found: list[dict[Recipe, int]] = [{} for _ in sites.blocks]
+    places = (*sites.blocks, sites.behind)
+    found: list[dict[Recipe, int]] = [{} for _ in places]
 
     def kind_in(block: int, recipe: Recipe) -> int:
-        return found[block].setdefault(_part(recipe, sites.blocks[block]), len(found[block]))
+        return found[block].setdefault(_part(recipe, places[block]), len(found[block]))
 
     kinds: dict[Recipe, list[int]] = {}
     for recipe in recipes:
@@ -136,7 +144,7 @@ def _edits_by_block(recipe: Recipe, sites: Sites) -> dict[int, list[Edit]]:
     for names, setting in recipe.edits:
         by_block: defaultdict[int, list[str]] = defaultdict(list)
         for name in names:
-            by_block[sites.by_name[name].block].append(name)
+            by_block[sites.blocks_before(name)].append(name)
         for block, own in by_block.items():
             found.setdefault(block, []).append((frozenset(own), setting))
     return found
@@ -182,12 +190,22 @@ def last_uses(steps: Sequence[Step]) -> list[set[Image]]:
 
 
 def peak_image_numbers(tree: Tree, sites: Sites) -> int:
-    """How many numbers all weight images have that live at the same time, at most."""
+    """How many numbers all weight images have that live at the same time, at most.
+
+    Those behind the blocks live until all heads have run.
+    """
 
     def numbers(images: Iterable[Image]) -> int:
         return sum(sites.by_name[name].parameters for name, _ in images)
 
-    peak = 0
+    peak = numbers(
+        {
+            (name, setting.weight)
+            for part in tree.heads
+            for name, setting in part.in_block(sites.behind)
+            if setting.weight is not None
+        }
+    )
     for steps in tree.steps:
         live = 0
         for made, done in zip(first_uses(steps), last_uses(steps), strict=True):

@@ -8,6 +8,7 @@ reference's logits are made once for each tile of rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple, TypeVar
@@ -28,18 +29,25 @@ from fp4scope.sweep.tree import Tree, last_uses
 _T = TypeVar("_T")
 
 
-class Compared(NamedTuple):
-    """A node whose logits are wanted, and the node that they are compared with."""
+class End(NamedTuple):
+    """Where a run ends: in the state of a node, under one of the tree's heads."""
 
     node: int
-    against: int
+    head: int
+
+
+class Compared(NamedTuple):
+    """Whose logits are wanted, and whose they are compared with."""
+
+    end: End
+    against: End
 
 
 def comparisons(runs: Sequence[Run], tree: Tree) -> list[Compared]:
     """What the head does for each run; runs with the same settings share it."""
-    leaves = list(zip(runs, tree.leaves, strict=True))
-    origin = {run.recipe: leaf for run, leaf in leaves if run.replica == 0}
-    return [Compared(leaf, origin[run.against]) for run, leaf in leaves]
+    ends = list(zip(runs, map(End, tree.leaves, tree.head_of), strict=True))
+    origin = {run.recipe: end for run, end in ends if run.replica == 0}
+    return [Compared(end, origin[run.against]) for run, end in ends]
 
 
 def head_runs(runs: Sequence[Run], tree: Tree) -> int:
@@ -80,8 +88,9 @@ class Wavefront:
         self._store = torch.device("cpu") if shape.spill else loaded.device
         self._wanted = comparisons(runs, tree)
         # In the head, those that are compared with the same one follow it.
-        pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.node != p.against))
+        pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.end != p.against, p.end.head))
         self._order = {pair: place for place, pair in enumerate(pairs)}
+        self._heads = [dict(part.in_block(loaded.layout.sites.behind)) for part in tree.heads]
 
     @torch.no_grad()
     def measure(
@@ -114,8 +123,10 @@ class Wavefront:
                     self._head(tail, {n: s.hidden[w] for n, s in states.items()}, ids[w], advance)
                     for w in range(len(ids))
                 ]
+        self._injector.check()
+        self._injector.forget()
         found = [list(by_window) for by_window in zip(*measured, strict=True)]
-        routings = [self._routes.at(pair.node) for pair in self._wanted]
+        routings = [self._routes.at(pair.end.node) for pair in self._wanted]
         return [
             own
             if routing is None
@@ -215,24 +226,37 @@ class Wavefront:
             rows = slice(tile.start, tile.start + len(expected))
             share = len(expected) / len(targets) * self._head_in_blocks
             for against, pairs in groupby(self._order, lambda pair: pair.against):
-                own = tail(states[against][None, tile].to(self._device))[:, : len(expected)]
+                own = self._logits(tail, [against], states, tile)[:, : len(expected)]
                 reference = reference_predictions(own[0])
                 advance(share)
                 others = list(pairs)
-                if others[0].node == against:
+                if others[0].end == against:
                     place = self._order[others.pop(0)]
                     found.put(slice(place, place + 1), rows, compare(own, expected, reference))
-                for some in _pieces(others, self._shape.head):
-                    together = torch.stack([states[pair.node][tile] for pair in some])
-                    places = slice(self._order[some[0]], self._order[some[-1]] + 1)
-                    # No name for the logits: the next ones need their memory.
-                    metrics = compare(
-                        tail(together.to(self._device))[:, : len(expected)], expected, reference
-                    )
-                    found.put(places, rows, metrics)
-                    advance(share * len(some))
+                for _, alike in groupby(others, lambda pair: pair.end.head):
+                    for some in _pieces(list(alike), self._shape.head):
+                        places = slice(self._order[some[0]], self._order[some[-1]] + 1)
+                        # No name for the logits: the next ones need their memory.
+                        metrics = compare(
+                            self._logits(tail, [pair.end for pair in some], states, tile)[
+                                :, : len(expected)
+                            ],
+                            expected,
+                            reference,
+                        )
+                        found.put(places, rows, metrics)
+                        advance(share * len(some))
         sums = found.windows()
         return [sums[self._order[pair]] for pair in self._wanted]
+
+    def _logits(
+        self, tail: Tail, ends: Sequence[End], states: dict[int, Tensor], tile: slice
+    ) -> Tensor:
+        """Of some rows of states under the same head."""
+        together = torch.stack([states[end.node][tile] for end in ends]).to(self._device)
+        settings = self._heads[ends[0].head]
+        with self._injector.applied(settings, check=False) if settings else nullcontext():
+            return tail(together)
 
 
 def head_in_blocks(loaded: LoadedModel) -> float:

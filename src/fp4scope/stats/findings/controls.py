@@ -73,6 +73,7 @@ class Controls:
             if contrast.family.direction is Direction.KEEP:
                 self._members[_pool(contrast)].append(contrast)
         self._fits: dict[Any, _Fit | None] = {}
+        self._behind = frozenset(site.name for site in results.sites.behind)
 
     def shift(self, contrast: Contrast, windows: Integers) -> Floats:
         """What to take in each window; zero if nothing is known."""
@@ -83,11 +84,11 @@ class Controls:
         found = np.zeros(len(windows))
         if fit is not None:
             _, mine, theirs = np.intersect1d(windows, fit.shift.windows, return_indices=True)
-            found[mine] = fit.shift.values[theirs] * _reach(contrast, fit.blocks)
+            found[mine] = fit.shift.values[theirs] * self._reach(contrast, fit.blocks)
         return found
 
     def _fit(self, members: list[Contrast]) -> _Fit | None:
-        whole = Recipe(members[0].family.setting)
+        whole = members[0].quantized
         luck = luck_of(self._ledger, whole, self._measure)
         own = by_window(self._ledger, whole, self._measure)
         if luck is None or own is None:
@@ -98,12 +99,20 @@ class Controls:
         if len(windows) < FEWEST:
             return None
         blocks = 1 + max(_block(c) for c in units)
-        reach = np.array([_reach(c, blocks) for c in units])
+        reach = np.array([self._reach(c, blocks) for c in units])
+        if not reach.any():
+            return None
         pooled = (values[:, 1:2] - values[:, 2:]) @ reach / (reach @ reach)
         # Windows that not all units have seen take no part, so all the others may choose for them.
         chosen = np.full(len(luck.windows), coefficient(pooled, values[:, 0]))
         chosen[np.isin(luck.windows, windows)] = held_out(pooled, values[:, 0])
         return _Fit(Series(luck.windows, chosen * luck.values), blocks)
+
+    def _reach(self, contrast: Contrast, blocks: int) -> float:
+        """The share of blocks from the unit on; none of what is behind them all."""
+        if contrast.unit is not None and contrast.unit.sites <= self._behind:
+            return 0.0
+        return 1 - _block(contrast) / blocks
 
 
 def luck_of(ledger: Ledger, whole: Recipe, measure: str) -> Series | None:
@@ -174,8 +183,3 @@ def _pool(contrast: Contrast) -> tuple[Any, ...]:
 
 def _block(contrast: Contrast) -> int:
     return 0 if contrast.unit is None else contrast.unit.block or 0
-
-
-def _reach(contrast: Contrast, blocks: int) -> float:
-    """The share of blocks from the unit on."""
-    return 1 - _block(contrast) / blocks

@@ -76,7 +76,7 @@ def noise_shares(results: Results) -> Table:
     """
     pairing, rows = Pairing(results.ledger), []
     for family, members in _families(results):
-        luck = luck_of(results.ledger, Recipe(family.setting), "nll")
+        luck = luck_of(results.ledger, members[0].quantized, "nll")
         costs = [d for contrast in members if (d := pairing.difference(contrast)) is not None]
         if luck is None or not costs:
             continue

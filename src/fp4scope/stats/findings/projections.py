@@ -11,10 +11,11 @@ from fp4scope.ledger import Results
 
 
 def blocks_with(results: Results) -> dict[str, frozenset[int]]:
-    """The blocks that have each projection."""
+    """The blocks that have each projection; what is behind them all is in none."""
     found: dict[str, set[int]] = defaultdict(set)
-    for site in results.sites:
-        found[site.projection].add(site.block)
+    for block, members in enumerate(results.sites.blocks):
+        for site in members:
+            found[site.projection].add(block)
     return {projection: frozenset(blocks) for projection, blocks in found.items()}
 
 
