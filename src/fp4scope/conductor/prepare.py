@@ -179,7 +179,9 @@ def with_parts(study: Study, loaded: LoadedModel) -> LoadedModel:
     layout = loaded.layout
     parts = find_parts(loaded.model, layout, partial(loaded.logits, last=1), wanted)
     never = {n for e in layout.excluded if e.reason == NEVER_RUNS for n in e.linears}
-    layout = find_layout(loaded.model, study.model.exclude, never, parts=parts)
+    layout = find_layout(
+        loaded.model, study.model.exclude, never, parts=parts, more=study.more_sites
+    )
     return replace(loaded, layout=layout)
 
 
