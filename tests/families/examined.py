@@ -5,6 +5,7 @@ Every NLL is compared with the model's own forward (`sweep/naive.py`) and with a
 nothing with fp4scope (`independent`). Coverage is that of the default widths, in fewer layers.
 """
 
+import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,8 @@ BLOCKS, WHOLE, REFUSED, UNTRIED = "block by block", "whole forwards", "refused",
 CLOSE = 1e-5
 """Nats per token: rounding in another order, magnified by quantized activations."""
 _TOKENS = 24
+_MEASURED = re.compile(r"(?<![\d.])\d+\.\d+(?:e-?\d+)?(?![\d.])")
+"""Numbers in messages, which differ by machine; 5.24.0 is none."""
 _PLENTY = 1 << 32
 
 
@@ -115,7 +118,8 @@ def _elsewhere(loaded, ids) -> set[str]:
     model = loaded.model
     with torch.no_grad(), Quantized() as forward:
         model(ids[:1], use_cache=False)
-    stacks = [f"{n}." for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    stacks = [f"{n}." for n, m in lists if any(list(block.children()) for block in m)]
     return {
         name
         for name, weight in model.named_parameters()
@@ -198,7 +202,8 @@ def _require_equal(loaded, check, runs, ids) -> None:
 
 def _without_name(error: ModelError, family: str) -> str:
     text = " ".join(str(error).split()).removeprefix(f"{family} ").replace("|", "/")
-    return text.removesuffix("; fp4scope needs a causal language model")
+    text = text.removesuffix("; fp4scope needs a causal language model")
+    return _MEASURED.sub("...", text)
 
 
 def _said(error: Exception) -> str:
