@@ -60,15 +60,18 @@ def version_of(text: str) -> str:
     return section(text).removeprefix(_BEGIN).split()[1]
 
 
-def main() -> None:
+def main(chosen: list[str]) -> None:
+    """Write the rows of some families, of all by default, and the summary."""
     transformers.logging.set_verbosity_error()
-    with ProcessPoolExecutor(max_tasks_per_child=None) as pool:
-        rows = list(pool.map(examined, families(), chunksize=4))
     text = DOCS.read_text(encoding="utf-8")
-    new = text.replace(section(text), written(rows, transformers.__version__))
+    kept = rows_in(text) if chosen else {}
+    with ProcessPoolExecutor() as pool:
+        rows = kept | {row.family: row for row in pool.map(examined, chosen or families())}
+    ordered = [rows[family] for family in sorted(rows)]
+    new = text.replace(section(text), written(ordered, transformers.__version__))
     DOCS.write_text(new, encoding="utf-8")
-    sys.stdout.write(summary(rows, transformers.__version__))
+    sys.stdout.write(summary(ordered, transformers.__version__))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
