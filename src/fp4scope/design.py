@@ -35,6 +35,8 @@ _AMAX = {
     ActivationScale.DYNAMIC: Amax.WINDOW,
 }
 
+ROUTING = "routing"
+"""The level of recipes that tell how much of a damage is routing."""
 NOTHING = Recipe()
 """The full-precision model."""
 
@@ -147,6 +149,12 @@ class Run:
         return "the full-precision model" if self.contrast is None else self.contrast.name
 
     @property
+    def by_router(self) -> bool:
+        """Whether it is a whole model, whose routing is kept router by router."""
+        contrast = self.contrast
+        return contrast is None or contrast.unit is None or contrast.family.level == ROUTING
+
+    @property
     def measures(self) -> tuple[str, str, str]:
         """What its NLL, KL and top-1 are in the ledger."""
         again = self.recipe == self.against != NOTHING
@@ -173,12 +181,14 @@ class Design:
         controls: Numbers of the perturbations that the full-precision and every all-quantized
             model is compared with itself under.
         replicas: Further realisations of all-quantized models.
+        replays: What is run beside to tell damage by routing from damage by values.
     """
 
     contrasts: tuple[Contrast, ...]
     realisations: int = 1
     controls: range = range(1, 2)
     replicas: Mapping[Recipe, range] = field(default_factory=dict)
+    replays: tuple[Contrast, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -201,6 +211,8 @@ class Design:
                 found += [Run(own, n, own, contrast) for n in self.controls]
                 more = self.replicas.get(own, ()) if everything else ()
                 found += [Run(own, n, contrast=contrast) for n in more]
+        for contrast in self.replays if everything else ():
+            found += [Run(contrast.own, n, contrast=contrast) for n in range(self.realisations)]
         return list(dict.fromkeys(found))
 
 
@@ -217,8 +229,13 @@ def _without_collection() -> Iterator[None]:
 
 
 @_without_collection()
-def design(study: Study, sites: Sites) -> Design:
+def design(study: Study, sites: Sites, *, routed: bool = False) -> Design:
     """Every contrast that a study asks for, setting by setting: the whole model, then its units.
+
+    Args:
+        study: What is asked.
+        sites: Of the model.
+        routed: Whether the model has experts that are told where tokens go.
 
     Raises:
         UnitError: A pattern matches no site.
@@ -226,12 +243,14 @@ def design(study: Study, sites: Sites) -> Design:
     units = list(_units(study, sites))
     amax = _AMAX[study.numerics.activation_scale]
     contrasts: list[Contrast] = []
+    replays: list[Contrast] = []
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
     fixed = _fixed(study, sites)
     for configuration in study.question.configurations:
         setting = setting_of(*configuration, amax)
         contrasts.append(whole(setting, fixed))
+        replays += replayed(setting, sites, fixed) if routed else []
         if configuration not in study.question.swept:
             continue
         if more and setting.input is not None:  # with weights alone there is no noise to reduce
@@ -242,7 +261,7 @@ def design(study: Study, sites: Sites) -> Design:
     numerics = study.numerics
     jitter = 1 if numerics.jitter == "auto" else numerics.jitter
     controls = range(1, max(numerics.replicas - 1, jitter) + 1)
-    return Design(tuple(contrasts), numerics.replicas, controls, replicas)
+    return Design(tuple(contrasts), numerics.replicas, controls, replicas, tuple(replays))
 
 
 def _replicas(
@@ -289,6 +308,30 @@ def _fixed(study: Study, sites: Sites) -> tuple[Edit, ...]:
                 (names, Setting(input=Treatment(fmt, amax if window else Amax.CALIBRATED)))
             )
     return tuple(edits)
+
+
+def replayed(
+    setting: Setting, sites: Sites, fixed: tuple[Edit, ...] = ()
+) -> list[Contrast]:
+    """What tells damage by routing from damage by values, for a model and for its experts alone.
+
+    Both are run with the full-precision model's routing forced. Experts alone are run with their
+    own routing too, which the all-quantized model is anyway.
+    """
+    every = frozenset(sites.by_name)
+    experts = frozenset(s.name for s in sites if s.experts > 1 or s.expert is not None)
+    recipes = {("all", every, True): Recipe(setting, fixed, replay=True)}
+    if experts:
+        recipes |= {
+            ("experts", experts, replay): Recipe(None, ((experts, setting),), replay)
+            for replay in (False, True)
+        }
+    found: list[Contrast] = []
+    for (name, members, replay), recipe in recipes.items():
+        unit = Unit(ROUTING, f"{name}, replayed" if replay else name, None, members)
+        terms = (recipe, 1), (NOTHING, -1)
+        found.append(Contrast(terms, unit, Family(ROUTING, setting, None)))
+    return found
 
 
 def whole(setting: Setting, fixed: tuple[Edit, ...] = ()) -> Contrast:

@@ -234,17 +234,20 @@ class Recipe:
     Attributes:
         base: Of every site that no edit names; None is full precision.
         edits: Sites by name, and what they have instead.
+        replay: Whether tokens go to the experts that the full-precision model chooses on the same
+            text, with the weights that it gives them.
     """
 
     base: Setting | None = None
     edits: tuple[Edit, ...] = ()
+    replay: bool = False
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.edits) > 1 or not all(self._is_news(*edit) for edit in self.edits):
             object.__setattr__(self, "edits", self._canonical())
         # Of many names, and asked for often.
-        object.__setattr__(self, "_hash", hash((self.base, self.edits)))
+        object.__setattr__(self, "_hash", hash((self.base, self.edits, self.replay)))
 
     def _canonical(self) -> tuple[Edit, ...]:
         claimed: set[str] = set()
@@ -308,13 +311,9 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Its canonical form, which YAML holds as well."""
-        return {
-            "base": _written(self.base),
-            "edits": [
-                {"sites": sorted(names), "setting": _written(setting)}
-                for names, setting in self.edits
-            ],
-        }
+        edits = [{"sites": sorted(names), "setting": _written(s)} for names, s in self.edits]
+        found = {"base": _written(self.base), "edits": edits}
+        return found | {"replay": True} if self.replay else found
 
     @classmethod
     def from_json(cls, data: object, sites: Sites | None = None) -> "Recipe":
@@ -329,14 +328,17 @@ class Recipe:
             StudyError: It is not a recipe; says where.
             UnitError: A pattern that matches no site.
         """
-        if not isinstance(data, Mapping) or (unknown := set(data) - {"base", "edits"}):
-            known = "a recipe has `base` and `edits`"
+        if not isinstance(data, Mapping) or (unknown := set(data) - {"base", "edits", "replay"}):
+            known = "a recipe has `base`, `edits` and `replay`"
             what = f"{sorted(map(str, unknown))[0]!r}" if isinstance(data, Mapping) else f"{data!r}"
             raise StudyError(f"{what} is not part of a recipe; {known}")
         edits = data.get("edits") or []
         if not isinstance(edits, Sequence) or isinstance(edits, str):
             raise StudyError(f"edits is {edits!r}; give a list of `sites` and `setting`")
-        return cls(_read(data.get("base")), tuple(_edit(edit, sites) for edit in edits))
+        replay = data.get("replay", False)
+        if not isinstance(replay, bool):
+            raise StudyError(f"replay is {replay!r}; give true or false")
+        return cls(_read(data.get("base")), tuple(_edit(edit, sites) for edit in edits), replay)
 
 
 def _edit(data: object, sites: Sites | None) -> Edit:

@@ -80,15 +80,67 @@ def test_routing_stands_beside_its_ceiling(mixture_folder, text_file, tmp_path):
     )  # fmt: skip
     ceiling, *others = d.routing.rows
     assert (ceiling["format"], ceiling["level"]) == ("full precision", "model")
-    assert [row["level"] for row in others] == ["model", "blocks", "blocks"]
+    assert [row["level"] for row in others] == ["model", "blocks", "blocks", *["routing"] * 3]
+    assert [row["unit"] for row in others[3:]] == ["all, replayed", "experts", "experts, replayed"]
     for row in others:
         assert 0 < row["same"] <= row["kept"] < ceiling["kept"] + 1e-9 <= 1 + 2e-9
         assert row["load"] <= 1 - row["kept"] + 1e-9
+        assert row["kl"] > ceiling["kl"] >= 0
     # The last block's own quantization comes behind its router.
     assert others[2]["kept"] > others[0]["kept"]
-    assert "Routing, against the full-precision model" in (tmp_path / "out/report.md").read_text()
-    assert (tmp_path / "out/routing.csv").exists()
-    assert package.load(tmp_path / "out").routing.rows == d.routing.rows
+    report = (tmp_path / "out/report.md").read_text()
+    loaded = package.load(tmp_path / "out")
+    for table, title in (
+        ("routing", "Routing, against the full-precision model"),
+        ("routers", "Routing by block"),
+        ("replay", "How much of the damage is routing"),
+        ("experts_seen", "Tokens that experts saw at calibration"),
+    ):
+        assert title in report
+        assert (tmp_path / f"out/{table}.csv").exists()
+        assert getattr(loaded, table).rows == getattr(d, table).rows
+    # Every whole model at every router; their mean is the other table's.
+    assert [row["block"] for row in d.routers.where(format="nvfp4", unit="")] == [0, 1]
+    for row in d.routing:
+        if row["level"] in ("model", "routing"):
+            at = d.routers.where(format=row["format"], unit=row["unit"] or "")
+            for kind in ("kept", "kl"):
+                assert row[kind] == pytest.approx(sum(at[kind]) / 2, rel=1e-5, abs=1e-12)
+
+
+def test_the_share_of_routing_is_what_replay_saves(mixture_folder, text_file):
+    on_the_way = []
+
+    def listen(event):
+        if event.phase == "measuring" and event.windows:
+            on_the_way.append(event.diagnosis)
+
+    d = package.diagnose(
+        str(mixture_folder), text=str(text_file), seq_len=32, windows=9, formats="mxfp4",
+        sweep="", calibration_windows=2, calibration_seq_len=32, progress=listen,
+    )  # fmt: skip
+    (whole,) = d.all_quantized.where(format="mxfp4:floor")
+    every, experts = d.replay
+    assert (every["sites"], experts["sites"]) == ("all", "experts")
+    assert every["own_nll"] == pytest.approx(whole["delta_nll"])
+    assert every["own_kl"] == pytest.approx(whole["kl"])
+    ledger = d.results.ledger
+    for row in (every, experts):
+        assert row["windows"] == 9
+        for measure in ("nll", "kl"):
+            parts = [row[f"{part}_{measure}"] for part in ("own", "values", "routing")]
+            assert parts[0] == pytest.approx(parts[1] + parts[2])
+            low, high = (row[f"routing_{measure}_{end}"] for end in ("low", "high"))
+            assert low < parts[2] < high
+            assert 0 < row[f"p_{measure}"] <= 1
+    (forced,) = [recipe for recipe in ledger if recipe.replay and recipe.base]
+    own, values = (ledger[one] for one in (replace(forced, replay=False), forced))
+    unmoved = [kl for kl, r in zip(own.values["kl"], own.replicas, strict=True) if r == 0]
+    differences = [(a - b) / 31 for a, b in zip(unmoved, values.values["kl"], strict=True)]
+    assert every["routing_kl"] == pytest.approx(sum(differences) / 9)
+    # What is known on the way has all of it.
+    for table in ("routing", "routers", "replay"):
+        assert getattr(on_the_way[-1], table).rows == getattr(d, table).rows != []
 
 
 def test_experts_may_have_scales_of_their_own(mixture_folder, text_file):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from fp4scope.design import design
-from fp4scope.ledger import ROUTING, Log
+from fp4scope.ledger import Log
 from fp4scope.models import adopt
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
 from fp4scope.sweep import Worker, measure_naively, memory_for, schedule, self_check
 from fp4scope.sweep.perturb import perturbation, perturbed
+from fp4scope.sweep.routing import routers, routing_values
 
 SEED = 3
 PLENTY = 10**10
@@ -33,7 +34,8 @@ def planned():
     """`planned(loaded, **study)`: all that a study of this model runs."""
 
     def build(loaded, **options):
-        return design(Study.build(model="x", **options), loaded.layout.sites).runs
+        study, routed = Study.build(model="x", **options), bool(routers(loaded))
+        return design(study, loaded.layout.sites, routed=routed).runs
 
     return build
 
@@ -129,11 +131,10 @@ def naive_numbers():
             (run.recipe, run.replica, name, window): (m.tokens, value)
             for run, metrics in zip(runs, results, strict=True)
             for window, m in enumerate(metrics)
-            for name, value in zip(
-                (*run.measures, *ROUTING.values()),
-                (m.nll, m.kl, m.top1, *(m.routing or ())),
-                strict=False,
-            )
+            for name, value in [
+                *zip(run.measures, (m.nll, m.kl, m.top1), strict=True),
+                *((name, value) for name, (value,) in routing_values(run, [m]).items()),
+            ]
         }
 
     return measure

@@ -11,7 +11,7 @@ from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
-from fp4scope.report.routing import routing
+from fp4scope.report.routing import replay, routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN
@@ -126,4 +126,5 @@ def so_far(found: Findings) -> Iterator[Section]:
     """What is known first: whole models, projections."""
     yield from costs(found, apart=True)
     yield from routing(found)
+    yield from replay(found)
     yield from units(found, "projections", apart=True)

@@ -35,6 +35,7 @@ from fp4scope.sweep import (
     Listener,
     Progress,
     require_reachable,
+    routers,
 )
 
 
@@ -73,7 +74,7 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         loaded.require_known(used.ids, used.source)
     loaded = with_parts(study, without_silent(study, loaded, windows.ids[0]))
     say(tell, *_model_notes(study, loaded))
-    asked = design(study, loaded.layout.sites)
+    asked = design(study, loaded.layout.sites, routed=bool(routers(loaded)))
     units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
     require_reachable(study.question.stop_when, units)
     say(tell, *_protocol_notes(study, windows, calibration))

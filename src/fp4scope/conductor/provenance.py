@@ -16,7 +16,7 @@ from fp4scope.design import Contrast
 from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, config_value
 from fp4scope.recipes import Sites
-from fp4scope.sweep import NUMERICS_VERSION, Listener
+from fp4scope.sweep import NUMERICS_VERSION, Listener, routers
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def describe_model(loaded: LoadedModel) -> dict[str, Any]:
             for excluded in layout.excluded
         ],
         "towers": [{"name": name, "linears": count} for name, count in loaded.towers],
+        "routed_experts": [[r.block, r.name] for r in routers(loaded)],
         "prior_quantization": loaded.prior_quantization,
         "dtype": loaded.dtype_name,
         "tokenizer": type(loaded.tokenizer).__name__,

@@ -40,7 +40,7 @@ from fp4scope.design import keys_of
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
 from fp4scope.files import replace_file, text_bytes
-from fp4scope.ledger import ROUTING, ActivationRecord, Key, Log, Results, check_folder
+from fp4scope.ledger import ActivationRecord, Key, Log, Results, check_folder
 from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
@@ -322,7 +322,6 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
             )
     runs = design.runs if measured == total else prepared.runs
     wanted = keys_of(runs)
-    wanted += [(run.recipe, run.replica, name) for run in runs for name in ROUTING.values()]
     return wanted + estimates if estimated == total else wanted
 
 

@@ -4,7 +4,7 @@ from fp4scope.ledger import claim
 from fp4scope.ledger.checks import MOST_NATS, require_reported
 from fp4scope.ledger.files import read_results, results_from_json, results_to_json
 from fp4scope.ledger.log import Found, Job, Log, check_folder
-from fp4scope.ledger.measures import MEASURES, ROUTING
+from fp4scope.ledger.measures import MEASURES, ROUTERS, ROUTING, Value
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Key, Ledger, Rows
 from fp4scope.ledger.schema import ActivationRecord

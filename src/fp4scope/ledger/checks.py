@@ -8,6 +8,7 @@ from typing import Any
 
 from fp4scope.design import NOTHING
 from fp4scope.errors import OutputError, shown
+from fp4scope.ledger.measures import ROUTERS
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger, Rows
 from fp4scope.ledger.schema import REPORTED
@@ -61,6 +62,7 @@ def require_consistent(results: Results) -> None:
             _require_rows(ledger[subject], ledger.counted, tokens)
         except ValueError as error:
             raise ValueError(f"rows of {subject.to_json()}: {error}"[:500]) from None
+    _require_routers(results)
     _require_compared(results, ledger)
     layers = [(a.block, a.projection) for a in results.activations]
     if len(set(layers)) < len(layers):
@@ -86,6 +88,16 @@ def _require_rows(rows: Rows, counted: int, known: "WindowTokens") -> None:
     for replica, *values in zip(rows.replicas, *columns, strict=True):
         if replica < counted and any((v is None) != (values[0] is None) for v in values):
             raise ValueError("a window lacks one of nll, kl and top1")
+
+
+def _require_routers(results: Results) -> None:
+    """What there is of every router is there of all of them."""
+    count = len(results.model.get("routed_experts", ()))
+    for subject in results.ledger:
+        values = results.ledger[subject].values
+        for name in ROUTERS.values():
+            if any(v is not None and len(v) != count for v in values.get(name, ())):
+                raise ValueError(f"{name} has not a value for each of {count} routers")
 
 
 def _require_compared(results: Results, ledger: Ledger) -> None:
@@ -136,7 +148,7 @@ class WindowTokens:
                 raise ValueError(f"a window has {count} tokens, and another {self._targets}")
 
 
-def require_sums(values: Mapping[str, Sequence[float | int | None]], tokens: Sequence[int]) -> None:
+def require_sums(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) -> None:
     """Refuse sums over windows that no predictions have.
 
     Args:
@@ -148,6 +160,8 @@ def require_sums(values: Mapping[str, Sequence[float | int | None]], tokens: Seq
     """
     fewest, most = min(tokens, default=1), max(tokens, default=1)
     for name, column in values.items():
+        if name in ROUTERS.values():
+            continue
         known = [value for value in column if value is not None]
         largest = max(max(known, default=0.0), -min(known, default=0.0))
         # What an estimate may be knows no bounds.

@@ -183,7 +183,7 @@ def _sites(data: ResultsFields) -> Sites:
 
 def _recipe(fields: RecipeFields, sites: Sites) -> Recipe:
     edits = [(_names(edit["sites"], sites), edit["setting"]) for edit in fields["edits"]]
-    return Recipe(fields["base"], tuple(edits))
+    return Recipe(fields["base"], tuple(edits), fields.get("replay", False))
 
 
 def _contrast(fields: ContrastFields, recipes: Mapping[str, Recipe], sites: Sites) -> Contrast:

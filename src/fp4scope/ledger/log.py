@@ -29,6 +29,7 @@ from fp4scope.files import open_kept, read_bytes, refusing
 from fp4scope.ledger.checks import WindowTokens, require_sums
 from fp4scope.ledger.claim import Claim
 from fp4scope.ledger.lines import LOG_VERSION, decode, encode, version_of
+from fp4scope.ledger.measures import Value
 from fp4scope.ledger.rows import Key, Ledger
 from fp4scope.recipes import Recipe
 
@@ -42,7 +43,7 @@ class Found:
 
     recipe: Recipe
     replica: int
-    values: Mapping[str, Sequence[float | int]]
+    values: Mapping[str, Sequence[Value]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ means of any weighting can be taken later.
 
 from dataclasses import dataclass
 
+Value = float | int | list[float | None]
+"""A number, or one for each router."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -15,19 +18,26 @@ class Measure:
         name: As it stands in files.
         unit: Of the sum; `1` for a count.
         digits: How many mean something, for its terms come from FP32 logits; None for a count.
+        beside: Another measure, where this one belongs to what some models have beside it.
     """
 
     name: str
     unit: str
     digits: int | None
+    beside: str | None = None
 
-    def settled(self, value: float | int) -> float | int:
+    def settled(self, value: Value) -> Value:
         """The value with the digits that mean something."""
+        if isinstance(value, list):
+            return [None if v is None else float(f"{v:.{self.digits}g}") for v in value]
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
-ROUTING = {name: f"routing_{name}" for name in ("kept", "same", "weight", "load")}
-"""Measures of models with routers, by their names in `metrics.Routing`."""
+_KINDS = ("kept", "same", "weight", "load", "kl")
+ROUTING = {kind: f"routing_{kind}" for kind in _KINDS}
+"""Measures of models with routers, means over these."""
+ROUTERS = {kind: f"router_{kind}" for kind in _KINDS}
+"""The same router by router: of each sample a list, with None where it is not known."""
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -37,8 +47,12 @@ MEASURES = {
         # The same two against the unperturbed realisation of the subject itself.
         Measure("rerun_kl", "nat", 6),
         Measure("rerun_top1", "1", None),
-        # What is left of the full-precision model's routing (`metrics.Routing`).
-        *(Measure(name, "1", 9) for name in ROUTING.values()),
+        # What is left of the full-precision model's routing (`sweep.routing`).
+        *(
+            Measure(name, "nat" if kind == "kl" else "1", 9 if kind != "kl" else 6, "nll")
+            for names in (ROUTING, ROUTERS)
+            for kind, name in names.items()
+        ),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
-from fp4scope.ledger.measures import MEASURES
+from fp4scope.ledger.measures import MEASURES, Value
 from fp4scope.recipes import Recipe
 
 Key = tuple[Recipe, int, str]
@@ -24,10 +25,10 @@ class Rows:
     indices: list[int] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    values: dict[str, list[float | int | None]] = field(default_factory=dict)
+    values: dict[str, list[Any]] = field(default_factory=dict)
     _at: dict[tuple[int, int], int] | None = field(default=None, repr=False, compare=False)
 
-    def put(self, index: int, replica: int, tokens: int, values: Mapping[str, float | int]) -> None:
+    def put(self, index: int, replica: int, tokens: int, values: Mapping[str, Value]) -> None:
         """Add a row, or take these values into the row that is there: twice is as once."""
         if self._at is None:
             # Subjects of a file share these lists.
@@ -51,18 +52,24 @@ class Rows:
         """In the order of samples, with the digits that mean something; None without any row.
 
         Args:
-            wanted: Replicas and measures; what else there is, is left out.
+            wanted: Replicas and measures, with what belongs beside these; what else there is, is
+                left out.
         """
         names = [name for name in MEASURES if name in self.values]
         kept: dict[int, list[str]] = {}
         for row, replica in enumerate(self.replicas):
-            of = [n for n in names if (replica, n) in wanted and self.values[n][row] is not None]
+            of = [
+                name
+                for name in names
+                if (replica, MEASURES[name].beside or name) in wanted
+                and self.values[name][row] is not None
+            ]
             if of:
                 kept[row] = of
         if not kept:
             return None
         order = sorted(kept, key=lambda row: (self.indices[row], self.replicas[row]))
-        columns: dict[str, list[float | int | None]] = {}
+        columns: dict[str, list[Any]] = {}
         for name in dict.fromkeys(name for of in kept.values() for name in of):
             column, measure = self.values[name], MEASURES[name]
             columns[name] = [

@@ -34,6 +34,7 @@ Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 Magnitude = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e100)]
 Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 Scalar = Annotated[int, Field(ge=-(2**64), le=2**64)] | bool | Number | Text | None
+ByRouter = list[Number | None]
 Options = dict[Text, Scalar | list[Scalar]]
 StudySections = dict[Text, Scalar | list[Scalar] | Options]
 
@@ -66,6 +67,7 @@ class RecipeFields(TypedDict):
 
     base: Treated | None
     edits: list[EditFields]
+    replay: NotRequired[bool]
 
 
 class UnitFields(TypedDict):
@@ -102,6 +104,12 @@ class Values(TypedDict, total=False):
     routing_same: list[Magnitude | None]
     routing_weight: list[Magnitude | None]
     routing_load: list[Magnitude | None]
+    routing_kl: list[Number | None]
+    router_kept: list[ByRouter | None]
+    router_same: list[ByRouter | None]
+    router_weight: list[ByRouter | None]
+    router_load: list[ByRouter | None]
+    router_kl: list[ByRouter | None]
     gradient: list[Number | None]
 
 
@@ -180,6 +188,7 @@ class ModelSection(TypedDict, total=False):
     excluded: list[Excluded]
     towers: list[TowerFields]
     routers: list[Text]
+    routed_experts: list[tuple[Block, Name]]
     prior_quantization: Text | None
     dtype: Text
     tokenizer: Text

@@ -3,7 +3,6 @@
 # pyright: reportUnusedImport=false
 from fp4scope.metrics.predictions import (
     ReferencePredictions,
-    Routing,
     RowMetrics,
     WindowMetrics,
     compare,

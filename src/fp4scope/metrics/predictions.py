@@ -9,12 +9,11 @@ it: BF16 logits are often tied.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from fp4scope.kernels import backend
@@ -22,34 +21,19 @@ from fp4scope.kernels import backend
 _CPU_PIECE_ROWS = 16
 
 
-class Routing(NamedTuple):
-    """What is left of the full-precision model's routing: sums over the targets of one window.
-
-    Of every token a share, the mean over the model's routers.
-
-    Attributes:
-        kept: Of its experts, those that the full-precision model chooses too.
-        same: 1 where all of them are the same.
-        weight: What its weights have in common with the full-precision model's.
-        load: Of all tokens' places at experts, those that are at others now: half the sum of what
-            the counts differ by.
-    """
-
-    kept: float
-    same: float
-    weight: float
-    load: float
-
-
 @dataclass(frozen=True)
 class WindowMetrics:
-    """Sums over the targets of one window; NLL and KL in nats."""
+    """Sums over the targets of one window; NLL and KL in nats.
+
+    `routing`: at each router what is left of the full-precision model's choices, NaN where that is
+    not known; None of a model without routers.
+    """
 
     tokens: int
     nll: float
     kl: float
     top1: int
-    routing: Routing | None = None
+    routing: Float64[np.ndarray, "routers kinds"] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,4 +7,5 @@ from fp4scope.operands.experts import FEWEST_ROWS, Choice, experts_in, routed
 from fp4scope.operands.multiplied import PV, QK
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import operand_at, product_at, products, watched
+from fp4scope.operands.routers import Scores, choices, find_scores, told
 from fp4scope.operands.statistics import InputStatistics, never_run, observe_inputs

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -56,11 +56,13 @@ class Choice(NamedTuple):
         index: The experts of each token.
         weights: What their outputs are multiplied by, in the same order.
         experts: How many there are.
+        logs: Log-probabilities of all experts, where the router is known to be a softmax.
     """
 
     index: Int[Tensor, "tokens chosen"]
     weights: Shaped[Tensor, "tokens chosen"]
     experts: int
+    logs: Float[Tensor, "tokens experts"] | None = None
 
 
 @contextmanager
@@ -173,6 +175,9 @@ class _Code(ABC):
     One for a module, as long as someone holds it.
     """
 
+    told = False
+    """Whether the experts are told where tokens go."""
+
     def __init__(self, module: Any) -> None:  # noqa: ANN401
         self.module = module
         self.watchers: dict[str, list[tuple[str, Before | None, After | None]]] = {
@@ -253,6 +258,8 @@ class _Code(ABC):
 class _Chosen(_Code):
     """Every token goes to the experts that were chosen for it: behind `transformers`' interface."""
 
+    told = True
+
     def run(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         module = self.module
         first, last = self.leaves(module)
@@ -261,7 +268,7 @@ class _Chosen(_Code):
         choice = Choice(top_k_index, top_k_weights, getattr(module, first).shape[0])
         for listen in self.listeners:
             choice = listen(module, choice) or choice
-        top_k_index, top_k_weights, _ = choice
+        top_k_index, top_k_weights = choice.index, choice.weights
         tokens, chosen = top_k_index.shape
         experts, order = top_k_index.flatten().sort(stable=True)
         every = torch.arange(getattr(module, last).shape[0], device=experts.device)

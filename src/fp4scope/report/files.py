@@ -22,7 +22,7 @@ from fp4scope.table import Table
 
 TABLES = (
     "all_quantized", "projections", "blocks", "layers", "patterns", "experts",
-    "routing", "experts_seen", "agreement", "activations",
+    "routing", "routers", "replay", "experts_seen", "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""
 _ADVICE = (

@@ -59,6 +59,16 @@ class Findings:
         return stats.routing_table(self.results)
 
     @cached_property
+    def routers(self) -> Table:
+        """The same of whole models, router by router."""
+        return stats.router_table(self.results)
+
+    @cached_property
+    def replay(self) -> Table:
+        """How much of the damage of whole models and of experts alone is routing."""
+        return stats.replay_table(self.results)
+
+    @cached_property
     def experts_seen(self) -> Table:
         """How many tokens of the calibration text experts saw: a row for each block."""
         return stats.seen_table(self.results.activations)

@@ -15,7 +15,12 @@ from fp4scope.stats.findings.neighbours import neighbour_correlation
 from fp4scope.stats.findings.noise import noise_shares, rerun_noise
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.findings.projections import kind_of, layer_type
-from fp4scope.stats.findings.routing import routing_table, seen_table
+from fp4scope.stats.findings.routing import (
+    replay_table,
+    router_table,
+    routing_table,
+    seen_table,
+)
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,
     activation_table,

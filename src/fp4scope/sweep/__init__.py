@@ -5,6 +5,7 @@ from fp4scope.sweep.gradient import estimate_window
 from fp4scope.sweep.memory import Memory, is_out_of_memory
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.progress import Listener, Progress
+from fp4scope.sweep.routing import routers
 from fp4scope.sweep.scheduler import schedule
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, require_reachable

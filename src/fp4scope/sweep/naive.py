@@ -12,13 +12,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jaxtyping import Int
+import numpy as np
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from fp4scope.design import NOTHING, Run
+from fp4scope.ledger import ROUTING
 from fp4scope.metrics import (
-    ReferencePredictions,
-    Routing,
     WindowMetrics,
     compare,
     reference_predictions,
@@ -26,8 +26,10 @@ from fp4scope.metrics import (
 from fp4scope.models import Axes, LoadedModel
 from fp4scope.operands import Choice, Injector
 from fp4scope.recipes import Recipe
-from fp4scope.sweep.routing import alike, listening
+from fp4scope.sweep.routing import Routers, Seen, alike
 
+_Chosen = list[tuple[nn.Module, Choice]]
+"""What routers chose in a forward, and for which experts."""
 Perturb = Callable[[Tensor, int, int, int], Tensor]
 """What enters a block (tokens, ...), replica, window and block to its perturbation."""
 
@@ -39,6 +41,7 @@ def measure_naively(
     injector: Injector,
     perturb: Perturb | None = None,
     ran: Callable[[], None] = lambda: None,
+    routers: Routers | None = None,
 ) -> list[list[WindowMetrics]]:
     """Metrics of every run on every window, one forward each.
 
@@ -49,15 +52,20 @@ def measure_naively(
         injector: Of the same model.
         perturb: What a replica does to the entrance of a block; only needed if there are any.
         ran: Called after every forward (`forwards` of them a window).
+        routers: Of the model, if they are known already.
     """
+    routers = Routers(loaded, ids[0]) if routers is None else routers
+    plain: _Chosen = []
 
-    def forward(w: int, recipe: Recipe, replica: int = 0) -> tuple[Tensor, list[Choice]]:
+    def forward(w: int, recipe: Recipe, replica: int = 0) -> tuple[Tensor, _Chosen]:
         settings = dict(recipe.in_block(loaded.layout.sites))
         # No image is kept that the next forward does not need too.
         needed = {(name, setting.weight) for name, setting in settings.items()}
         injector.forget(injector.held - needed)
         moved = _moved(loaded, ids.shape[1], replica, w, perturb)
-        with injector.applied(settings), moved, listening(loaded.model) as chosen:
+        forced = iter(plain if recipe.replay else ())
+        heard = routers.listening(lambda _: next(forced, (None, None))[1])
+        with injector.applied(settings), moved, heard as chosen:
             logits = loaded.logits(ids[w])[:-1]
         ran()
         return logits, chosen
@@ -65,7 +73,6 @@ def measure_naively(
     measured: list[list[WindowMetrics]] = [[] for _ in runs]
     for w, row in enumerate(ids):
         targets = row[1:].to(loaded.device)
-        plain: list[Choice] = []
         for against in _references(runs):
             logits, chosen = forward(w, against)
             plain = chosen if against == NOTHING else plain
@@ -76,7 +83,8 @@ def measure_naively(
                 own = logits, chosen
                 if not _is(run, against):
                     own = forward(w, run.recipe, run.replica)
-                results.append(_compared(*own, targets, reference, plain))
+                (metrics,) = compare(own[0][None], targets, reference).windows()
+                results.append(replace(metrics, routing=_routing(routers, own[1], plain)))
     return measured
 
 
@@ -94,18 +102,18 @@ def _is(run: Run, reference: Recipe) -> bool:
     return run.recipe == reference and not run.replica
 
 
-def _compared(
-    logits: Tensor,
-    chosen: Sequence[Choice],
-    targets: Int[Tensor, " targets"],
-    reference: ReferencePredictions,
-    plain: Sequence[Choice],
-) -> WindowMetrics:
-    """One forward's metrics; of its routing, what is left of the full-precision model's."""
-    (metrics,) = compare(logits[None], targets, reference).windows()
-    sums = [alike(*both) for both in zip(chosen, plain, strict=True)]
-    routing = Routing(*(sum(sums) / len(sums)).tolist()) if sums else None  # type: ignore
-    return replace(metrics, routing=routing)
+def _routing(
+    routers: Routers, chosen: _Chosen, plain: _Chosen
+) -> Float64[np.ndarray, "routers kinds"] | None:
+    """What one forward's routers have left of the full-precision model's choices."""
+    if not len(routers):
+        return None
+    found = np.full((len(routers), len(ROUTING)), np.nan)
+    for (experts, own), (_, other) in zip(chosen, plain, strict=True):
+        if experts in routers.places:
+            sums = alike(Seen.of(own), Seen.of(other))
+            found[routers.places[experts]] = sums.cpu().numpy()
+    return found
 
 
 @contextmanager

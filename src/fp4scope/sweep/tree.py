@@ -9,7 +9,7 @@ on: (L + 1) / 2 of L on average. Nothing here knows what keeping or a projection
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fp4scope.design import Run
 from fp4scope.recipes import Edit, Recipe, Site, Sites
@@ -128,13 +128,13 @@ def parts_by_block(
 
     kinds: dict[Recipe, list[int]] = {}
     for recipe in recipes:
-        base = Recipe(recipe.base)
+        base = Recipe(recipe.base, replay=recipe.replay)
         if base not in kinds:
             kinds[base] = [kind_in(block, base) for block in range(len(found))]
         kinds[recipe] = [*kinds[base]]
         edits = _edits_by_block(recipe, sites)
         for block, own in edits.items():
-            part = recipe if len(edits) == 1 else Recipe(recipe.base, tuple(own))
+            part = recipe if len(edits) == 1 else replace(recipe, edits=tuple(own))
             kinds[recipe][block] = kind_in(block, part)
     return [list(parts) for parts in found], kinds
 
@@ -159,7 +159,8 @@ def _part(recipe: Recipe, sites: Sequence[Site]) -> Recipe:
         return recipe
     settings = {site.name: recipe.at(site.name) for site in sites}
     base = max(settings.values(), key=Counter(settings.values()).__getitem__, default=None)
-    return Recipe(base, tuple((frozenset([name]), s) for name, s in settings.items()))
+    edits = tuple((frozenset([name]), s) for name, s in settings.items())
+    return Recipe(base, edits, recipe.replay)
 
 
 def first_uses(steps: Iterable[Step]) -> list[set[Image]]:

@@ -21,8 +21,9 @@ from fp4scope.design import Run
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 from fp4scope.models import BlockInputs, LoadedModel, State, Tail, together
 from fp4scope.operands import FEWEST_ROWS, Injector
+from fp4scope.recipes import Recipe
 from fp4scope.sweep.perturb import perturbation, perturbed
-from fp4scope.sweep.routing import Routes, listening
+from fp4scope.sweep.routing import Routers, Routes
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import Tree, last_uses
 
@@ -66,6 +67,7 @@ class Wavefront:
         tree: Of these runs.
         shape: How much runs at once.
         seed: Of the perturbations.
+        routers: Of the model.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class Wavefront:
         tree: Tree,
         shape: Shape,
         seed: int,
+        routers: Routers,
     ) -> None:
-        self._model, self._runs = loaded.model, runs
+        self._runs, self._routers = runs, routers
         self._stack = loaded.stack
         self._device = loaded.device
         self._injector = injector
@@ -114,9 +117,9 @@ class Wavefront:
         inputs = self._stack.capture(ids)
         embedded = State(inputs.embedded.to(self._store))
         states = dict.fromkeys(self._tree.roots.values(), embedded)
-        self._routes = Routes(self._tree, self._runs, len(ids), self._device)
+        self._routes = Routes(self._tree, self._runs, self._routers, len(ids))
         with self._stack.fused():
-            with listening(self._model) as self._choices:
+            with self._routes.listening():
                 self._blocks(states, inputs, windows, advance)
             with self._stack.tail() as tail:
                 measured = [
@@ -126,13 +129,12 @@ class Wavefront:
         self._injector.check()
         self._injector.forget()
         found = [list(by_window) for by_window in zip(*measured, strict=True)]
-        routings = [self._routes.at(pair.end.node) for pair in self._wanted]
-        return [
-            own
-            if routing is None
-            else [replace(one, routing=r) for one, r in zip(own, routing, strict=True)]
-            for own, routing in zip(found, routings, strict=True)
-        ]
+        for place, pair in enumerate(self._wanted):
+            routing = self._routes.at(pair.end.node)
+            if routing is not None:
+                both = zip(found[place], routing, strict=True)
+                found[place] = [replace(one, routing=own) for one, own in both]
+        return found
 
     def _blocks(
         self,
@@ -151,7 +153,7 @@ class Wavefront:
             for step, done in zip(steps, last_uses(steps), strict=True):
                 with self._injector.applied(step.settings, check=False):
                     for edges in _pieces(step.edges, together):
-                        self._run(block, edges, states, inputs, moves)
+                        self._run(block, step.part, edges, states, inputs, moves)
                         for parent, _ in edges:
                             uses[parent] -= 1
                             if not uses[parent]:
@@ -185,6 +187,7 @@ class Wavefront:
     def _run(
         self,
         block: int,
+        part: Recipe,
         edges: Sequence[tuple[int, int]],
         states: dict[int, State],
         inputs: BlockInputs,
@@ -202,8 +205,9 @@ class Wavefront:
             some = slice(chosen[0], chosen[-1] + 1)
             batch = together([state.some(some) for state in entering], self._stack.reads(block))
             batch = batch.map(lambda x: x.to(self._device))
+            self._routes.enter(part, edges, chosen)
             left = self._stack.run(block, batch, inputs, [*chosen] * len(edges))
-            self._routes.take(self._choices, edges, chosen)
+            self._routes.take(edges, chosen)
             parts.append(left.map(lambda x: x.to(self._store)).apart(len(edges)))
         for place, (_, child) in enumerate(edges):
             left = parts[0][place]

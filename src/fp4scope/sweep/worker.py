@@ -6,12 +6,13 @@ worker was made with: not on what it has run before, nor on who else works.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from fp4scope.design import Run
-from fp4scope.ledger import ROUTING, Found
+from fp4scope.ledger import Found
 from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
@@ -20,6 +21,7 @@ from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.passes import Pass
 from fp4scope.sweep.perturb import perturbation, perturbed
+from fp4scope.sweep.routing import Routers, routing_values
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
 
@@ -63,6 +65,7 @@ class Worker:
     ) -> None:
         self.loaded, self.ids, self.seed = loaded, ids, seed
         self._injector = injector
+        self._routers = Routers(loaded, ids[0])
 
     def execute(
         self, task: Task, advance: Callable[[float], None] = lambda share: None
@@ -77,7 +80,7 @@ class Worker:
         Raises:
             NonFiniteError: The NLL or KL of a run, or a quantized input.
         """
-        found: dict[tuple[Recipe, int], dict[str, list[float]]] = {}
+        found: dict[tuple[Recipe, int], dict[str, list[Any]]] = {}
         measure = self._one_by_one if task.shape.whole else self._together
         for part in task.passes:
             results = measure(task, part, advance)
@@ -86,12 +89,7 @@ class Worker:
                     require_finite(self.loaded, self._injector, run, one, self.ids, window)
                 columns = zip(*((m.nll, m.kl, m.top1) for m in metrics), strict=True)
                 values = {name: list(c) for name, c in zip(run.measures, columns, strict=True)}
-                routings = [m.routing for m in metrics if m.routing is not None]
-                values |= {
-                    measure: [getattr(routing, name) for routing in routings]
-                    for name, measure in ROUTING.items()
-                    if routings
-                }
+                values |= routing_values(run, metrics)
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
@@ -101,7 +99,13 @@ class Worker:
     ) -> list[list[WindowMetrics]]:
         ids = self.ids[list(task.windows)]
         wavefront = Wavefront(
-            self.loaded, self._injector, part.runs, part.tree, task.shape, self.seed
+            self.loaded,
+            self._injector,
+            part.runs,
+            part.tree,
+            task.shape,
+            self.seed,
+            self._routers,
         )
         return wavefront.measure(ids, task.windows, advance)
 
@@ -120,5 +124,11 @@ class Worker:
         ids = self.ids[list(task.windows)]
         self._injector.forget()
         return measure_naively(
-            self.loaded, ids, part.runs, self._injector, perturb, lambda: advance(blocks)
+            self.loaded,
+            ids,
+            part.runs,
+            self._injector,
+            perturb,
+            lambda: advance(blocks),
+            self._routers,
         )

@@ -10,7 +10,12 @@ from fp4scope.stats.inference.series import Integers, Series
 
 
 def by_window(
-    ledger: Ledger, subject: Recipe, measure: str, *, extra: bool = False
+    ledger: Ledger,
+    subject: Recipe,
+    measure: str,
+    *,
+    extra: bool = False,
+    router: int | None = None,
 ) -> Series | None:
     """A measure per token, the mean over the replicas of each window.
 
@@ -19,6 +24,7 @@ def by_window(
         subject: A recipe.
         measure: One of `MEASURES`.
         extra: The replicas that are not counted, in place of those that are.
+        router: Of a measure that has a number for each router: which.
 
     Returns:
         None where nothing was measured.
@@ -27,6 +33,8 @@ def by_window(
     column = None if rows is None else rows.values.get(measure)
     if rows is None or column is None:
         return None
+    if router is not None:
+        column = [None if values is None else values[router] for values in column]
     indices, replicas, tokens = rows.indices, rows.replicas, rows.tokens
     if extra or None in column or max(replicas, default=0) >= ledger.counted:
         chosen = [
