@@ -9,6 +9,7 @@ from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
 from fp4scope.report.labels import level
 from fp4scope.report.numbers import number
 from fp4scope.study import Study
+from fp4scope.treatments import FEWEST_TOKENS
 
 
 def print_plan(study: Study) -> None:
@@ -46,6 +47,12 @@ def print_plan(study: Study) -> None:
         forwards = found.executions // model["blocks"]
         rows["work"] = f"{forwards:,} forwards of the whole model, one for each recipe and window"
         rows["because"] = found.whole
+    few, experts = found.unseen
+    if few:
+        rows["calibration"] = (
+            f"about {few} of {experts} experts will see fewer than {FEWEST_TOKENS} tokens of it, "
+            "and take the largest input of their layer"
+        )
     if study.question.stop_when is not None:
         rows["stops when"] = (
             f"{study.question.stop_when}, or all windows are measured: the time is the most"

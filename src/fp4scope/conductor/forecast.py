@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fp4scope.conductor.calibrate import amaxes, observe
+from fp4scope.conductor.calibrate import activation_records, amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.design import NOTHING, Contrast, Run
@@ -21,7 +21,7 @@ from fp4scope.ledger import Ledger, Log
 from fp4scope.models import resolve_device
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
-from fp4scope.stats import Pairing, half_width, mean
+from fp4scope.stats import Pairing, half_width, mean, seen_table
 from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
@@ -64,7 +64,8 @@ class StudyForecast:
 
     `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
     window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
-    why every recipe takes forwards of the whole model, if it does.
+    why every recipe takes forwards of the whole model, if it does. `unseen` are how many experts
+    will probably see few tokens at calibration, and of how many.
     """
 
     study: Study
@@ -82,6 +83,7 @@ class StudyForecast:
     sweep_s: float
     estimates_s: float | None
     families: tuple[Family, ...]
+    unseen: tuple[int, int]
     probe: str
     whole: str | None = None
 
@@ -129,6 +131,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
         families=tuple(probe.families(len(windows), longer)),
+        unseen=probe.unseen,
         probe=f"{len(probe.runs)} of {len(prepared.runs)} variants on "
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
         whole=checked.reason,
@@ -146,6 +149,7 @@ class _Probe:
         self.runs = _some(prepared, _UNITS)
         self.seconds_per_block = 0.0
         self.seconds_per_estimate: float | None = None
+        self.unseen = 0, 0
         self._ledger = Ledger()
         # Masks grow with the square of the tokens.
         longer = prepared.windows.seq_len / self.tokens
@@ -155,6 +159,13 @@ class _Probe:
         calibration = self._prepared.calibration
         few = replace(calibration, ids=calibration.ids[:2, : self.tokens])
         observed = observe(self._loaded, few, tell, "calibrating")
+        more = calibration.ids.numel() / few.ids.numel()
+        seen = seen_table(
+            replace(record, tokens=[round(more * tokens) for tokens in record.tokens])
+            for record in activation_records(self._loaded, observed)
+            if record.tokens is not None
+        )
+        self.unseen = sum(seen["few"]), sum(seen["count"])
         shared, by_expert = amaxes(self._loaded.layout, observed)
         injector = Injector(self._loaded.model, shared, by_expert, self._loaded.layout.parts)
         # One unit of a kind has kernels compiled, which the time is not to hold.

@@ -1,6 +1,6 @@
 """What quantizing leaves of the full-precision model's routing, in models with routers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -117,7 +117,7 @@ def _means(results: Results, recipe: Recipe, router: int | None = None) -> dict[
     return found
 
 
-def seen_table(activations: Sequence[ActivationRecord]) -> Table:
+def seen_table(activations: Iterable[ActivationRecord]) -> Table:
     """How many tokens of the calibration text the experts of each block saw.
 
     `few` is how many saw fewer than `FEWEST_TOKENS`, and `below` has their numbers. The products of
