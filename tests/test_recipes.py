@@ -1,6 +1,7 @@
 """Treatments, settings and recipes: canonical, equal where they do the same, readable back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -134,3 +135,14 @@ def test_only_static_scales_tie_an_id_to_the_calibration():
 )
 def test_precision_is_what_the_field_writes(data, precision):
     assert Setting.from_json(data).precision == precision
+
+
+def test_replay_is_part_of_a_recipe_and_of_its_name():
+    own = Recipe(Setting.from_json("mxfp4"))
+    forced = replace(own, replay=True)
+    assert forced != own
+    assert forced.id() != own.id()
+    assert "replay" not in own.to_json()
+    assert Recipe.from_json(forced.to_json()) == forced
+    with pytest.raises(StudyError, match="replay is 'yes'"):
+        Recipe.from_json({"base": "mxfp4", "replay": "yes"})

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, plain, share
 from fp4scope.report.section import Cell, Column, Section, naming, texts
@@ -48,9 +49,11 @@ def replay(found: Findings) -> Iterator[Section]:
     """How much of what quantizing costs is that tokens go to other experts."""
     parts = {"own": "own routing", "values": "full precision's routing", "routing": "difference"}
     columns = [naming("format"), naming("precision"), naming("quantized")] + [
-        Column(label, label, group)
-        for group in ("millinats per token", "KL, millinats per token")
-        for label in parts.values()
+        Column(label, short if measure == "nll" or part == "routing" else None, group)
+        for measure, group in (("nll", labels.EFFECT), ("kl", "KL, millinats per token"))
+        for (part, label), short in zip(
+            parts.items(), ("own", "replayed", _SHORT[measure]), strict=True
+        )
     ]
     rows = [
         [*texts(row["format"], row["precision"], _QUANTIZED[row["sites"]])]
@@ -75,6 +78,7 @@ def replay(found: Findings) -> Iterator[Section]:
         )
 
 
+_SHORT = {"nll": "difference", "kl": "of KL"}
 _QUANTIZED = {"all": "everything", "experts": "experts alone"}
 
 
