@@ -310,9 +310,7 @@ def _fixed(study: Study, sites: Sites) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
-def replayed(
-    setting: Setting, sites: Sites, fixed: tuple[Edit, ...] = ()
-) -> list[Contrast]:
+def replayed(setting: Setting, sites: Sites, fixed: tuple[Edit, ...] = ()) -> list[Contrast]:
     """What tells damage by routing from damage by values, for a model and for its experts alone.
 
     Both are run with the full-precision model's routing forced. Experts alone are run with their

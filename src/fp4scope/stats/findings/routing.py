@@ -69,7 +69,9 @@ def _recipes(results: Results) -> Iterator[tuple[dict[str, Any], Recipe]]:
 
 
 def _labels(recipe: Recipe) -> dict[str, Any]:
-    (setting,) = recipe.settings
+    # What else it holds is of sites with a setting of their own.
+    setting = recipe.base or recipe.edits[0][1]
+    assert setting is not None
     return {"format": setting.format, "precision": setting.precision}
 
 
