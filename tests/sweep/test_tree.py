@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fp4scope.design import NOTHING
+from fp4scope.design import NOTHING, ROUTING
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.sweep import scheduler
@@ -23,7 +23,9 @@ def loaded(request, adopted):
 def executions(planned, loaded, **study):
     """Of the tree of a study, less what its controls alone take."""
     options = {"formats": "mxfp4"} | study
-    variants = planned(loaded, **options)
+    own = planned(loaded, **options)
+    # What is run beside to tell routing from values has no layers.
+    variants = [r for r in own if r.contrast is None or r.contrast.family.level != ROUTING]
     controls = [run for run in variants if _is_whole(run.recipe)]
     own = build_tree(controls, loaded.layout.sites).executions
     units = len({run.recipe for run in variants if not _is_whole(run.recipe)})
