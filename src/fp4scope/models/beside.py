@@ -68,7 +68,7 @@ def _attended(block: nn.Module, path: str, index: int, more: Collection[More]) -
     for name, module in attentions(block):
         leaves: dict[str, str] = {}
         if More.KV_CACHE in more:
-            leaves |= dict.fromkeys(cached(module), More.KV_CACHE.value)
+            leaves |= dict.fromkeys(cached(module), str(More.KV_CACHE.value))
         if More.ATTENTION in more:
             leaves |= dict.fromkeys(QK, f"{More.ATTENTION.value}.qk")
             leaves |= dict.fromkeys(PV, f"{More.ATTENTION.value}.pv")
