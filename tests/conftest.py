@@ -246,6 +246,25 @@ _LINKED = {
         },
     ),
 }
+# Two shared transformers by turns, each in several blocks, with an adapter of each block's own.
+_TIED = {
+    "zamba2": (
+        "zamba2",
+        {
+            "num_hidden_layers": 5,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+            "layer_types": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+            "num_mem_blocks": 2,
+            "adapter_rank": 16,
+            "use_mem_rope": True,
+            "mamba_d_state": 16,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 16,
+            "mamba_ngroups": 1,
+            "chunk_size": 8,
+        },
+    ),
+}
 
 
 # `modeling_utils` imports torchao where that is installed. Inside jaxtyping's import hook that
@@ -315,7 +334,7 @@ def tiny_model():
     """`tiny_model(family, **config)`: the same random weights each time, biases and norms too."""
 
     def build(family, **overrides):
-        kind, own = (_DENSE | _MOE | _LINKED)[family]
+        kind, own = (_DENSE | _MOE | _LINKED | _TIED)[family]
         common = _SPECIAL | {"vocab_size": len(VOCABULARY)} if kind is GPT2Config else _COMMON
         if isinstance(kind, str) and kind not in CONFIG_MAPPING:
             pytest.skip(f"transformers {transformers.__version__} has no {kind}")

@@ -377,9 +377,10 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
         for projection, names in _grouped((s.projection, s.name) for s in sites).items():
             yield Unit("projections", projection, None, names), directions
     if directions := study.question.directions(Level.BLOCKS):
-        for block, members in enumerate(sites.blocks):
-            if members:
-                yield Unit("blocks", "", block, frozenset(s.name for s in members)), directions
+        for block, names in _grouped(
+            (s.block, s.name) for s in sites if s.block is not None
+        ).items():
+            yield Unit("blocks", "", block, names), directions
     if directions := study.question.directions(Level.EXPERTS):
         for (block, path), names in _experts(sites).items():
             yield Unit("experts", path, block, names), directions

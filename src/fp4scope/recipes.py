@@ -144,6 +144,11 @@ class Site:
     part: str | None = None
 
     @property
+    def key(self) -> str:
+        """What recipes call it."""
+        return self.name
+
+    @property
     def product(self) -> str:
         """Name of the product that it is, or is a part of."""
         if self.part is not None:
@@ -167,28 +172,60 @@ class Site:
         return self.experts * self.rows * self.cols
 
 
+@dataclass(frozen=True, kw_only=True)
+class TiedSite(Site):
+    """Another place where the weight of a site is multiplied by: blocks may share weights.
+
+    Its setting is the site's: recipes name the first place alone.
+
+    Attributes:
+        site: Name of the site.
+    """
+
+    site: str
+
+    @property
+    def key(self) -> str:
+        return self.site
+
+
 class Sites(Sequence[Site]):
     """The sites of a model in the order of its blocks.
 
     Args:
         sites: All of them, blocks in order.
         blocks: How many blocks the model has; one may have no site.
+        tied: More places of some of them.
 
     Attributes:
         by_name: All of them.
-        blocks: Those of each block.
+        blocks: What is quantized in each block: its sites, and places of earlier ones.
         behind: Those behind the blocks.
     """
 
-    def __init__(self, sites: Iterable[Site], blocks: int) -> None:
+    def __init__(self, sites: Iterable[Site], blocks: int, tied: Iterable[TiedSite] = ()) -> None:
         self._sites = tuple(sites)
+        self._tied = tuple(tied)
         self.by_name = {site.name: site for site in self._sites}
         by_block: list[list[Site]] = [[] for _ in range(blocks)]
-        for site in self._sites:
+        for site in self.everywhere:
             if site.block is not None:
                 by_block[site.block].append(site)
         self.blocks = tuple(map(tuple, by_block))
         self.behind = tuple(site for site in self._sites if site.block is None)
+
+    @property
+    def everywhere(self) -> Sequence[Site]:
+        """The sites, and their further places."""
+        return (*self._sites, *self._tied)
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[Site]]:
+        """Where each site is, by its name: itself first."""
+        found: dict[str, list[Site]] = {}
+        for site in self.everywhere:
+            found.setdefault(site.key, []).append(site)
+        return found
 
     def __len__(self) -> int:
         return len(self._sites)
@@ -215,7 +252,7 @@ class Sites(Sequence[Site]):
         Raises:
             UnitError: It means none: a silent miss would read as "insensitive".
         """
-        found = frozenset(s.name for s in self if matches(pattern, s.name, s.projection))
+        found = frozenset(s.key for s in self.everywhere if matches(pattern, s.name, s.projection))
         if not found:
             raise UnitError(
                 f"pattern {pattern!r} matches none of the {len(self)} linears; their names look "
@@ -282,7 +319,7 @@ class Recipe:
 
     def in_block(self, sites: Sequence[Site]) -> tuple[tuple[str, Setting], ...]:
         """What is done to some sites, sorted by name; those in full precision are left out."""
-        found = ((site.name, self.at(site.name)) for site in sites)
+        found = ((site.name, self.at(site.key)) for site in sites)
         return tuple(sorted((name, setting) for name, setting in found if setting is not None))
 
     def average_bits(self, sites: Sequence[Site]) -> float:

@@ -521,23 +521,48 @@ def test_what_never_runs_cannot_be_reached(tiny_model):
         require_coverage(layout)
 
 
-# What is refused.
+# One weight in several blocks.
 
 
-def test_linears_with_one_weight_are_refused_unless_excluded():
+def test_a_weight_in_two_blocks_is_one_site_in_two_places():
     model = Model(Block(Mlp()), Block(Mlp()))
+    apart = find_layout(model)
     model.layers[1].q_proj.weight = model.layers[0].q_proj.weight
-    with pytest.raises(ModelError, match=r"layers\.1\.q_proj has the same weight as .*exclude"):
-        find_layout(model)
-    assert len(excluded(find_layout(model, ["q_proj"]))) == 2
+    layout = find_layout(model)
+    first, second = "layers.0.q_proj", "layers.1.q_proj"
+    assert [site.name for site in layout.sites] == [s.name for s in apart.sites if s.name != second]
+    assert [place.name for place in layout.sites.places[first]] == [first, second]
+    assert layout.linears == (*(s.name for s in layout.sites), second)
+    assert {s.name for s in layout.sites.blocks[1]} == {s.name for s in apart.sites.blocks[1]}
+    # Counted once, and either name means it.
+    total = sum(p.numel() for p in model.layers.parameters())
+    quantized = sum(site.parameters for site in layout.sites)
+    assert layout.coverage == pytest.approx(quantized / total)
+    assert layout.sites.match("layers.1.q_proj") == layout.sites.match("layers.0.q_proj") == {first}
+    left = find_layout(model, ["q_proj"])
+    assert len(excluded(left)) == 2
+    assert left.coverage + sum(e.share for e in left.excluded) == pytest.approx(layout.coverage)
 
 
-def test_blocks_that_share_weights_are_refused():
+def test_of_a_weight_in_several_places_the_first_that_runs_is_the_site():
+    model = Model(Block(Mlp()), Block(Mlp()), Block(Mlp()))
+    for layer in model.layers[1:]:
+        layer.q_proj.weight = model.layers[0].q_proj.weight
+    layout = find_layout(model, silent=["layers.0.q_proj"])
+    assert [p.block for p in layout.sites.places["layers.1.q_proj"]] == [1, 2]
+    assert layout.excluded == ()
+    assert layout.coverage == find_layout(model).coverage
+
+
+def test_a_block_that_comes_twice():
     shared = Block(Mlp())
-    with pytest.raises(
-        ModelError, match=r"layers\.2\.q_proj has the same weight as layers\.0\.q_proj"
-    ):
-        find_layout(Model(shared, Block(Mlp()), shared))
+    layout = find_layout(Model(shared, Block(Mlp()), shared))
+    assert [len(places) for places in layout.sites.places.values()].count(2) == len(
+        layout.sites.blocks[2]
+    )
+
+
+# What is refused.
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])

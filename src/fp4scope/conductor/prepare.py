@@ -153,9 +153,12 @@ def without_silent(study: Study, loaded: LoadedModel, ids: Int[Tensor, " tokens"
     silent = never_run(loaded.model, loaded.layout.inputs, lambda: loaded.logits(ids, last=1))
     # An expert that no token chose is not silent: others of its layer run.
     layers = [names for names in loaded.layout.layers.values() if silent.issuperset(names)]
-    if not layers:
+    # Of a weight in several places those that run count.
+    tied = [places for places in loaded.layout.sites.places.values() if len(places) > 1]
+    some = [[p.product for p in places if p.product in silent] for places in tied]
+    never = {name for names in (*layers, *some) for name in names}
+    if not never:
         return loaded
-    never = {name for names in layers for name in names}
     layout = find_layout(
         loaded.model,
         study.model.exclude,

@@ -9,7 +9,7 @@ reason.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from fp4scope.models.exclude import NOTHING, Excluded, reason_for
 from fp4scope.models.projections import Place, Places, layer_types, names, several
 from fp4scope.models.text import block_stack
 from fp4scope.operands import Operand, Product, products
-from fp4scope.recipes import Part, Site, Sites, expert_name, matches
+from fp4scope.recipes import Part, Site, Sites, TiedSite, expert_name, matches
 from fp4scope.study import More
 
 ROUTER = "router"
@@ -75,19 +75,22 @@ class Layout:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Full names of what holds the sites' weights: the sites, but for single experts."""
-        return tuple(dict.fromkeys(site.product for site in self.sites if site.is_linear))
+        """Full names of what holds the sites' weights, also where they come again: the sites and
+        their places, but for single experts.
+        """
+        sites = self.sites.everywhere
+        return tuple(dict.fromkeys(site.product for site in sites if site.is_linear))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Full names of all whose values on their way are quantized: linears, and what attention
         multiplies.
         """
-        return tuple(dict.fromkeys(site.product for site in self.sites))
+        return tuple(dict.fromkeys(site.product for site in self.sites.everywhere))
 
     @cached_property
     def layers(self) -> dict[Layer, tuple[str, ...]]:
-        """The linears of every layer by their full module names."""
+        """The linears of every layer by their full module names, also where weights come again."""
         found: defaultdict[Layer, dict[str, None]] = defaultdict(dict)
         for block, members in enumerate(self.sites.blocks):
             for site in members:
@@ -133,6 +136,14 @@ class _Found(NamedTuple):
         alone = self.product is not None and self.expert is not None
         return self.weight.numel() // (self.product.experts if alone and self.product else 1)
 
+    @property
+    def identity(self) -> Hashable:
+        """The same where blocks share the weight."""
+        if self.weight is None:
+            return self.name
+        part = self.part and self.part.name
+        return self.weight.data_ptr() or id(self.weight), self.weight.shape, self.expert, part
+
 
 def find_layout(
     model: nn.Module,
@@ -164,15 +175,22 @@ def find_layout(
     found.sort(key=lambda each: len(stack) if each.block is None else each.block)
     _require_matches(exclude, model, found)
     found = _explained(found, exclude, silent)
-    _require_own_weights(found)
+    _require_weights(found)
 
     layers: dict[tuple[int | None, str], list[Site]] = defaultdict(list)
+    owner: dict[Hashable, Site] = {}
+    tied: list[TiedSite] = []
     apart: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for each in found:
         if each.reason is not None or each.product is None:
             apart[each.projection, each.reason or ROUTER].append(each)
             continue
-        layers[each.block, each.projection].append(_site(each, each.product))
+        site = _site(each, each.product)
+        first = owner.setdefault(each.identity, site)
+        if first is site:
+            layers[each.block, each.projection].append(site)
+        else:
+            tied.append(TiedSite(**vars(site), site=first.name))
     if not layers:
         raise UnitError(f"exclude leaves none of the {len(found)} linears to quantize")
 
@@ -180,17 +198,19 @@ def find_layout(
     inside = [each for each in found if each.block is not None]
     return Layout(
         blocks_path=path,
-        sites=Sites((site for members in layers.values() for site in members), len(stack)),
-        coverage=sum(each.size for each in inside if each.reason is None) / total,
+        sites=Sites((s for members in layers.values() for s in members), len(stack), tied),
+        coverage=_size(each for each in inside if each.reason is None) / total,
         missed=missed,
         excluded=tuple(
             Excluded(
                 projection,
                 tuple(each.name for each in members),
                 reason,
-                sum(each.size for each in members if each.block is not None) / total,
+                _size(e for e in members if e.block is not None and e.identity not in owner)
+                / total,
             )
             for (projection, reason), members in apart.items()
+            if reason != NEVER_RUNS or any(each.identity not in owner for each in members)
         ),
         kinds={e.projection: e.place.kind for e in found if e.reason is None and e.place.kind},
         layer_types=_layer_types(model, found, len(stack)),
@@ -306,9 +326,13 @@ def _require_matches(exclude: Sequence[str], model: nn.Module, found: Sequence[_
         )
 
 
-def _require_own_weights(found: Sequence[_Found]) -> None:
-    """Refuse quantized weights, and one tensor in two places: it could not be told apart."""
-    owner: dict[int, str] = {}
+def _size(found: Iterable[_Found]) -> int:
+    """Numbers in their weights, each counted once."""
+    return sum({each.identity: each.size for each in found}.values())
+
+
+def _require_weights(found: Sequence[_Found]) -> None:
+    """Refuse weights that are quantized."""
     weights = {each.holder: each.weight for each in found if each.reason is None}
     for name, weight in weights.items():
         if weight is None:
@@ -318,13 +342,6 @@ def _require_own_weights(found: Sequence[_Found]) -> None:
             raise ModelError(
                 f"{name} already holds {weight.dtype} weights; give the model in full "
                 "precision, before quantization"
-            )
-        first = owner.setdefault(weight.data_ptr() or id(weight), name)
-        if first != name:
-            raise ModelError(
-                f"{name} has the same weight as {first}, so they cannot be told apart; leave such "
-                "linears in full precision with --exclude, as --exclude "
-                f"{name.rpartition('.')[2]}"
             )
 
 

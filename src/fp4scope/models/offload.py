@@ -78,6 +78,8 @@ class Offloaded:
         if (bound := self._bound[slot]) is not None:
             self._bind(bound, self._host[bound])
             self._bound[slot] = None
+            if (other := self._bound[keep]) is not None:  # it may share weights with that
+                self._bind(other, self._slots[keep])
         target = self._slots[slot][: len(self._host[block])]
         if self._copying is None:
             target.copy_(self._host[block])

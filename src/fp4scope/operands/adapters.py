@@ -88,6 +88,11 @@ class Product(Operand):
         self._module, self._key = module, key
 
     @property
+    def identity(self) -> tuple[int, str]:
+        """The same for two names of one product, where blocks share a module."""
+        return id(self._module), self._key
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The object that holds the weight, in the model's own shape."""
         return getattr(self._module, self._key)

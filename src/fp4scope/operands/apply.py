@@ -105,12 +105,16 @@ class Injector:
                 raise
 
     def _by_product(self, settings: Mapping[str, Setting]) -> dict[str, dict[int, Setting]]:
-        """By product, and expert or part from 0."""
+        """By product, and expert or part from 0. One that has several names has the first."""
         found: dict[str, dict[int, Setting]] = {}
+        named: dict[tuple[int, str] | str, str] = {}
         for site, setting in settings.items():
             name, piece = self._place(site)
             every = range(self._pieces(name)) if piece is None else (piece,)
-            found.setdefault(name, {}).update(dict.fromkeys(every, setting))
+            operand = self._operand(name)
+            same = operand.identity if isinstance(operand, Product) else name
+            own = named.setdefault(same, name)
+            found.setdefault(own, {}).update(dict.fromkeys(every, setting))
         # What a cache holds first: a linear may quantize it again as it enters.
         return dict(
             sorted(found.items(), key=lambda item: isinstance(self._operand(item[0]), Product))

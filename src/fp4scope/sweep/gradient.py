@@ -41,7 +41,7 @@ from fp4scope.design import Contrast
 from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector, Input, nonfinite_cause, watched
-from fp4scope.recipes import Sites
+from fp4scope.recipes import Site, Sites
 from fp4scope.treatments import Setting
 
 _LOSS_SCALES = {torch.float16: (2.0**8, 1.0, 2.0**-8)}  # tried in turn
@@ -115,7 +115,8 @@ def _wanted(contrasts: Iterable[Contrast], sites: Sites) -> dict[str, tuple[Sett
     for contrast in contrasts:
         assert contrast.unit is not None
         for name in contrast.unit.sites:
-            found.setdefault(sites.by_name[name].product, {})[contrast.family.setting] = None
+            for place in sites.places[name]:
+                found.setdefault(place.product, {})[contrast.family.setting] = None
     return {name: tuple(settings) for name, settings in found.items()}
 
 
@@ -129,12 +130,13 @@ def _one_point(
 ) -> tuple[float, dict[tuple[str, Setting], float]]:
     """The NLL there, and what each site costs under each setting; the loss is scaled."""
     sites = loaded.layout.sites
-    everywhere = {} if point is None else {site.name: point for site in sites}
+    everywhere = {} if point is None else {site.name: point for site in sites.everywhere}
     # Those of one point are kept for the next window, if there is no other in between.
     kept = {(name, point.weight) for name in loaded.layout.linears} if point else set()
     injector.forget(injector.held - kept)
     taps = _Taps(injector, wanted, point)
-    chosen = {name: loaded.products[name] for name in wanted}
+    products = {loaded.products[name].identity: name for name in reversed([*wanted])}
+    chosen = {name: loaded.products[name] for name in products.values()}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         # Before the injector's: what a tap sees of an input is not quantized yet.
         stack.enter_context(watched(chosen, after=taps.listen))
@@ -153,11 +155,16 @@ def _one_point(
     found: dict[tuple[str, Setting], float] = {}
     for site in sites:
         for setting in wanted.get(site.product, ()):
-            # None where the loss does not depend on it, such as an expert that no token chose.
-            each = costs.get((site.product, setting), [0.0] * ((site.expert or 0) + 1))
-            cost = sum(each) if site.expert is None else each[site.expert]
+            cost = sum(_cost(costs, place, setting) for place in sites.places[site.name])
             found[site.name, setting] = cost / scale
     return nll, found
+
+
+def _cost(costs: Mapping[tuple[str, Setting], list[float]], site: Site, setting: Setting) -> float:
+    """Of a site in one place."""
+    # None where the loss does not depend on it, such as an expert that no token chose.
+    each = costs.get((site.product, setting), [0.0] * ((site.expert or 0) + 1))
+    return sum(each) if site.expert is None else each[site.expert]
 
 
 def _loss(

@@ -58,7 +58,7 @@ def measure_naively(
     plain: _Chosen = []
 
     def forward(w: int, recipe: Recipe, replica: int = 0) -> tuple[Tensor, _Chosen]:
-        settings = dict(recipe.in_block(loaded.layout.sites))
+        settings = dict(recipe.in_block(loaded.layout.sites.everywhere))
         # No image is kept that the next forward does not need too.
         needed = {(name, setting.weight) for name, setting in settings.items()}
         injector.forget(injector.held - needed)

@@ -37,7 +37,7 @@ def require_finite(
             loaded.logits(ids[window], last=1)
             yield
 
-        with injector.applied(dict(run.recipe.in_block(loaded.layout.sites))):
+        with injector.applied(dict(run.recipe.in_block(loaded.layout.sites.everywhere))):
             seen = observe_inputs(loaded.model, loaded.layout.inputs, once())
         broken = [linear for linear, statistics in seen.items() if statistics.nonfinite]
         where = (

@@ -8,7 +8,7 @@ on: (L + 1) / 2 of L on average. Nothing here knows what keeping or a projection
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from fp4scope.design import Run
@@ -32,8 +32,14 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What is done in the block, by site."""
+        """What is done in the block, by the name of the place there."""
         return dict(self.part.in_block(self.sites))
+
+    def names(self, sites: Set[str]) -> Set[str]:
+        """Where some of the block's sites are in it."""
+        if all(site.key == site.name for site in self.sites):
+            return sites
+        return {site.name for site in self.sites if site.key in sites}
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def _edits_by_block(recipe: Recipe, sites: Sites) -> dict[int, list[Edit]]:
     for names, setting in recipe.edits:
         by_block: defaultdict[int, list[str]] = defaultdict(list)
         for name in names:
-            by_block[sites.blocks_before(name)].append(name)
+            for place in {place.block for place in sites.places[name]}:
+                by_block[len(sites.blocks) if place is None else place].append(name)
         for block, own in by_block.items():
             found.setdefault(block, []).append((frozenset(own), setting))
     return found
@@ -157,7 +164,7 @@ def _part(recipe: Recipe, sites: Sequence[Site]) -> Recipe:
     """
     if 2 * len(recipe.edited) < len(sites):
         return recipe
-    settings = {site.name: recipe.at(site.name) for site in sites}
+    settings = {site.key: recipe.at(site.key) for site in sites}
     base = max(settings.values(), key=Counter(settings.values()).__getitem__, default=None)
     edits = tuple((frozenset([name]), s) for name, s in settings.items())
     return Recipe(base, edits, recipe.replay)
@@ -173,8 +180,13 @@ def first_uses(steps: Iterable[Step]) -> list[set[Image]]:
     unseen: dict[Treatment, set[str]] = {}  # sites by what a base does to them
     found: list[set[Image]] = []
     for step in steps:
-        base, edited = step.part.base, step.part.edited
-        images = {(n, s.weight) for names, s in step.part.edits if s and s.weight for n in names}
+        base, edited = step.part.base, step.names(step.part.edited)
+        images = {
+            (name, setting.weight)
+            for names, setting in step.part.edits
+            if setting and setting.weight
+            for name in step.names(names)
+        }
         if base and base.weight:
             if base.weight not in unseen:
                 unseen[base.weight] = {site.name for site in step.sites}
@@ -195,9 +207,10 @@ def peak_image_numbers(tree: Tree, sites: Sites) -> int:
 
     Those behind the blocks live until all heads have run.
     """
+    parameters = {site.name: site.parameters for site in sites.everywhere}
 
     def numbers(images: Iterable[Image]) -> int:
-        return sum(sites.by_name[name].parameters for name, _ in images)
+        return sum(parameters[name] for name, _ in images)
 
     peak = numbers(
         {
