@@ -37,14 +37,14 @@ def _is_whole(recipe):
 
 
 def different_prefixes(variants, layout):
-    """Brute force: how many different (replica, settings of blocks 0 to b) there are."""
+    """Brute force: how many different (replica, replay, settings of blocks 0 to b) there are."""
     block_of = {name: layer.block for name, layer in layout.layer_of.items()}
     found = set()
     for v in variants:
         for block in range(layout.blocks):
             settings = v.recipe.in_block(layout.sites)
             upto = frozenset((n, s) for n, s in settings if block_of[n] <= block)
-            found.add((v.replica, block, upto))
+            found.add((v.replica, v.recipe.replay, block, upto))
     return len(found)
 
 
