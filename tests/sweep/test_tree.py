@@ -7,7 +7,7 @@ import pytest
 from fp4scope.design import NOTHING, ROUTING
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.sweep import scheduler
+from fp4scope.sweep import routing, scheduler
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import build_tree
 from fp4scope.sweep.wavefront import Wavefront
@@ -128,8 +128,8 @@ def test_peak_states_is_what_a_sweep_holds(
     held = []
     own = Wavefront._run
 
-    def counted(self, block, edges, states, *rest):
-        own(self, block, edges, states, *rest)
+    def counted(self, block, part, edges, states, *rest):
+        own(self, block, part, edges, states, *rest)
         held.append(len(states))
 
     monkeypatch.setattr(Wavefront, "_run", counted)
@@ -147,7 +147,9 @@ def test_blocks_really_run_that_often(
     variants = planned(loaded, formats="nvfp4", operands="weights", sweep="layers")
     shape = Shape(windows=2, groups=groups, block=6, head=8)
     sweep = open_sweep(loaded, ids, variants, calibrated(loaded, ids), shape=shape)
-    monkeypatch.setattr(scheduler, "still_the_same", lambda *_: None)  # it runs blocks as well
+    # These run blocks as well.
+    monkeypatch.setattr(scheduler, "still_the_same", lambda *_: None)
+    monkeypatch.setattr(routing, "find_scores", lambda *_: {})
     ran = []
     # The classes' forward, because the tail calls the blocks too but puts them aside.
     for kind in {type(block) for block in loaded.model.get_submodule(loaded.layout.blocks_path)}:
