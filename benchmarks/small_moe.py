@@ -1,7 +1,7 @@
 """Train a small mixture of experts whose router means something, and leave it as a checkpoint.
 
     python benchmarks/small_moe.py OUT    # a minute on a GPU
-    fp4scope run OUT/model --text OUT/held_out.txt --calibration-text OUT/trained_on.txt
+    fp4scope run OUT/small-moe --text OUT/held_out.txt --calibration-text OUT/trained_on.txt
 
 Qwen3-MoE's architecture: 8 blocks, each with 32 experts of which a token meets 4, and a byte-level
 BPE tokenizer of 4096 tokens. The text is the source code of Python's own standard library; every
@@ -198,8 +198,8 @@ def main() -> None:
     for block, (least, most) in enumerate(loads(model, held)):
         print(f"  block {block}: experts have {least:.2f} to {most:.2f} of an even load")
     model.config.output_router_logits = False
-    model.save_pretrained(options.out / "model")
-    tokenizer.save_pretrained(options.out / "model")
+    model.save_pretrained(options.out / "small-moe")
+    tokenizer.save_pretrained(options.out / "small-moe")
 
 
 if __name__ == "__main__":
