@@ -6,6 +6,7 @@ These need Chromium (or Chrome) with its driver, and selenium; without them they
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 from asking import BOTH, entries, rebuilt  # noqa: E402
+from fp4scope import load  # noqa: E402
 from fp4scope.diagnosis import Diagnosis  # noqa: E402
 from fp4scope.report.numbers import interval, number  # noqa: E402
 
@@ -121,6 +123,18 @@ def test_it_loads_without_an_error_and_without_a_request(show):
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 2 * 12
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-curves svg[role=slider]")) == 2
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-projections svg[role=img]")) == 2
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_long_names_of_projections_do_not_run_into_the_map(width, show):
+    """Of a mixture of experts: `experts.gate_up_proj`."""
+    kept = Path(__file__).parents[2] / "docs/results/small-moe"
+    browser = show(load(kept), width=width)
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('#chart-heat th[scope=row]')]"
+        ".filter((th) => th.scrollWidth > th.clientWidth).map((th) => th.textContent)"
+    )
+    assert wide == []
 
 
 def test_the_policy_stops_what_is_not_the_pages_own(show):

@@ -341,6 +341,7 @@
     const at = Object.fromEntries(f.rows.map((row) => [`${get(row, "block")}.${get(row, "projection")}`, row]));
     const table = element("table", {}, element("caption", { class: "hidden" }, `Every layer of ${f.format}, ${f.direction}: projections down, blocks across`));
     table.style.setProperty("--blocks", blocks.length);
+    table.style.setProperty("--names", `max(94px, ${Math.max(...names.map((name) => name.length))}ch)`);
     const head = element("tr", {}, element("th", { scope: "col" }, "block"), ...blocks.map((b) => element("th", { scope: "col" }, String(b))));
     const body = element("tbody");
     for (const name of names) {
