@@ -222,6 +222,12 @@ ALIASES: dict[str, str] = {
 } | {"mxfp8": "mxfp8:e4m3:floor"}
 
 
+def _key(name: object) -> str:
+    """As `FORMATS` has it; of what is no text, nothing."""
+    key = name.strip().lower() if isinstance(name, str) else ""
+    return ALIASES.get(key, key)
+
+
 def get_format(name: object) -> BlockFormat:
     """The format called `name`; plain `mxfp4` is the OCP rule, `mxfp4:floor`.
 
@@ -234,8 +240,7 @@ def get_format(name: object) -> BlockFormat:
         >>> get_format("nvfp4").bits_per_element
         4.5
     """
-    key = str(name).strip().lower()
-    key = ALIASES.get(key, key)
+    key = _key(name)
     if key in CACHE_FORMATS:
         raise FormatError(
             f"{key} has one scale for a whole tensor; it is for --kv-cache and --attention only"
@@ -251,10 +256,10 @@ def get_cache_format(name: object) -> BlockFormat:
     Raises:
         FormatError: There is no such format; the message names the closest.
     """
-    key = str(name).strip().lower()
+    key = _key(name)
     if key in CACHE_FORMATS:
         return CACHE_FORMATS[key]
-    if ALIASES.get(key, key) not in FORMATS:
+    if key not in FORMATS:
         known = FORMATS | CACHE_FORMATS
         raise FormatError(f"unknown format {shown(name)}; {nearest(key, known)}")
     return get_format(key)
