@@ -61,7 +61,7 @@ def calibrated():
                 loaded.logits(row)
                 yield
 
-        seen = observe_inputs(loaded.model, loaded.layout.linears, forwards())
+        seen = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
         return Injector(loaded.model, {name: s.max for name, s in seen.items()})
 
     return build

@@ -12,7 +12,7 @@ from fp4scope.errors import ModelError
 from fp4scope.formats import get_cache_format
 from fp4scope.kernels import qdq
 from fp4scope.models import adopt, find_layout
-from fp4scope.operands import Injector, observe_inputs
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.study import More, Study
 from fp4scope.treatments import Setting
@@ -29,20 +29,6 @@ def attending(tiny_model):
         model = tiny_model(family, **config)
         model.set_attn_implementation("eager")
         return adopt(model, None, name=family, allow_partial=True, more=more)
-
-    return build
-
-
-@pytest.fixture
-def calibrated_inputs():
-    def build(loaded, ids):
-        def forwards():
-            for row in ids:
-                loaded.logits(row)
-                yield
-
-        seen = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
-        return Injector(loaded.model, {name: s.max for name, s in seen.items()})
 
     return build
 
@@ -86,14 +72,14 @@ def test_equal_to_the_bit(
     config,
     attending,
     ids,
-    calibrated_inputs,
+    calibrated,
     open_sweep,
     numbers_of,
     naive_numbers,
     unchanged,
 ):
     loaded = attending(family, **config)
-    injector, runs = calibrated_inputs(loaded, ids), mixed(loaded)
+    injector, runs = calibrated(loaded, ids), mixed(loaded)
     expected = naive_numbers(loaded, ids, runs, injector)
     with unchanged(loaded.model):
         sweep = open_sweep(loaded, ids, runs, injector)

@@ -19,7 +19,7 @@ from fp4scope.errors import ModelError
 from fp4scope.formats import get_cache_format
 from fp4scope.kernels import qdq
 from fp4scope.models import adopt, find_layout
-from fp4scope.operands import Injector, observe_inputs
+from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.study import More, Study
 from fp4scope.treatments import Setting
@@ -36,20 +36,6 @@ def cached(tiny_model):
     def build(family, **config):
         model = tiny_model(family, **config)
         return adopt(model, None, name=family, allow_partial=True, more=[More.KV_CACHE])
-
-    return build
-
-
-@pytest.fixture
-def calibrated_inputs():
-    def build(loaded, ids):
-        def forwards():
-            for row in ids:
-                loaded.logits(row)
-                yield
-
-        seen = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
-        return Injector(loaded.model, {name: s.max for name, s in seen.items()})
 
     return build
 
@@ -95,14 +81,14 @@ def test_equal_to_the_bit(
     config,
     cached,
     ids,
-    calibrated_inputs,
+    calibrated,
     open_sweep,
     numbers_of,
     naive_numbers,
     unchanged,
 ):
     loaded = cached(family, **config)
-    injector, runs = calibrated_inputs(loaded, ids), mixed(loaded)
+    injector, runs = calibrated(loaded, ids), mixed(loaded)
     expected = naive_numbers(loaded, ids, runs, injector)
     with unchanged(loaded.model):
         sweep = open_sweep(loaded, ids, runs, injector)
@@ -117,9 +103,7 @@ def test_equal_to_the_bit(
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_keys_are_quantized_where_a_cache_has_them(
-    family, implementation, cached, ids, calibrated_inputs
-):
+def test_keys_are_quantized_where_a_cache_has_them(family, implementation, cached, ids, calibrated):
     """As if the cache itself held images: in `update`, which gets what is to be attended to."""
 
     class Quantized(DynamicCache):
@@ -140,9 +124,9 @@ def test_keys_are_quantized_where_a_cache_has_them(
     assert torch.equal(loaded.logits(ids[0]), own)
 
 
-def test_keys_and_values_have_a_scale_each(cached, ids, calibrated_inputs):
+def test_keys_and_values_have_a_scale_each(cached, ids, calibrated):
     loaded = cached("llama")
-    injector = calibrated_inputs(loaded, ids)
+    injector = calibrated(loaded, ids)
     found = {name: injector.calibrated[name] for name in caches(loaded)}
     assert len(set(found.values())) == len(found) == 4
 

@@ -23,8 +23,7 @@ def drawn(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> P
     """
     with torch.device("meta"):
         shape = kind.from_config(config, dtype=dtype)
-    size = sum(t.numel() * t.element_size() for t in (*shape.parameters(), *shape.buffers()))
-    where = device if has_room(size, device) else torch.device("cpu")
+    where = device if has_room(shape, device) else torch.device("cpu")
     devices = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), where:
         torch.manual_seed(0)

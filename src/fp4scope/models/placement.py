@@ -66,22 +66,20 @@ def placed(
     model: PreTrainedModel, layout: Layout, device: torch.device, offload: str
 ) -> Offloaded | None:
     """Move a model to a device, or all of it but its blocks."""
-    tensors = (*model.parameters(), *model.buffers())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if offload == "no" or (offload == "auto" and has_room(size, device)):
+    if offload == "no" or (offload == "auto" and has_room(model, device)):
         model.to(device)  # type: ignore[arg-type]
         return None
     blocks = list(model.get_submodule(layout.blocks_path).children())
     waiting = {id(t) for block in blocks for t in (*block.parameters(), *block.buffers())}
-    for tensor in tensors:
+    for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in waiting:
             tensor.data = tensor.data.to(device)
     return Offloaded(blocks, device)
 
 
-def has_room(size: int, device: torch.device) -> bool:
-    """Whether a device has room for weights of so many bytes, and some more to work in."""
+def has_room(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether a device has room for a model's weights, and some more to work in."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return size < 0.8 * free
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers())) < 0.8 * free
