@@ -142,7 +142,10 @@ def other_readings(found: fp4scope.Diagnosis) -> Iterable[str]:
 
 
 def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
-    """How alike the projections are ordered: the paper's sizes, this run, and runs beside it."""
+    """How alike the projections are ordered: the paper's sizes, this run, and runs beside it.
+
+    A run of a model with other projections (of experts, say) has no place in this order.
+    """
     orders = {
         f"{model.removeprefix('Qwen2.5-')} {fmt}": savings(paper_projections(model, fmt))
         for model in SIZES
@@ -151,7 +154,8 @@ def orders(found: fp4scope.Diagnosis) -> Iterable[str]:
     for run in (found, *beside(found)):
         for fmt in FORMATS:
             saved = {r["projection"]: r["delta_nll"] for r in kept(run.projections, fmt)}
-            orders[f"{run.results.model['name']} {fmt}"] = saved
+            if saved.keys() == savings(paper_projections(MODEL, fmt)).keys():
+                orders[f"{run.results.model['name']} {fmt}"] = saved
     names = list(orders)
     yield from header("rank correlation", *names[1:])
     for i, one in enumerate(names[:-1], 1):
