@@ -1,0 +1,1 @@
+"""From findings to what is served: recipes chosen, written, read, linted and verified."""
