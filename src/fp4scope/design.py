@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from fp4scope.errors import UnitError
+from fp4scope.errors import StudyError, UnitError
 from fp4scope.formats import BlockFormat
 from fp4scope.recipes import Edit, Recipe, Sites
 from fp4scope.study import ActivationScale, BestGoal, Direction, Level, More, Operands, Study
@@ -35,6 +35,8 @@ _AMAX = {
     ActivationScale.DYNAMIC: Amax.WINDOW,
 }
 
+GIVEN = "recipes"
+"""The level of recipes that a user gives."""
 ROUTING = "routing"
 """The level of recipes that tell how much of a damage is routing."""
 NOTHING = Recipe()
@@ -152,7 +154,8 @@ class Run:
     def by_router(self) -> bool:
         """Whether it is a whole model, whose routing is kept router by router."""
         contrast = self.contrast
-        return contrast is None or contrast.unit is None or contrast.family.level == ROUTING
+        whole = (ROUTING, GIVEN)
+        return contrast is None or contrast.unit is None or contrast.family.level in whole
 
     @property
     def measures(self) -> tuple[str, str, str]:
@@ -182,6 +185,7 @@ class Design:
             model is compared with itself under.
         replicas: Further realisations of all-quantized models.
         replays: What is run beside to tell damage by routing from damage by values.
+        given: What quantizing as each recipe says costs.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -189,6 +193,7 @@ class Design:
     controls: range = range(1, 2)
     replicas: Mapping[Recipe, range] = field(default_factory=dict)
     replays: tuple[Contrast, ...] = ()
+    given: tuple[Contrast, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -211,7 +216,7 @@ class Design:
                 found += [Run(own, n, own, contrast) for n in self.controls]
                 more = self.replicas.get(own, ()) if everything else ()
                 found += [Run(own, n, contrast=contrast) for n in more]
-        for contrast in self.replays if everything else ():
+        for contrast in (*self.given, *self.replays) if everything else self.given:
             found += [Run(contrast.own, n, contrast=contrast) for n in range(self.realisations)]
         return list(dict.fromkeys(found))
 
@@ -229,13 +234,20 @@ def _without_collection() -> Iterator[None]:
 
 
 @_without_collection()
-def design(study: Study, sites: Sites, *, routed: bool = False) -> Design:
+def design(
+    study: Study,
+    sites: Sites,
+    *,
+    routed: bool = False,
+    recipes: Mapping[str, Recipe] | None = None,
+) -> Design:
     """Every contrast that a study asks for, setting by setting: the whole model, then its units.
 
     Args:
         study: What is asked.
         sites: Of the model.
         routed: Whether the model has experts that are told where tokens go.
+        recipes: Of this model, by name: each is measured as a whole.
 
     Raises:
         UnitError: A pattern matches no site.
@@ -261,7 +273,14 @@ def design(study: Study, sites: Sites, *, routed: bool = False) -> Design:
     numerics = study.numerics
     jitter = 1 if numerics.jitter == "auto" else numerics.jitter
     controls = range(1, max(numerics.replicas - 1, jitter) + 1)
-    return Design(tuple(contrasts), numerics.replicas, controls, replicas, tuple(replays))
+    return Design(
+        tuple(contrasts),
+        numerics.replicas,
+        controls,
+        replicas,
+        tuple(replays),
+        tuple(given(name, recipe) for name, recipe in (recipes or {}).items()),
+    )
 
 
 def _replicas(
@@ -330,6 +349,20 @@ def replayed(setting: Setting, sites: Sites, fixed: tuple[Edit, ...] = ()) -> li
         terms = (recipe, 1), (NOTHING, -1)
         found.append(Contrast(terms, unit, Family(ROUTING, setting, None)))
     return found
+
+
+def given(name: str, recipe: Recipe) -> Contrast:
+    """What quantizing as a recipe says costs.
+
+    Raises:
+        StudyError: It quantizes nothing.
+    """
+    quantized = [recipe.base, *(setting for _, setting in recipe.edits)]
+    first = next((setting for setting in quantized if setting is not None), None)
+    if first is None:
+        raise StudyError(f"recipe {name} quantizes nothing; name some sites and their formats")
+    family = Family(GIVEN, first, None)
+    return Contrast(((recipe, 1), (NOTHING, -1)), Unit(GIVEN, name, None, recipe.edited), family)
 
 
 def whole(setting: Setting, fixed: tuple[Edit, ...] = ()) -> Contrast:

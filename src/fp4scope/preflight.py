@@ -9,8 +9,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from fp4scope.errors import DataError, ModelError, StudyError
+from fp4scope.errors import DataError, Fp4ScopeError, ModelError, StudyError
 from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
+from fp4scope.recipes import Recipe
 from fp4scope.study import ActivationScale, Method, Study
 
 _TIMEOUT_S = 10.0
@@ -45,6 +46,7 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
             check_text(path, name)
     _require_calibrated_head(study)
     _require_weights(study)
+    _require_recipes(study)
     if not in_memory:
         check_name(study.model.name, study.model.revision)
     if out is not None:
@@ -74,6 +76,17 @@ def _require_calibrated_head(study: Study) -> None:
                 f"activation_scale is dynamic, but the head never sees a whole window, whose amax "
                 f"{fmt.name} then needs; use --activation-scale calibrated, or leave --lm-head out"
             )
+
+
+def _require_recipes(study: Study) -> None:
+    """Refuse what is no recipe; which sites it names is looked up in the model."""
+    for given in study.question.recipes:
+        data = given.data.get("recipe", given.data)
+        if isinstance(data, dict) and not {"base", "edits"}.isdisjoint(data):
+            try:
+                Recipe.from_json(data)
+            except Fp4ScopeError as error:
+                raise type(error)(f"recipe {named(given.name)}: {error}") from None
 
 
 def check_text(path: str | Path, what: str = "text") -> None:

@@ -182,12 +182,14 @@ OTHER = {
     "layers": "down_proj", "patterns": "*", "stop_when": "best=3", "activation_scale": "dynamic",
     "replicas": 2, "jitter": 2, "seed": 1,
 }  # fmt: skip
-LATER = {"lm_head": True, "kv_cache": "fp8", "attention": "nvfp4"}
+LATER = {
+    "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
+}  # fmt: skip
 """What studies did not ask before there was such an option: identities say it where it is asked."""
 LOADED = {
     "model": "n", "revision": "r", "text": "t", "dataset": "wikitext2", "windows": 3,
     "calibration_text": "t", "calibration_windows": 8, "dtype": "fp16", "device": "cpu",
-    "random_weights": True,
+    "random_weights": True, "first_window": 2,
 }  # fmt: skip
 """What only loading resolves: the identity then holds what it was found to mean."""
 RUN = {

@@ -11,6 +11,7 @@ from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
+from fp4scope.report.given import given_recipes
 from fp4scope.report.routing import replay, routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, costs, units
@@ -125,6 +126,7 @@ def main_tables(found: Findings) -> Iterator[Section]:
 def so_far(found: Findings) -> Iterator[Section]:
     """What is known first: whole models, projections."""
     yield from costs(found, apart=True)
+    yield from given_recipes(found)
     yield from routing(found)
     yield from replay(found)
     yield from units(found, "projections", apart=True)

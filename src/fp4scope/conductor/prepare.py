@@ -16,6 +16,7 @@ from fp4scope.data import (
     evaluation_text,
     evaluation_windows,
 )
+from fp4scope.deploy.given import read_recipe
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
 from fp4scope.models import (
@@ -29,6 +30,7 @@ from fp4scope.models import (
     require_coverage,
 )
 from fp4scope.operands import never_run
+from fp4scope.recipes import Recipe, Sites
 from fp4scope.study import Data, Method, Parts, Study
 from fp4scope.sweep import (
     NUMERICS_VERSION,
@@ -74,7 +76,8 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         loaded.require_known(used.ids, used.source)
     loaded = with_parts(study, without_silent(study, loaded, windows.ids[0]))
     say(tell, *_model_notes(study, loaded))
-    asked = design(study, loaded.layout.sites, routed=bool(routers(loaded)))
+    sites = loaded.layout.sites
+    asked = design(study, sites, routed=bool(routers(loaded)), recipes=given_recipes(study, sites))
     units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
     require_reachable(study.question.stop_when, units)
     say(tell, *_protocol_notes(study, windows, calibration))
@@ -98,6 +101,16 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
     )
+
+
+def given_recipes(study: Study, sites: Sites) -> dict[str, Recipe]:
+    """The recipes that a study gives, for this model.
+
+    Raises:
+        UnitError: One names sites that the model has not.
+    """
+    given = study.question.recipes
+    return {one.name: read_recipe(one.data, sites, f"recipe {one.name}") for one in given}
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:

@@ -273,6 +273,7 @@ class _Findings:
             sites=prepared.loaded.layout.sites,
             contrasts=prepared.design.contrasts,
             ledger=self.log.ledger.settled(wanted),
+            given={c.unit.name: c.own for c in prepared.design.given if c.unit is not None},
             activations=[ActivationRecord(**layer) for layer in self.inputs["layers"]],
         )
 

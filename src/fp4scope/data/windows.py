@@ -90,7 +90,16 @@ def evaluation_windows(data: Data, text: Text, tokenizer: Any, model_type: str) 
         DataError: The text is too short.
     """
     bos = needs_bos(model_type) if data.bos is Switch.AUTO else data.bos is Switch.YES
-    return _cut(text, _tokenize(text, tokenizer, bos), data.seq_len, data.windows, tokenizer, bos)
+    tokens = _tokenize(text, tokenizer, bos)
+    first = data.first_window
+    if first and first >= (available := len(tokens) // (data.seq_len - bos)):
+        raise DataError(
+            f"{text.name} makes {available} windows of {data.seq_len}, but the first that is "
+            f"evaluated is window {first}, counted from 0; use a smaller --first-window"
+        )
+    step = first * (data.seq_len - bos)
+    found = _cut(text, tokens[step:], data.seq_len, data.windows, tokenizer, bos)
+    return replace(found, tokens_in_text=len(tokens)) if first else found
 
 
 def calibration_windows(

@@ -33,8 +33,10 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
     """As JSON; `summary` is written for readers, and never read."""
     calibration = (results.data.get("calibration") or {}).get("sha256") or ""
     terms = (recipe for contrast in results.contrasts for recipe, _ in contrast.terms)
-    ids = {recipe: recipe.id(calibration) for recipe in dict.fromkeys([*terms, *results.ledger])}
+    known = dict.fromkeys([*terms, *results.given.values(), *results.ledger])
+    ids = {recipe: recipe.id(calibration) for recipe in known}
     places = {site.name: place for place, site in enumerate(results.sites)}
+    given = {name: ids[recipe] for name, recipe in results.given.items()}
     return {
         "version": RESULTS_VERSION,
         "study": results.study,
@@ -47,6 +49,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "sites": [_row(site) for site in results.sites],
         "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
+        **({"given": given} if given else {}),
         "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
     }
 
@@ -159,6 +162,7 @@ def _results(data: ResultsFields) -> Results:
         sites=sites,
         contrasts=[_contrast(fields, recipes, sites) for fields in data["contrasts"]],
         ledger=_ledger(data["ledgers"][_EVALUATED], recipes),
+        given={name: _known(recipes, own) for name, own in data.get("given", {}).items()},
     )
 
 

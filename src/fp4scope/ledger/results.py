@@ -1,13 +1,13 @@
 """Everything a study found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fp4scope.design import Contrast
 from fp4scope.ledger.rows import Ledger
 from fp4scope.ledger.schema import ActivationRecord, Conditions
-from fp4scope.recipes import Sites
+from fp4scope.recipes import Recipe, Sites
 
 
 @dataclass(kw_only=True)
@@ -18,6 +18,7 @@ class Results:
         sites: What could be quantized.
         contrasts: What was asked, in the order of the study.
         ledger: What was found on the evaluated text.
+        given: Recipes that were measured as wholes, by name.
     """
 
     study: dict[str, Any]
@@ -28,6 +29,7 @@ class Results:
     sites: Sites = field(default_factory=lambda: Sites((), 0))
     contrasts: Sequence[Contrast] = ()
     ledger: Ledger = field(default_factory=Ledger)
+    given: Mapping[str, Recipe] = field(default_factory=dict)
     activations: list[ActivationRecord] = field(default_factory=list)
 
     @classmethod

@@ -346,6 +346,7 @@ class ResultsFields(Conditions):
     sites: list[SiteRow]
     recipes: dict[Name, RecipeFields]
     contrasts: list[ContrastFields]
+    given: NotRequired[dict[Name, Name]]
     ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
 
 

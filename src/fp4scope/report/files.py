@@ -21,7 +21,7 @@ from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
 TABLES = (
-    "all_quantized", "projections", "blocks", "layers", "patterns", "experts",
+    "all_quantized", "given", "projections", "blocks", "layers", "patterns", "experts",
     "routing", "routers", "replay", "experts_seen", "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""

@@ -54,6 +54,11 @@ class Findings:
         return stats.unit_table(self.results, "experts")
 
     @cached_property
+    def given(self) -> Table:
+        """Recipes that were measured as wholes: what each costs and stores."""
+        return stats.given_table(self.results)
+
+    @cached_property
     def routing(self) -> Table:
         """What every recipe leaves of the full-precision model's routing."""
         return stats.routing_table(self.results)

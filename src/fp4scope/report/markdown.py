@@ -7,6 +7,7 @@ from fp4scope.names import markdown as escaped
 from fp4scope.report import labels
 from fp4scope.report.figures import figure_names
 from fp4scope.report.findings import Findings
+from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import interval, percent
 from fp4scope.report.render import as_markdown
 from fp4scope.report.routing import about_routing
@@ -45,7 +46,7 @@ def markdown(found: Findings) -> str:
         headlines=headlines(found),
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
-        costs=[*costs(found), *against_each_other(found)],
+        costs=[*costs(found), *given_recipes(found), *against_each_other(found)],
         routing=about_routing(found),
         levels={
             labels.level(level): list(units(found, level, apart=True))

@@ -22,6 +22,7 @@ from fp4scope.ledger import require_reported
 from fp4scope.names import visible
 from fp4scope.report import labels, sections
 from fp4scope.report.findings import Findings
+from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
 from fp4scope.report.render import as_html
@@ -71,7 +72,7 @@ def page(found: Findings) -> str:
         min_windows=MIN_WINDOWS,
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=list(sections.costs(found)),
-        compared=list(sections.against_each_other(found)),
+        compared=[*given_recipes(found), *sections.against_each_other(found)],
         routing=about_routing(found),
         one_rule=_one_rule(found),
         units={

@@ -10,6 +10,7 @@ from fp4scope.stats.between.orders import order_table
 from fp4scope.stats.between.scale import scale_table
 from fp4scope.stats.findings.agreement import agreement_table
 from fp4scope.stats.findings.formats import format_table, operand_table
+from fp4scope.stats.findings.given import Size, given_table, size
 from fp4scope.stats.findings.hypotheses import hypotheses
 from fp4scope.stats.findings.neighbours import neighbour_correlation
 from fp4scope.stats.findings.noise import noise_shares, rerun_noise

@@ -23,6 +23,7 @@ from fp4scope.study.values import (
     Name,
     Number,
     Patterns,
+    Recipes,
     SomeOperands,
     Swept,
 )
@@ -134,6 +135,9 @@ class Data(Section):
     windows: Annotated[
         Annotated[Number, Field(ge=1)] | None, Option(also=("limit",), resolved=True, absent="all")
     ] = Field(None, description="how many windows of the text, from its beginning")
+    first_window: Annotated[Number, Option(resolved=True)] = Field(
+        0, ge=0, description="number of the first window that is evaluated, from 0"
+    )
     bos: Switch = Field(
         Switch.AUTO, description="BOS token before every window; auto: for models that need it"
     )
@@ -209,6 +213,13 @@ class Question(Section):
             description="one more unit: all linears that match a pattern; repeatable",
             examples=["*.0.mlp.*"],
         )
+    )
+    recipes: Annotated[
+        Recipes, Option(also=("recipe",), repeated=True, later=True, value="FILE")
+    ] = Field(
+        (),
+        description="measure this recipe as a whole too: a recipe.yaml, as `fp4scope recommend` "
+        "writes it or with patterns for sites; repeatable",
     )
     stop_when: Annotated[GoalText | None, Option(value="GOAL")] = Field(
         None,

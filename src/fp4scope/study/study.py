@@ -205,6 +205,7 @@ def _is_news(name: str, value: Any) -> bool:  # noqa: ANN401
     """Whether a study that says nothing of an option means this."""
     section, field = PLACES[name]
     default = SECTIONS[section].model_fields[field].default
+    default = list(default) if isinstance(default, tuple) else default  # as it is written
     return SECTIONS[section].option(field).later and value == default
 
 

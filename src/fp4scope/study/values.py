@@ -11,6 +11,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fp4scope.errors import StudyError, nearest, shown
 from fp4scope.formats import FORMATS, BlockFormat, get_cache_format, get_format
+from fp4scope.study.given import Given, apart
+from fp4scope.study.given import listed as _listed
 from fp4scope.study.goals import Goal, parse_goal
 from fp4scope.study.words import Choice, Direction, Level, Method, Operands
 
@@ -200,6 +202,11 @@ _ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
 Patterns = Annotated[tuple[Name, ...], _ITEMS, _ONCE, AfterValidator(_expressions)]
 Formats = Annotated[tuple[_Format, ...], _ITEMS, _ONCE, _some_of(FORMATS)]
 Configurations = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE]
+Recipes = Annotated[
+    tuple[Annotated[Given, Written(Given.parse)], ...],
+    BeforeValidator(_listed),
+    AfterValidator(apart),
+]
 Levels = Annotated[tuple[_Swept, ...], _ITEMS, _ONCE]
 SomeOperands = Annotated[tuple[Operands, ...], _ITEMS, _ONCE, _some_of(Operands.words())]
 Directions = Annotated[tuple[Direction, ...], _ITEMS, _ONCE, _some_of(Direction.words())]

@@ -75,11 +75,11 @@ def all_quantized_table(results: Results) -> Table:
     Those of the same precision stand together.
     """
     rows: list[dict[str, Any]] = []
-    if (plain := _measures(results, NOTHING)) is not None:
+    if (plain := measures_of(results, NOTHING)) is not None:
         rows.append({"format": FULL_PRECISION, "precision": ""} | plain | _noise(results, NOTHING))
     pairing = Pairing.of(results)
     for contrast in results.contrasts:
-        measures = _measures(results, contrast.own)
+        measures = measures_of(results, contrast.own)
         if contrast.unit is not None or measures is None:
             continue
         row = {name: contrast.labels[name] for name in ("format", "precision")} | measures
@@ -104,7 +104,7 @@ def unit_table(results: Results, level: str) -> Table:
         if contrast.family.level != level:
             continue
         row = _names(contrast) | _estimate(results, contrast)
-        measures = _measures(results, contrast.own)
+        measures = measures_of(results, contrast.own)
         if measures is None:
             only += [row] if "windows" in row else []
             continue
@@ -214,13 +214,26 @@ def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:
     return {} if noise is None else {"noise_nll": noise.nll, "noise_kl": noise.kl}
 
 
-def _measures(results: Results, recipe: Recipe) -> dict[str, Any] | None:
+def measures_of(results: Results, recipe: Recipe) -> dict[str, Any] | None:
+    """What a recipe's predictions are, by itself; None where it was not measured."""
     nlls, kls = (by_window(results.ledger, recipe, name) for name in ("nll", "kl"))
     if nlls is None or kls is None:
         return None
     nll, kl = mean(nlls.values), mean(kls.values)
     found = nll.columns("nll") | kl.columns("kl") | _extent(results, recipe, "nll")
     return found | {"ppl": float(np.exp(nll.mean)), "top1": _share(results, recipe)}
+
+
+def whole_difference(results: Results, more: Recipe, less: Recipe) -> dict[str, Any]:
+    """How far two recipes are apart in NLL and KL, paired over the windows of both."""
+    row: dict[str, Any] = {}
+    for measure in ("nll", "kl"):
+        series = [by_window(results.ledger, one, measure) for one in (more, less)]
+        known = [one for one in series if one is not None]
+        if len(known) == 2:
+            found = paired(*aligned(known)[1].T, anytime=results.anytime)
+            row |= found.columns(f"delta_{measure}")
+    return row
 
 
 def _share(results: Results, recipe: Recipe) -> float:

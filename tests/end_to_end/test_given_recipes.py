@@ -1,0 +1,101 @@
+"""Recipes that a user gives are measured as wholes, beside what a study asks else."""
+
+import json
+
+import pytest
+
+import fp4scope
+from fp4scope.design import NOTHING
+from fp4scope.errors import DataError, FormatError, StudyError, UnitError
+from fp4scope.recipes import Recipe
+from fp4scope.study import Study
+from fp4scope.treatments import Setting
+
+NVFP4 = Setting.from_json("nvfp4")
+OPTIONS = {
+    "seq_len": 32,
+    "windows": 3,
+    "calibration_windows": 8,
+    "calibration_seq_len": 32,
+    "formats": "nvfp4",
+    "sweep": "projections:only",
+}
+
+
+@pytest.fixture(scope="module")
+def run(model_folder, text_file):
+    def diagnose(**more):
+        return fp4scope.diagnose(model_folder, text=str(text_file), **OPTIONS | more)
+
+    return diagnose
+
+
+def test_a_recipe_costs_what_the_same_unit_costs(run, tmp_path):
+    written = tmp_path / "downs.yaml"
+    written.write_text("edits:\n- sites: ['*.down_proj']\n  setting: nvfp4\n")
+    found = run(recipes=[str(written)], output_dir=tmp_path / "out")
+    (row,) = found.given
+    (unit,) = found.projections.where(projection="down_proj")
+    assert row["recipe"] == "downs"
+    assert row["delta_nll"] == unit["delta_nll"]
+    assert row["kl"] == unit["kl"]
+    assert 4.5 < row["bits"] < 16 > row["model_bits"] > row["bits"]
+    # What is written is read back, and the study goes on in its folder without the file.
+    written.unlink()
+    again = fp4scope.load(tmp_path / "out")
+    assert again.given.rows == found.given.rows
+    study = Study.build(**fp4scope.study.read_options(tmp_path / "out" / "study.yaml"))
+    assert study.question.recipes[0].name == "downs"
+    assert "Recipes, measured as a whole" in again.report()
+    assert "downs" in again.html()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["given"].keys() == {"downs"}
+
+
+def test_recipes_by_name_in_python(run):
+    whole = Recipe(NVFP4)
+    mixed = Recipe.from_json({"base": "nvfp4", "edits": [{"sites": "o_proj", "setting": None}]})
+    found = run(recipes={"everything": whole, "without o": mixed}, sweep=())
+    assert list(found.given["recipe"]) == ["everything", "without o"]
+    (all_quantized,) = found.all_quantized.where(format="nvfp4")
+    assert found.given[0]["nll"] == all_quantized["nll"]
+    assert found.given[0]["bits"] == 4.5 < found.given[1]["bits"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "said"),
+    [
+        ({"edits": [{"sites": ["nothing"], "setting": "nvfp4"}]}, UnitError, "nothing"),
+        ({"base": "nvfp5"}, FormatError, "did you mean nvfp4"),
+        ({"base": None}, StudyError, "quantizes nothing"),
+        ({"bass": "nvfp4"}, StudyError, "bass"),
+        ({"edits": 3}, StudyError, "edits is 3"),
+        (3, StudyError, "give a mapping"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(run, recipe, kind, said):
+    with pytest.raises(kind, match=said) as error:
+        run(recipes={"mine": recipe})
+    assert "mine" in str(error.value)
+
+
+def test_files_that_hold_no_recipe(run, tmp_path):
+    for content, said in (("[1, 2]", "holds no recipe"), ("a: [", "cannot be read")):
+        path = tmp_path / "bad.yaml"
+        path.write_text(content)
+        with pytest.raises(StudyError, match=said):
+            run(recipes=[str(path)])
+    with pytest.raises(StudyError, match=r"no recipe\.yaml"):
+        run(recipes=str(tmp_path))
+
+
+def test_windows_may_begin_later(run):
+    whole, last = (run(windows=4 - n, first_window=n, sweep=()) for n in (0, 2))
+    assert last.results.data["windows"] == 2
+    plain = [found.results.ledger[NOTHING] for found in (whole, last)]
+    by_window = [
+        [v for v, r in zip(rows.values["nll"], rows.replicas, strict=True) if r == 0]
+        for rows in plain
+    ]
+    assert by_window[1] == pytest.approx(by_window[0][2:], rel=1e-6)
+    with pytest.raises(DataError, match="first-window"):
+        run(first_window=10_000)
