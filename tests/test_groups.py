@@ -51,6 +51,23 @@ def test_experts_of_a_block_are_one_and_shared_ones_are_not_of_them():
     assert shared == [["0.w1", "0.w3"], ["0.w2"], ["1.w1", "1.w3"], ["1.w2"]]
 
 
+def test_experts_of_a_stack_that_are_a_site_each_share_no_scale():
+    single = [
+        Site(
+            name=f"layers.0.mlp.experts.{e}.{leaf}",
+            block=0,
+            projection=f"experts.{leaf}",
+            rows=4,
+            cols=4,
+            expert=e,
+        )
+        for e in range(2)
+        for leaf in ("gate_up_proj", "down_proj")
+    ]
+    (group,) = fused_groups(Sites(single, blocks=1))
+    assert [len(own) for own in tensor_groups(group)] == [1, 1, 1, 1]
+
+
 def test_what_has_no_weight_is_in_no_group():
     keys = Site(name="layers.0.self_attn.keys", block=0, projection="keys", rows=0, cols=4)
     assert names([keys, site("layers.0.mlp.fc1", 0)]) == [("mlp.fc1", 0, 1)]

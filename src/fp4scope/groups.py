@@ -86,9 +86,9 @@ def tensor_groups(group: Group) -> list[tuple[Site, ...]]:
     Separate modules of one expert that are fused share one; a stack of experts has one for each of
     its experts anyway, of gate and up together.
     """
-    found: dict[str, list[Site]] = {}
+    found: dict[tuple[str, int | None], list[Site]] = {}
     for site in group.sites:
-        found.setdefault(_fused_place(site.product), []).append(site)
+        found.setdefault((_fused_place(site.product), site.expert), []).append(site)
     return list(map(tuple, found.values()))
 
 

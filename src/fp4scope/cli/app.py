@@ -142,6 +142,39 @@ def compare(
         sys.exit(1)
 
 
+@command(
+    lambda: [
+        Argument(["recipe"], type=Path, help="A recipe.yaml, as `recipe` writes it"),
+        Option(
+            ["--to"],
+            required=True,
+            type=click.Choice(["compressed-tensors", "modelopt", "vllm-online", "llm-compressor"]),
+            help="The program that reads it",
+        ),
+        Option(
+            ["--checkpoint"],
+            type=Path,
+            metavar="DIR",
+            help="Write a packed checkpoint there (compressed-tensors and modelopt)",
+        ),
+        out_option("A file for the configuration  [default: shown]"),
+        Option(
+            ["--model"],
+            metavar="MODEL",
+            help="Where the recipe's model is: hub id, local folder or GGUF file",
+        ),
+    ]
+)
+def export(
+    recipe: Path, to: str, checkpoint: Path | None, out: Path | None, model: str | None
+) -> None:
+    """Write a recipe as engines load it: a configuration, or a packed checkpoint."""
+    from fp4scope.cli.export import print_export
+
+    with _stoppable("nothing was written"):
+        print_export(recipe, to, checkpoint, out, model)
+
+
 @command(lambda: [])
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
@@ -158,7 +191,9 @@ class _Group(click.Group):
 
 @click.group(
     cls=_Group,
-    commands={str(one.name): one for one in (run, plan, demo, stats, report, compare, formats)},
+    commands={
+        str(one.name): one for one in (run, plan, demo, stats, report, compare, export, formats)
+    },
     invoke_without_command=True,
     context_settings={
         "max_content_width": 120,

@@ -87,10 +87,10 @@ def load_model(
             checkpoint.require_own_kernels(name, config)
         if More.ATTENTION in more:
             config._attn_implementation = "eager"
-        quantizer = _json_beside(source, "hf_quant_config.json", revision)
+        quantizer = json_beside(source, "hf_quant_config.json", revision)
         declared = declaration(name, config, quantizer)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        files = [] if random_weights else _safetensors(source, config, revision)
+        files = [] if random_weights else safetensors_of(source, config, revision)
         stored = checkpoint.stored_tensors(files)
         packed = None
         if declared is None:
@@ -101,7 +101,7 @@ def load_model(
         chosen = choose_dtype(dtype, where.type, kept)
         options |= {"dtype": chosen, "output_loading_info": True}
         options |= {"ignore_mismatched_sizes": True}  # refused below, by name
-        kind = _auto_class(transformers, config, name)
+        kind = auto_class(transformers, config, name)
         info: dict[str, Any] = dict.fromkeys(_INFO, ())
         if random_weights:
             model = drawn(kind, config, chosen, where)
@@ -110,7 +110,7 @@ def load_model(
         else:
             options |= {"use_safetensors": None if allow_pickle else True}
             model, info = kind.from_pretrained(source, config=config, **options)
-        adapter = _json_beside(source, "adapter_config.json", revision)
+        adapter = json_beside(source, "adapter_config.json", revision)
     _require_all_read(name, info, stored.keys() | model.state_dict().keys())
     loaded = adopt(
         model,
@@ -228,7 +228,7 @@ def _from_values(
         return type(empty).from_pretrained(None, config=empty.config, state_dict=values, **options)
 
 
-def _auto_class(transformers: Any, config: Any, name: str) -> Any:  # noqa: ANN401
+def auto_class(transformers: Any, config: Any, name: str) -> Any:  # noqa: ANN401
     """The class that loads the model with its language model's head."""
     brought = config_value(config, "auto_map", {})
     for kind in _CLASSES:
@@ -242,14 +242,14 @@ def _auto_class(transformers: Any, config: Any, name: str) -> Any:  # noqa: ANN4
     )
 
 
-def _safetensors(source: str, config: Any, revision: str | None) -> list[str]:  # noqa: ANN401
+def safetensors_of(source: str, config: Any, revision: str | None) -> list[str]:  # noqa: ANN401
     """The files that hold the weights, fetched if they are not here; none if they are pickled."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
     from transformers.utils.hub import get_checkpoint_shard_files
 
     own = config_value(config, "transformers_weights")
     for file in [own] if isinstance(own, str) else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
-        path = _beside(source, file, revision)
+        path = beside(source, file, revision)
         if path is not None and path.endswith(".index.json"):
             return get_checkpoint_shard_files(source, path, revision=revision)[0] or []
         if path is not None and path.endswith(".safetensors"):
@@ -257,7 +257,7 @@ def _safetensors(source: str, config: Any, revision: str | None) -> list[str]:  
     return []
 
 
-def _beside(source: str, file: str, revision: str | None) -> str | None:
+def beside(source: str, file: str, revision: str | None) -> str | None:
     """A file of a model, fetched if it is not here; None if the model has none of this name."""
     from transformers.utils.hub import cached_file
 
@@ -270,8 +270,8 @@ def _beside(source: str, file: str, revision: str | None) -> str | None:
     )
 
 
-def _json_beside(source: str, file: str, revision: str | None) -> Any:  # noqa: ANN401
-    path = _beside(source, file, revision)
+def json_beside(source: str, file: str, revision: str | None) -> Any:  # noqa: ANN401
+    path = beside(source, file, revision)
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
