@@ -144,6 +144,55 @@ def compare(
 
 @command(
     lambda: [
+        Argument(["out"], type=Path, help="A folder with results, as `run` leaves it"),
+        *_bounds(),
+        out_option("The recipe's file  [default: OUT/recipe.yaml]", name="path"),
+    ]
+)
+def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Decide what stays in higher precision: a recipe from the effects of a finished run."""
+    from fp4scope.cli.recipe import print_recipe
+    from fp4scope.files import require_writable
+
+    with _stoppable("nothing was written"):
+        if path is not None:
+            require_writable(path)
+        print_recipe(out, out=path, **options)
+
+
+def _bounds() -> list[click.Parameter]:
+    """What a recipe may cost or store, and what it may choose from."""
+    return [
+        Option(
+            ["--accept"],
+            multiple=True,
+            metavar="BAR",
+            help="The smallest recipe that is predicted to meet it: 'ppl<2%', 'mnat<20', "
+            "'kl<0.02'; repeatable",
+        ),
+        Option(
+            ["--max-bits"],
+            type=float,
+            metavar="N",
+            help="The best recipe with at most so many bits for each weight of the linears",
+        ),
+        Option(["--max-size"], metavar="SIZE", help="The best recipe of such a checkpoint: 4GB"),
+        Option(
+            ["--palette"],
+            metavar="FORMATS",
+            help="What to choose from, e.g. nvfp4,fp8,bf16  [default: all that was measured, and "
+            "full precision]",
+        ),
+        Option(
+            ["--serve-on"],
+            metavar="sm90",
+            help="A GPU on which engines serve FP4 weight-only; then W4A16 is chosen from",
+        ),
+    ]
+
+
+@command(
+    lambda: [
         Argument(["recipe"], type=Path, help="A recipe.yaml, as `recipe` writes it"),
         Option(
             ["--to"],
@@ -192,7 +241,8 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     commands={
-        str(one.name): one for one in (run, plan, demo, stats, report, compare, export, formats)
+        str(one.name): one
+        for one in (run, plan, demo, stats, report, compare, recipe, export, formats)
     },
     invoke_without_command=True,
     context_settings={

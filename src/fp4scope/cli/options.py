@@ -79,9 +79,9 @@ def model_argument(*, required: bool) -> Argument:
     return Argument(["model"], required=required, help=_sentence(field.description or ""))
 
 
-def out_option(help: str) -> Option:
+def out_option(help: str, name: str = "out") -> Option:
     """Where a command writes."""
-    return Option(["-o", "--out", "--output-path", "out"], type=Path, metavar="PATH", help=help)
+    return Option(["-o", "--out", "--output-path", name], type=Path, metavar="PATH", help=help)
 
 
 def whole_study() -> Iterator[Option]:

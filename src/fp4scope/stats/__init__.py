@@ -22,6 +22,7 @@ from fp4scope.stats.findings.routing import (
     routing_table,
     seen_table,
 )
+from fp4scope.stats.findings.singles import SingleEffects, single_effects
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,
     activation_table,

@@ -1,0 +1,72 @@
+"""From a finished study to a decision: which effects it has, and what the recipe's file says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fp4scope.deploy.decide import Decider, Decision, numbers
+from fp4scope.deploy.palette import choices
+from fp4scope.deploy.written import RecipeModel, WrittenRecipe
+from fp4scope.errors import StudyError
+from fp4scope.ledger import Results
+from fp4scope.recipes import Recipe
+from fp4scope.stats import MIN_WINDOWS, single_effects
+
+
+def decider(results: Results, palette: str | None = None, serve_on: str | None = None) -> Decider:
+    """What chooses recipes from a study's effects.
+
+    Args:
+        results: Of a study that swept layers.
+        palette: What to choose from (`deploy.palette.choices`).
+        serve_on: A GPU, on which engines may quantize weights alone.
+
+    Raises:
+        FormatError: An unknown format in the palette.
+        StudyError: The study has no effects of layers, too few windows, or not this palette.
+    """
+    if not any(site.is_linear for site in results.sites):
+        raise StudyError(
+            "the results do not know how large the model's linears are, as those of fp4scope 0.1; "
+            "repeat the run: fp4scope run MODEL -o ANOTHER"
+        )
+    kl, nll = (single_effects(results, measure) for measure in ("kl", "nll"))
+    if kl is None or nll is None:
+        raise StudyError(
+            "the study has no effects of single layers, which a recipe is chosen from; measure "
+            "them: the same `fp4scope run` with --sweep layers -o ANOTHER"
+        )
+    if len(kl.by_window) < MIN_WINDOWS:
+        raise StudyError(
+            f"the study has {len(kl.by_window)} windows; a choice needs {MIN_WINDOWS} or more: "
+            "let the run go on, or ask for more with --windows"
+        )
+    return Decider(results, kl, nll, choices(palette, kl.settings, serve_on))
+
+
+def written(results: Results, found: Decider, decision: Decision) -> WrittenRecipe:
+    """What the file of a recipe holds."""
+    model, asked = results.model, results.study.get("model", {})
+    return WrittenRecipe(
+        recipe=decision.recipe,
+        model=RecipeModel(
+            name=str(asked.get("name") or model["name"]),
+            revision=asked.get("revision"),
+            fingerprint=model.get("fingerprint"),
+        ),
+        input_amax=input_amax(results, decision.recipe),
+        numbers=numbers(found, decision),
+    )
+
+
+def input_amax(results: Results, recipe: Recipe) -> dict[str, float]:
+    """The largest magnitude that calibration saw enter each site, where a scale comes from it."""
+    layers: Mapping[Any, float] = {(a.block, a.projection): a.max for a in results.activations}
+    found: dict[str, float] = {}
+    for site in results.sites:
+        setting = recipe.at(site.name)
+        if setting is None or setting.input is None or setting.input.tensor_scale is None:
+            continue
+        amax = layers.get((site.block, site.projection))
+        if amax is not None:
+            found[site.name] = amax
+    return found
