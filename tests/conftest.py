@@ -277,7 +277,8 @@ torch.set_num_threads(1)
 # What takes most of the time, and breaks less often: subprocesses, whole runs, every kernel and
 # family, simulations. The rest is for every change: `scripts/test --fast`.
 _SLOW = (
-    "end_to_end/test_calibration.py", "end_to_end/test_cli.py", "end_to_end/test_diagnose.py",
+    "end_to_end/test_calibration.py", "end_to_end/test_cli.py", "end_to_end/test_designed.py",
+    "end_to_end/test_diagnose.py",
     "end_to_end/test_gradient.py", "end_to_end/test_interruption.py",
     "end_to_end/test_odd_options.py", "end_to_end/test_offload.py", "end_to_end/test_outputs.py",
     "end_to_end/test_plan.py", "end_to_end/test_real_model.py", "end_to_end/test_stopping.py",
@@ -290,8 +291,9 @@ _SLOW = (
     "report/test_markdown.py", "report/test_names.py", "report/test_page.py",
     "report/test_reproduction.py",
     "stats/test_changes.py", "stats/test_controls.py", "stats/test_coverage.py",
-    "stats/test_decisions.py", "stats/test_noise.py", "stats/test_orders.py",
-    "stats/test_ranks.py", "stats/test_sequences.py", "study/test_odd_values.py",
+    "stats/test_decisions.py", "stats/test_effects.py", "stats/test_noise.py",
+    "stats/test_orders.py", "stats/test_ranks.py", "stats/test_sequences.py",
+    "study/test_odd_values.py",
     "sweep/test_check.py", "sweep/test_gradient.py",
     "sweep/test_memory.py", "sweep/test_mixed_recipes.py", "sweep/test_tree.py",
 )  # fmt: skip

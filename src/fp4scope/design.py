@@ -11,14 +11,16 @@ with the full-precision one: the control variate of the units that are kept.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
+from fp4scope.designs import mixtures
 from fp4scope.errors import StudyError, UnitError
 from fp4scope.formats import BlockFormat
+from fp4scope.groups import fused_groups
 from fp4scope.recipes import Edit, Recipe, Sites
 from fp4scope.study import ActivationScale, BestGoal, Direction, Level, More, Operands, Study
 from fp4scope.treatments import Amax, Setting, Treatment
@@ -37,6 +39,8 @@ _AMAX = {
 
 GIVEN = "recipes"
 """The level of recipes that a user gives."""
+MIXED = "designs"
+"""The level of the runs of a designed sweep."""
 ROUTING = "routing"
 """The level of recipes that tell how much of a damage is routing."""
 NOTHING = Recipe()
@@ -186,6 +190,8 @@ class Design:
         replicas: Further realisations of all-quantized models.
         replays: What is run beside to tell damage by routing from damage by values.
         given: What quantizing as each recipe says costs.
+        mixtures: Makes what a designed sweep runs: only where that is asked for, since each run
+            names half of a model's sites.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -194,6 +200,13 @@ class Design:
     replicas: Mapping[Recipe, range] = field(default_factory=dict)
     replays: tuple[Contrast, ...] = ()
     given: tuple[Contrast, ...] = ()
+    mixtures: Callable[[], Sequence[Contrast]] = tuple
+
+    @property
+    def designed(self) -> list[Run]:
+        """What a designed sweep runs beside `controls_alone`."""
+        mixed = self.mixtures()
+        return [Run(c.own, n, contrast=c) for c in mixed for n in range(self.realisations)]
 
     @property
     def runs(self) -> list[Run]:
@@ -280,6 +293,7 @@ def design(
         replicas,
         tuple(replays),
         tuple(given(name, recipe) for name, recipe in (recipes or {}).items()),
+        cache(partial(mixed, study, sites)),
     )
 
 
@@ -363,6 +377,27 @@ def given(name: str, recipe: Recipe) -> Contrast:
         raise StudyError(f"recipe {name} quantizes nothing; name some sites and their formats")
     family = Family(GIVEN, first, None)
     return Contrast(((recipe, 1), (NOTHING, -1)), Unit(GIVEN, name, None, recipe.edited), family)
+
+
+def mixed(study: Study, sites: Sites) -> list[Contrast]:
+    """What each run of a designed sweep of the study costs; linears alone are switched."""
+    amax = _AMAX[study.numerics.activation_scale]
+    settings = [setting_of(*configuration, amax) for configuration in study.question.swept]
+    asked = study.question.design_runs
+    runs = None if asked == "auto" else asked
+    found = mixtures(fused_groups(sites), settings, study.numerics.seed, runs)
+    # What is compared with something stands there already.
+    fixed = ((), _fixed(study, sites))
+    ends = {whole(setting, edits).own for setting in settings for edits in fixed}
+    return [
+        Contrast(
+            ((recipe, 1), (NOTHING, -1)),
+            Unit(MIXED, str(number), None, recipe.edited),
+            Family(MIXED, settings[0], None),
+        )
+        for number, recipe in enumerate(found, 1)
+        if recipe not in ends
+    ]
 
 
 def whole(setting: Setting, fixed: tuple[Edit, ...] = ()) -> Contrast:

@@ -184,6 +184,7 @@ OTHER = {
 }  # fmt: skip
 LATER = {
     "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
+    "design_runs": 64,
 }  # fmt: skip
 """What studies did not ask before there was such an option: identities say it where it is asked."""
 LOADED = {

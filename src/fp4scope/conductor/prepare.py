@@ -1,7 +1,7 @@
 """From a study to everything that a sweep needs: model, windows, variants."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -97,10 +97,16 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
         windows=windows,
         calibration=calibration,
         design=asked,
-        runs=asked.runs if Method.EXACT in study.run.method else asked.controls_alone,
+        runs=_runs(asked, study.run.method),
         estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
     )
+
+
+def _runs(asked: Design, methods: Sequence[Method]) -> list[Run]:
+    """What is to be measured."""
+    found = asked.runs if Method.EXACT in methods else asked.controls_alone
+    return found + asked.designed if Method.DESIGNED in methods else found
 
 
 def given_recipes(study: Study, sites: Sites) -> dict[str, Recipe]:

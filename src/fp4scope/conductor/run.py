@@ -45,7 +45,7 @@ from fp4scope.models import LoadedModel, adopt, require_model, resolve_device
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.report import write_outputs
-from fp4scope.study import Method, Study, TimeGoal, flatten
+from fp4scope.study import Goal, Method, Study, TimeGoal, flatten
 from fp4scope.sweep import (
     Listener,
     Memory,
@@ -199,7 +199,7 @@ def _run_in(
             say(tell, "the journal's last line was torn; it is measured again")
         if keep:
             _write_study(study, folder)
-        goal = study.question.stop_when if Method.EXACT in study.run.method else None
+        goal = _goal(study)
         stopping = Stopping(goal, prepared.runs, prepared.design.contrasts, started=started)
         if not isinstance(goal, TimeGoal):
             stopping.look(log)
@@ -312,18 +312,29 @@ def _complete(prepared: Prepared, log: Log, stopped: bool, tell: Listener) -> li
     """
     total, design = len(prepared.windows), prepared.design
     estimates = [(contrast.own, 0, "gradient") for contrast in design.contrasts if contrast.unit]
-    measured = total if stopped else len(log.done(keys_of(design.runs)))
-    estimated = len(log.done(estimates)) if estimates else 0
-    for method, windows in (("exact", measured), ("gradient", estimated)):
-        if 0 < windows < total:
+    known = {run.recipe for run in design.runs}
+    mixed = any(recipe not in known for recipe in log.ledger)
+    ways = {"exact": keys_of(design.runs), "gradient": estimates}
+    ways |= {"designed": keys_of(design.designed)} if mixed else {}
+    wanted = dict.fromkeys(keys_of(prepared.runs))
+    for method, keys in ways.items():
+        windows = len(log.done(keys)) if keys else 0
+        if windows == total:
+            wanted |= dict.fromkeys(keys)
+        elif windows and not (stopped and wanted.keys() >= set(keys)):
             say(
                 tell,
                 f"{windows} of {total} windows with --method {method} are kept, but not in these "
                 "results; the same command with it goes on",
             )
-    runs = design.runs if measured == total else prepared.runs
-    wanted = keys_of(runs)
-    return wanted + estimates if estimated == total else wanted
+    return list(wanted)
+
+
+def _goal(study: Study) -> Goal | None:
+    """When to stop, if it is about what this run measures: only of a time have mixtures a say."""
+    goal, methods = study.question.stop_when, study.run.method
+    timed = isinstance(goal, TimeGoal) and Method.DESIGNED in methods
+    return goal if timed or Method.EXACT in methods else None
 
 
 def _measure(

@@ -221,6 +221,13 @@ class Question(Section):
         description="measure this recipe as a whole too: a recipe.yaml, as `fp4scope recommend` "
         "writes it or with patterns for sites; repeatable",
     )
+    design_runs: Annotated[Annotated[Number, Field(ge=2)] | Literal["auto"], Option(later=True)] = (
+        Field(
+            "auto",
+            description="about so many runs of a designed sweep (--method designed), fewer than "
+            "groups too; auto: the fewest in which no effects are confounded",
+        )
+    )
     stop_when: Annotated[GoalText | None, Option(value="GOAL")] = Field(
         None,
         description="stop before a time is over, when intervals are narrow, or when the most "
@@ -289,7 +296,8 @@ class Run(Section):
 
     method: Methods = Field(
         (Method.EXACT,),
-        description="measure units (exact), estimate them to first order (gradient), or both",
+        description="measure units (exact), estimate them to first order (gradient), measure "
+        "designed mixtures of the groups that engines have (designed), or several of these",
     )
     memory: Annotated[Bytes | None, Option(value="SIZE", absent="what is free")] = Field(
         None,

@@ -90,6 +90,8 @@ class Method(Choice):
     """Measured: the model runs with the unit quantized, or kept."""
     GRADIENT = "gradient"
     """Estimated to first order, from one forward and backward for all units."""
+    DESIGNED = "designed"
+    """Estimated from runs that quantize about half of the model each: groups that engines have."""
 
 
 class Level(Choice):
