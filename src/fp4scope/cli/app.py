@@ -224,6 +224,72 @@ def export(
         print_export(recipe, to, checkpoint, out, model)
 
 
+_VERIFY = ("text", "dataset", "seq_len", "windows", "bos", "dtype", "device")
+_VERIFY_SIZE = {"seq_len": 512, "windows": 16}
+
+
+@command(
+    lambda: [
+        Argument(["checkpoint"], type=Path, help="A folder, as `export --checkpoint` leaves it"),
+        Option(
+            ["--served"],
+            type=Path,
+            metavar="FILE",
+            help="Log-probabilities of tokens that an engine served (docs/recipes.md)",
+        ),
+        Option(
+            ["--server"],
+            metavar="URL",
+            help="Ask an OpenAI-compatible server that gives log-probabilities of prompts",
+        ),
+        Option(
+            ["--ids", "ids_out"],
+            type=Path,
+            metavar="FILE",
+            help="Only write the windows of token ids that are to be served",
+        ),
+        Option(
+            ["--reference"],
+            type=Path,
+            metavar="FILE",
+            help="The original as the same engine serves it  [default: as its forward here gives]",
+        ),
+        Option(["--save"], type=Path, metavar="FILE", help="Keep what a server gave"),
+        Option(["--model"], metavar="MODEL", help="Where the recipe's model is"),
+        out_option("A JSON file for the verdict"),
+        *study_options(*_VERIFY, **_VERIFY_SIZE),
+    ]
+)
+def verify(
+    checkpoint: Path,
+    served: Path | None,
+    server: str | None,
+    ids_out: Path | None,
+    reference: Path | None,
+    save: Path | None,
+    model: str | None,
+    out: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Compare what an engine serves with what was predicted; exit code 1 if it differs."""
+    from fp4scope.cli.verify import print_verdict
+
+    with _stoppable("nothing was written"):
+        same = print_verdict(
+            checkpoint,
+            served,
+            server,
+            _VERIFY_SIZE | _given(options),
+            model=model,
+            reference=reference,
+            ids_out=ids_out,
+            save=save,
+            out=out,
+        )
+    if not same:
+        sys.exit(1)
+
+
 @command(lambda: [])
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
@@ -238,12 +304,12 @@ class _Group(click.Group):
         return list(self.commands)
 
 
+_COMMANDS = (run, plan, demo, stats, report, compare, recipe, export, verify, formats)
+
+
 @click.group(
     cls=_Group,
-    commands={
-        str(one.name): one
-        for one in (run, plan, demo, stats, report, compare, recipe, export, formats)
-    },
+    commands={str(one.name): one for one in _COMMANDS},
     invoke_without_command=True,
     context_settings={
         "max_content_width": 120,

@@ -94,6 +94,23 @@ class Source:
         found = beside(self.where, name, self.revision)
         return None if found is None else Path(found)
 
+    def tensor_scales(self) -> dict[str, float]:
+        """The scale that multiplies all of a packed weight, by the weight's name, where it has one.
+
+        Of a weight that holds several experts there may be several, and there is none here.
+        """
+        found: dict[str, float] = {}
+        packed = self._packed.packed if self._packed is not None else {}
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in self._files]
+            places = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+            for key, (packing, tensors) in packed.items():
+                if "tensor" in tensors:
+                    scale = places[tensors["tensor"]].get_tensor(tensors["tensor"]).float()
+                    if scale.numel() == 1:
+                        found[key] = float(1 / scale if packing.divides else scale)
+        return found
+
     @contextmanager
     def opened(self) -> Iterator["Tensors"]:
         """Its tensors, read one by one, until the `with` block ends."""

@@ -1,0 +1,294 @@
+"""Whether an engine serves what was predicted, and if not, what it serves instead.
+
+A candidate is one way to run a checkpoint: inputs quantized as predicted, weights alone, inputs
+under another scale rule, tensor scales taken for their inverse. Each is run by the model's own
+forward, and gives a loss for every token; `stats.inference.matching` tells which of them the served
+losses are. What a checkpoint stores is held against the recipe beside it, weight by weight.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fp4scope.deploy.export import Export, Packed
+from fp4scope.deploy.schemes import SERVED_RULE, Kind
+from fp4scope.formats import get_format
+from fp4scope.kernels import quantize
+from fp4scope.models import LoadedModel, Source
+from fp4scope.operands import Injector
+from fp4scope.recipes import expert_of
+from fp4scope.stats.inference.intervals import Estimate, paired
+from fp4scope.stats.inference.matching import Match, match
+from fp4scope.treatments import Amax, Setting, Treatment
+
+Losses = NDArray[np.float64]
+"""Loss of each token but the first of its window, (windows, tokens - 1), in nats."""
+Cause = Literal["none", "kernel", "format", "checkpoint"]
+_FP4: tuple[Kind, ...] = ("nvfp4", "mxfp4")
+_OTHER_RULES: Mapping[Kind, tuple[str, ...]] = {
+    "nvfp4": ("nvfp4:4over6",),
+    "mxfp4": ("mxfp4:floor", "mxfp4:rceil"),
+    "mxfp8": ("mxfp8:e4m3:floor", "mxfp8:e4m3:rceil"),
+    "fp8": (),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a checkpoint.
+
+    Attributes:
+        name: What it is.
+        cause: What is off where it is served; `none` of what was predicted.
+        inputs: How inputs are treated, by the kind of their weight.
+        factors: What weights are multiplied by, by site.
+    """
+
+    name: str
+    cause: Cause
+    inputs: Mapping[Kind, Treatment] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is served.
+
+    Attributes:
+        candidates: All that were tried, the predicted one first.
+        matches: How each goes with what is served.
+        less_predicted: Mean served loss less each candidate's, in nats per token.
+        cost: Mean served loss less that of full precision, in nats per token.
+    """
+
+    candidates: tuple[Candidate, ...]
+    matches: tuple[Match, ...]
+    less_predicted: tuple[Estimate, ...]
+    cost: Estimate
+
+    @property
+    def best(self) -> int:
+        """The candidate with the highest correlation."""
+        return max(range(len(self.matches)), key=lambda i: self.matches[i].correlation.value or 0)
+
+    @property
+    def explained(self) -> bool:
+        """Whether the best candidate has anything to do with what is served.
+
+        With a slope of a half or less, what it predicts leaves as much of the served damage
+        unexplained as nothing does.
+        """
+        low, high = self.matches[self.best].correlation.low, self.matches[self.best].slope.high
+        return low is not None and low > 0 and high is not None and high > 0.5
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether it is, or may be, the predicted one, and no rival that is told from it."""
+        return self.explained and self.matches[0].same
+
+    def sentence(self) -> str:
+        """What it comes to."""
+        best, found = self.candidates[self.best], self.matches[self.best]
+        numbers = (
+            f"correlation {_said(found.correlation)}, slope {_said(found.slope)} over "
+            f"{self.cost.n} windows"
+        )
+        if not self.explained:
+            return (
+                f"off: what is served goes with no candidate (best: {best.name}, {numbers}); check "
+                "that tokens are served as ids, and that the engine loads this checkpoint"
+            )
+        if self.as_predicted:
+            same = [c.name for c, m in zip(self.candidates, self.matches, strict=True) if m.same]
+            rivals = [name for name in same if name != self.candidates[0].name]
+            more = f"; not told from: {', '.join(rivals)} (serve more windows)" if rivals else ""
+            own = self.matches[0]
+            return (
+                f"served as predicted: correlation {_said(own.correlation)}, slope "
+                f"{_said(own.slope)} over {self.cost.n} windows{more}"
+            )
+        return f"{best.cause} is off: the engine serves {best.name} ({numbers})"
+
+
+def _said(interval: tuple[float | None, float | None, float | None]) -> str:
+    value, low, high = interval
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def judge(
+    served: Losses,
+    full: Losses,
+    candidates: Sequence[Candidate],
+    losses: Sequence[Losses],
+    reference: Losses | None = None,
+) -> Verdict:
+    """Which candidate is served.
+
+    Args:
+        served: By the engine.
+        full: Of the model in full precision.
+        candidates: The predicted one first.
+        losses: Theirs.
+        reference: Of the model in full precision, by the engine; by default `full`.
+    """
+    own = full if reference is None else reference
+    return Verdict(
+        tuple(candidates),
+        tuple(match(served - own, [each - full for each in losses], full)),
+        tuple(paired(served.mean(1), each.mean(1)) for each in losses),
+        paired(served.mean(1), own.mean(1)),
+    )
+
+
+def candidates_of(export: Export, stored: Mapping[str, float]) -> list[Candidate]:
+    """Ways to run a checkpoint: the predicted one first, then what engines do by mistake.
+
+    Args:
+        export: What its recipe asks for.
+        stored: The tensor scale of each packed weight in it, by the weight's name.
+    """
+    kinds = list(dict.fromkeys(s.kind for s in export.schemes if s.inputs))
+    predicted = {kind: Treatment(get_format(SERVED_RULE[kind])) for kind in kinds}
+    found = [Candidate("what was predicted", "none", predicted)]
+    if kinds:
+        found.append(Candidate("weights only, inputs in full precision", "kernel", {}))
+    wide = {kind: t for kind, t in predicted.items() if kind not in _FP4}
+    if wide and len(wide) < len(kinds):
+        found.append(Candidate("weights only where they have 4 bits", "kernel", wide))
+    for kind in kinds:
+        for name in _OTHER_RULES[kind]:
+            other = predicted | {kind: Treatment(get_format(name))}
+            found.append(Candidate(f"inputs in {name}", "format", other))
+        if kind == "nvfp4":
+            own = predicted | {kind: Treatment(get_format("nvfp4"), Amax.WINDOW)}
+            found.append(Candidate("nvfp4 inputs with scales of each window", "kernel", own))
+    if inverted := _inverted(export, stored):
+        found.append(
+            Candidate("tensor scales taken for their inverse", "kernel", predicted, inverted)
+        )
+    if shared := _from_one(export, stored):
+        said = "one tensor scale for fused linears that have several"
+        found.append(Candidate(said, "checkpoint", predicted, shared))
+    return found
+
+
+def _alone(export: Export, stored: Mapping[str, float]) -> dict[str, Packed]:
+    """Weights with a tensor scale, by site, where each site is one tensor; else nothing."""
+    scaled = [each for each in export.packed if each.key in stored]
+    by_site = {each.site: each for each in scaled}
+    return by_site if len(by_site) == len(scaled) else {}
+
+
+def _inverted(export: Export, stored: Mapping[str, float]) -> dict[str, float]:
+    return {
+        site: stored[each.key] ** -2
+        for site, each in _alone(export, stored).items()
+        if stored[each.key] > 0
+    }
+
+
+def _from_one(export: Export, stored: Mapping[str, float]) -> dict[str, float]:
+    """As engines do that keep the largest divisor of those that they fuse."""
+    by_site = _alone(export, stored)
+    smallest: dict[object, float] = {}
+    for each in by_site.values():
+        own = stored[each.key]
+        smallest[each.scale] = min(own, smallest.get(each.scale, own))
+    factors = {site: smallest[e.scale] / stored[e.key] for site, e in by_site.items()}
+    return {site: factor for site, factor in factors.items() if factor != 1}
+
+
+def wrong_weights(export: Export, source: Source, packed: Source) -> list[str]:
+    """Weights of a checkpoint that are not what its recipe makes of the original.
+
+    Args:
+        export: What the recipe asks for.
+        source: The original.
+        packed: The checkpoint.
+
+    Returns:
+        Names of tensors that are absent, in another format, or differ by more than the last bit of
+        16.
+    """
+    amaxes: dict[object, Tensor] = {}
+    wrong: list[str] = []
+    with source.opened() as original, packed.opened() as found:
+        for each in export.packed:
+            if each.format.uses_tensor_amax:
+                own = original[each.key].abs().amax().float()
+                amaxes[each.scale] = torch.maximum(own, amaxes.get(each.scale, own))
+        for each in export.packed:
+            stored = packed.stored.get(each.key)
+            if stored is None or stored.shape != source.stored[each.key].shape:
+                wrong.append(each.key)
+                continue
+            amax = amaxes.get(each.scale)
+            expected = quantize(original[each.key].float(), each.format, amax=amax).dequantize()
+            near = torch.isclose(found[each.key].float(), expected, rtol=2.0**-8, atol=0.0)
+            if not bool(near.all()):
+                wrong.append(each.key)
+    return wrong
+
+
+@torch.no_grad()
+def losses_of(
+    loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]
+) -> Float64[np.ndarray, "windows targets"]:
+    """The loss of every token but the first of its window, by the model's own forward, in nats."""
+    rows = []
+    for row in ids:
+        logits = loaded.logits(row)[:-1].float()
+        targets = row[1:].to(logits.device)
+        rows.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+    return torch.stack(rows).double().cpu().numpy()
+
+
+def losses_under(
+    loaded: LoadedModel,
+    export: Export,
+    candidate: Candidate,
+    ids: Int[Tensor, "windows tokens"],
+) -> Float64[np.ndarray, "windows targets"]:
+    """The same of a checkpoint that is run in one of the ways.
+
+    Args:
+        loaded: The checkpoint, its weights dequantized.
+        export: What its recipe asks for.
+        candidate: The way.
+        ids: Token ids.
+    """
+    settings: dict[str, Setting] = {}
+    amax: dict[str, float] = {}
+    for each in export.packed:
+        treatment = candidate.inputs.get(each.scheme.kind) if each.scheme.inputs else None
+        if treatment is not None:
+            settings[each.site] = Setting(input=treatment)
+        if each.input_amax is not None:
+            expert = expert_of(each.site)  # of a stack the product is calibrated
+            name = each.site if expert is None else expert[0]
+            amax[name] = max(each.input_amax, amax.get(name, 0.0))
+    injector = Injector(loaded.model, amax)
+    with _scaled(injector, candidate.factors), injector.applied(settings):
+        return losses_of(loaded, ids)
+
+
+@contextmanager
+def _scaled(injector: Injector, factors: Mapping[str, float]) -> Iterator[None]:
+    """Weights times a factor each, until the `with` block ends."""
+    undo = []
+    try:
+        for site, factor in factors.items():
+            product = injector.product(site)
+            scaled = (product.parameter.detach().float() * factor).to(product.parameter.dtype)
+            undo.append(product.put(nn.Parameter(scaled, requires_grad=False)))
+        yield
+    finally:
+        for put_back in undo:
+            put_back()

@@ -1,0 +1,263 @@
+"""What is served is told from what is not; what is wrong is named."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from fp4scope.cli.app import app
+from fp4scope.deploy.checkpoint import write_checkpoint
+from fp4scope.deploy.served import Served, ask_server
+from fp4scope.deploy.verify import candidates_of, losses_of, losses_under, wrong_weights
+from fp4scope.errors import DataError, Fp4ScopeError, StudyError
+from fp4scope.models import load_model, open_source
+from fp4scope.treatments import Setting
+
+WINDOWS = torch.randint(4, 96, (8, 40), generator=torch.Generator().manual_seed(3))
+
+
+def nvfp4(name):
+    return Setting.from_json("nvfp4")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(exported, tmp_path_factory):
+    """Source, export and folder of a tiny model in NVFP4."""
+    folder = tmp_path_factory.mktemp("served") / "packed"
+    source, export = exported("llama", nvfp4)
+    write_checkpoint(export, source, folder)
+    return source, export, folder
+
+
+@pytest.fixture(scope="module")
+def losses(checkpoint):
+    """Losses of each candidate by its name, and of full precision."""
+    source, export, folder = checkpoint
+    loaded = load_model(str(folder), device="cpu")
+    scales = open_source(str(folder)).tensor_scales()
+    found = {
+        each.name: losses_under(loaded, export, each, WINDOWS)
+        for each in candidates_of(export, scales)
+    }
+    return found | {"full": losses_of(load_model(source.where, device="cpu"), WINDOWS)}
+
+
+def served_as(losses, name, path, seed=0, **changes):
+    noise = 0.003 * np.random.default_rng(seed).standard_normal(losses[name].shape)
+    content = {"version": 1, "engine": "a test", "ids": WINDOWS.tolist()}
+    values = np.minimum(-losses[name] + noise, 0).tolist()
+    path.write_text(json.dumps(content | {"logprobs": values} | changes))
+    return path
+
+
+def verify(checkpoint, *args):
+    source, _, folder = checkpoint
+    found = CliRunner().invoke(
+        app, ["verify", str(folder), "--model", source.where, "--device", "cpu", *map(str, args)]
+    )
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("what was predicted", "served as predicted"),
+        ("weights only, inputs in full precision", "kernel is off: the engine serves weights only"),
+        ("inputs in nvfp4:4over6", "format is off: the engine serves inputs in nvfp4:4over6"),
+        ("tensor scales taken for their inverse", "kernel is off: the engine serves tensor scales"),
+    ],
+)
+def test_the_candidate_that_is_served_is_named(checkpoint, losses, tmp_path, name, said):
+    path = served_as(losses, name, tmp_path / "served.json")
+    found = verify(checkpoint, "--served", path, "-o", tmp_path / "verdict.json")
+    assert said in found.stdout
+    assert "all 14 packed weights are what the recipe makes" in found.stdout
+    assert "prove what runs at prefill" in found.stdout
+    expected = name == "what was predicted"
+    assert found.exit_code == (0 if expected else 1)
+    data = json.loads((tmp_path / "verdict.json").read_text())
+    assert data["as_predicted"] == expected
+    best = max(data["candidates"], key=lambda row: row["correlation"])
+    assert best["candidate"] == name
+    assert best["slope_low"] < 1.02
+    assert best["slope_high"] > 0.98
+
+
+def test_what_goes_with_nothing(checkpoint, losses, tmp_path):
+    values = np.log(np.random.default_rng(0).uniform(0, 1, losses["full"].shape)).tolist()
+    path = served_as(losses, "full", tmp_path / "served.json", logprobs=values)
+    found = verify(checkpoint, "--served", path)
+    assert found.exit_code == 1
+    assert "off: what is served goes with no candidate" in found.stdout
+
+
+def test_a_reference_that_the_engine_served(checkpoint, losses, tmp_path):
+    path = served_as(losses, "what was predicted", tmp_path / "served.json")
+    reference = served_as(losses, "full", tmp_path / "full.json", seed=1)
+    assert verify(checkpoint, "--served", path, "--reference", reference).exit_code == 0
+    others = (WINDOWS + 1).clamp(max=95).tolist()
+    reference = served_as(losses, "full", tmp_path / "full.json", ids=others)
+    with pytest.raises(DataError, match="served on other windows"):
+        verify(checkpoint, "--served", path, "--reference", reference)
+
+
+def test_a_weight_that_is_not_the_recipes(checkpoint, tmp_path):
+    source, export, folder = checkpoint
+    other = tmp_path / "packed"
+    other.mkdir()
+    for path in folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(other / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    tensors[f"{name}.weight_global_scale"] = 1 / tensors[f"{name}.weight_global_scale"]
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    assert wrong_weights(export, source, open_source(str(other))) == [f"{name}.weight"]
+    assert wrong_weights(export, source, open_source(str(folder))) == []
+
+
+def test_unequal_scales_of_what_is_fused_are_a_candidate(checkpoint):
+    _, export, folder = checkpoint
+    scales = open_source(str(folder)).tensor_scales()
+    assert "one tensor scale for fused" not in str(candidates_of(export, scales))
+    scales["model.layers.0.self_attn.k_proj.weight"] *= 2
+    (found,) = (c for c in candidates_of(export, scales) if c.cause == "checkpoint")
+    assert found.factors == {"model.layers.0.self_attn.k_proj": 0.5}
+
+
+def test_mixtures_have_candidates_for_gpus_without_four_bits(exported):
+    _, export = exported("llama")
+    names = [c.name for c in candidates_of(export, {})]
+    assert "weights only where they have 4 bits" in names
+    assert "inputs in mxfp4:floor" in names
+    assert len(names) == len(set(names))
+
+
+def test_experts_are_run_as_they_are_served(exported, tmp_path):
+    source, export = exported("qwen3-moe", nvfp4)
+    write_checkpoint(export, source, tmp_path / "packed")
+    loaded = load_model(str(tmp_path / "packed"), device="cpu")
+    predicted, weights, *_ = candidates_of(export, {})
+    found = [losses_under(loaded, export, each, WINDOWS[:2]) for each in (predicted, weights)]
+    assert np.isfinite(found).all()
+    assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 2}, "version is 2; this reads 1"),
+        ({"logprob": []}, "did you mean logprobs"),
+        ({"logprobs": [[0.5] * 39] * 8}, r"logprobs holds 0\.5"),
+        ({"logprobs": [[float("nan")] * 39] * 8}, "logprobs holds nan"),
+        ({"logprobs": [[-1.0] * 40] * 8}, r"the shape \(8, 40\), and ids \(8, 40\)"),
+        ({"logprobs": [[-1.0], [-1.0, -2.0]]}, "rows of numbers, all of one length"),
+        ({"ids": [["a"]]}, "ids is"),
+        ({"ids": [[10**30, 1]]}, "too large"),
+        ({"ids": None}, "ids is None"),
+    ],
+)
+def test_files_that_are_no_served_files(losses, tmp_path, changes, said):
+    path = served_as(losses, "full", tmp_path / "served.json", **changes)
+    with pytest.raises(DataError, match=said):
+        Served.read(path)
+
+
+def test_what_cannot_be_verified(checkpoint, losses, tmp_path):
+    source, _, folder = checkpoint
+    path = served_as(losses, "full", tmp_path / "served.json")
+    with pytest.raises(StudyError, match="give what was served"):
+        verify(checkpoint)
+    with pytest.raises(StudyError, match="nothing is predicted of it"):
+        verify((source, None, tmp_path), "--served", path)
+    few = {"ids": WINDOWS[:3].tolist(), "logprobs": (-losses["full"][:3]).tolist()}
+    with pytest.raises(DataError, match="3 windows were served"):
+        verify(checkpoint, "--served", served_as(losses, "full", tmp_path / "few.json", **few))
+    (tmp_path / "text").write_text("{")
+    with pytest.raises(DataError, match="one with vLLM"):
+        verify(checkpoint, "--served", tmp_path / "text")
+    assert folder.exists()
+
+
+# ---- a server -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(answer):
+    """A server that answers completions with `answer(prompt)`; yields its address and what came."""
+    came = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._send({"data": [{"id": "a-model"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            came.append(body)
+            self._send(answer(body["prompt"]))
+
+        def _send(self, content):
+            data = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}", came
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def test_a_server_is_asked(checkpoint, losses, tmp_path):
+    text = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{i}" for i in rng.integers(0, 92, 400)))
+    size = ["--text", text, "--windows", 8, "--seq-len", 40]
+    written = verify(checkpoint, "--ids", tmp_path / "ids.json", *size)
+    assert written.exit_code == 0
+    ids = torch.tensor(json.loads((tmp_path / "ids.json").read_text()))
+    assert ids.shape == (8, 40)
+    _, export, folder = checkpoint
+    loaded = load_model(str(folder), device="cpu")
+    (predicted, *_) = candidates_of(export, {})
+    values = -losses_under(loaded, export, predicted, ids)
+    by_prompt = {tuple(row): v for row, v in zip(ids.tolist(), values.tolist(), strict=True)}
+
+    def answer(prompt):
+        own = [None, *by_prompt[tuple(prompt)], -1.0]  # the last is a token that was written
+        return {"choices": [{"logprobs": {"token_logprobs": own}}]}
+
+    with server(answer) as (url, came):
+        save = tmp_path / "served.json"
+        found = verify(checkpoint, "--server", f"{url}/v1", "--save", save, *size)
+    assert found.exit_code == 0, found.stdout
+    assert "served as predicted" in found.stdout
+    assert came[0]["model"] == "a-model"
+    assert came[0]["echo"] is True
+    assert (Served.read(save).ids == ids.numpy()).all()
+
+
+def test_servers_that_give_none():
+    window = [[1, 2, 3]]
+    none = server(lambda prompt: {"choices": [{"logprobs": None}]})
+    with none as (url, _), pytest.raises(DataError, match="no log-probability for each token"):
+        ask_server(url, window)
+    with pytest.raises(DataError, match="is the server running"):
+        ask_server(url, window)
+    with pytest.raises(Fp4ScopeError, match="write it as http://HOST:PORT"):
+        ask_server("localhost:8000", window)
