@@ -88,6 +88,24 @@ def test_files_that_hold_no_recipe(run, tmp_path):
         run(recipes=str(tmp_path))
 
 
+def test_a_published_configuration_and_its_exceptions(run, tmp_path):
+    args = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+    group = {"targets": ["Linear"], "weights": args, "input_activations": args}
+    own = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+    own |= {"config_groups": {"group_0": group}, "ignore": ["lm_head", "re:.*o_proj$"]}
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps({"quantization_config": own}))
+    found = run(recipes=[str(path)], sweep=())
+    whole, without = found.given
+    assert [whole["recipe"], without["recipe"]] == ["theirs", "theirs without re:.*o_proj$ in bf16"]
+    (everything,) = found.all_quantized.where(format="nvfp4")
+    assert without["nll"] == everything["nll"] != whole["nll"]
+    own["config_groups"]["group_0"]["targets"] = ["another.model"]
+    path.write_text(json.dumps({"quantization_config": own}))
+    with pytest.raises(UnitError, match=r"theirs: .* of another model"):
+        run(recipes=[str(path)])
+
+
 def test_windows_may_begin_later(run):
     whole, last = (run(windows=4 - n, first_window=n, sweep=()) for n in (0, 2))
     assert last.results.data["windows"] == 2

@@ -16,7 +16,9 @@ from fp4scope.data import (
     evaluation_text,
     evaluation_windows,
 )
+from fp4scope.deploy.configs import is_published
 from fp4scope.deploy.given import read_recipe
+from fp4scope.deploy.published import published_recipes
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
 from fp4scope.models import (
@@ -112,11 +114,19 @@ def _runs(asked: Design, methods: Sequence[Method]) -> list[Run]:
 def given_recipes(study: Study, sites: Sites) -> dict[str, Recipe]:
     """The recipes that a study gives, for this model.
 
+    Of a configuration that somebody has published, also what it is without each of its exceptions.
+
     Raises:
+        StudyError: One has a format that cannot be measured.
         UnitError: One names sites that the model has not.
     """
-    given = study.question.recipes
-    return {one.name: read_recipe(one.data, sites, f"recipe {one.name}") for one in given}
+    found: dict[str, Recipe] = {}
+    for one in study.question.recipes:
+        if is_published(one.data):
+            found |= published_recipes(one.name, one.data, sites)
+        else:
+            found[one.name] = read_recipe(one.data, sites, f"recipe {one.name}")
+    return found
 
 
 def load(study: Study, tell: Listener) -> LoadedModel:
