@@ -277,6 +277,7 @@ torch.set_num_threads(1)
 # What takes most of the time, and breaks less often: subprocesses, whole runs, every kernel and
 # family, simulations. The rest is for every change: `scripts/test --fast`.
 _SLOW = (
+    "deploy/test_checkpoint.py", "deploy/test_verify.py",
     "end_to_end/test_calibration.py", "end_to_end/test_cli.py", "end_to_end/test_designed.py",
     "end_to_end/test_diagnose.py",
     "end_to_end/test_gradient.py", "end_to_end/test_interruption.py",

@@ -159,8 +159,12 @@ def _parts(
         raise FormatError(f"{packed.key}: {error}") from None
     codes = found.codes if kind in ("nvfp4", "mxfp4") else found.codes.view(torch.float8_e4m3fn)
     halves = kind in ("nvfp4", "mxfp4") and dialect == "compressed-tensors"
+    flat = kind == "fp8" and dialect == "modelopt"
     yield f"{name}.weight{'_packed' if halves else ''}", codes
-    yield f"{name}.weight_scale", found.scales
+    scales = found.scales
+    assert scales is not None  # formats of one scale for a tensor are no scheme
+    # Of a row each: ModelOpt's readers want a vector, compressed-tensors a column.
+    yield f"{name}.weight_scale", scales.flatten() if flat else scales
     if found.tensor_scale is None:
         return
     # A tensor of zeros, whose scale is zero; an engine would divide by it.
