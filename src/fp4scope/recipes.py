@@ -323,12 +323,15 @@ class Recipe:
         return tuple(sorted((name, setting) for name, setting in found if setting is not None))
 
     def average_bits(self, sites: Sequence[Site]) -> float:
-        """Stored bits for each weight of these sites, block scales included."""
+        """Stored bits for each weight of these sites, scales of blocks and rows included.
+
+        One scale of a whole tensor is not counted.
+        """
         total = sum(site.parameters for site in sites)
         stored = 0.0
         for site in sites:
             setting = self.at(site.name)
-            bits = FULL_PRECISION_BITS if setting is None else setting.weight_bits
+            bits = FULL_PRECISION_BITS if setting is None else setting.weight_bits(site.cols)
             stored += bits * site.parameters
         return stored / total
 

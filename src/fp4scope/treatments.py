@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from fp4scope.errors import StudyError, nearest
-from fp4scope.formats import BlockFormat, get_cache_format
+from fp4scope.formats import BlockFormat, get_treatment_format
 
 FULL_PRECISION_BITS = 16.0
 
@@ -55,11 +55,6 @@ class Treatment:
     amax: Amax = Amax.CALIBRATED
 
     @property
-    def bits(self) -> float:
-        """Stored bits for each number, block scales included."""
-        return self.format.bits_per_element
-
-    @property
     def tensor_scale(self) -> Amax | None:
         """Where the amax of an input's tensor scale comes from; None for a format without one."""
         return self.amax if self.format.uses_tensor_amax else None
@@ -83,7 +78,7 @@ class Treatment:
             {'format': 'nvfp4', 'amax': 'window'}
         """
         if isinstance(data, str):
-            return cls(get_cache_format(data))
+            return cls(get_treatment_format(data))
         found = _mapping(data, {"format", "amax"}, "a treatment", "nvfp4")
         if not isinstance(found.get("format"), str):
             raise StudyError(f"treatment {data!r} names no format; write it as `format: nvfp4`")
@@ -91,7 +86,7 @@ class Treatment:
         known = [member.value for member in Amax]
         if amax not in known:
             raise StudyError(f"amax: unknown {amax!r}; {nearest(str(amax), known)}")
-        return cls(get_cache_format(found["format"]), Amax(amax))
+        return cls(get_treatment_format(found["format"]), Amax(amax))
 
 
 @dataclass(frozen=True)
@@ -117,10 +112,14 @@ class Setting:
         operands = (self.weight, self.input)
         return "/".join(dict.fromkeys(t.format.name for t in operands if t is not None))
 
-    @property
-    def weight_bits(self) -> float:
-        """Stored bits for each weight."""
-        return FULL_PRECISION_BITS if self.weight is None else self.weight.bits
+    def weight_bits(self, cols: int) -> float:
+        """Stored bits for each weight in rows of so many, scales of blocks and rows included.
+
+        Example:
+            >>> [Setting.from_json(name).weight_bits(512) for name in ("nvfp4", "fp8")]
+            [4.5, 8.0625]
+        """
+        return FULL_PRECISION_BITS if self.weight is None else self.weight.format.bits_in(cols)
 
     @property
     def operands(self) -> str:

@@ -8,7 +8,19 @@ import pytest
 
 from fp4scope.errors import FormatError
 from fp4scope.formats import FORMATS, ScaleRule, get_format
-from fp4scope.formats.spec import ALIASES, CACHE_FORMATS, E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8
+from fp4scope.formats.spec import (
+    ALIASES,
+    CACHE_FORMATS,
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    INT4,
+    INT8,
+    S1P2,
+    Span,
+)
 
 # OCP MX v1.0, table 5: the value of S_EE_M, by its three bits EE_M.
 TABLE_5 = {
@@ -76,7 +88,7 @@ def test_integers_are_floats_of_one_binade(element, bits, unit):
 
 
 def test_every_element_is_checked_above():
-    assert {f.element for f in FORMATS.values()} == {*(e for e, _ in FLOATS), INT4, INT8}
+    assert {f.element for f in FORMATS.values()} == {*(e for e, _ in FLOATS), INT4, INT8, S1P2}
 
 
 def test_formats_are_complete():
@@ -98,17 +110,50 @@ def test_formats_are_complete():
         "nvfp4": (E2M1, 16, ScaleRule.TENSOR, 4.5, True),
         "nvfp4:4over6": (E2M1, 16, ScaleRule.FOUR_OVER_SIX, 4.5, True),
         "nvint4": (INT4, 16, ScaleRule.TENSOR, 4.5, True),
+        "hif4": (S1P2, 64, ScaleRule.HIF4, 4.5, False),
+        "fp8": (E4M3, 1, ScaleRule.AMAX, 8.0, False),
+        "fp8:tensor": (E4M3, 1, ScaleRule.AMAX, 8.0, True),
+        "fp8:block128": (E4M3, 128, ScaleRule.AMAX, 8 + 32 / 128**2, False),
+        "fp8:block128:ue8m0": (E4M3, 128, ScaleRule.RCEIL, 8 + 8 / 128**2, False),
     }
     assert all(name == f.name for name, f in FORMATS.items())
     scales = {f.scale: f.scale_bits for f in FORMATS.values()}
-    assert scales == {"E8M0": 8, "E4M3 x FP32": 8}
-    assert {f.scale == "E8M0" for f in FORMATS.values() if not f.uses_tensor_amax} == {True}
+    assert scales == {"E8M0": 8, "E4M3 x FP32": 8, "FP32": 32, "E6M2 x 2^{0,1,2}": 32}
+
+
+def test_what_shares_a_scale():
+    spans = {n: f.block for n, f in FORMATS.items() if "fp8" in n and "mx" not in n}
+    assert spans == {
+        "fp8": "row",
+        "fp8:tensor": "tensor",
+        "fp8:block128": "128x128",
+        "fp8:block128:ue8m0": "128x128",
+    }
+    squares = FORMATS["fp8:block128"]
+    assert (squares.for_input.block, squares.for_input.name) == ("128", squares.name)
+    assert squares.for_input is squares.for_input, "looked up by identity"
+    assert {n for n, f in FORMATS.items() if f.for_input is not f} == {
+        n for n in spans if "k1" in n
+    }
+    assert FORMATS["nvfp4"].block == "16"
+    assert FORMATS["fp8"].bits_in(896) == 8 + 32 / 896
+    assert FORMATS["fp8"].span is Span.ROW
+
+
+def test_magnitudes_of_hif4_are_quarters():
+    assert S1P2.magnitudes == tuple(n / 4 for n in range(8))
+    assert (S1P2.bits, S1P2.smallest) == (4, 0.25)
 
 
 def test_tensor_divisors():
     """448 is the largest E4M3; four over six leaves room for 1.5 times 256, also E4M3."""
     divisors = {name: f.tensor_divisor for name, f in FORMATS.items() if f.uses_tensor_amax}
-    assert divisors == {"nvfp4": 2688.0, "nvfp4:4over6": 1536.0, "nvint4": 3136.0}
+    assert divisors == {
+        "nvfp4": 2688.0,
+        "nvfp4:4over6": 1536.0,
+        "nvint4": 3136.0,
+        "fp8:tensor": 448.0,
+    }
     assert 1.5 * 256 in E4M3.magnitudes
 
 
@@ -142,7 +187,10 @@ def test_aliases_name_formats_and_hide_none():
     [
         ("nvpf4", "did you mean nvfp4"),
         ("mxfp4:ceil", "did you mean mxfp4:rceil"),
-        ("bf16", "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4, nvfp4:4over6, nvint4, mx"),
+        (
+            "bf16",
+            "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4, nvfp4:4over6, nvint4, hif4",
+        ),
         ("int8", "did you mean mxint8"),
         ("", "choices: mxfp4:floor"),
     ],

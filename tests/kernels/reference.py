@@ -18,9 +18,10 @@ from fp4scope.formats.oracle import fake_quantize_block
 from fp4scope.kernels import BACKENDS, backend, fake_quantize, using
 
 DATA = Path(__file__).parents[1] / "data"
-# Formats with a power of two for a scale, and those with a tensor scale.
-MX = [name for name, f in FORMATS.items() if not f.uses_tensor_amax]
-NV = [name for name, f in FORMATS.items() if f.uses_tensor_amax]
+# Formats with a power of two for a scale, and those with a tensor scale, in blocks of 32 and 16.
+MX = [name for name, f in FORMATS.items() if f.scale == "E8M0" and f.block_size == 32]
+NV = [name for name, f in FORMATS.items() if f.scale == "E4M3 x FP32"]
+MICRO = [name for name in FORMATS if name in {*MX, *NV}]
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NUMPY = {torch.bfloat16: ml_dtypes.bfloat16, torch.float16: np.float16}

@@ -183,7 +183,7 @@ def test_a_study_quantizes_the_cache_in_every_all_quantized_model(cached):
     sites, every = loaded.layout.sites, frozenset(caches(loaded))
     study = Study.build(model="x", formats="nvfp4,mxfp4", kv_cache="fp8", operands="w4a16")
     asked = design(study, sites)
-    fp8 = Setting.from_json({"input": "fp8"})
+    fp8 = Setting.from_json({"input": "fp8:unscaled"})
     for contrast in asked.contrasts:
         at = {contrast.own.at(name) for name in every}
         if contrast.unit is None:

@@ -27,7 +27,7 @@ def print_formats() -> None:
     table = Grid(("format", "element", "scale", "rule"), ("block", "bits/element"))
     for fmt in FORMATS.values():
         names = (fmt.name, fmt.element.name, fmt.scale, fmt.rule.label)
-        table.add_row(*names, str(fmt.block_size), f"{fmt.bits_per_element:g}")
+        table.add_row(*names, fmt.block, f"{fmt.bits_per_element:g}")
     show(out, titled("Number formats", table))
     short = [f"{alias} is {name}" for alias, name in ALIASES.items()]
     say(out, f"Bits count the block scales. Short names: {', '.join(short)}.")

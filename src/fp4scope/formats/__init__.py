@@ -10,6 +10,9 @@ from fp4scope.formats.spec import (
     FORMATS,
     BlockFormat,
     ScaleRule,
+    Span,
+    cache_format_name,
     get_cache_format,
     get_format,
+    get_treatment_format,
 )

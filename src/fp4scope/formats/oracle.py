@@ -5,7 +5,7 @@ happens, `_nearest` finds the element by comparing distances. Nothing here share
 with the kernels: no bits, no magic constants, no vectors.
 
 Source: OCP MX v1.0 sections 5.3.3 and 6.3 (MX); NVIDIA ModelOpt's order of operations (NVFP4);
-arXiv 2512.02010 (four over six).
+arXiv 2512.02010 (four over six); HiFloat4's published GPU emulation.
 """
 
 import math
@@ -34,6 +34,11 @@ def f32(x: Fraction) -> Fraction:
     if x == 0:
         return x
     return _round_even(x, Fraction(2) ** (max(_exponent(abs(x)), -126) - 23))
+
+
+def bf16(x: Fraction) -> Fraction:
+    """The BF16 number nearest to `x`, ties to even."""
+    return _round_even(x, Fraction(2) ** (max(_exponent(abs(x)), -126) - 7)) if x else x
 
 
 def e4m3(x: Fraction) -> Fraction:
@@ -73,7 +78,7 @@ def block_scale(amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction) -> Frac
     if fmt.rule is ScaleRule.ONE:
         return Fraction(1)
     if fmt.rule is ScaleRule.AMAX:
-        return tensor_scale(tensor_amax, fmt)
+        return f32((tensor_amax if fmt.uses_tensor_amax else amax) / Fraction(fmt.element.max))
     if fmt.uses_tensor_amax:
         g = tensor_scale(tensor_amax, fmt)
         return f32(_stored_scale(amax, fmt, g, Fraction(1)) * g)
@@ -127,20 +132,47 @@ def _four_over_six(
     return four if error_four < error_six else six
 
 
+def hif4_scale(amax: Fraction) -> Fraction:
+    """The E6M2 scale of a block of HiF4: two mantissa bits, exponents from -48 to 15."""
+    seventh = bf16(f32(amax * bf16(Fraction(1, 7))))
+    s = min(max(seventh, Fraction(1, 2**48)), Fraction(49152))
+    return _round_even(s, Fraction(2) ** (_exponent(s) - 2))
+
+
+def _hif4(exact: list[Fraction]) -> list[Fraction]:
+    """Magnitudes of a block after a round trip through HiF4."""
+    s = hif4_scale(max(exact))
+    r = bf16(f32(1 / s))
+    out: list[Fraction] = []
+    for eight in (exact[i : i + 8] for i in range(0, len(exact), 8)):
+        m8 = 2 if f32(max(eight) * r) >= 4 else 1
+        for four in (eight[i : i + 4] for i in range(0, len(eight), 4)):
+            m4 = 2 if f32(max(four) * r) / m8 >= 2 else 1
+            for x in four:
+                y = f32(f32(x / m8 / m4) * r)
+                q = Fraction(math.floor(f32(4 * y + Fraction(1, 2))), 4)
+                out.append(min(q, Fraction(7, 4)) * m8 * m4 * s)
+    return out
+
+
 def fake_quantize_block(
     values: list[float], fmt: BlockFormat, tensor_amax: float | None = None
 ) -> list[float]:
     """One block of finite FP32 values, quantized and dequantized in FP32.
 
     Args:
-        values: At most `fmt.block_size` values of one row; missing ones count as zeros.
+        values: What shares a scale. Of a block of a row, at most `fmt.block_size`; missing ones
+            count as zeros.
         fmt: The format.
-        tensor_amax: Amax of the tensor that the block belongs to (NVFP4 and its relatives
-            only); by default the block's own.
+        tensor_amax: Amax of the tensor that the block belongs to, of formats that use it; by
+            default the block's own.
     """
     exact = [Fraction(v) for v in values]
     amax = max((abs(v) for v in exact), default=Fraction(0))
     whole = amax if tensor_amax is None else Fraction(tensor_amax)
+    if fmt.rule is ScaleRule.HIF4 and exact:
+        quantized = _hif4([abs(v) for v in exact])
+        return [math.copysign(float(q), v) for q, v in zip(quantized, values, strict=True)]
     if fmt.rule is ScaleRule.FOUR_OVER_SIX and amax > 0:
         scale = _four_over_six(exact, amax, fmt, whole)
     else:

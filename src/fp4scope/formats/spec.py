@@ -10,13 +10,18 @@ stores every element in a few bits: `x ~ q * block_scale * tensor_scale`.
   The scale of an MX format is a power of two (E8M0), and people disagree about which one: that
   is worth tens of percent of perplexity, so the rule is part of the format's name. The scale of
   NVFP4 and its relatives is an E4M3 number times one FP32 scale for the whole tensor.
+* The *span* says what shares a scale: a block of a row, a square of a matrix, a whole row (an
+  output of a weight, a token of an input), or the tensor. An FP8 format is E4M3 with one of them.
+  HiF4's blocks hold groups of 8 and of 4 numbers, each with one bit that doubles its scale.
 
 Sources: OCP Microscaling Formats (MX) v1.0, sections 5 and 6; NVIDIA's published NVFP4
-recipe as ModelOpt implements it; Four Over Six (arXiv 2512.02010); NVINT4 as in arXiv 2510.25602.
+recipe as ModelOpt implements it; Four Over Six (arXiv 2512.02010); NVINT4 as in arXiv 2510.25602;
+compressed-tensors' FP8 strategies `channel`, `token`, `tensor` and `block`; HiFloat4's published
+GPU emulation.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -104,8 +109,12 @@ class ScaleRule(Enum):
         "vLLM's and SGLang's FP8 cache of keys and values where no scale was calibrated.",
     )
     AMAX = (
-        "A / max",
-        "llm-compressor's and ModelOpt's static scales of an FP8 cache of keys and values.",
+        "a / max; A / max if the tensor has one scale",
+        "compressed-tensors and llm-compressor (FP8), vLLM; ModelOpt's static scales.",
+    )
+    HIF4 = (
+        "s * m8 * m4, s = E6M2(bf16(a / 7)), m8 and m4 in {1, 2} for groups of 8 and of 4",
+        "HiFloat4 (Ascend), as its authors' GPU emulation computes it.",
     )
 
     @property
@@ -121,11 +130,25 @@ class ScaleRule(Enum):
         return self.value[1]
 
 
+class Span(Enum):
+    """What shares a scale. Value: how tables name it, around a block size."""
+
+    BLOCK = "{0}"
+    """So many numbers of a row."""
+    TILE = "{0}x{0}"
+    """So many rows by so many columns of a matrix."""
+    ROW = "row"
+    """The whole last axis: an output of a weight, a token of an input."""
+    TENSOR = "tensor"
+    """Everything."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockFormat:
     """Elements in blocks that share a scale. `scale_bits` are the bits of one block scale.
 
-    Equal is what is the same object: formats are looked up at every quantization.
+    Equal is what is the same object: formats are looked up at every quantization. `block_size` is
+    what a width has to be a multiple of; 1 where rows of any width do.
     """
 
     name: str
@@ -134,23 +157,64 @@ class BlockFormat:
     scale: str
     scale_bits: int
     rule: ScaleRule
+    span: Span = Span.BLOCK
 
     @property
     def bits_per_element(self) -> float:
-        """Stored bits for each element, the block scale included and the tensor scale not."""
-        return self.element.bits + self.scale_bits / self.block_size
+        """Stored bits for each element, the block scale included; scales of rows and tensor not."""
+        return self.bits_in(None)
+
+    def bits_in(self, cols: int | None) -> float:
+        """Stored bits for each element in rows of so many, the scale of a row included too.
+
+        Example:
+            >>> get_format("fp8").bits_in(512), get_format("nvfp4").bits_in(512)
+            (8.0625, 4.5)
+        """
+        shared = {Span.BLOCK: self.block_size, Span.TILE: self.block_size**2, Span.ROW: cols}
+        count = shared.get(self.span)
+        return self.element.bits + (self.scale_bits / count if count else 0.0)
+
+    @property
+    def block(self) -> str:
+        """What shares a scale, for people."""
+        return self.span.value.format(self.block_size)
+
+    @cached_property
+    def for_input(self) -> "BlockFormat":
+        """What an input gets where a weight gets this: blocks of a token's row for squares."""
+        return replace(self, span=Span.BLOCK) if self.span is Span.TILE else self
+
+    @cached_property
+    def for_tiles(self) -> "BlockFormat":
+        """The same for squares that are laid out as rows, one each."""
+        return replace(self, span=Span.ROW, block_size=1)
+
+    @property
+    def is_scaled_by_amax(self) -> bool:
+        """Whether one amax alone, of a span of any size, makes the scale: FP8 and its squares."""
+        return self.rule in (ScaleRule.AMAX, ScaleRule.ONE) or (
+            self.scale == "E8M0" and self.block_size != MX_BLOCK
+        )
+
+    @property
+    def is_given_scale(self) -> bool:
+        """Whether the scale is not made from the amax of what shares it alone."""
+        return self.uses_tensor_amax or self.rule is ScaleRule.ONE
 
     @property
     def uses_tensor_amax(self) -> bool:
         """Whether the scale needs the amax of the whole tensor, calibrated or measured."""
-        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX, ScaleRule.AMAX)
+        if self.rule is ScaleRule.AMAX:
+            return self.span is Span.TENSOR
+        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX)
 
     @property
     def tensor_divisor(self) -> float:
         """What the tensor's amax is divided by to give its scale: the largest block scale that it
         may get, times the largest element.
         """
-        if self.rule is ScaleRule.AMAX:
+        if self.rule in (ScaleRule.AMAX, ScaleRule.ONE):
             return self.element.max
         # Four over six leaves room for a scale 1.5 times as large.
         largest = 256.0 if self.rule is ScaleRule.FOUR_OVER_SIX else E4M3.max
@@ -165,10 +229,13 @@ E5M2 = ElementFormat(name="E5M2", exponent_bits=5, mantissa_bits=2, bias=15, max
 INT8 = ElementFormat(
     name="INT8", exponent_bits=1, mantissa_bits=6, bias=1, max=127 / 64, integer=True
 )
+S1P2 = ElementFormat(name="S1P2", exponent_bits=1, mantissa_bits=2, bias=1, max=1.75)
 INT4 = ElementFormat(name="INT4", exponent_bits=1, mantissa_bits=2, bias=-1, max=7.0, integer=True)
 
 MX_BLOCK = 32
 NV_BLOCK = 16
+FP8_BLOCK = 128
+HIF4_BLOCK = 64
 
 
 def _mx(name: str, element: ElementFormat, rule: ScaleRule) -> BlockFormat:
@@ -193,33 +260,57 @@ def _nv(name: str, element: ElementFormat, rule: ScaleRule) -> BlockFormat:
     )
 
 
+def _fp8(
+    suffix: str, rule: ScaleRule, span: Span, size: int = 1, scale: str = "FP32", bits: int = 32
+) -> BlockFormat:
+    return BlockFormat(
+        name=f"fp8{suffix}",
+        element=E4M3,
+        block_size=size,
+        scale=scale,
+        scale_bits=bits,
+        rule=rule,
+        span=span,
+    )
+
+
 _ALL = (
     *_mx_with_each_rule("mxfp4", E2M1),
     _nv("nvfp4", E2M1, ScaleRule.TENSOR),
     _nv("nvfp4:4over6", E2M1, ScaleRule.FOUR_OVER_SIX),
     _nv("nvint4", INT4, ScaleRule.TENSOR),
+    # 32 bits of scales in a block: E6M2, and one bit for each group of 8 and of 4.
+    BlockFormat(
+        name="hif4",
+        element=S1P2,
+        block_size=HIF4_BLOCK,
+        scale="E6M2 x 2^{0,1,2}",
+        scale_bits=32,
+        rule=ScaleRule.HIF4,
+    ),
     *_mx_with_each_rule("mxfp6:e2m3", E2M3),
     *_mx_with_each_rule("mxfp6:e3m2", E3M2),
     *_mx_with_each_rule("mxfp8:e4m3", E4M3),
     *_mx_with_each_rule("mxfp8:e5m2", E5M2),
     _mx("mxint8", INT8, ScaleRule.FLOOR),
+    _fp8("", ScaleRule.AMAX, Span.ROW),
+    _fp8(":tensor", ScaleRule.AMAX, Span.TENSOR),
+    _fp8(":block128", ScaleRule.AMAX, Span.TILE, FP8_BLOCK),
+    _fp8(":block128:ue8m0", ScaleRule.RCEIL, Span.TILE, FP8_BLOCK, "E8M0", 8),
 )
-
-
-def _fp8(name: str, rule: ScaleRule) -> BlockFormat:
-    return BlockFormat(name=name, element=E4M3, block_size=1, scale="FP32", scale_bits=0, rule=rule)
-
 
 FORMATS: dict[str, BlockFormat] = {f.name: f for f in _ALL}
 """What anything can be quantized to."""
 CACHE_FORMATS: dict[str, BlockFormat] = {
-    f.name: f for f in (_fp8("fp8", ScaleRule.ONE), _fp8("fp8:calibrated", ScaleRule.AMAX))
+    f.name: f for f in (_fp8(":unscaled", ScaleRule.ONE, Span.TENSOR),)
 }
-"""With one scale for a whole tensor: what else keys, values and probabilities can be."""
+"""Without any scale: what else keys, values and probabilities can be."""
 # The rule of the MX specification, where a name leaves it open.
 ALIASES: dict[str, str] = {
     name.removesuffix(":floor"): name for name in FORMATS if name.endswith(":floor")
-} | {"mxfp8": "mxfp8:e4m3:floor"}
+} | {"mxfp8": "mxfp8:e4m3:floor", "fp8:calibrated": "fp8:tensor"}
+_CACHE_ALIASES = {"fp8": "fp8:unscaled"}
+"""What engines call an FP8 cache has scale 1."""
 
 
 def _key(name: object) -> str:
@@ -242,24 +333,41 @@ def get_format(name: object) -> BlockFormat:
     """
     key = _key(name)
     if key in CACHE_FORMATS:
-        raise FormatError(
-            f"{key} has one scale for a whole tensor; it is for --kv-cache and --attention only"
-        )
-    if key not in FORMATS:
-        raise FormatError(f"unknown format {shown(name)}; {nearest(key, FORMATS)}")
-    return FORMATS[key]
+        raise FormatError(f"{key} has no scale; it is for --kv-cache and --attention only")
+    return _known(name, FORMATS)
 
 
 def get_cache_format(name: object) -> BlockFormat:
-    """The format called `name` of keys, values and probabilities: also one of `CACHE_FORMATS`.
+    """The format that an option for keys, values and probabilities means: `fp8` has scale 1 there.
 
     Raises:
         FormatError: There is no such format; the message names the closest.
     """
     key = _key(name)
-    if key in CACHE_FORMATS:
-        return CACHE_FORMATS[key]
-    if key not in FORMATS:
-        known = FORMATS | CACHE_FORMATS
+    return get_treatment_format(_CACHE_ALIASES.get(key, name))
+
+
+def cache_format_name(fmt: BlockFormat) -> str:
+    """What `get_cache_format` reads as this format, in the words of engines.
+
+    Example:
+        >>> cache_format_name(get_cache_format("fp8")), get_cache_format("fp8").name
+        ('fp8', 'fp8:unscaled')
+    """
+    return next((alias for alias, name in _CACHE_ALIASES.items() if name == fmt.name), fmt.name)
+
+
+def get_treatment_format(name: object) -> BlockFormat:
+    """The format that a recipe names: one of `FORMATS` or of `CACHE_FORMATS`, by its own name.
+
+    Raises:
+        FormatError: There is no such format; the message names the closest.
+    """
+    return _known(name, FORMATS | CACHE_FORMATS)
+
+
+def _known(name: object, known: dict[str, BlockFormat]) -> BlockFormat:
+    key = _key(name)
+    if key not in known:
         raise FormatError(f"unknown format {shown(name)}; {nearest(key, known)}")
-    return get_format(key)
+    return known[key]

@@ -27,14 +27,15 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3, MX_BLOCK, NV_BLOCK
+from fp4scope.formats.spec import E4M3, HIF4_BLOCK, MX_BLOCK, NV_BLOCK
 from fp4scope.kernels import fp32
 
 _SHARED_ELEMENTS = 1 << 15
 """Tensors from this size on are worth waking other threads, as in torch."""
-# A job: addresses of x, out and the tensor scales; rows, blocks, parts; whether each row has its
-# own tensor scale; the next part; whether any part met NaN or Inf; parameters of the kernel.
-_X, _OUT, _SCALES, _ROWS, _BLOCKS, _COUNT, _EACH, _NEXT, _NONFINITE, _PARAMETERS = range(10)
+# A job: addresses of x, out and the tensor scales; rows, blocks, their size, parts; whether each
+# row has its own tensor scale; the next part; whether any part met NaN or Inf; parameters of the
+# kernel.
+_X, _OUT, _SCALES, _ROWS, _BLOCKS, _SIZE, _COUNT, _EACH, _NEXT, _NONFINITE, _PARAMETERS = range(11)
 _JOB = _PARAMETERS + 10
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -46,7 +47,10 @@ _INF = _I(fp32.INF)
 _HALF = _I(1 << 22)
 _MX = _U(MX_BLOCK)
 _NV = _U(NV_BLOCK)
+_HIF4 = _U(HIF4_BLOCK)
 _SEGMENT = 64
+# How a span gets its scale: given, from its amax, or from that a power of two.
+_GIVEN, _AMAX, _POWER_OF_TWO = range(3)
 
 
 def qdq_blocks(
@@ -58,14 +62,14 @@ def qdq_blocks(
     nonfinite: Bool[Tensor, ""] | None = None,
 ) -> None:
     """As `eager.qdq_blocks`, bit for bit; on the CPU."""
-    rows, blocks = x.shape[:2]
+    rows, blocks, size = x.shape
     threads = torch.get_num_threads() if x.numel() >= _SHARED_ELEMENTS else 1
     parts = min(rows, 4 * threads) if threads > 1 else 1
     kernel, parameters = _kernel(fmt, limit)
     scales = None if g is None else g.reshape(-1).contiguous()
     addresses = (x.data_ptr(), out.data_ptr(), 0 if scales is None else scales.data_ptr())
     each = 0 if g is None else int(len(g) > 1)
-    job = array("q", (*addresses, rows, blocks, parts, each, 0, 0, *parameters))
+    job = array("q", (*addresses, rows, blocks, size, parts, each, 0, 0, *parameters))
     _run(kernel, job, threads)
     if nonfinite is not None and job[_NONFINITE]:
         nonfinite.fill_(True)
@@ -106,7 +110,16 @@ def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
     zero_sign = 0 if element.integer else int(_SIGN)
     parameters: tuple[int, ...]
     shared = (*fp32.rounding(element), fp32.bits(limit), zero_sign)
-    if fmt.uses_tensor_amax:
+    if fmt.rule is ScaleRule.HIF4:
+        entry = _hif4_entry
+        parameters = (fp32.bits(limit),)
+    elif fmt.is_scaled_by_amax:
+        entry = _spans_entry
+        powers = fmt.rule not in (ScaleRule.AMAX, ScaleRule.ONE)
+        how = _POWER_OF_TWO if powers else _GIVEN if fmt.is_given_scale else _AMAX
+        scale_byte = fp32.scale_byte(fmt) if powers else (0, 0, 0)
+        parameters = (how, element_max, *scale_byte, *shared)
+    elif fmt.uses_tensor_amax:
         four_over_six = fmt.rule is ScaleRule.FOUR_OVER_SIX
         entry = _four_over_six_entry if four_over_six else _two_level_entry
         parameters = (element_max, *fp32.rounding(E4M3), *shared)
@@ -322,6 +335,72 @@ def _four_over_six(
     return top
 
 
+@_compiled
+@no_type_check
+def _spans(
+    x, out, first, last, blocks, size, tensor_scales, each, how, element_max, zero, carry, emax,
+    largest, smallest, shift, limit, zero_sign,
+):  # fmt: skip
+    """FP8: rows, squares laid out as rows, and blocks of any size."""
+    top = _I(0)
+    for row in range(first, last):
+        for block in range(blocks):
+            start = _U(_U(row * blocks + block) * size)
+            amax = _block_amax(x, start, size)
+            top = _most(top, amax)
+            if how == _I(_GIVEN):
+                scale = tensor_scales[_U(row * each)]
+            elif how == _I(_AMAX):
+                scale = _F(_as_float(amax) / element_max)
+            else:
+                byte = _I(_I(_I(amax + carry) >> _I(23)) - emax)
+                scale = _two_to(byte if amax > zero else _I(0))
+            _write(
+                x, out, start, size, True, _divisor(scale), scale,
+                largest, smallest, shift, limit, zero_sign,
+            )  # fmt: skip
+    return top
+
+
+@_inlined
+@no_type_check
+def _bf16(x):
+    """A magnitude to the nearest BF16 number, ties to even."""
+    bits = _as_int(x)
+    return _as_float(_I(_I(bits + _I(0x7FFF) + _I(_I(bits >> _I(16)) & _I(1))) & _I(-0x10000)))
+
+
+@_compiled
+@no_type_check
+def _hif4(x, out, first, last, blocks, limit):
+    """HiF4, in the order of operations of `eager`."""
+    top = _I(0)
+    seventh = _bf16(_F(1 / 7))
+    for block in range(_U(first * blocks), _U(last * blocks)):
+        start = _U(block * _HIF4)
+        amax = _block_amax(x, start, _HIF4)
+        top = _most(top, amax)
+        s = _bf16(_F(_as_float(amax) * seventh))
+        bits = _as_int(_least(_most(s, _F(2.0**-48)), _F(49152.0)))
+        bits = _I(bits + _I(0xFFFFF) + _I(_I(bits >> _I(21)) & _I(1)))
+        s = _as_float(_I(bits & _I(-0x200000)))
+        r = _bf16(_F(_F(1) / s))
+        for group in range(_U(16)):
+            four = _U(start + group * _U(4))
+            eight = _block_amax(x, _U(start + (group // _U(2)) * _U(8)), _U(8))
+            m8 = _F(0.5) if _F(_as_float(eight) * r) >= _F(4) else _F(1)
+            own = _F(_as_float(_block_amax(x, four, _U(4))) * r)
+            inverse = _F(m8 * (_F(0.5) if _F(own * m8) >= _F(2) else _F(1)))
+            scale = _F(s / inverse)
+            for j in range(_U(4)):
+                bits = _as_int(x[four + j])
+                y = _F(_F(_as_float(_I(bits & _MAGNITUDE)) * inverse) * r)
+                q = _F(np.floor(_F(_F(y * _F(4)) + _F(0.5))) * _F(0.25))
+                found = _as_int(_F(_least(q, _F(1.75)) * scale))
+                out[four + j] = _as_float(_I(_least(found, limit) | _I(bits & _SIGN)))
+    return top
+
+
 # ---- where threads enter ----
 
 _entry = cfunc("void(CPointer(int64))", cache=True, error_model="numpy")
@@ -395,6 +474,39 @@ def _four_over_six_entry(pointer):
             _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
             _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
         )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
+        part = _ticket(pointer)
+
+
+@_entry
+@no_type_check
+def _spans_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, job[_SIZE]), _tensor(job, _OUT, job[_SIZE])
+    scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        top = _spans(
+            x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), _U(job[_SIZE]),
+            scales, _U(job[_EACH]), _int(job, 0), _as_float(_int(job, 1)), _int(job, 2),
+            _int(job, 3), _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+            _int(job, 9),
+        )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
+        part = _ticket(pointer)
+
+
+@_entry
+@no_type_check
+def _hif4_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, HIF4_BLOCK), _tensor(job, _OUT, HIF4_BLOCK)
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        first, last = _edge(job, part), _edge(job, part + 1)
+        top = _hif4(x, out, first, last, _U(job[_BLOCKS]), _int(job, 0))
         if top >= _INF:
             job[_NONFINITE] = 1
         part = _ticket(pointer)

@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fp4scope.errors import FormatError, nearest
-from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.kernels import eager
-from fp4scope.kernels.whole import cast
+from fp4scope.formats import BlockFormat, ScaleRule, Span
+from fp4scope.kernels import eager, tiles
 
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
@@ -76,9 +75,9 @@ def qdq(
         x: FP32, BF16 or FP16, on any device; a last axis that is no multiple of the block
             is computed as if padded with zeros.
         fmt: The format.
-        amax: FP32 amax that fixes the tensor scale (NVFP4): one number, or a shape that
-            broadcasts against `x` with a last axis of 1, one number for each such part.
-            By default the amax of the whole of `x`. The MX formats take none.
+        amax: FP32 amax that fixes the tensor scale (NVFP4, `fp8:tensor`): one number, or a shape
+            that broadcasts against `x` with a last axis of 1, one number for each such part.
+            By default the amax of the whole of `x`. Formats without a tensor scale take none.
         nonfinite: Set to true if `x` holds NaN or Inf. Nothing waits for it; read it when
             convenient. The values of such a block are unspecified.
         out: Where to write: contiguous, of the shape, dtype and device of `x`; may be `x`.
@@ -93,32 +92,33 @@ def qdq(
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
-    if fmt.rule in (ScaleRule.ONE, ScaleRule.AMAX):
-        return cast(x, fmt, _amaxes(x, amax) if fmt.uses_tensor_amax else None, nonfinite, out)
+    if fmt.span is Span.TILE:
+        cut = tiles.cut(x, fmt.block_size)
+        qdq(cut, fmt.for_tiles, None, nonfinite, cut)
+        return out.copy_(tiles.joined(cut, x.shape, fmt.block_size))
     cols = x.shape[-1] if x.ndim else 1
     rows_in, rows_out = x.reshape(-1, cols), out.view(-1, cols)
     name = backend(x.device)
     if name == "triton":
-        amaxes = _amaxes(x, amax) if fmt.uses_tensor_amax else None
+        amaxes = _amaxes(x, fmt, amax) if fmt.is_given_scale else None
         _on_cuda(rows_in, fmt, amaxes, rows_out, nonfinite)
         return out
-    g = tensor_scales(x, fmt, amax) if fmt.uses_tensor_amax else None
+    g = tensor_scales(x, fmt, amax) if fmt.is_given_scale else None
     blocks = _blocks_function(name)
     limit = torch.finfo(x.dtype).max
     direct = x.dtype == torch.float32 and cols % fmt.block_size == 0 and rows_in.is_contiguous()
     if direct and (name == "numba" or x.is_cuda):
-        in_blocks = (len(rows_in), cols // fmt.block_size, fmt.block_size)
-        blocks(rows_in.view(in_blocks), fmt, g, rows_out.view(in_blocks), limit, nonfinite)
+        in_blocks = in_blocks_of(rows_in, fmt)
+        blocks(in_blocks, fmt, g, rows_out.view(in_blocks.shape), limit, nonfinite)
         return out
     for rows in _pieces(rows_in, whole=x.is_cuda):
         y = rows_in[rows] if direct else padded(rows_in[rows], fmt)
         target = rows_out[rows] if direct else torch.empty_like(y)
-        in_blocks = (y.shape[0], -1, fmt.block_size)
         blocks(
-            y.view(in_blocks),
+            in_blocks_of(y, fmt),
             fmt,
             g if g is None or len(g) == 1 else g[rows],
-            target.view(in_blocks),
+            in_blocks_of(target, fmt),
             limit,
             nonfinite,
         )
@@ -127,17 +127,29 @@ def qdq(
     return out
 
 
+def in_blocks_of(
+    rows: Float[Tensor, "rows cols"], fmt: BlockFormat
+) -> Float[Tensor, "rows blocks size"]:
+    """Rows as the blocks that share a scale, or whole where that is a row or the tensor."""
+    size = fmt.block_size if fmt.span is Span.BLOCK else rows.shape[1] or 1
+    return rows.view(len(rows), rows.shape[1] // size, size)
+
+
 def tensor_scales(
     x: Float[Tensor, "*shape"], fmt: BlockFormat, amax: Tensor | None
 ) -> Float[Tensor, "parts 1 1"]:
     """The FP32 tensor scale of the whole of `x`, or of every row."""
-    amaxes = _amaxes(x, amax)
+    amaxes = _amaxes(x, fmt, amax)
     # A tensor, not a number: CUDA multiplies by the reciprocal of a number.
     return (amaxes / torch.full_like(amaxes, fmt.tensor_divisor)).view(-1, 1, 1)
 
 
-def _amaxes(x: Float[Tensor, "*shape"], amax: Tensor | None) -> Float[Tensor, " parts"]:
+def _amaxes(
+    x: Float[Tensor, "*shape"], fmt: BlockFormat, amax: Tensor | None
+) -> Float[Tensor, " parts"]:
     """FP32: one for the whole tensor, or one for every row."""
+    if fmt.rule is ScaleRule.ONE:
+        return torch.full((1,), fmt.tensor_divisor, dtype=torch.float32, device=x.device)
     amax = x.abs().amax() if amax is None else amax
     amax = amax.to(device=x.device, dtype=torch.float32)
     if amax.numel() == 1:
@@ -152,14 +164,32 @@ def _on_cuda(
     out: Float[Tensor, "rows cols"],
     nonfinite: Bool[Tensor, ""] | None,
 ) -> None:
-    from fp4scope.kernels import fused
-
-    if rows.shape[1] % fmt.block_size == 0:
-        fused.qdq(rows.contiguous(), fmt, amax, out, nonfinite)
+    size = fmt.block_size
+    if rows.shape[1] % size == 0:
+        _whole_on_cuda(rows.contiguous(), fmt, amax, out, nonfinite)
         return
-    whole = torch.nn.functional.pad(rows, (0, -rows.shape[1] % fmt.block_size)).contiguous()
-    fused.qdq(whole, fmt, amax, whole, nonfinite)
+    whole = torch.nn.functional.pad(rows, (0, -rows.shape[1] % size)).contiguous()
+    _whole_on_cuda(whole, fmt, amax, whole, nonfinite)
     out.copy_(whole[:, : rows.shape[1]])
+
+
+def _whole_on_cuda(
+    rows: Float[Tensor, "rows cols"],
+    fmt: BlockFormat,
+    amax: Float[Tensor, " parts"] | None,
+    out: Float[Tensor, "rows cols"],
+    nonfinite: Bool[Tensor, ""] | None,
+) -> None:
+    """Rows of whole blocks, by the kernel that has the format."""
+    from fp4scope.kernels import fused, fused_hif4, fused_spans
+
+    if fmt.is_scaled_by_amax:
+        size = in_blocks_of(rows, fmt).shape[2]
+        fused_spans.qdq(rows, size, fmt, amax, out, nonfinite)
+    elif fmt.rule is ScaleRule.HIF4:
+        fused_hif4.qdq(rows, out, nonfinite)
+    else:
+        fused.qdq(rows, fmt, amax, out, nonfinite)
 
 
 def padded(rows: Float[Tensor, "rows cols"], fmt: BlockFormat) -> Float[Tensor, "rows padded"]:

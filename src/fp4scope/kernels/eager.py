@@ -28,11 +28,12 @@ class Quantized(NamedTuple):
     """Blocks as magnitudes in units of their scale, and that scale.
 
     `values` are magnitudes of the element format; `scale` is what they are multiplied by. `stored`
-    is the part of the scale that a block keeps: E8M0's byte, or the value of the E4M3 scale.
+    is the part of the scale that a block keeps: E8M0's byte, the value of the E4M3 or FP32 scale,
+    HiF4's four bytes.
     """
 
     values: Float[Tensor, "rows blocks size"]
-    scale: Float[Tensor, "rows blocks 1"]
+    scale: Float[Tensor, "#rows #blocks #size"]
     stored: Tensor
 
 
@@ -107,6 +108,12 @@ def quantize_magnitudes_(
         g: Tensor scale, one or one for each row, for the formats that have one.
     """
     scratch = torch.empty_like(y)
+    if fmt.rule is ScaleRule.HIF4:
+        return _hif4(y, amax_bits.view(torch.float32))
+    if fmt.rule in (ScaleRule.AMAX, ScaleRule.ONE):
+        amax = amax_bits.view(torch.float32)
+        scale = amax / torch.full_like(amax, fmt.element.max) if g is None else g
+        return Quantized(round_(y.div_(_divisor(scale)), fmt.element, scratch), scale, scale)
     if g is None:
         scale, inverse, byte = _power_of_two_scale(amax_bits, fmt)
         return Quantized(round_(y.mul_(inverse), fmt.element, scratch), scale, byte)
@@ -171,6 +178,39 @@ def _smaller_error(
     (six, error_six), (four, error_four) = candidates
     keep_four = error_four < error_six
     return Quantized(*(torch.where(keep_four, b, a) for a, b in zip(six, four, strict=True)))
+
+
+def _hif4(y: Float[Tensor, "rows blocks 64"], amax: Float[Tensor, "rows blocks 1"]) -> Quantized:
+    """HiF4's order of operations. Halves are rounded up, in FP32, as `floor(4 y + 1/2)`.
+
+    Stored are four bytes: E6M2, a bit for each group of 8, and for each group of 4, first lowest.
+    """
+    s = hif4_scale(amax)
+    r = (1 / s).to(torch.bfloat16).float()
+    eights, fours = y.unflatten(-1, (8, 8)), y.unflatten(-1, (16, 4))
+    double8 = eights.amax(-1, keepdim=True) * r[..., None] >= 4
+    m8 = torch.where(double8, 2.0, 1.0)
+    own8 = m8.repeat_interleave(2, -2)
+    double4 = fours.amax(-1, keepdim=True) * r[..., None] / own8 >= 2
+    multiplier = own8 * torch.where(double4, 2.0, 1.0)
+    q = fours.div(multiplier).mul_(r[..., None]).mul_(4).add_(0.5).floor_().div_(4).clamp_(max=1.75)
+    bits = torch.cat([double8.squeeze(-1), double4.squeeze(-1)], -1).unflatten(-1, (3, 8))
+    weights = 1 << torch.arange(8, dtype=torch.int32, device=y.device)
+    code = (s.view(torch.int32) >> (fp32.MANTISSA_BITS - 2)) - ((127 - 48) << 2)
+    stored = torch.cat([code, (bits * weights).sum(-1, dtype=torch.int32)], -1)
+    scale = (multiplier * s[..., None]).expand_as(fours)
+    return Quantized(q.flatten(-2), scale.flatten(-2), stored)
+
+
+def hif4_scale(amax: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The E6M2 scale of blocks of HiF4 from their amax."""
+    seventh = torch.tensor(1 / 7, dtype=torch.bfloat16, device=amax.device).float()
+    s = (amax * seventh).to(torch.bfloat16).float().clamp_(2.0**-48, 49152.0)
+    # Two mantissa bits, ties to even, by integers: what is half or above carries.
+    bits = s.view(torch.int32)
+    last = fp32.MANTISSA_BITS - 2
+    half = (1 << (last - 1)) - 1
+    return ((bits + half + ((bits >> last) & 1)) >> last << last).view(torch.float32)
 
 
 def round_(

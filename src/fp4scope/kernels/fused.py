@@ -1,5 +1,7 @@
 """Quantize-dequantize on CUDA: one Triton kernel, every tensor read once and written once.
 
+This one has the formats with blocks of 16 or 32; `fused_spans` and `fused_hif4` have the others.
+
 The results are those of `eager`, bit for bit. What keeps them so: divisions that are IEEE's or
 proved to round alike (Triton's `/` is approximate on a GPU, though exact in its interpreter), and
 no fused multiply-add that is not written.
@@ -21,11 +23,11 @@ from fp4scope.formats import BlockFormat
 from fp4scope.formats.spec import E4M3, ElementFormat
 from fp4scope.kernels import fp32
 
-_INF = tl.constexpr(fp32.INF)
-_MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
+INF = tl.constexpr(fp32.INF)
+MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
 _HALF = tl.constexpr(1 << 22)
 _LAST = tl.constexpr((1 << 23) - 1)
-_TINY = tl.constexpr(2.0**-90)
+TINY = tl.constexpr(2.0**-90)
 _TILE_ELEMENTS = 1024
 _WARPS = 2
 
@@ -80,14 +82,14 @@ def _constants(fmt: BlockFormat, dtype: torch.dtype) -> dict[str, Any]:
         "EMAX": emax,
         "ELEMENT_MAX": fmt.element.max,
         "DIVISOR": fmt.tensor_divisor,
-        "ROUNDING": _rounding(fmt.element),
-        "SCALE_ROUNDING": _rounding(E4M3),
+        "ROUNDING": rounding(fmt.element),
+        "SCALE_ROUNDING": rounding(E4M3),
         "INTEGER": fmt.element.integer,
     }
 
 
-def _rounding(element: ElementFormat) -> tuple[float, float, float]:
-    """Constants of `_round`: the largest, 1.5 times the smallest normal, 2^(23 - m)."""
+def rounding(element: ElementFormat) -> tuple[float, float, float]:
+    """Constants of `to_element`: the largest, 1.5 times the smallest normal, 2^(23 - m)."""
     factor = 2.0 ** (fp32.MANTISSA_BITS - element.mantissa_bits)
     return element.max, 1.5 * 2.0**element.min_exponent, factor
 
@@ -111,45 +113,45 @@ def _kernel(
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         if ONE_AMAX:
             g = tl.div_rn(tl.load(amax), DIVISOR)
-            tiny = g < _TINY
+            tiny = g < TINY
             g += tl.zeros([TILE], tl.float32)
         else:
             row = (first + block) // blocks_a_row
             g = tl.div_rn(tl.load(amax + row, mask=inside, other=0.0), DIVISOR)
             tiny = True
         # Away from the small end of FP32, if the quotient is not far below every tie.
-        up = tl.where(g < _TINY, 2.0**60, 1.0)
+        up = tl.where(g < TINY, 2.0**60, 1.0)
 
     bits = loaded.to(tl.float32).to(tl.int32, bitcast=True)
-    magnitude = (bits & _MAGNITUDE).to(tl.float32, bitcast=True)
+    magnitude = (bits & MAGNITUDE).to(tl.float32, bitcast=True)
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         magnitude *= up[:, None]
     peak_bits = tl.max(magnitude.to(tl.int32, bitcast=True), axis=1)
     if FLAGGED:
         seen = peak_bits
         if tiny:  # times 2^60, finite numbers may have become infinite
-            seen = tl.max(bits & _MAGNITUDE, axis=1)
-        tl.store(flag + tl.zeros_like(seen), 1, mask=seen >= _INF)
+            seen = tl.max(bits & MAGNITUDE, axis=1)
+        tl.store(flag + tl.zeros_like(seen), 1, mask=seen >= INF)
 
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
         peak = peak_bits.to(tl.float32, bitcast=True)
         largest = g * ELEMENT_MAX * up
         if RULE == "TENSOR":
-            s = _round(_quotient(peak, largest, SHORT), SCALE_ROUNDING)
+            s = to_element(quotient(peak, largest, SHORT), SCALE_ROUNDING)
         else:
             ratio = tl.div_rn(peak, largest)
             s = _smaller_error(magnitude, ratio, g, up, SHORT, ROUNDING, SCALE_ROUNDING)
         scale = s * g
-        y = _quotient(magnitude, (scale * up)[:, None], SHORT)
+        y = quotient(magnitude, (scale * up)[:, None], SHORT)
     else:
         byte = tl.where(peak_bits <= ZERO, 0, ((peak_bits + CARRY) >> 23) - EMAX)
-        scale = _two_to(byte)
-        y = magnitude * _two_to(254 - byte)[:, None]
+        scale = two_to(byte)
+        y = magnitude * two_to(254 - byte)[:, None]
 
-    product = (_round(y, ROUNDING) * scale[:, None]).to(tl.int32, bitcast=True)
+    product = (to_element(y, ROUNDING) * scale[:, None]).to(tl.int32, bitcast=True)
     if RULE != "FLOOR":
         product = tl.minimum(product, LIMIT)
-    sign = bits & (-1 - _MAGNITUDE)
+    sign = bits & (-1 - MAGNITUDE)
     if INTEGER:
         sign = tl.where(product == 0, 0, sign)
     result = (product | sign).to(tl.float32, bitcast=True).to(out.dtype.element_ty)
@@ -158,7 +160,7 @@ def _kernel(
 
 @triton.jit
 @no_type_check
-def _round(y, ROUNDING: tl.constexpr):
+def to_element(y, ROUNDING: tl.constexpr):
     """Magnitudes to the nearest element of m mantissa bits, ties to even, saturating.
 
     In the binade of 2^e elements are s = 2^(e - m) apart, and that is the last place of the FP32
@@ -176,14 +178,14 @@ def _round(y, ROUNDING: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _two_to(byte):
+def two_to(byte):
     """2^(byte - 127)."""
     return tl.maximum(byte << 23, _HALF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 @no_type_check
-def _quotient(x, d, SHORT: tl.constexpr):
+def quotient(x, d, SHORT: tl.constexpr):
     """A quotient x / d on the side of every tie b of E4M3 and the elements where IEEE's is.
 
     IEEE's own for FP32. For BF16 and FP16, whose x have at most 8 or 11 significant bits (`SHORT`),
@@ -204,8 +206,8 @@ def _quotient(x, d, SHORT: tl.constexpr):
     is a power of two; IEEE takes it to the unit after c. With D - 1 it comes to that or the next
     unit, away from midpoints, and no tie lies between.
 
-    A d of 0 makes NaN or infinity, which `_round` takes to the largest element, to be multiplied
-    by a scale of 0.
+    A d of 0 makes NaN or infinity, which `to_element` takes to the largest element, to be
+    multiplied by a scale of 0.
     """
     if not SHORT:
         return tl.div_rn(x, d)
@@ -224,7 +226,7 @@ def _smaller_error(
 ):
     """Four over six: the scale with the smaller squared error, that for 6 on a tie."""
     exact = tl.div_rn(x, (g * up)[:, None])
-    six, four = _round(ratio, SCALE_ROUNDING), _round(ratio * 1.5, SCALE_ROUNDING)
+    six, four = to_element(ratio, SCALE_ROUNDING), to_element(ratio * 1.5, SCALE_ROUNDING)
     error_six = _error(x, six, six * g, up, exact, SHORT, ROUNDING)
     error_four = _error(x, four, four * g, up, exact, SHORT, ROUNDING)
     return tl.where(error_four < error_six, four, six)
@@ -234,7 +236,7 @@ def _smaller_error(
 @no_type_check
 def _error(x, s, scale, up, exact, SHORT: tl.constexpr, ROUNDING: tl.constexpr):
     """Squared error of each block, added in halves as `eager` does."""
-    q = _round(_quotient(x, (scale * up)[:, None], SHORT), ROUNDING)
+    q = to_element(quotient(x, (scale * up)[:, None], SHORT), ROUNDING)
     difference = q * tl.where(scale == 0, 0.0, s)[:, None] - exact
     error = difference * difference
     tile: tl.constexpr = error.shape[0]

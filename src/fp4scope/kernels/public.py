@@ -26,8 +26,10 @@ def fake_quantize(
     Args:
         x: FP32, BF16 or FP16 values. Not changed.
         format: A name such as `"nvfp4"` or `"mxfp4:rceil"`; `"mxfp4"` is `"mxfp4:floor"`.
+            `"fp8:block128"` cuts squares, as of a weight; `get_format(name).for_input` has the
+            blocks of a row that an input gets beside it.
         amax: Amax that fixes NVFP4's tensor scale, as a calibration gives it. By default
-            the amax of `x`. The MX formats have no tensor scale and refuse one.
+            the amax of `x`. Formats without a tensor scale refuse one.
 
     Returns:
         The values that a kernel reading the quantized `x` would see.

@@ -140,7 +140,7 @@ class Injector:
         if not inputs:
             return
         chosen = [
-            _Chosen(treatment.format, self._amax(name, treatment), tuple(pieces))
+            _Chosen(treatment.format.for_input, self._amax(name, treatment), tuple(pieces))
             for treatment, pieces in inputs.items()
         ]
         if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
@@ -248,7 +248,9 @@ class Injector:
             NonFiniteError: The calibrated amax is 0, but the input is not.
             UnitError: The calibration has no such linear.
         """
-        return self._input_image(name, treatment.format, self._amax(name, treatment), entering)
+        return self._input_image(
+            name, treatment.format.for_input, self._amax(name, treatment), entering
+        )
 
     def product(self, name: str) -> Product:
         """The model's product of this name.

@@ -182,7 +182,7 @@ class Question(Section):
         Field(
             None,
             description="quantize keys and values too, where they are written: nvfp4, mxfp8, fp8 "
-            "(scale 1), fp8:calibrated, or any other format",
+            "(scale 1), fp8:tensor (calibrated), or any other format",
         )
     )
     attention: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (

@@ -10,7 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fp4scope.errors import StudyError, nearest, shown
-from fp4scope.formats import FORMATS, BlockFormat, get_cache_format, get_format
+from fp4scope.formats import (
+    FORMATS,
+    BlockFormat,
+    cache_format_name,
+    get_cache_format,
+    get_format,
+)
 from fp4scope.study.given import Given, apart
 from fp4scope.study.given import listed as _listed
 from fp4scope.study.goals import Goal, parse_goal
@@ -194,7 +200,7 @@ Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
 Bytes = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(written_memory)]
 GoalText = Annotated[Goal, Written(_goal)]
 _Format = Annotated[BlockFormat, Written(get_format, lambda fmt: fmt.name)]
-CacheFormat = Annotated[BlockFormat, Written(get_cache_format, lambda fmt: fmt.name)]
+CacheFormat = Annotated[BlockFormat, Written(get_cache_format, cache_format_name)]
 _Configuration = Annotated[Configuration, Written(Configuration.parse)]
 _Swept = Annotated[Swept, Written(Swept.parse)]
 _ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
