@@ -30,7 +30,11 @@ def print_formats() -> None:
         table.add_row(*names, fmt.block, f"{fmt.bits_per_element:g}")
     show(out, titled("Number formats", table))
     short = [f"{alias} is {name}" for alias, name in ALIASES.items()]
-    say(out, f"Bits count the block scales. Short names: {', '.join(short)}.")
+    say(
+        out,
+        "Bits count the scales of blocks; that of a row adds 32 / its width. "
+        f"Short names: {', '.join(short)}.",
+    )
     out.print("\nRules: the scale of a block", style="bold")
     say(
         out,
@@ -41,7 +45,9 @@ def print_formats() -> None:
     for rule in dict.fromkeys(fmt.rule for fmt in FORMATS.values()):
         say(out, f"{rule.label:10} {rule.formula}", hang=hang)
         say(out, f"{'':10} {rule.source}", style="dim", hang=hang)
-    out.print("\nElements: round to nearest, ties to the even code, saturating", style="bold")
+    out.print(
+        "\nElements: round to nearest, ties to the even code (S1P2: up), saturating", style="bold"
+    )
     for element in dict.fromkeys(fmt.element for fmt in FORMATS.values()):
         say(out, f"{element.name:10} {_grid(element)}", hang=hang)
 
