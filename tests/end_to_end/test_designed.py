@@ -3,6 +3,7 @@
 import pytest
 
 import fp4scope
+from fp4scope.cli.tables import main_tables
 from fp4scope.stats import effects
 
 
@@ -46,6 +47,28 @@ def test_they_are_in_the_results_as_they_were(designed):
 def test_no_unit_is_measured(designed):
     rows = designed.results.ledger
     assert not any(c.own in rows for c in designed.results.contrasts if c.unit is not None)
+
+
+def test_every_report_has_its_table(designed):
+    title = "What quantizing this costs, on average over what else is quantized"
+    assert title in designed.report()
+    assert title in designed.html()
+    assert title in designed._repr_html_()
+    assert title in {section.title for section in main_tables(designed)}
+    rows = designed.effects.rows
+    assert (designed.folder / "effects.csv").read_text().count("\n") == 1 + len(rows) == 1 + 12
+    figure = designed.plot("effects", metric="kl")
+    assert sum(axis.get_visible() for axis in figure.axes) == 4  # a panel for each kind of group
+
+
+def test_effects_stand_beside_what_the_whole_model_costs(designed):
+    (nll, kl) = designed.effect_sums.rows
+    assert (nll["measure"], kl["measure"]) == ("nll", "kl")
+    whole = designed.all_quantized.where(format="nvfp4")[0]
+    assert kl["whole"] == pytest.approx(whole["kl"])
+    assert nll["whole"] == pytest.approx(whole["delta_nll"])
+    assert kl["gap"] == pytest.approx(kl["sum"] - kl["whole"])
+    assert kl["sum"] == pytest.approx(sum(row["delta_kl"] for row in designed.effects))
 
 
 def test_exact_and_designed_go_together_and_a_time_stops_both(

@@ -10,7 +10,7 @@ from fp4scope.errors import StudyError
 from fp4scope.groups import fused_groups
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.recipes import Recipe, Site, Sites
-from fp4scope.stats import Effects, effects
+from fp4scope.stats import Effects, effects, pair_table
 from fp4scope.stats.inference.dependence import standard_errors
 from fp4scope.stats.inference.designs import fit, shrunk
 from fp4scope.study import Study
@@ -116,6 +116,25 @@ def test_curvature_is_found_and_not_taken_for_effects():
     one = Recipe(None, ((found.groups[0].names, found.settings[0]),))
     exact = truth[0, 0] - 0.4 * truth[0, 0] * (1 - truth[0, 0] / whole)
     assert found.predict(one).mean == pytest.approx(exact, abs=0.02 * whole)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.02])
+def test_pairs_that_interact_are_named_and_others_are_not(together):
+    truth, rng = np.full((12, 1), 0.01), np.random.default_rng(4)
+    truth[[2, 7]] = 0.03
+
+    def cost(levels, windows):
+        both = together * (levels[:, 2] * levels[:, 7])
+        noise = rng.normal(scale=1e-2, size=(windows, len(levels)))
+        return additive(truth)(levels, windows) + both + noise
+
+    rows = pair_table(measured(cost)).rows
+    assert len(rows) == (1 if together else 0)
+    for row in rows:
+        assert (row["first_block"], row["first"]) == (0, "mlp.up_proj")
+        assert (row["second_block"], row["second"]) == (2, "self_attn.o_proj")
+        assert row["alike"]  # 66 pairs share 15 columns, and what tells these is their effects
+        assert row["delta_kl"] == pytest.approx(0.02, rel=0.5)
 
 
 def test_fewer_runs_than_groups_draw_effects_to_their_kind():

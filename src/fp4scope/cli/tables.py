@@ -9,6 +9,7 @@ from fp4scope.diagnosis import Diagnosis
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
+from fp4scope.report.designed import about_designed
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
@@ -127,6 +128,7 @@ def main_tables(found: Findings) -> Iterator[Section]:
         yield from units(found, level, apart=True)
     for level in ("layers", "experts"):
         yield from units(found, level, apart=True, most=LAYERS_SHOWN)
+    yield from about_designed(found)
 
 
 def so_far(found: Findings) -> Iterator[Section]:

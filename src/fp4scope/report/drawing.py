@@ -110,7 +110,17 @@ def projections(shown: Shown) -> Figure:
 
 def layers(shown: Shown) -> Figure:
     """Curves over depth, one panel a projection, on a symmetric log axis."""
-    table = shown.table
+    return _curves(shown, shown.table, f"Layers, {shown.way.name}")
+
+
+def effects(shown: Shown) -> Figure:
+    """The same of the groups of a designed sweep; what is behind the blocks has no depth."""
+    inside = [row for row in shown.table if row["block"] is not None]
+    title = "Cost of groups, on average over what else is quantized"
+    return _curves(shown, Table(shown.table.columns, inside), title)
+
+
+def _curves(shown: Shown, table: Table, title: str) -> Figure:
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
@@ -129,7 +139,7 @@ def layers(shown: Shown) -> Figure:
         axis.set_yticks([], minor=True)
         axis.yaxis.set_major_formatter(_PLAIN)
     figure.supylabel(f"{shown.unit} per token (symlog)", fontsize=9)
-    figure.suptitle(shown.title(f"Layers, {shown.way.name}"), fontsize=10)
+    figure.suptitle(shown.title(title), fontsize=10)
     return figure
 
 

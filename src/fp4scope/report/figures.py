@@ -49,6 +49,7 @@ KINDS = {
     "heatmap": Kind(drawing.heatmap),
     "ppl": Kind(drawing.ppl, metrics=False),
     "percent": Kind(drawing.percent, metrics=False),
+    "effects": Kind(drawing.effects, "effects"),
 }
 
 
@@ -115,7 +116,7 @@ def _drawable(found: Findings, every: bool) -> dict[str, tuple[str, dict[str, st
                 for fmt in dict.fromkeys(rows["format"]) if every else ():
                     drawable[file_name(f"{name}-{fmt}")] = (kind, options | {"format": fmt})
                 continue
-            drawable[name] = (kind, options)
+            drawable[name] = (kind, options | {"metric": "kl"} if kind == "effects" else options)
             if every and kind in ("projections", "heatmap") and not estimated:
                 drawable[f"kl-{name}"] = (kind, options | {"metric": "kl"})
     return drawable

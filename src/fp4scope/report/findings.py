@@ -59,6 +59,21 @@ class Findings:
         return stats.given_table(self.results)
 
     @cached_property
+    def effects(self) -> Table:
+        """What quantizing each group costs in a designed sweep."""
+        return stats.effect_table(self.results)
+
+    @cached_property
+    def effect_sums(self) -> Table:
+        """What these sum to, beside what whole models cost."""
+        return stats.sum_table(self.results)
+
+    @cached_property
+    def effect_pairs(self) -> Table:
+        """Pairs of groups that interact significantly."""
+        return stats.pair_table(self.results)
+
+    @cached_property
     def routing(self) -> Table:
         """What every recipe leaves of the full-precision model's routing."""
         return stats.routing_table(self.results)

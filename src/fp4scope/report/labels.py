@@ -38,7 +38,13 @@ ONLY = Direction(
     "cost of quantizing only it",
     "full-precision model",
 )
-_DIRECTIONS = {way.name: way for way in (KEEP, ONLY)}
+MIXED = Direction(
+    "designed",
+    "this is quantized or not, with about half of everything else",
+    "cost on average over what else is quantized",
+    "mean of the runs that do not quantize it",
+)
+_DIRECTIONS = {way.name: way for way in (KEEP, ONLY, MIXED)}
 _DTYPES = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}
 
 EFFECT = "millinats per token"

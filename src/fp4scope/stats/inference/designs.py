@@ -176,3 +176,41 @@ def shrunk(means: Floats, stderrs: Floats, kinds: Sequence[str]) -> Floats:
             weight = np.divide(spread, whole, out=np.ones_like(noise), where=whole > 0)
             found[chosen] = centre + weight * (means[chosen] - centre)
     return found
+
+
+def interactions(residuals: Floats, quantized: NDArray[np.bool_]) -> tuple[Integers, Floats]:
+    """What pairs of groups cost together beyond the sum of both and the curvature.
+
+    Rows and their complements make this independent of all effects. Several pairs may have nearly
+    the same runs in common, and then show the same.
+
+    Args:
+        residuals: Windows by runs, as a fit leaves them.
+        quantized: Runs by groups.
+
+    Returns:
+        Pairs, as two groups each, and windows by pairs.
+    """
+    signs = quantized - quantized.mean(axis=0)
+    groups = signs.shape[1]
+    pairs: list[Integers] = []
+    found: list[Floats] = []
+    for first in range(groups - 1):
+        products = together(signs, first)
+        square = np.square(products).sum(axis=0)
+        found.append(
+            np.divide(residuals @ products, square, where=square > 0, out=np.zeros(
+                (len(residuals), products.shape[1])
+            ))
+        )  # fmt: skip
+        others = np.arange(first + 1, groups)
+        pairs.append(np.stack([np.full(len(others), first), others], axis=1))
+    if not pairs:
+        return np.zeros((0, 2), np.int64), np.zeros((len(residuals), 0))
+    return np.concatenate(pairs), np.concatenate(found, axis=1)
+
+
+def together(signs: Floats, first: int) -> Floats:
+    """How runs differ in whether one group and each later one are treated alike, centred."""
+    products = signs[:, first : first + 1] * signs[:, first + 1 :]
+    return np.asarray(products - products.mean(axis=0))
