@@ -34,7 +34,7 @@ from fp4scope.recipes import Recipe
 from fp4scope.study import Study
 from fp4scope.treatments import Setting, Treatment
 
-ATTENTION = ("nvfp4", {"weight": "nvfp4:4over6", "input": "nvfp4"}, "mxfp8:e4m3:even")
+ATTENTION = ("nvfp4", {"weight": "nvfp4:4over6", "input": "nvfp4"}, "mxfp8:e4m3:even", "fp8")
 MLP = ("nvfp4", "mxfp4:even", {"weight": "mxfp4:rceil"}, {"weight": "nvfp4"}, None)
 
 
@@ -185,11 +185,7 @@ def nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:]))
 
 
-SERVED_FORMATS = {
-    kind: Setting.from_json(name).weight.format
-    for kind, name in SERVED_RULE.items()
-    if kind != "fp8"
-}
+SERVED_FORMATS = {kind: Setting.from_json(name).weight.format for kind, name in SERVED_RULE.items()}
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ MIXED = {
     ".0.mlp.gate_up": Setting.from_json("mxfp4:even"),
     ".0.mlp.down": Setting.from_json({"weight": "mxfp4:rceil"}),
     ".1.mlp.gate_up": Setting.from_json("mxfp8"),
+    ".1.mlp.down": Setting.from_json("fp8"),
     ".0.mlp.experts": Setting.from_json("nvfp4"),
     ".1.mlp.experts": Setting.from_json("mxfp8"),
 }

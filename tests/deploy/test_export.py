@@ -38,7 +38,7 @@ def test_compressed_tensors_has_every_linear_once(exported, family):
     assert {group["format"] for group in config["config_groups"].values()} == {
         "nvfp4-pack-quantized",
         "mxfp8-quantized",
-    } | ({"mxfp4-pack-quantized"} if family == "llama" else set())
+    } | ({"mxfp4-pack-quantized", "float-quantized"} if family == "llama" else set())
 
 
 def test_one_scheme_is_no_mixture(exported):
