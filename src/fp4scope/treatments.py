@@ -150,6 +150,8 @@ class Setting:
     def from_json(cls, data: object) -> "Setting":
         """From what `to_json` gives; a format's name alone treats both operands.
 
+        `WEIGHT/INPUT` names a format for each, as `nvfp4:4over6/nvfp4`.
+
         Raises:
             FormatError: An unknown format.
             StudyError: Anything else that is no setting.
@@ -159,8 +161,9 @@ class Setting:
             {'weight': 'nvfp4', 'input': 'nvfp4'}
         """
         if isinstance(data, str):
-            both = Treatment.from_json(data)
-            return cls(both, both)
+            weight, slash, entering = data.partition("/")
+            own = Treatment.from_json(weight)
+            return cls(own, Treatment.from_json(entering) if slash else own)
         found = _mapping(data, {"weight", "input"}, "a setting", "{weight: nvfp4, input: nvfp4}")
         operands = {k: Treatment.from_json(v) for k, v in found.items() if v is not None}
         return cls(**operands)

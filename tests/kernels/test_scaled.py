@@ -315,6 +315,15 @@ def test_fp8_of_a_cache_has_no_scale_and_fp8_of_a_linear_one_for_each_row():
     assert study.question.formats[0] is FORMATS["fp8"]
 
 
+def test_weight_and_input_of_a_setting_may_have_formats_of_their_own():
+    setting = Setting.from_json("nvfp4:4over6/nvfp4")
+    assert setting.to_json() == {"weight": "nvfp4:4over6", "input": "nvfp4"}
+    assert setting.format == "nvfp4:4over6/nvfp4"
+    assert Setting.from_json("fp8") == Setting.from_json("fp8/fp8")
+    with pytest.raises(FormatError, match="unknown format 'nvfp'"):
+        Setting.from_json("nvfp4/nvfp")
+
+
 def test_recipes_tell_the_two_apart():
     for name in ("fp8", "fp8:unscaled", "fp8:tensor"):
         setting = Setting.from_json({"input": name})
