@@ -290,6 +290,28 @@ def verify(
         sys.exit(1)
 
 
+@command(
+    lambda: [
+        Argument(["config"], help="A quantization configuration, or a checkpoint's folder"),
+        Argument(["model"], required=False, help="Its model, if that is not in the same folder"),
+        Option(
+            ["--engine"],
+            default="any",
+            type=click.Choice(["vllm", "sglang", "trtllm", "any"]),
+            help="What will serve it  [default: any]",
+        ),
+        Option(["--json"], type=Path, metavar="PATH", help="A JSON file"),
+    ]
+)
+def lint(config: str, model: str | None, engine: str, json: Path | None) -> None:
+    """What is wrong with a quantization configuration, before an engine meets it."""
+    from fp4scope.cli.lint import print_lint
+
+    with _stoppable("nothing was written"):
+        if print_lint(config, model, engine, json):
+            sys.exit(1)
+
+
 @command(lambda: [])
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
@@ -304,7 +326,7 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-_COMMANDS = (run, plan, demo, stats, report, compare, recipe, export, verify, formats)
+_COMMANDS = (run, plan, demo, stats, report, compare, recipe, export, verify, lint, formats)
 
 
 @click.group(
