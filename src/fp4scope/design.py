@@ -439,6 +439,12 @@ def setting_of(fmt: BlockFormat, operands: Operands, amax: Amax = Amax.CALIBRATE
     )
 
 
+def swept_settings(study: Study) -> list[Setting]:
+    """The settings in which a study measures units."""
+    amax = _AMAX[study.numerics.activation_scale]
+    return [setting_of(*configuration, amax) for configuration in study.question.swept]
+
+
 def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:
     """Every unit, and the directions in which its effect is asked for."""
     if directions := study.question.directions(Level.PROJECTIONS):

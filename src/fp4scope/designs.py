@@ -61,7 +61,10 @@ def mixtures(
     found: dict[Recipe, None] = {}
     for row in levels(len(groups), len(settings), seed, runs):
         edits = (
-            (frozenset().union(*(groups[g].names for g in np.flatnonzero(row == place))), setting)
+            (
+                frozenset().union(*(groups[int(g)].names for g in np.flatnonzero(row == place))),
+                setting,
+            )
             for place, setting in enumerate(settings, 1)
         )
         found.setdefault(Recipe(None, tuple(edit for edit in edits if edit[0])))

@@ -150,7 +150,7 @@ def compare(
     ]
 )
 def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN401
-    """Decide what stays in higher precision: a recipe from the effects of a finished run."""
+    """Decide, from a run, what stays in higher precision."""
     from fp4scope.cli.recipe import print_recipe
     from fp4scope.files import require_writable
 
@@ -158,6 +158,35 @@ def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN40
         if path is not None:
             require_writable(path)
         print_recipe(out, out=path, **options)
+
+
+@command(
+    lambda: [
+        model_argument(required=False),
+        out_option("Folder for the studies and recipe.yaml  [default: fp4scope-MODEL]"),
+        *_bounds(),
+        *whole_study(),
+    ]
+)
+def recommend(
+    out: Path | None,
+    config: Path | None,
+    accept: tuple[str, ...],
+    max_bits: float | None,
+    max_size: str | None,
+    palette: str | None,
+    serve_on: str | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Choose a recipe, and measure it on text that the choice has not seen."""
+    from fp4scope.cli.recipe import bound_of, required
+    from fp4scope.cli.recommend import print_recommendation
+
+    bound = required(bound_of(accept, max_bits, max_size))
+    study = _study(options, config)
+    folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
+    with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
+        print_recommendation(study, folder, bound, palette, serve_on)
 
 
 def _bounds() -> list[click.Parameter]:
@@ -217,7 +246,7 @@ def _bounds() -> list[click.Parameter]:
 def export(
     recipe: Path, to: str, checkpoint: Path | None, out: Path | None, model: str | None
 ) -> None:
-    """Write a recipe as engines load it: a configuration, or a packed checkpoint."""
+    """Write a recipe as engines load it, or a packed checkpoint."""
     from fp4scope.cli.export import print_export
 
     with _stoppable("nothing was written"):
@@ -326,7 +355,9 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-_COMMANDS = (run, plan, demo, stats, report, compare, recipe, export, verify, lint, formats)
+_COMMANDS = (
+    run, plan, demo, stats, report, compare, recipe, recommend, export, verify, lint, formats
+)  # fmt: skip
 
 
 @click.group(

@@ -1,10 +1,12 @@
 """`fp4scope recipe`: a decision from a finished run, on the terminal and as a file."""
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 
 from fp4scope.cli.terminal import command, console, in_grid, say, show
-from fp4scope.deploy.bar import Bar, parse_bar
+from fp4scope.deploy.bar import parse_bar, with_companions
+from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.found import decider, written
 from fp4scope.diagnosis import load
@@ -12,6 +14,7 @@ from fp4scope.errors import StudyError
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number
 from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.stats import SingleEffects
 from fp4scope.study import parse_memory
 
 FRONT_SHOWN = 9
@@ -32,18 +35,15 @@ def print_recipe(
     Raises:
         Fp4ScopeError: There is no decision under these bounds.
     """
-    bars = bars_of(accept)
-    bounds = [b for b in (bars, max_bits, max_size) if b]
-    if len(bounds) > 1:
-        raise StudyError("give one bound: --accept, --max-bits or --max-size")
+    bound = bound_of(accept, max_bits, max_size)
     results = load(folder).results
     found = decider(results, palette, serve_on)
     screen = console()
-    if not bounds:
+    if bound is None:
         show(screen, in_grid(front_section(found, found.front(FRONT_SHOWN))))
         say(screen, "Choose with --accept, --max-bits or --max-size; this writes a recipe.yaml.")
         return
-    decision = found.sure(decide(found, bars, max_bits, max_size))
+    decision = found.sure(bound.choose(found))
     show(screen, in_grid(decision_section(found, decision)))
     say(screen, _basis(found))
     path = folder / "recipe.yaml" if out is None else out
@@ -54,28 +54,34 @@ def print_recipe(
     command(screen, "Measure it as a whole, on other windows:", words)
 
 
-def bars_of(accept: Sequence[str]) -> list[Bar]:
-    """The bars that a user sets, with those that come with them.
+_BOUNDS = "--accept 'ppl<2%', --max-bits 5 or --max-size 4GB"
+
+
+def bound_of(accept: Sequence[str], max_bits: float | None, max_size: str | None) -> Bound | None:
+    """The one bound that is given; None without any.
 
     Raises:
-        StudyError: One is no bar.
+        StudyError: There are several, or one makes no sense.
     """
-    bars = [parse_bar(text) for text in accept]
-    own = {bar.measure for bar in bars}
-    more = [bar.companion for bar in bars]
-    return bars + [bar for bar in more if bar is not None and bar.measure not in own]
+    options = {"--accept": accept or None, "--max-bits": max_bits, "--max-size": max_size}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise StudyError(f"{' and '.join(given)} are two bounds; give one of {_BOUNDS}")
+    if max_bits is not None and not 0 < max_bits < inf:
+        raise StudyError(f"max_bits is {max_bits:g}; give a number such as 5.0")
+    size = None if max_size is None else float(parse_memory(max_size, "max_size"))
+    return Bound(tuple(with_companions(map(parse_bar, accept))), max_bits, size) if given else None
 
 
-def decide(
-    found: Decider, bars: Sequence[Bar], max_bits: float | None, max_size: str | None
-) -> Decision:
-    """The recipe under the one bound that is given."""
-    if bars:
-        return found.within(bars)
-    if max_size is not None:
-        return found.under(found.bits_of(parse_memory(max_size)))
-    assert max_bits is not None
-    return found.under(max_bits)
+def required(bound: Bound | None) -> Bound:
+    """The bound.
+
+    Raises:
+        StudyError: There is none.
+    """
+    if bound is None:
+        raise StudyError(f"what may the recipe cost or store? give one of {_BOUNDS}")
+    return bound
 
 
 def front_section(found: Decider, front: Sequence[Decision]) -> Section:
@@ -162,8 +168,15 @@ def _shares(found: Decider, decision: Decision) -> Iterator[float]:
 
 
 def _basis(found: Decider) -> str:
+    windows = f"on {len(found.kl.by_window)} windows"
+    if isinstance(found.kl, SingleEffects):
+        return (
+            f"Chosen from effects of layers one at a time, {windows}, as if they added up. The "
+            "intervals know of windows, not of what does not add up: measure the recipe as a "
+            "whole, on windows that the choice has not seen. A designed sweep (--method designed) "
+            "predicts better."
+        )
     return (
-        f"Chosen from effects of layers one at a time, on {len(found.kl.by_window)} windows, as if "
-        "they added up. The intervals know of windows, not of what does not add up: measure the "
-        "recipe as a whole, on windows that the choice has not seen."
+        f"Chosen from effects of a designed sweep, {windows}. The intervals hold what sums of "
+        "effects miss. Measure the recipe as a whole, on windows that the choice has not seen."
     )

@@ -1,6 +1,7 @@
 """The bar that a user sets: how far a quantized model may be from the full-precision one."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from math import log1p
@@ -89,6 +90,14 @@ def parse_bar(text: str) -> Bar:
     limit = {"ppl": log1p, "mnat": lambda v: v / 1000}.get(name, float)(value)
     measure = {"ppl": "nll", "mnat": "nll"}.get(name, name)
     return Bar(measure, limit, f"{name}{sign}{number}{percent}")
+
+
+def with_companions(bars: Iterable[Bar]) -> list[Bar]:
+    """Bars, with those that come with them where a user sets none on the same measure."""
+    found = list(bars)
+    own = {bar.measure for bar in found}
+    more = [bar.companion for bar in found]
+    return found + [bar for bar in more if bar is not None and bar.measure not in own]
 
 
 _BARS: dict[str, tuple[str, bool | None]] = {

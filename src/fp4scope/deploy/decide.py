@@ -21,23 +21,11 @@ from fp4scope.errors import StudyError
 from fp4scope.groups import Group
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe, Site
-from fp4scope.stats import Size, size
+from fp4scope.stats import Estimate, Size, size
 from fp4scope.treatments import FULL_PRECISION_BITS, Setting
 
 POINTS = 25
 """Recipes on a front."""
-
-
-@runtime_checkable
-class Predicted(Protocol):
-    """A prediction with its interval, nats per token."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
 
 
 @runtime_checkable
@@ -56,7 +44,7 @@ class Effects(Protocol):
         """Groups by settings: means over these windows, shrunk."""
         ...
 
-    def predict(self, recipe: Recipe) -> Predicted:
+    def predict(self, recipe: Recipe) -> Estimate:
         """What a recipe costs."""
         ...
 
@@ -77,7 +65,7 @@ class Decision:
     recipe: Recipe
     options: Integers
     size: Size
-    predicted: Mapping[str, Predicted]
+    predicted: Mapping[str, Estimate]
     frequency: Floats | None = None
 
     def clears(self, bars: Iterable[Bar]) -> bool:
@@ -249,7 +237,7 @@ class Decider:
                     yield name, self.choices[option].name, blocks, sum(shares) / len(shares)
 
 
-def _milli(found: Predicted) -> str:
+def _milli(found: Estimate) -> str:
     high = "" if found.high is None else f", at most {1e3 * found.high:.3g}"
     return f"predicted {1e3 * found.mean:.3g} millinats{high}"
 

@@ -3,37 +3,37 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fp4scope.deploy.decide import Decider, Decision, numbers
+from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
-from fp4scope.stats import MIN_WINDOWS, single_effects
+from fp4scope.stats import MIN_WINDOWS, effects, single_effects
 
 
 def decider(results: Results, palette: str | None = None, serve_on: str | None = None) -> Decider:
     """What chooses recipes from a study's effects.
 
     Args:
-        results: Of a study that swept layers.
+        results: Of a study with a designed sweep, or one of layers.
         palette: What to choose from (`deploy.palette.choices`).
         serve_on: A GPU, on which engines may quantize weights alone.
 
     Raises:
         FormatError: An unknown format in the palette.
-        StudyError: The study has no effects of layers, too few windows, or not this palette.
+        StudyError: The study has no effects of groups, too few windows, or not this palette.
     """
     if not any(site.is_linear for site in results.sites):
         raise StudyError(
             "the results do not know how large the model's linears are, as those of fp4scope 0.1; "
             "repeat the run: fp4scope run MODEL -o ANOTHER"
         )
-    kl, nll = (single_effects(results, measure) for measure in ("kl", "nll"))
+    kl, nll = (_effects(results, measure) for measure in ("kl", "nll"))
     if kl is None or nll is None:
         raise StudyError(
-            "the study has no effects of single layers, which a recipe is chosen from; measure "
-            "them: the same `fp4scope run` with --sweep layers -o ANOTHER"
+            "the study has no effects of what engines have as one, which a recipe is chosen from; "
+            "measure them: the same `fp4scope run` with --method designed -o ANOTHER"
         )
     if len(kl.by_window) < MIN_WINDOWS:
         raise StudyError(
@@ -41,6 +41,11 @@ def decider(results: Results, palette: str | None = None, serve_on: str | None =
             "let the run go on, or ask for more with --windows"
         )
     return Decider(results, kl, nll, choices(palette, kl.settings, serve_on))
+
+
+def _effects(results: Results, measure: str) -> Effects | None:
+    """Those of a designed sweep, where there was one; else of layers one at a time."""
+    return effects(results, measure) or single_effects(results, measure)
 
 
 def written(results: Results, found: Decider, decision: Decision) -> WrittenRecipe:

@@ -261,7 +261,8 @@ def _by_product(
         if product is not None and len(shape) > 1:
             alone = name != key and not name.endswith(".weight")
             own = expert_of(key.removesuffix(".weight")) if alone else None
-            found[product].append(Piece(key, *shape[-2:], None if own is None else own[1]))
+            rows, cols = shape[-2:]
+            found[product].append(Piece(key, rows, cols, None if own is None else own[1]))
     return dict(found)
 
 

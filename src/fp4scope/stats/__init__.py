@@ -43,10 +43,12 @@ from fp4scope.stats.inference.dependence import standard_errors
 from fp4scope.stats.inference.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,
+    Estimate,
     half_width,
     mean,
     paired,
     perplexity_difference,
+    simultaneous,
     windows_for,
 )
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm, p_value, significant

@@ -101,8 +101,12 @@ class Swept:
         return cls(level, direction)
 
 
-def parse_memory(text: Any) -> int:  # noqa: ANN401
+def parse_memory(text: Any, what: str = "memory") -> int:  # noqa: ANN401
     """`8GB`, `1.5 GiB` or a number of bytes, in bytes.
+
+    Args:
+        text: It.
+        what: What a message calls it.
 
     Raises:
         StudyError: It is none of these.
@@ -114,11 +118,11 @@ def parse_memory(text: Any) -> int:  # noqa: ANN401
     said = text if isinstance(text, str) else shown(text)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", said.lower())
     if match is None or (match[3] and not match[2]):
-        raise StudyError(f"memory is {shown(said)}; give a size such as 8GB, 1.5GiB or 500MB")
+        raise StudyError(f"{what} is {shown(said)}; give a size such as 8GB, 1.5GiB or 500MB")
     size = Decimal(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
     if size > _MOST_MEMORY:
         raise StudyError(
-            f"memory is {shown(said)}, more than any machine has; give one such as 8GB"
+            f"{what} is {shown(said)}, more than any machine has; give one such as 8GB"
         )
     return int(size)
 

@@ -17,9 +17,9 @@ from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.inference.dependence import standard_errors
+from fp4scope.stats.inference.designs import shrunk
 from fp4scope.stats.inference.intervals import Estimate, mean
 from fp4scope.stats.inference.series import Series, aligned
-from fp4scope.stats.inference.shrink import shrunk
 from fp4scope.treatments import Setting
 
 Floats = NDArray[np.float64]
@@ -45,26 +45,17 @@ class SingleEffects:
 
     def resampled(self, windows: NDArray[np.int64]) -> Floats:
         """Groups by settings: means over these windows, shrunk toward those of their projection."""
-        return np.stack(
-            [
-                shrunk(
-                    self.by_window[windows, :, s].mean(axis=0), self._variances[:, s], self._kinds
-                )
-                for s in range(len(self.settings))
-            ],
-            axis=1,
-        )
+        means, errors = self.by_window[windows].mean(axis=0), self._errors
+        columns = [shrunk(m, e, self._kinds) for m, e in zip(means.T, errors.T, strict=True)]
+        return np.stack(columns, axis=1)
 
     @cached_property
     def _kinds(self) -> list[str]:
         return [group.name for group in self.groups]
 
     @cached_property
-    def _variances(self) -> Floats:
-        return np.stack(
-            [standard_errors(self.by_window[:, :, s]) ** 2 for s in range(len(self.settings))],
-            axis=1,
-        )
+    def _errors(self) -> Floats:
+        return standard_errors(self.by_window)
 
     def predict(self, recipe: Recipe) -> Estimate:
         """What a recipe costs if effects add up; its interval knows of the spread of windows only.
