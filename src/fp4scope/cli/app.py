@@ -333,7 +333,7 @@ def verify(
     ]
 )
 def lint(config: str, model: str | None, engine: str, json: Path | None) -> None:
-    """What is wrong with a quantization configuration, before an engine meets it."""
+    """What is wrong with a quantization configuration or checkpoint."""
     from fp4scope.cli.lint import print_lint
 
     with _stoppable("nothing was written"):

@@ -24,7 +24,7 @@ _ONLINE: Mapping[str, Form] = {
 
 
 def read_online(data: Mapping[str, Any]) -> Config:
-    """What `--quantization-config` of vLLM says.
+    """What the JSON of vLLM's online rounding says.
 
     Raises:
         StudyError: It is not of that form; says where.
