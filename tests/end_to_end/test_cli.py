@@ -157,6 +157,7 @@ def test_messages_name_options_that_there_are():
     text = "\n".join(path.read_text() for path in source.rglob("*.py"))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     named -= {"--no-deps", "--ranks"}  # pip's and a benchmark's
+    named -= {"--quantization", "--quantization-config"}  # vLLM's
     known = {"--help", "--version"}
     for command in app.commands.values():
         for parameter in command.get_params(click.Context(command)):

@@ -83,7 +83,7 @@ def demo(out: Path | None, from_hub: bool) -> None:
     ]
 )
 def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
-    """Activation outliers of every linear: max, P99.9 and their ratio."""
+    """Activation outliers of every linear: max, P99.9, their ratio."""
     from fp4scope.cli.stats import print_statistics
     from fp4scope.files import require_writable
     from fp4scope.preflight import check
@@ -103,7 +103,7 @@ def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
     ]
 )
 def report(out: Path, figures: bool) -> None:
-    """Write report.html, a page complete in itself, from results alone."""
+    """Write report.html, a page by itself, from results."""
     from fp4scope.diagnosis import load
     from fp4scope.report import write_report
 
@@ -150,7 +150,7 @@ def compare(
     ]
 )
 def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN401
-    """Decide, from a run, what stays in higher precision."""
+    """Decide from a run what each linear gets."""
     from fp4scope.cli.recipe import print_recipe
     from fp4scope.files import require_writable
 
@@ -178,7 +178,7 @@ def recommend(
     serve_on: str | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Choose a recipe, and measure it on text that the choice has not seen."""
+    """Choose a recipe, and measure it on other text."""
     from fp4scope.cli.recipe import bound_of, required
     from fp4scope.cli.recommend import print_recommendation
 
@@ -300,7 +300,7 @@ def verify(
     out: Path | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Compare what an engine serves with what was predicted; exit code 1 if it differs."""
+    """Whether an engine serves what was predicted."""
     from fp4scope.cli.verify import print_verdict
 
     with _stoppable("nothing was written"):
@@ -333,7 +333,7 @@ def verify(
     ]
 )
 def lint(config: str, model: str | None, engine: str, json: Path | None) -> None:
-    """What is wrong with a quantization configuration or checkpoint."""
+    """What is wrong with a quantization config."""
     from fp4scope.cli.lint import print_lint
 
     with _stoppable("nothing was written"):

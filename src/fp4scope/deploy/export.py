@@ -231,5 +231,5 @@ def _notes(written: WrittenRecipe, sites: Sites) -> Iterator[str]:
     if written.scales == "own" and shared:
         yield (
             "tensor scales of weights were measured one for each linear; they are stored one for "
-            "all that engines fuse (`--scales served` measures that)"
+            "all that engines fuse, which changes a few weights"
         )

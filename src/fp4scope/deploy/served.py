@@ -150,7 +150,7 @@ def ask_server(url: str, ids: Sequence[Sequence[int]], model: str | None = None)
         listed = _asked(f"{base}/models", None)
         model = _at(listed, "data", 0, "id")
         if not isinstance(model, str):
-            raise DataError(f"{base}/models lists no model; name one with --served-model")
+            raise DataError(f"{base}/models lists no model; start the server with one")
     rows: list[list[float]] = []
     for window in ids:
         body = {

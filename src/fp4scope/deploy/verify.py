@@ -154,20 +154,24 @@ def candidates_of(export: Export, stored: Mapping[str, float]) -> list[Candidate
         export: What its recipe asks for.
         stored: The tensor scale of each packed weight in it, by the weight's name.
     """
-    kinds = list(dict.fromkeys(s.kind for s in export.schemes if s.inputs))
-    predicted = {kind: Treatment(get_format(SERVED_RULE[kind])) for kind in kinds}
+    kinds: list[Kind] = list(dict.fromkeys(s.kind for s in export.schemes if s.inputs))
+    predicted: dict[Kind, Treatment] = {
+        kind: Treatment(get_format(SERVED_RULE[kind])) for kind in kinds
+    }
     found = [Candidate("what was predicted", "none", predicted)]
     if kinds:
         found.append(Candidate("weights only, inputs in full precision", "kernel", {}))
-    wide = {kind: t for kind, t in predicted.items() if kind not in _FP4}
+    wide: dict[Kind, Treatment] = {kind: t for kind, t in predicted.items() if kind not in _FP4}
     if wide and len(wide) < len(kinds):
         found.append(Candidate("weights only where they have 4 bits", "kernel", wide))
     for kind in kinds:
         for name in _OTHER_RULES[kind]:
-            other = predicted | {kind: Treatment(get_format(name))}
+            other: dict[Kind, Treatment] = {**predicted, kind: Treatment(get_format(name))}
             found.append(Candidate(f"inputs in {name}", "format", other))
         if kind == "nvfp4":
-            own = predicted | {kind: Treatment(get_format("nvfp4"), Amax.WINDOW)}
+            own: dict[Kind, Treatment] = predicted | {
+                kind: Treatment(get_format("nvfp4"), Amax.WINDOW)
+            }
             found.append(Candidate("nvfp4 inputs with scales of each window", "kernel", own))
     if inverted := _inverted(export, stored):
         found.append(

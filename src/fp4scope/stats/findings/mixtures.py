@@ -127,7 +127,8 @@ def _pairs(found: Effects) -> Iterator[dict[str, Any]]:
     for _ in range(_MOST_PAIRS):
         pairs, series = interactions(residuals, quantized)
         ps = holm(test(series.mean(axis=0), standard_errors(series), len(series)).tolist())
-        told = [i for i in np.argsort(ps, kind="stable") if (ps[i] or 0.0) <= SIGNIFICANCE]
+        known = [1.0 if p is None else p for p in ps]
+        told = [int(i) for i in np.argsort(known, kind="stable") if known[i] <= SIGNIFICANCE]
         if not told:
             return
         products = signs[:, pairs[told]].prod(axis=2)
