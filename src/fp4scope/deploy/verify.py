@@ -169,9 +169,8 @@ def candidates_of(export: Export, stored: Mapping[str, float]) -> list[Candidate
             other: dict[Kind, Treatment] = {**predicted, kind: Treatment(get_format(name))}
             found.append(Candidate(f"inputs in {name}", "format", other))
         if kind == "nvfp4":
-            own: dict[Kind, Treatment] = predicted | {
-                kind: Treatment(get_format("nvfp4"), Amax.WINDOW)
-            }
+            own: dict[Kind, Treatment] = dict(predicted)
+            own["nvfp4"] = Treatment(get_format("nvfp4"), Amax.WINDOW)
             found.append(Candidate("nvfp4 inputs with scales of each window", "kernel", own))
     if inverted := _inverted(export, stored):
         found.append(
