@@ -28,6 +28,8 @@ _STATISTICS = (
     "revision", "exclude", "text", "dataset", "seq_len", "windows", "bos", "dtype", "device",
     "allow_partial", "trust_remote_code", "allow_pickle",
 )  # fmt: skip
+_PALETTE = {"formats": "nvfp4,fp8"}
+"""What every engine loads layer by layer, beside full precision."""
 _STATISTICS_SIZE = {"seq_len": 512, "windows": 64}
 
 
@@ -165,7 +167,7 @@ def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN40
         model_argument(required=False),
         out_option("Folder for the studies and recipe.yaml  [default: fp4scope-MODEL]"),
         *_bounds(),
-        *whole_study(),
+        *whole_study(**_PALETTE),
     ]
 )
 def recommend(
@@ -183,7 +185,7 @@ def recommend(
     from fp4scope.cli.recommend import print_recommendation
 
     bound = required(bound_of(accept, max_bits, max_size))
-    study = _study(options, config)
+    study = _study((_PALETTE if config is None else {}) | _given(options), config)
     folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
     with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
         print_recommendation(study, folder, bound, palette, serve_on)

@@ -84,15 +84,19 @@ def out_option(help: str, name: str = "out") -> Option:
     return Option(["-o", "--out", "--output-path", name], type=Path, metavar="PATH", help=help)
 
 
-def whole_study() -> Iterator[Option]:
-    """A study from a file, under a name, and option by option."""
+def whole_study(**defaults: Any) -> Iterator[Option]:  # noqa: ANN401
+    """A study from a file, under a name, and option by option.
+
+    Args:
+        defaults: Defaults of the command's own, which its help shows.
+    """
     from fp4scope.study import PRESETS
 
     given = "options given here win"
     yield Option(["--config"], metavar="FILE", type=Path, help=f"A study.yaml; {given}")
     said = f"paper: the study of arXiv 2603.08747; {given}"
     yield Option(["--preset"], metavar="|".join(PRESETS), help=said)
-    yield from study_options()
+    yield from study_options(**defaults)
 
 
 def study_options(*names: str, **defaults: Any) -> Iterator[Option]:  # noqa: ANN401
