@@ -43,6 +43,8 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     assert firsts == [0, 8, 16]
     assert len({part.data["sha256"] for part in parts}) == 3
     assert "windows that nothing was chosen on" in shown
+    assert recipe.numbers["chosen_over_resampled_windows"]
+    assert "%" in next(line for line in shown.splitlines() if "mlp.down_proj" in line)
     assert "Written:" in shown
     # Again: nothing is measured twice.
     before = {path: path.read_bytes() for path in out.glob("*/journal.jsonl")}

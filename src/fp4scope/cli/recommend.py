@@ -102,7 +102,9 @@ def verdict_lines(chosen: Measured, verdict: Verdict | None, bars: Sequence[Bar]
         )
     elif verdict is Verdict.MISSED:
         yield f"{said}: missed, by {what} too. Allow more, or give a palette with larger formats."
-    if not chosen.is_as_predicted:
+    if chosen.is_as_predicted:
+        yield "Predicted and measured agree."
+    else:
         yield (
             "The prediction failed for this recipe: effects do not add up in this model. Trust "
             "what was measured, and do not take recipes of other sizes from the predictions."

@@ -7,7 +7,7 @@ goes on where it was stopped.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,9 @@ def recommend(
     beside = [d for d in candidates if abs(candidates.index(d) - candidates.index(taken)) <= 1]
     certify = parts.run("certify", thirds[2], method="exact", sweep=(), recipes=_named(beside))
     certified = measured(certify.results, beside, among=len(beside))
-    chosen = certified[beside.index(taken)]
+    chosen = replace(certified[beside.index(taken)], decision=found.sure(taken))
     verdict = chosen.verdict(bound.bars) if bound.bars else None
-    recipe = _with_proof(
-        written(choose.results, found, found.sure(taken)), chosen, verdict, certify
-    )
+    recipe = _with_proof(written(choose.results, found, chosen.decision), chosen, verdict, certify)
     recipe.write(folder / "recipe.yaml")
     return Recommendation(found, chosen, verdict, refined, certified, recipe)
 
