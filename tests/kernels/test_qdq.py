@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp4scope.errors import FormatError
-from fp4scope.formats import ScaleRule, get_format
+from fp4scope.formats import FORMATS, ScaleRule, get_format
 from fp4scope.formats.oracle import block_scale, f32
 from fp4scope.kernels import dispatch, fake_quantize, qdq
 
