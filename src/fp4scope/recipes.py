@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from fp4scope.errors import StudyError, UnitError, nearest
-from fp4scope.treatments import FULL_PRECISION_BITS, Amax, Setting
+from fp4scope.treatments import Amax, Setting, stored_bits
 
 
 def matches(pattern: str, name: str, projection: str = "") -> bool:
@@ -331,8 +331,7 @@ class Recipe:
         stored = 0.0
         for site in sites:
             setting = self.at(site.name)
-            bits = FULL_PRECISION_BITS if setting is None else setting.weight_bits(site.cols)
-            stored += bits * site.parameters
+            stored += stored_bits(setting, site.cols) * site.parameters
         return stored / total
 
     def id(self, calibration: str = "") -> str:

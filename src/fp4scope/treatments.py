@@ -169,6 +169,11 @@ class Setting:
         return cls(**operands)
 
 
+def stored_bits(setting: Setting | None, cols: int) -> float:
+    """Stored bits for each weight of a site with rows this long; None is full precision."""
+    return FULL_PRECISION_BITS if setting is None else setting.weight_bits(cols)
+
+
 def _mapping(data: object, known: set[str], what: str, example: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise StudyError(f"{data!r} is not {what}; write it as `{example}`")

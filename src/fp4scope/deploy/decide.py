@@ -20,9 +20,9 @@ from fp4scope.deploy.palette import Choice
 from fp4scope.errors import StudyError
 from fp4scope.groups import Group
 from fp4scope.ledger import Results
-from fp4scope.recipes import Recipe, Site
+from fp4scope.recipes import Recipe
 from fp4scope.stats import Estimate, Size, size
-from fp4scope.treatments import FULL_PRECISION_BITS, Setting
+from fp4scope.treatments import FULL_PRECISION_BITS, Setting, stored_bits
 
 POINTS = 25
 """Recipes on a front."""
@@ -108,7 +108,7 @@ class Decider:
         return np.array(
             [
                 [
-                    sum(s.parameters * _stored_bits(c.setting, s) for s in group.sites)
+                    sum(s.parameters * stored_bits(c.setting, s.cols) for s in group.sites)
                     for c in self.choices
                 ]
                 for group in self.kl.groups
@@ -263,8 +263,3 @@ def numbers(decider: Decider, decision: Decision) -> dict[str, Any]:
             )
         }
     return found
-
-
-def _stored_bits(setting: Setting | None, site: Site) -> float:
-    """Stored bits for each weight of a site."""
-    return FULL_PRECISION_BITS if setting is None else setting.weight_bits(site.cols)

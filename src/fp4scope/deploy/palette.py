@@ -7,7 +7,7 @@ from fp4scope.errors import StudyError, nearest, shown
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.formats.spec import ALIASES
 from fp4scope.study import Operands
-from fp4scope.treatments import FULL_PRECISION_BITS, Setting
+from fp4scope.treatments import Setting, stored_bits
 
 FULL_PRECISION = ("bf16", "bfloat16", "fp16", "float16")
 """Names of no quantization at all."""
@@ -33,7 +33,7 @@ class Choice:
     @property
     def least_bits(self) -> float:
         """Stored for each weight, block scales included, where rows are very long."""
-        return FULL_PRECISION_BITS if self.setting is None else self.setting.weight_bits(1 << 20)
+        return stored_bits(self.setting, 1 << 20)
 
 
 def choices(
