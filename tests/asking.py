@@ -97,6 +97,17 @@ class Observed:
         return Observed(self.asked, rows) if rows.values else None
 
 
+def fused_model(blocks):
+    """Sites of which engines have three groups a block: q and k, o, up."""
+    paths = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj")
+    found = (
+        Site(name=f"layers.{b}.{p}", block=b, projection=p, rows=4, cols=4)
+        for b in range(blocks)
+        for p in paths
+    )
+    return Sites(found, blocks)
+
+
 def _nothing():
     names = {"level": "model", "format": FULL_PRECISION, "precision": "", "direction": ""}
     return Asked(NOTHING, names=names | {"unit": "", "block": None})

@@ -3,24 +3,14 @@
 import numpy as np
 import pytest
 
+from asking import fused_model as model
 from fp4scope.design import MIXED, NOTHING, design
 from fp4scope.designs import levels, mixtures
 from fp4scope.groups import fused_groups
-from fp4scope.recipes import Site, Sites
 from fp4scope.study import Study
 from fp4scope.treatments import Setting
 
-PATHS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj")
 SETTINGS = [Setting.from_json(name) for name in ("nvfp4", "mxfp4:even")]
-
-
-def model(blocks):
-    found = (
-        Site(name=f"layers.{b}.{p}", block=b, projection=p, rows=4, cols=4)
-        for b in range(blocks)
-        for p in PATHS
-    )
-    return Sites(found, blocks)
 
 
 @pytest.mark.parametrize("groups", [1, 5, 12, 40])

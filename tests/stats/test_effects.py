@@ -4,29 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from asking import fused_model as model
 from fp4scope.design import NOTHING, design
 from fp4scope.designs import levels
 from fp4scope.errors import StudyError
 from fp4scope.groups import fused_groups
 from fp4scope.ledger import Ledger, Results, Rows
-from fp4scope.recipes import Recipe, Site, Sites
+from fp4scope.recipes import Recipe
 from fp4scope.stats import Effects, effects, pair_table
 from fp4scope.stats.inference.dependence import standard_errors
 from fp4scope.stats.inference.designs import fit, shrunk
 from fp4scope.study import Study
 from fp4scope.treatments import Setting
 
-PATHS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj")
 TOKENS = 10
-
-
-def model(blocks):
-    found = (
-        Site(name=f"layers.{b}.{p}", block=b, projection=p, rows=4, cols=4)
-        for b in range(blocks)
-        for p in PATHS
-    )
-    return Sites(found, blocks)
 
 
 def measured(cost, blocks=4, windows=12, **options):
