@@ -48,7 +48,7 @@ def test_a_quantized_cache_to_its_tables(fp4scope, model_folder, text_file, tmp_
     layers = {r["block"] for r in d.layers.rows if r["projection"] == "kv_cache"}
     assert layers == {0, 1, 2}
     assert {a.block for a in d.results.activations if a.projection == "kv_cache"} == layers
-    said = "kv_cache (key_cache and value_cache of 3 blocks) in fp8"
+    said = "kv_cache (key_cache and value_cache of 3 blocks) in fp8:unscaled"
     assert said in (tmp_path / "out/report.md").read_text()
     assert d.results.protocol["also_quantized"][1] == said
     again = package.load(tmp_path / "out")

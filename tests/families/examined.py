@@ -22,7 +22,7 @@ from fp4scope.errors import Fp4ScopeError, ModelError
 from fp4scope.ledger import Log
 from fp4scope.models import adopt, find_layout
 from fp4scope.models.checks import require_decoder
-from fp4scope.models.load import _auto_class
+from fp4scope.models.load import auto_class
 from fp4scope.models.text import text_model
 from fp4scope.operands import Injector
 from fp4scope.study import Study
@@ -85,7 +85,7 @@ def examined(family: str) -> Row:
     """What fp4scope does with a family."""
     try:
         config = tiny(family)
-        kind = _auto_class(transformers, config, family)
+        kind = auto_class(transformers, config, family)
         require_decoder(config, family)
         model = _random(kind.from_config(config))
     except Fp4ScopeError as error:
