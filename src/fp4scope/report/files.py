@@ -22,7 +22,7 @@ from fp4scope.table import Table
 
 TABLES = (
     "all_quantized", "given", "projections", "blocks", "layers", "patterns", "experts",
-    "effects", "effect_sums", "effect_pairs", "routing", "routers", "replay",
+    "interactions", "additivity", "effects", "effect_sums", "effect_pairs", "routing", "routers", "replay",
     "experts_seen", "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""

@@ -54,6 +54,16 @@ class Findings:
         return stats.unit_table(self.results, "experts")
 
     @cached_property
+    def interactions(self) -> Table:
+        """Where effects do not add: what keeping each unit saves, less what it costs alone."""
+        return stats.interaction_table(self.results)
+
+    @cached_property
+    def additivity(self) -> Table:
+        """How far that goes in each level and format, and whether one direction tells the other."""
+        return stats.additivity_table(self.results)
+
+    @cached_property
     def given(self) -> Table:
         """Recipes that were measured as wholes: what each costs and stores."""
         return stats.given_table(self.results)

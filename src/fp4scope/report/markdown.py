@@ -5,6 +5,7 @@ from typing import Any
 from fp4scope.ledger import require_reported
 from fp4scope.names import markdown as escaped
 from fp4scope.report import labels
+from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
 from fp4scope.report.figures import figure_names
 from fp4scope.report.findings import Findings
@@ -49,6 +50,7 @@ def markdown(found: Findings) -> str:
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
         costs=[*costs(found), *given_recipes(found), *against_each_other(found)],
         designed=about_designed(found),
+        causes=about_causes(found),
         routing=about_routing(found),
         levels={
             labels.level(level): list(units(found, level, apart=True))

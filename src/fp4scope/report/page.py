@@ -21,6 +21,7 @@ from typing import Any
 from fp4scope.ledger import require_reported
 from fp4scope.names import visible
 from fp4scope.report import labels, sections
+from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
@@ -75,6 +76,7 @@ def page(found: Findings) -> str:
         costs=list(sections.costs(found)),
         compared=[*given_recipes(found), *sections.against_each_other(found)],
         designed=about_designed(found),
+        causes=about_causes(found),
         routing=about_routing(found),
         one_rule=_one_rule(found),
         units={
