@@ -92,9 +92,7 @@ def drawn_to(keep: Floats, only: Floats, kinds: Sequence[str]) -> Drawn:
 
 def _drawn(keep: Floats, only: Floats, kinds: Sequence[str]) -> Floats:
     difference = keep - only
-    return only.mean(axis=0) + shrunk(
-        difference.mean(axis=0), standard_errors(difference), kinds
-    )
+    return only.mean(axis=0) + shrunk(difference.mean(axis=0), standard_errors(difference), kinds)
 
 
 def _root(square: float) -> float:
