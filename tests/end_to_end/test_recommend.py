@@ -1,6 +1,8 @@
 """`fp4scope recommend`: choose, refine, certify, write; stopped and gone on with."""
 
 import json
+import random
+import shutil
 
 import pytest
 
@@ -79,3 +81,82 @@ def test_bad_bounds(recommend, tmp_path, more, windows, said):
     assert code == 2
     assert said in " ".join(complaint.split())
     assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, text_file, tmp_path_factory):
+    """A run of layers, without a designed sweep."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    package.diagnose(
+        model_folder, text=str(text_file), seq_len=32, windows=8, calibration_windows=8,
+        calibration_seq_len=32, formats="nvfp4", direction="only", sweep="layers",
+        design_runs=16, output_dir=folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """It, for one test."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_a_run_that_was_stopped_is_finished_and_measured_on_windows_that_it_has_not_used(
+    run, fp4scope
+):
+    (run / "results.json").unlink()
+    journal = run / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]))
+    assert fp4scope("recommend", run, "--max-bits", 7)[0] == 0
+    assert journal.read_bytes().startswith(b"".join(lines[:-1]))
+    assert package.load(run).results.data["windows"] == 8
+    assert not (run / "choose").exists()  # its own effects are used
+    assert WrittenRecipe.read(run / "recipe.yaml").numbers["bits"] <= 7
+    parts = [package.load(run / name).results for name in ("refine", "certify")]
+    # Eight windows were measured, and the eight behind them calibrated with.
+    assert [part.study["data"]["first_window"] for part in parts] == [16, 24]
+    calibrated = [
+        part.data["calibration"]["sha256"] for part in (package.load(run).results, *parts)
+    ]
+    assert len(set(calibrated)) == 1
+
+
+def test_effects_that_a_run_lacks_are_measured_beside_it(run, fp4scope, tmp_path):
+    text = tmp_path / "more.txt"
+    text.write_text(" ".join(random.Random(1).choices([f"w{i}" for i in range(92)], k=600)))
+    out = tmp_path / "other"
+    options = ["--palette", "mxfp8,nvfp4", "--max-bits", 7, "--text", text, "--windows", 16]
+    assert fp4scope("recommend", run, *options, "-o", out)[0] == 0
+    choose, refine = (package.load(out / name).results for name in ("choose", "refine"))
+    assert choose.data["sha256"] == package.load(run).results.data["sha256"]
+    assert refine.data["source"] == "more.txt"
+    assert refine.study["data"]["first_window"] == 0
+    assert not (run / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--seq-len", 64), "seq_len is the run's own"),
+        (("--windows", 15), "15 windows of words.txt are there for measuring"),
+        (("--max-size", "1KB"), "embeddings, head and norms alone take"),
+    ],
+)
+def test_what_a_run_cannot_be_gone_on_with(run, fp4scope, more, said):
+    bound = () if "--max-size" in more else ("--max-bits", 7)
+    code, _, complaint = fp4scope("recommend", run, *bound, *more)
+    assert code == 2
+    assert said in " ".join(complaint.split())
+    assert not (run / "refine").exists()
+
+
+def test_a_run_that_used_all_of_its_text(model_folder, text_file, fp4scope, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text(" ".join(text_file.read_text().split()[:300]))
+    given = ["--text", short, "--seq-len", 32, "--sweep", "", "-o", tmp_path / "run"]
+    assert fp4scope("run", model_folder, *given, "--formats", "nvfp4")[0] == 0
+    code, _, complaint = fp4scope("recommend", tmp_path / "run", "--max-bits", 7)
+    assert code == 2
+    assert "0 windows of short.txt" in " ".join(complaint.split())
+    assert "--text" in complaint

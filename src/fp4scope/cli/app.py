@@ -164,8 +164,12 @@ def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN40
 
 @command(
     lambda: [
-        model_argument(required=False),
-        out_option("Folder for the studies and recipe.yaml  [default: fp4scope-MODEL]"),
+        Argument(
+            ["model"],
+            required=False,
+            help="Hub id, local folder or GGUF file; or OUT, a folder of `run` or `recommend`",
+        ),
+        out_option("Folder for the studies and recipe.yaml  [default: OUT, or fp4scope-MODEL]"),
         *_bounds(),
         *whole_study(**_PALETTE),
     ]
@@ -173,6 +177,7 @@ def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN40
 def recommend(
     out: Path | None,
     config: Path | None,
+    model: str | None,
     accept: tuple[str, ...],
     max_bits: float | None,
     max_size: str | None,
@@ -182,13 +187,28 @@ def recommend(
 ) -> None:
     """Choose a recipe, and measure it on other text."""
     from fp4scope.cli.recipe import bound_of, required
-    from fp4scope.cli.recommend import print_recommendation
+    from fp4scope.cli.recommend import print_going_on, print_recommendation
 
     bound = required(bound_of(accept, max_bits, max_size))
+    if model is not None and config is None and _is_run(model):
+        folder = out or Path(model)
+        with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
+            print_going_on(Path(model), folder, bound, palette, serve_on, _given(options))
+        return
+    options = {"model": model} | options
     study = _study((_PALETTE if config is None else {}) | _given(options), config)
     folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
     with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
         print_recommendation(study, folder, bound, palette, serve_on)
+
+
+def _is_run(path: str) -> bool:
+    """Whether a path is a folder that a run has written, and no model's."""
+    try:
+        folder = Path(path).expanduser()
+        return (folder / "study.yaml").is_file() and not (folder / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError):  # no path can be so; a name may
+        return False
 
 
 def _bounds() -> list[click.Parameter]:

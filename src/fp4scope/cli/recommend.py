@@ -1,7 +1,8 @@
 """`fp4scope recommend`: a recipe that was measured as a whole, on the terminal and as a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.recipe import decision_section
@@ -15,16 +16,48 @@ from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats import Estimate
 from fp4scope.study import Study
 
+if TYPE_CHECKING:
+    from fp4scope.conductor.recommendation import Recommendation
+
 
 def print_recommendation(
     study: Study, folder: Path, bound: Bound, palette: str | None, serve_on: str | None
 ) -> None:
-    """Run what is missing, decide, measure, show and write."""
+    """Run, decide, measure, show and write."""
     with Screen() as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.conductor.recommend import recommend
+        from fp4scope.conductor.recommendation import recommend
 
         found = recommend(study, folder, bound, palette=palette, serve_on=serve_on, progress=screen)
+    _show(found, folder, bound)
+
+
+def print_going_on(
+    begun: Path,
+    folder: Path,
+    bound: Bound,
+    palette: str | None,
+    serve_on: str | None,
+    options: Mapping[str, Any],
+) -> None:
+    """The same from a run that is there: run what is missing."""
+    with Screen() as screen:
+        screen.note("loading torch and the model ...")
+        from fp4scope.conductor.recommendation import go_on
+
+        found = go_on(
+            begun,
+            folder,
+            bound,
+            palette=palette,
+            serve_on=serve_on,
+            progress=screen,
+            options=options,
+        )
+    _show(found, folder, bound)
+
+
+def _show(found: "Recommendation", folder: Path, bound: Bound) -> None:
     out = console()
     show(out, in_grid(decision_section(found.decider, found.chosen.decision)))
     out.print()

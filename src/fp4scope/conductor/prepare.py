@@ -60,9 +60,22 @@ class Prepared:
     identity: dict[str, Any]
 
 
-def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> Prepared:
-    """Load and check everything that can fail before the first measurement."""
-    texts = evaluation_text(study.data), calibration_text(study.data)
+def prepare(
+    study: Study,
+    tell: Listener,
+    loaded: LoadedModel | None = None,
+    calibration: WindowSet | None = None,
+) -> Prepared:
+    """Load and check everything that can fail before the first measurement.
+
+    Args:
+        study: It.
+        tell: Hears of it.
+        loaded: The model, if it is there already.
+        calibration: Windows to calibrate on, if they are not the study's own.
+    """
+    text = evaluation_text(study.data)
+    other = calibration_text(study.data) if calibration is None else None
     if loaded is None:
         loaded = load(study, tell)
     if loaded.offloaded is not None and Method.GRADIENT in study.run.method:
@@ -72,8 +85,9 @@ def prepare(study: Study, tell: Listener, loaded: LoadedModel | None = None) -> 
             "cpu) or dtype that they fit"
         )
     data = fitted(study.data, loaded)
-    windows = evaluation_windows(data, texts[0], loaded.tokenizer, loaded.config.model_type)
-    calibration = calibration_windows(data, texts[1], loaded.tokenizer, windows)
+    windows = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
+    if calibration is None:
+        calibration = calibration_windows(data, other, loaded.tokenizer, windows)
     for used in (windows, calibration):
         loaded.require_known(used.ids, used.source)
     loaded = with_parts(study, without_silent(study, loaded, windows.ids[0]))

@@ -35,7 +35,7 @@ from fp4scope.conductor.provenance import (
     environment_of,
     sessions,
 )
-from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.data import WindowSet, evaluation_text, evaluation_windows
 from fp4scope.design import keys_of
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
@@ -123,16 +123,17 @@ def run_study(
     output_dir: str | Path | None = None,
     progress: Listener | None = None,
     loaded: LoadedModel | None = None,
+    calibration: WindowSet | None = None,
 ) -> Diagnosis:
-    """`diagnose` for a study that is built already."""
+    """`diagnose` for a study that is built already; it may bring windows to calibrate on."""
     tell = progress or (lambda event: None)
     check(study, output_dir, in_memory=loaded is not None)
     if loaded is None:
         resolve_device(study.numerics.device)
     if output_dir is not None:
-        return _run_in(study, Path(output_dir), tell, loaded, keep=True)
+        return _run_in(study, Path(output_dir), tell, loaded, calibration, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
-        return _run_in(study, Path(folder), tell, loaded, keep=False)
+        return _run_in(study, Path(folder), tell, loaded, calibration, keep=False)
 
 
 @contextmanager
@@ -182,11 +183,17 @@ def activation_statistics(study: Study, *, progress: Listener | None = None) -> 
 
 
 def _run_in(
-    study: Study, folder: Path, tell: Listener, loaded: LoadedModel | None, *, keep: bool
+    study: Study,
+    folder: Path,
+    tell: Listener,
+    loaded: LoadedModel | None,
+    calibration: WindowSet | None,
+    *,
+    keep: bool,
 ) -> Diagnosis:
     started = time.monotonic()
     check_folder(folder, study.identity)
-    prepared = prepare(study, tell, loaded)
+    prepared = prepare(study, tell, loaded, calibration)
     loaded, windows = prepared.loaded, prepared.windows
     log = Log(
         folder / "journal.jsonl",

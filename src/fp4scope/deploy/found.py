@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
-from fp4scope.deploy.palette import choices
+from fp4scope.deploy.palette import FULL_PRECISION, choices, name_of
 from fp4scope.deploy.written import RecipeModel, WrittenRecipe
-from fp4scope.errors import StudyError
+from fp4scope.errors import FormatError, StudyError
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
 from fp4scope.stats import MIN_WINDOWS, effects, single_effects
@@ -41,6 +41,37 @@ def decider(results: Results, palette: str | None = None, serve_on: str | None =
             "let the run go on, or ask for more with --windows"
         )
     return Decider(results, kl, nll, choices(palette, kl.settings, serve_on))
+
+
+def unmeasured(
+    results: Results, palette: str | None = None, serve_on: str | None = None
+) -> tuple[str, ...]:
+    """Formats that have to be measured before a palette can be chosen from.
+
+    Args:
+        results: What is there.
+        palette: What to choose from; None: what was measured.
+        serve_on: A GPU, on which engines may quantize weights alone.
+
+    Returns:
+        Nothing where the results have effects in all of them.
+
+    Raises:
+        FormatError: An unknown format in the palette.
+    """
+    asked = [name.strip().lower() for name in (palette or "").split(",")]
+    names = tuple(name for name in asked if name and name not in FULL_PRECISION)
+    found = _effects(results, "kl")
+    if found is None:
+        whole = (c.family.setting for c in results.contrasts if c.unit is None)
+        return names or tuple(dict.fromkeys(map(name_of, whole)))
+    try:
+        choices(palette, found.settings, serve_on)
+    except FormatError:
+        raise
+    except StudyError:
+        return names
+    return ()
 
 
 def _effects(results: Results, measure: str) -> Effects | None:

@@ -1,35 +1,27 @@
 """From a model to a recipe that was measured as a whole, on text that the choice has not seen.
 
-The text is cut into three runs of windows. The first measures effects, which recipes are chosen
-from. The second measures the choice and others on its front as wholes, and one of them is taken.
-The third is used once: it says what that one costs. Each is a study in a folder of its own, which
-goes on where it was stopped.
+Three runs of windows, none of which is in another. The first measures effects, which recipes are
+chosen from. The second measures the choice and others on its front as wholes, and one of them is
+taken. The third is used once: it says what that one costs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fp4scope.conductor.prepare import fitted, load
-from fp4scope.conductor.run import run_study
-from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.conductor.parts import CHOOSE, Begun, Parts, of_model, of_run
 from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
-from fp4scope.deploy.found import decider, written
+from fp4scope.deploy.found import decider, unmeasured, written
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.proof import Measured, measured
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.design import swept_settings
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.errors import StudyError
-from fp4scope.models import LoadedModel, resolve_device
-from fp4scope.preflight import check
-from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
-from fp4scope.sweep import Listener, Progress
+from fp4scope.sweep import Listener
 
 LARGER = 5
 """How many larger recipes than the chosen one are measured beside it, where there is a bar."""
@@ -58,7 +50,7 @@ class Recommendation:
 
 def recommend(
     study: Study,
-    output_dir: str | Path,
+    folder: Path,
     bound: Bound,
     *,
     palette: str | None = None,
@@ -69,7 +61,7 @@ def recommend(
 
     Args:
         study: Model, text, formats and numerics; its windows are cut into three.
-        output_dir: Folder for the studies `choose`, `refine` and `certify`, and for `recipe.yaml`.
+        folder: For the studies `choose`, `refine` and `certify`, and for `recipe.yaml`.
         bound: What the recipe may cost or store.
         palette: What it may choose from; None: every format of the study, and full precision.
         serve_on: A GPU on which engines quantize weights alone.
@@ -78,68 +70,71 @@ def recommend(
     Raises:
         Fp4ScopeError: Something about the request, the model or the text.
     """
-    tell, folder = progress or (lambda event: None), Path(output_dir)
     bound.require(choices(palette, swept_settings(study), serve_on))
-    check(study, folder)
-    resolve_device(study.numerics.device)
-    loaded = load(study, tell)
-    thirds = _thirds(study, loaded)
-    parts = Parts(study, loaded, folder, tell)
-    choose = parts.run("choose", thirds[0], method="designed", sweep=(), recipes=())
-    found = decider(choose.results, palette, serve_on)
+    parts, effects = of_model(study, folder, progress or _quiet)
+    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
+
+
+def go_on(
+    begun: Path,
+    folder: Path,
+    bound: Bound,
+    *,
+    palette: str | None = None,
+    serve_on: str | None = None,
+    progress: Listener | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Recommendation:
+    """The same from a run that is there: what it measured is used, what is missing is run.
+
+    Args:
+        begun: Folder of the run; one that was stopped is finished first.
+        folder: For `refine`, `certify` and `recipe.yaml`; and for `choose`, a designed sweep on the
+            run's windows, where it has no effects or not all formats of the palette.
+        bound: What the recipe may cost or store.
+        palette: What it may choose from; None: all that the run measured, and full precision.
+        serve_on: A GPU on which engines quantize weights alone.
+        progress: Called as the work goes on.
+        options: Options of a study: where and how to measure.
+
+    Raises:
+        Fp4ScopeError: Something about the request, the model or the text; the run has used all
+            windows of its text.
+    """
+    tell, given, run = progress or _quiet, options or {}, Begun.of(begun)
+    if run.cut:
+        parts, effects = of_model(
+            run.but(given), folder, tell, None if folder == run.folder else run.folder
+        )
+    else:
+        parts, effects = of_run(run, folder, tell, given)
+    if formats := unmeasured(effects.results, palette, serve_on):
+        study = run.but(given).but(formats=formats)
+        bound.require(choices(palette, swept_settings(study), serve_on))
+        effects = parts.choose(study, folder / CHOOSE)
+    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
+
+
+def _quiet(event: object) -> None:
+    """For who does not listen."""
+
+
+def _recommended(parts: Parts, effects: Diagnosis, bound: Bound, found: Decider) -> Recommendation:
+    """Choose from effects, refine, certify, write."""
     first = bound.choose(found)
     candidates = list(_candidates(found, first, bound))
-    refine = parts.run("refine", thirds[1], method="exact", sweep=(), recipes=_named(candidates))
+    refine = parts.measure("refine", parts.refine, _named(candidates))
     refined = measured(refine.results, candidates)
     taken = _taken(refined, first, bound)
     beside = [d for d in candidates if abs(candidates.index(d) - candidates.index(taken)) <= 1]
-    certify = parts.run("certify", thirds[2], method="exact", sweep=(), recipes=_named(beside))
+    certify = parts.measure("certify", parts.certify, _named(beside))
     certified = measured(certify.results, beside, among=len(beside))
     chosen = replace(certified[beside.index(taken)], decision=found.sure(taken))
     verdict = chosen.verdict(bound.bars) if bound.bars else None
-    recipe = _with_proof(written(choose.results, found, chosen.decision), chosen, verdict, certify)
-    recipe.write(folder / "recipe.yaml")
+    recipe = written(effects.results, found, chosen.decision)
+    recipe = _with_proof(recipe, chosen, verdict, certify)
+    recipe.write(parts.folder / "recipe.yaml")
     return Recommendation(found, chosen, verdict, refined, certified, recipe)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Runs studies of one model, one after the other."""
-
-    study: Study
-    loaded: LoadedModel
-    folder: Path
-    tell: Listener
-
-    def run(self, name: str, windows: range, **options: Any) -> Diagnosis:  # noqa: ANN401
-        """A study of its own, on these windows, in a folder of this name."""
-        part = self.study.but(windows=len(windows), first_window=windows.start, **options)
-        self.tell(
-            Progress("loading", note=f"{name}: windows {windows.start} to {windows.stop - 1}")
-        )
-        return run_study(
-            part, output_dir=self.folder / name, progress=self.tell, loaded=self.loaded
-        )
-
-
-def _thirds(study: Study, loaded: LoadedModel) -> list[range]:
-    """Three runs of windows, one after the other.
-
-    Raises:
-        StudyError: There are too few windows for three.
-    """
-    data = fitted(study.data, loaded)
-    text = evaluation_text(study.data)
-    windows = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
-    count, first = len(windows), study.data.first_window
-    if count < 3 * MIN_WINDOWS:
-        raise StudyError(
-            f"{count} windows of {data.seq_len} tokens cannot be cut into three of {MIN_WINDOWS} "
-            "or more, which choosing, refining and certifying need; give a longer text, or a "
-            "smaller --seq-len"
-        )
-    ends = [first + count * part // 3 for part in range(4)]
-    return [range(a, b) for a, b in pairwise(ends)]
 
 
 def _candidates(found: Decider, first: Decision, bound: Bound) -> Iterator[Decision]:
