@@ -8,12 +8,13 @@
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
+from fp4scope.design import NOTHING, Contrast, Unit, of_units, whole
 from fp4scope.formats import FORMATS, get_format
 from fp4scope.ledger import Ledger, Results, Rows
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.stats import FULL_PRECISION
 from fp4scope.study import Direction, Operands
+from fp4scope.treatments import Configuration
 
 BOTH = "W4A4"
 TOKENS = 10
@@ -128,7 +129,8 @@ def jitter(one):
 
 def asked(*, format, precision=BOTH, direction=None, level="model", unit="", block=None):
     """A contrast as a table names it; of a format that there is not, one called so."""
-    setting = setting_of(_format(format), Operands(precision))
+    named = Configuration(_format(format), _format(format))
+    setting = named.setting(Operands(precision).treated)
     if level == "model":
         contrast = whole(setting)
     else:

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 
 from fp4scope.designs import mixtures
 from fp4scope.errors import StudyError, UnitError
-from fp4scope.formats import BlockFormat
 from fp4scope.groups import fused_groups
 from fp4scope.recipes import Edit, Recipe, Sites
-from fp4scope.study import ActivationScale, BestGoal, Direction, Level, More, Operands, Study
+from fp4scope.study import BestGoal, Direction, Level, More, Study
 from fp4scope.treatments import Amax, Setting, Treatment
 
 _K = TypeVar("_K")
@@ -30,12 +29,6 @@ _K = TypeVar("_K")
 REPLICAS_COST = 0.08
 """What replicas of an all-quantized model may cost, of the sweep of its setting."""
 MOST_REPLICAS = 8
-
-_AMAX = {
-    ActivationScale.CALIBRATED: Amax.CALIBRATED,
-    ActivationScale.BY_EXPERT: Amax.EXPERT,
-    ActivationScale.DYNAMIC: Amax.WINDOW,
-}
 
 GIVEN = "recipes"
 """The level of recipes that a user gives."""
@@ -266,17 +259,16 @@ def design(
         UnitError: A pattern matches no site.
     """
     units = list(_units(study, sites))
-    amax = _AMAX[study.numerics.activation_scale]
     contrasts: list[Contrast] = []
     replays: list[Contrast] = []
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
     fixed = _fixed(study, sites)
-    for configuration in study.question.configurations:
-        setting = setting_of(*configuration, amax)
+    swept = study.swept
+    for setting in study.settings:
         contrasts.append(whole(setting, fixed))
         replays += replayed(setting, sites, fixed) if routed else []
-        if configuration not in study.question.swept:
+        if setting not in swept:
             continue
         if more and setting.input is not None:  # with weights alone there is no noise to reduce
             replicas[Recipe(setting, fixed)] = more
@@ -326,7 +318,7 @@ def _fixed(study: Study, sites: Sites) -> tuple[Edit, ...]:
 
     Of what attention multiplies every operand is a site, and is treated as an input.
     """
-    amax = _AMAX[study.numerics.activation_scale]
+    amax = study.numerics.activation_scale.amax
     formats = {More.KV_CACHE: study.question.kv_cache, More.ATTENTION: study.question.attention}
     edits: list[Edit] = []
     for more, fmt in formats.items():
@@ -381,8 +373,7 @@ def given(name: str, recipe: Recipe) -> Contrast:
 
 def mixed(study: Study, sites: Sites) -> list[Contrast]:
     """What each run of a designed sweep of the study costs; linears alone are switched."""
-    amax = _AMAX[study.numerics.activation_scale]
-    settings = [setting_of(*configuration, amax) for configuration in study.question.swept]
+    settings = study.swept
     asked = study.question.design_runs
     runs = None if asked == "auto" else asked
     found = mixtures(fused_groups(sites), settings, study.numerics.seed, runs)
@@ -426,23 +417,6 @@ def of_units(
 
     only = ((unit, alone(unit)) for unit in units)
     return [Contrast(((own, 1), nothing), unit, family(unit.level)) for unit, own in only]
-
-
-def setting_of(fmt: BlockFormat, operands: Operands, amax: Amax = Amax.CALIBRATED) -> Setting:
-    """The setting that a format and the quantized operands mean."""
-    return Setting(
-        weight=Treatment(fmt) if operands.weights else None,
-        # Without a tensor scale no amax is asked for, so that both spellings are one recipe.
-        input=Treatment(fmt, amax if fmt.uses_tensor_amax else Amax.CALIBRATED)
-        if operands.activations
-        else None,
-    )
-
-
-def swept_settings(study: Study) -> list[Setting]:
-    """The settings in which a study measures units."""
-    amax = _AMAX[study.numerics.activation_scale]
-    return [setting_of(*configuration, amax) for configuration in study.question.swept]
 
 
 def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:

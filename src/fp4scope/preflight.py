@@ -70,11 +70,12 @@ def _require_calibrated_head(study: Study) -> None:
     """Refuse an amax that the head would not see: it gets a window's rows a few at a time."""
     if not study.model.lm_head or study.numerics.activation_scale is not ActivationScale.DYNAMIC:
         return
-    for fmt, operands in study.question.configurations:
-        if operands.activations and fmt.uses_tensor_amax:
+    for setting in study.settings:
+        if setting.input is not None and setting.input.tensor_scale is not None:
             raise StudyError(
                 f"activation_scale is dynamic, but the head never sees a whole window, whose amax "
-                f"{fmt.name} then needs; use --activation-scale calibrated, or leave --lm-head out"
+                f"{setting.input.format.name} then needs; use --activation-scale calibrated, or "
+                "leave --lm-head out"
             )
 
 

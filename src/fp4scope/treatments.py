@@ -1,19 +1,26 @@
 """What is done to the operands of one matrix product. Pure data, hashable, with a JSON form.
 
 A treatment turns an operand into its image, of the same shape and dtype. A setting names the
-treatments of both operands; without any, a product runs in full precision, and has no setting.
+treatments of both operands; without any, a product runs in full precision, and has no setting. A
+configuration is a setting by name.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from fp4scope.errors import StudyError, nearest
-from fp4scope.formats import BlockFormat, get_treatment_format
+from fp4scope.errors import FormatError, StudyError, nearest, shown
+from fp4scope.formats import FORMATS, BlockFormat, get_format, get_treatment_format
 
 FULL_PRECISION_BITS = 16.0
+OPERANDS = {
+    "WA": ("w4a4", "w6a6", "w8a8", "weights+activations"),
+    "W": ("w4a16", "w6a16", "w8a16", "weights"),
+    "A": ("w16a4", "w16a6", "w16a8", "activations"),
+}
+"""Words for which operands are quantized, whatever bits the format has."""
 
 
 def operands_of(precision: str) -> str:
@@ -107,10 +114,14 @@ class Setting:
             )
 
     @property
+    def formats(self) -> tuple[BlockFormat, ...]:
+        """Of the operands that it treats, weight first."""
+        return tuple(t.format for t in (self.weight, self.input) if t is not None)
+
+    @property
     def format(self) -> str:
         """The name of its format; both where weight and input have different ones."""
-        operands = (self.weight, self.input)
-        return "/".join(dict.fromkeys(t.format.name for t in operands if t is not None))
+        return "/".join(dict.fromkeys(fmt.name for fmt in self.formats))
 
     def weight_bits(self, cols: int) -> float:
         """Stored bits for each weight in rows of so many, scales of blocks and rows included.
@@ -120,6 +131,17 @@ class Setting:
             [4.5, 8.0625]
         """
         return FULL_PRECISION_BITS if self.weight is None else self.weight.format.bits_in(cols)
+
+    @property
+    def name(self) -> str:
+        """As options, palettes and recipes write it (`Configuration`).
+
+        Example:
+            >>> [Setting.from_json(name).name for name in ("nvfp4", "nvfp4/w4a16")]
+            ['nvfp4', 'nvfp4/w4a16']
+        """
+        both = self.operands == "WA"
+        return self.format if both else f"{self.format}/{self.precision.lower()}"
 
     @property
     def operands(self) -> str:
@@ -148,9 +170,7 @@ class Setting:
 
     @classmethod
     def from_json(cls, data: object) -> "Setting":
-        """From what `to_json` gives; a format's name alone treats both operands.
-
-        `WEIGHT/INPUT` names a format for each, as `nvfp4:4over6/nvfp4`.
+        """From what `to_json` gives, or a name as `Configuration` reads it.
 
         Raises:
             FormatError: An unknown format.
@@ -161,12 +181,85 @@ class Setting:
             {'weight': 'nvfp4', 'input': 'nvfp4'}
         """
         if isinstance(data, str):
-            weight, slash, entering = data.partition("/")
-            own = Treatment.from_json(weight)
-            return cls(own, Treatment.from_json(entering) if slash else own)
+            return Configuration.parse(data, get_treatment_format).setting()
         found = _mapping(data, {"weight", "input"}, "a setting", "{weight: nvfp4, input: nvfp4}")
         operands = {k: Treatment.from_json(v) for k, v in found.items() if v is not None}
         return cls(**operands)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A setting as options, palettes and recipes name it.
+
+    A format alone is that of weights and inputs: `nvfp4`. `WEIGHT/INPUT` names one for each:
+    `nvfp4:4over6/nvfp4`. `FORMAT/w4a16` quantizes weights alone, `FORMAT/w16a4` inputs alone.
+
+    Attributes:
+        weight: Format of weights.
+        input: Format of inputs.
+        operands: Which are quantized, `WA`, `W` or `A`; empty where the name leaves that open.
+    """
+
+    weight: BlockFormat
+    input: BlockFormat
+    operands: str = ""
+
+    def __str__(self) -> str:
+        formats = dict.fromkeys((self.weight.name, self.input.name))
+        return "/".join([*formats, *OPERANDS.get(self.operands, ())[:1]])
+
+    @classmethod
+    def parse(
+        cls, text: str, find: Callable[[object], BlockFormat] = get_format
+    ) -> "Configuration":
+        """What a name says.
+
+        Args:
+            text: It.
+            find: The format of a name.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: What stands behind the slash is neither operands nor a format.
+
+        Example:
+            >>> str(Configuration.parse("nvfp4:4over6/NVFP4")), str(Configuration.parse("mxfp4"))
+            ('nvfp4:4over6/nvfp4', 'mxfp4:floor')
+        """
+        name, slash, behind = (part.strip().lower() for part in text.partition("/"))
+        weight = find(name)
+        if not slash:
+            return cls(weight, weight)
+        for operands, words in OPERANDS.items():
+            if behind in words:
+                return cls(weight, weight, operands)
+        try:
+            return cls(weight, find(behind))
+        except FormatError:
+            words = [own[0] for own in OPERANDS.values()]
+            raise StudyError(
+                f"unknown {shown(behind)} in {shown(text)}; a format's name is followed by "
+                f"operands or the format of inputs; {nearest(behind, [*words, *FORMATS])}"
+            ) from None
+
+    def setting(self, operands: str = "WA", amax: Amax = Amax.CALIBRATED) -> Setting:
+        """The setting that it means.
+
+        Args:
+            operands: Which are quantized, where its name leaves that open.
+            amax: Where tensor scales of inputs come from.
+        """
+        treated = self.operands or operands
+        # Without a tensor scale no amax is asked for, so that both spellings are one setting.
+        own = amax if self.input.uses_tensor_amax else Amax.CALIBRATED
+        return Setting(
+            weight=Treatment(self.weight) if "W" in treated else None,
+            input=Treatment(self.input, own) if "A" in treated else None,
+        )
+
+    def settings(self, operands: Iterable[str], amax: Amax = Amax.CALIBRATED) -> list[Setting]:
+        """One for each of these operands, or the one that its name says."""
+        return [self.setting(own, amax) for own in ([self.operands] if self.operands else operands)]
 
 
 def stored_bits(setting: Setting | None, cols: int) -> float:

@@ -6,7 +6,7 @@ import pytest
 import fp4scope
 from fp4scope.deploy.bar import parse_bar
 from fp4scope.deploy.decide import Decider
-from fp4scope.deploy.palette import Choice, choices, name_of
+from fp4scope.deploy.palette import Choice, choices
 from fp4scope.errors import FormatError, StudyError
 from fp4scope.ledger import Results
 from fp4scope.recipes import Site, Sites
@@ -117,14 +117,17 @@ def test_palettes():
         "bf16",
         "nvfp4",
         "nvfp4/w4a16",
-        name_of(MXFP8),
+        MXFP8.name,
     ]
     assert choices("mxfp8, NVFP4,bf16", measured)[0].setting is None
     served = choices(None, measured, "sm90")
-    assert [c.name for c in served] == ["bf16", "nvfp4/w4a16", name_of(MXFP8)]
+    assert [c.name for c in served] == ["bf16", "nvfp4/w4a16", MXFP8.name]
     assert choices("nvfp4,bf16", measured, "sm90")[1].setting == weights
-    with pytest.raises(StudyError, match="measure it: fp4scope run"):
-        choices("mxfp4,bf16", measured)
+    mixed = Setting.from_json("nvfp4:4over6/nvfp4")
+    assert choices("nvfp4:4over6/nvfp4,bf16", (mixed, NVFP4))[1].setting == mixed
+    said = "measure it: fp4scope run MODEL --formats mxfp4:floor/nvfp4 -o"
+    with pytest.raises(StudyError, match=said):
+        choices("mxfp4/nvfp4,bf16", measured)
     with pytest.raises(FormatError, match="did you mean nvfp4"):
         choices("nvpf4,bf16", measured)
     with pytest.raises(StudyError, match="two or more"):

@@ -61,6 +61,19 @@ def test_recipes_by_name_in_python(run):
     assert found.given[0]["bits"] == 4.5 < found.given[1]["bits"]
 
 
+def test_two_formats_are_swept_and_given_under_one_name(run):
+    mixed = "nvfp4:4over6/nvfp4"
+    found = run(
+        formats=mixed, all_quantized="nvfp4,nvfp4:4over6", recipes={"mine": {"base": mixed}}
+    )
+    rows = {row["format"]: row for row in found.all_quantized}
+    assert rows[mixed]["precision"] == "W4A4"
+    assert len({rows[name]["nll"] for name in (mixed, "nvfp4", "nvfp4:4over6")}) == 3
+    assert set(found.projections["format"]) == {mixed}
+    assert found.given[0]["nll"] == rows[mixed]["nll"]
+    assert mixed in found.report()
+
+
 @pytest.mark.parametrize(
     ("recipe", "kind", "said"),
     [

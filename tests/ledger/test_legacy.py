@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 
 import fp4scope
-from fp4scope.design import NOTHING, setting_of
+from fp4scope.design import NOTHING
 from fp4scope.errors import OutputError
-from fp4scope.formats import get_format
 from fp4scope.ledger import Rows, results_from_json, results_to_json
 from fp4scope.recipes import Recipe
 from fp4scope.report.markdown import markdown
 from fp4scope.stats import rerun_noise, unit_table
 from fp4scope.stats.findings.controls import luck_of
-from fp4scope.study import Direction, Operands
-from fp4scope.treatments import Amax
+from fp4scope.study import Direction
+from fp4scope.treatments import Amax, Setting
 
 ROOT = Path(__file__).parents[2]
 BOTH = "weights+activations"
 WINDOWS = [0, 1]
-NVFP4 = Recipe(setting_of(get_format("nvfp4"), Operands.BOTH))
+NVFP4 = Recipe(Setting.from_json("nvfp4"))
 PROJECTIONS = [
     {"component": "q_proj", "path": "attn.q_proj", "blocks": [0, 1]},
     {"component": "up_proj", "path": "mlp.up_proj", "blocks": [1]},

@@ -144,6 +144,7 @@ def test_projections_have_their_rank_side_by_side(run):
     [
         ("cost(nvfp4) > 289", 1),
         ("cost(nvfp4) > 291", 0),
+        ("cost(nvfp4/w4a4) > 289", 1),
         ("cost > 100", 2),
         ("cost(mxfp4).high < 121", 1),
         ("change(nvfp4) > 5", 1),
@@ -203,6 +204,8 @@ def test_a_gate_that_can_check_nothing_does_not_pass(run, known):
         failures(parse_gate("change > 5"), Comparison({"a": run(), "b": other}))
     with pytest.raises(StudyError, match="there is: mxfp4:floor, nvfp4"):
         failures(parse_gate("cost(mxfp4:even) > 5"), Comparison({"a": run(), "b": run()}))
+    with pytest.raises(StudyError, match="nothing of nvfp4 W4A16"):
+        failures(parse_gate("cost(nvfp4/w4a16) > 5"), Comparison({"a": run(), "b": run()}))
     quiet = [known(noise=False).results for _ in range(2)]
     for results in quiet:
         results.model = results.model | MODEL

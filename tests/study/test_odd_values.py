@@ -60,7 +60,7 @@ def test_an_odd_value_is_a_study_or_one_message(field, tmp_path):
         if (study := _study(**{field: value})) is not None:
             path.write_text(study.to_yaml(), encoding="utf-8")
             assert Study.build(**read_options(path)) == study, value
-            assert study.question.configurations
+            assert study.settings
 
 
 def test_odd_values_in_a_file(tmp_path):
@@ -93,7 +93,7 @@ def test_names_of_options_that_are_none():
         ({"sweep": "layers:"}, "sweep: unknown direction '' in 'layers:'; choices: keep, only"),
         (
             {"all_quantized": "nvfp4/"},
-            "all_quantized: unknown operands '' in 'nvfp4/'; choices: w4a4",
+            "unknown '' in 'nvfp4/'; a format's name is followed by operands or the format of",
         ),
         ({"formats": [["a"]]}, "formats is [['a']]: give names with commas between them, or a"),
         ({"formats": {"nvfp4"}}, "formats is {'nvfp4'}: give names with commas between them, or a"),

@@ -106,7 +106,7 @@ def test_a_study_of_the_version_before(tmp_path):
     assert old["version"] == 1
     assert study.model.name == old["model"]
     assert study.data.seq_len == old["seq_len"]
-    assert [fmt.name for fmt in study.question.formats] == old["formats"]
+    assert [str(one) for one in study.question.formats] == old["formats"]
     assert [own.spellings[-1] for own in study.question.operands] == old["operands"]
     assert len(study.question.all_quantized) == len(old["baselines"])
     (tmp_path / "study.yaml").write_text(study.to_yaml())

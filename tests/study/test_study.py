@@ -3,7 +3,6 @@
 import pytest
 
 from fp4scope.errors import FormatError, StudyError
-from fp4scope.formats import get_format
 from fp4scope.study import (
     ActivationScale,
     Direction,
@@ -15,8 +14,9 @@ from fp4scope.study import (
     parse_memory,
     read_options,
 )
+from fp4scope.treatments import Amax, Configuration, Setting
 
-MXFP4, NVFP4 = get_format("mxfp4"), get_format("nvfp4")
+MXFP4, NVFP4 = Configuration.parse("mxfp4"), Configuration.parse("nvfp4")
 
 
 def test_defaults_are_the_published_protocol():
@@ -42,7 +42,7 @@ def test_parts_stand_alone(other, said):
 
 def test_lists_and_comma_separated_words_mean_the_same():
     one = Study.build(model="m", formats="mxfp4, nvfp4,mxfp4:floor", sweep="layers")
-    other = Study.build(model="m", formats=["mxfp4:floor", NVFP4], sweep=["layers"])
+    other = Study.build(model="m", formats=["mxfp4:floor", NVFP4.weight], sweep=["layers"])
     assert one == other
     assert one.question.formats == (MXFP4, NVFP4)
 
@@ -71,18 +71,44 @@ def test_all_quantized_adds_configurations():
     assert [str(item) for item in study.question.all_quantized] == [
         "mxfp4:floor", "nvfp4/w4a16", "nvfp4",
     ]  # fmt: skip
-    both, weights = Operands.BOTH, Operands.WEIGHTS
-    assert study.question.swept == [(NVFP4, both)]
-    assert study.question.configurations == [(NVFP4, both), (MXFP4, both), (NVFP4, weights)]
+    assert _names(study.swept) == ["nvfp4"]
+    assert _names(study.settings) == ["nvfp4", "mxfp4:floor", "nvfp4/w4a16"]
+
+
+def _names(settings):
+    return [setting.name for setting in settings]
+
+
+def test_formats_of_weights_and_inputs():
+    study = Study.build(
+        model="m", formats="nvfp4:4over6/nvfp4, mxfp4/W4A16", all_quantized="nvfp4:4over6/mxfp8"
+    )
+    mixed, weights = study.swept
+    assert (mixed.weight.format.name, mixed.input.format.name) == ("nvfp4:4over6", "nvfp4")
+    assert (weights.weight.format.name, weights.input) == ("mxfp4:floor", None)
+    assert _names(study.settings[2:]) == ["nvfp4:4over6/mxfp8:e4m3:floor"]
+    assert Setting.from_json("nvfp4:4over6/nvfp4") == mixed
+    assert [str(one) for one in study.question.formats] == [
+        "nvfp4:4over6/nvfp4", "mxfp4:floor/w4a16",
+    ]  # fmt: skip
+    assert Study.build(**study.flat()) == study
+
+
+def test_operands_choose_among_two_formats():
+    study = Study.build(
+        model="m", formats="nvfp4:4over6/nvfp4,nvfp4:4over6", operands="w4a16,w16a4",
+        activation_scale="dynamic",
+    )  # fmt: skip
+    assert _names(study.swept) == ["nvfp4:4over6/w4a16", "nvfp4/w16a4", "nvfp4:4over6/w16a4"]
+    assert [s.input.amax for s in study.swept if s.input] == [Amax.WINDOW] * 2
 
 
 def test_the_papers_study():
     study = Study.build(model="m", preset="paper")
     formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")
-    operands = (Operands.BOTH, Operands.WEIGHTS)
-    found = {(fmt.name, own) for fmt, own in study.question.configurations}
-    assert found == {(f, o) for f in formats for o in operands}
-    assert study.question.swept == [(MXFP4, operands[0]), (NVFP4, operands[0])]
+    names = [f"{fmt}{own}" for fmt in formats for own in ("", "/w4a16")]
+    assert sorted(_names(study.settings)) == sorted(names)
+    assert _names(study.swept) == ["mxfp4:floor", "nvfp4"]
     assert (study.data.seq_len, study.data.windows) == (2048, None)
     assert study.numerics.dtype is Dtype.FLOAT16
     bf16 = Study.build(model="m", preset="paper", dtype="bfloat16")
@@ -108,8 +134,10 @@ def test_a_study_cannot_be_changed():
         ({"formats": ""}, "formats is"),
         (
             {"all_quantized": "nvfp4/weight"},
-            "all_quantized: unknown operands 'weight' in 'nvfp4/weight'",
+            "unknown 'weight' in 'nvfp4/weight'; a format's name is followed by operands or",
         ),
+        ({"formats": "nvfp4/nvpf4"}, "unknown 'nvpf4' in 'nvfp4/nvpf4'.* did you mean nvfp4"),
+        ({"formats": "nvfp4/fp8/w4a16"}, "unknown 'fp8/w4a16' in"),
         ({"preset": "papers"}, "unknown preset 'papers'; did you mean paper"),
         ({"text": "a", "dataset": "wikitext2"}, "give one of them"),
         ({"dtype": "fp8"}, "dtype: unknown 'fp8'; choices: auto, float32"),

@@ -34,7 +34,8 @@ def print_formats() -> None:
     say(
         out,
         "Bits count the scales of blocks; that of a row adds 32 / its width. "
-        f"Short names: {', '.join(short)}.",
+        f"Short names: {', '.join(short)}. WEIGHT/INPUT names two formats, as "
+        "nvfp4:4over6/nvfp4; FORMAT/w4a16 quantizes weights alone, FORMAT/w16a4 inputs alone.",
     )
     out.print("\nRules: the scale of a block", style="bold")
     say(

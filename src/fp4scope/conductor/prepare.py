@@ -251,7 +251,8 @@ def _model_notes(study: Study, loaded: LoadedModel) -> Iterator[str]:
 
 def padded_widths(study: Study, loaded: LoadedModel) -> dict[int, int]:
     """Widths that some format's blocks do not divide, and how many linears have inputs so wide."""
-    blocks = {fmt.block_size for fmt, _ in study.question.configurations}
+    formats = {fmt for setting in study.settings for fmt in setting.formats}
+    blocks = {fmt.block_size for fmt in formats}
     # A part of the inputs is cut out of the image of all.
     widths = Counter(
         loaded.products[site.product].cols for site in loaded.layout.sites if site.is_linear

@@ -18,7 +18,6 @@ from fp4scope.deploy.found import decider, unmeasured, written
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.proof import Measured, measured
 from fp4scope.deploy.written import WrittenRecipe
-from fp4scope.design import swept_settings
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.study import Study
 from fp4scope.sweep import Listener
@@ -70,7 +69,7 @@ def recommend(
     Raises:
         Fp4ScopeError: Something about the request, the model or the text.
     """
-    bound.require(choices(palette, swept_settings(study), serve_on))
+    bound.require(choices(palette, study.swept, serve_on))
     parts, effects = of_model(study, folder, progress or _quiet)
     return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
 
@@ -110,7 +109,7 @@ def go_on(
         parts, effects = of_run(run, folder, tell, given)
     if formats := unmeasured(effects.results, palette, serve_on):
         study = run.but(given).but(formats=formats)
-        bound.require(choices(palette, swept_settings(study), serve_on))
+        bound.require(choices(palette, study.swept, serve_on))
         effects = parts.choose(study, folder / CHOOSE)
     return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
 

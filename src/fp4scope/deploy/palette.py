@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fp4scope.errors import StudyError, nearest, shown
-from fp4scope.formats import FORMATS, get_format
-from fp4scope.formats.spec import ALIASES
-from fp4scope.study import Operands
-from fp4scope.treatments import Setting, stored_bits
+from fp4scope.treatments import Configuration, Setting, stored_bits
 
 FULL_PRECISION = ("bf16", "bfloat16", "fp16", "float16")
 """Names of no quantization at all."""
@@ -42,8 +39,8 @@ def choices(
     """What a palette means among what was measured; full precision first.
 
     Args:
-        palette: Names with commas between them, such as `nvfp4,fp8,bf16`; a format alone is both
-            operands, `nvfp4/w4a16` the weights. None: all that was measured, and full precision.
+        palette: Names with commas between them, such as `nvfp4,fp8,bf16`, written as formats of a
+            study are. None: all that was measured, and full precision.
         measured: The settings of a study.
         serve_on: A GPU, on which engines may quantize weights alone.
 
@@ -58,7 +55,7 @@ def choices(
     served = [s for s in measured if serve_on is None or _as_served(s, serve_on)]
     full = Choice(FULL_PRECISION[0], None)
     if palette is None:
-        found = [full, *(Choice(name_of(setting), setting) for setting in served)]
+        found = [full, *(Choice(setting.name, setting) for setting in served)]
     else:
         names = [name.strip().lower() for name in palette.split(",") if name.strip()]
         found = [_choice(name, served, serve_on) for name in dict.fromkeys(names)]
@@ -66,57 +63,31 @@ def choices(
     if len(found) < 2:
         raise StudyError(
             f"palette is {shown(palette or '')}; a recipe chooses between two or more of "
-            f"{', '.join(map(name_of, served))} and {FULL_PRECISION[0]}"
+            f"{', '.join(s.name for s in served)} and {FULL_PRECISION[0]}"
         )
     return tuple(found)
 
 
-def name_of(setting: Setting) -> str:
-    """A setting as palettes name it.
-
-    Example:
-        >>> name_of(Setting.from_json("nvfp4")), name_of(Setting.from_json({"weight": "nvfp4"}))
-        ('nvfp4', 'nvfp4/w4a16')
-    """
-    own = setting.format
-    return own if setting.operands == "WA" else f"{own}/{setting.precision.lower()}"
-
-
 def _as_served(setting: Setting, gpu: str) -> bool:
     """Whether engines do there what a setting says."""
-    formats = [t.format for t in (setting.weight, setting.input) if t is not None]
-    few = min(fmt.element.bits for fmt in formats) <= WEIGHTS_ONLY_ON[gpu]
+    few = min(fmt.element.bits for fmt in setting.formats) <= WEIGHTS_ONLY_ON[gpu]
     return setting.operands == "W" if few else True
 
 
 def _choice(name: str, measured: Sequence[Setting], serve_on: str | None) -> Choice:
     if name in FULL_PRECISION:
         return Choice(FULL_PRECISION[0], None)
-    own, slash, operands = name.partition("/")
-    wanted = {name, own}
-    if not slash or Operands.find(operands):
-        fmt = get_format(own).name
-        chosen = Operands.find(operands) if slash else Operands.BOTH
-        sides = {Operands.BOTH: "WA", Operands.WEIGHTS: "W", Operands.ACTIVATIONS: "A"}
-        # Where a GPU serves weights alone, a format alone means them.
-        kinds = {sides[chosen]} | ({"W"} if serve_on and not slash else set())
-        wanted = {name_of(s) for s in measured if s.format == fmt and s.operands in kinds}
-    found = next((s for s in measured if name_of(s) in wanted), None)
+    asked = Configuration.parse(name)
+    # Where a GPU serves weights alone, a format alone means them too.
+    kinds = ("WA", "W") if serve_on else ("WA",)
+    wanted = {setting.name for setting in asked.settings(kinds)}
+    found = next((s for s in measured if s.name in wanted), None)
     if found is None:
-        raise StudyError(missing([name], measured, serve_on))
-    return Choice(name_of(found), found)
-
-
-def missing(names: Sequence[str], measured: Sequence[Setting], serve_on: str | None = None) -> str:
-    """What to say of names in a palette that were not measured: how to measure them."""
-    said = ", ".join(names)
-    have = ", ".join(map(name_of, measured)) or "nothing that can be served so"
-    where = f" on {serve_on}" if serve_on else ""
-    own = [name.partition("/")[0] for name in names]
-    formats = [one for one in own if ALIASES.get(one, one) in FORMATS]
-    advice = f"measure it: fp4scope run MODEL --formats {','.join(formats)}" if formats else ""
-    if serve_on and formats:
-        advice += " --operands w4a16"
-    return f"the palette has {said}, and the study measured {have}{where}" + (
-        f"; {advice} -o ANOTHER" if advice else ""
-    )
+        have = ", ".join(s.name for s in measured) or "nothing that can be served so"
+        where = f" on {serve_on}" if serve_on else ""
+        weights = " --operands w4a16" if serve_on and not asked.operands else ""
+        raise StudyError(
+            f"the palette has {name}, and the study measured {have}{where}; measure it: "
+            f"fp4scope run MODEL --formats {asked}{weights} -o ANOTHER"
+        )
+    return Choice(found.name, found)

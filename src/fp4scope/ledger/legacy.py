@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from fp4scope.design import NOTHING, Contrast, Unit, of_units, setting_of, whole
+from fp4scope.design import NOTHING, Contrast, Unit, of_units, whole
 from fp4scope.errors import UnitError
-from fp4scope.formats import FORMATS, get_format
+from fp4scope.formats import FORMATS
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger
 from fp4scope.ledger.schema import (
@@ -28,7 +28,7 @@ from fp4scope.ledger.schema import (
 )
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction, Operands
-from fp4scope.treatments import Amax
+from fp4scope.treatments import Amax, Configuration
 
 VERSION = 4
 _LEVELS = {
@@ -235,7 +235,8 @@ class _Reader:
         if variant.get("format") == "reference":
             return NOTHING, None
         operands = Operands(variant.get("operands"))
-        setting = setting_of(get_format(variant.get("format", "")), operands, self._amax)
+        named = Configuration.parse(variant.get("format", ""))
+        setting = named.setting(operands.treated, self._amax)
         if direction in ("baseline", "jitter", "replica"):
             return Recipe(setting), whole(setting) if direction == "baseline" else None
         [contrast] = of_units([self._unit(variant)], setting, Direction(direction))

@@ -17,11 +17,11 @@ from math import isfinite
 from typing import Any
 
 from fp4scope.errors import StudyError, nearest
-from fp4scope.formats import get_format
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.labels import place
 from fp4scope.report.numbers import number
 from fp4scope.stats import MIN_WINDOWS
+from fp4scope.treatments import Configuration
 
 EXAMPLES = "'cost(nvfp4) > 40', 'change.low > 0' (millinats), or beyond-noise"
 _FLAG = "beyond-noise"
@@ -38,11 +38,15 @@ _SHAPE = re.compile(
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition; `limit` is in millinats per token, None for `beyond-noise`."""
+    """A condition; `limit` is in millinats per token, None for `beyond-noise`.
+
+    `format` and `precision` are of the rows that it is about; None is any.
+    """
 
     text: str
     name: str
     format: str | None
+    precision: str | None = None
     end: str | None = None
     above: bool = True
     limit: float | None = None
@@ -66,16 +70,25 @@ def parse_gate(text: str) -> Gate:
     name, end, sign = match["name"], match["end"], match["sign"]
     if name not in _NAMES:
         raise StudyError(f"fail-if {text!r}: unknown {name!r}; {nearest(name, _NAMES)}")
-    fmt = get_format(match["format"]).name if match["format"] else None
+    fmt, precision = _named(match["format"])
     if name == _FLAG:
         if sign or end:
             raise StudyError(f"fail-if {text!r}: nothing may follow {_FLAG}; give it alone")
-        return Gate(text, name, fmt)
+        return Gate(text, name, fmt, precision)
     if end not in (None, *_ENDS):
         raise StudyError(f"fail-if {text!r}: {name} has no {end!r}; {nearest(end, _ENDS)}")
     if not sign:
         raise StudyError(f"fail-if {text!r}: no limit; compare it in millinats, as '{text} > 5'")
-    return Gate(text, name, fmt, end, sign == ">", float(match["limit"]))
+    return Gate(text, name, fmt, precision, end, sign == ">", float(match["limit"]))
+
+
+def _named(configuration: str | None) -> tuple[str | None, str | None]:
+    """Format and precision of the rows that are meant; None for any."""
+    if configuration is None:
+        return None, None
+    named = Configuration.parse(configuration)
+    setting = named.setting()
+    return setting.format, setting.precision if named.operands else None
 
 
 def failures(gate: Gate, comparison: JointFindings) -> list[str]:
@@ -106,12 +119,16 @@ def _rows(gate: Gate, comparison: JointFindings, output: str) -> list[dict[str, 
     else:
         table = comparison.changes.where(output=output)
         table = table.where(level="model") if gate.name == "change" else table
-    found = [row for row in table if gate.format in (None, row["format"])]
+    found = [
+        row
+        for row in table
+        if gate.format in (None, row["format"]) and gate.precision in (None, row["precision"])
+    ]
     if not found:
         there = ", ".join(dict.fromkeys(table["format"])) or "nothing that both have"
+        wanted = " ".join(filter(None, (gate.format or "any format", gate.precision)))
         raise StudyError(
-            f"fail-if {gate.text!r}: {output} has nothing of {gate.format or 'any format'} to "
-            f"judge; there is: {there}"
+            f"fail-if {gate.text!r}: {output} has nothing of {wanted} to judge; there is: {there}"
         )
     return found
 

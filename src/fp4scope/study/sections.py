@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fp4scope.formats import BlockFormat, get_format
 from fp4scope.study.values import (
     Bytes,
     CacheFormat,
@@ -39,6 +38,7 @@ from fp4scope.study.words import (
     Parts,
     Switch,
 )
+from fp4scope.treatments import Configuration
 
 _MOST_REALISATIONS = 1000
 
@@ -165,8 +165,9 @@ class Question(Section):
     """Question: which formats, and which units."""
 
     formats: Annotated[Formats, Option(value="FORMATS")] = Field(
-        (get_format("mxfp4:floor"), get_format("nvfp4")),
-        description="number formats, as `fp4scope formats` lists them",
+        (Configuration.parse("mxfp4:floor"), Configuration.parse("nvfp4")),
+        description="number formats, as `fp4scope formats` lists them; WEIGHT/INPUT for two, such "
+        "as nvfp4:4over6/nvfp4; FORMAT/w4a16 for weights alone",
     )
     operands: SomeOperands = Field(
         (Operands.BOTH,),
@@ -175,7 +176,8 @@ class Question(Section):
     )
     all_quantized: Annotated[Configurations, Option(also=("baselines",), value="FORMATS")] = Field(
         (),
-        description="more formats, of which only the all-quantized model is measured",
+        description="more formats, written so too, of which only the all-quantized model is "
+        "measured",
         examples=["mxfp4:even,nvfp4/w4a16"],
     )
     kv_cache: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (
@@ -234,20 +236,6 @@ class Question(Section):
         "costly units are known",
         examples=["10m", "half-width=2mnat", "best=10,within=3mnat,error=5%"],
     )
-
-    @property
-    def swept(self) -> list[tuple[BlockFormat, Operands]]:
-        """Formats and operands in which units are measured."""
-        return [(fmt, operands) for fmt in self.formats for operands in self.operands]
-
-    @property
-    def configurations(self) -> list[tuple[BlockFormat, Operands]]:
-        """Formats and operands whose all-quantized model is measured: the swept ones first."""
-        found = self.swept
-        for item in self.all_quantized:
-            own = (item.operands,) if item.operands else self.operands
-            found += [(item.format, operands) for operands in own]
-        return list(dict.fromkeys(found))
 
     def directions(self, level: Level | None) -> tuple[Direction, ...]:
         """The directions in which a level is swept: its own, or the study's; None: patterns."""

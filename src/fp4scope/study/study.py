@@ -4,7 +4,7 @@ A study plus a model plus a text decides every number in the results. It is froz
 built, refuses unknown keys, and is written to `study.yaml` beside what it produced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
 from fp4scope.study.words import Experts, Level, Method, More, Parts
+from fp4scope.treatments import Configuration, Setting
 
 STUDY_VERSION = 2
 
@@ -104,6 +105,21 @@ class Study(BaseModel):
         """Whether experts in one tensor are switched one by one."""
         swept = any(item.level is Level.EXPERTS for item in self.question.sweep)
         return swept or self.model.experts is Experts.SINGLE
+
+    @property
+    def swept(self) -> list[Setting]:
+        """The settings in which units are measured."""
+        return self._settings(self.question.formats)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Those whose all-quantized model is measured: the swept ones first."""
+        return self._settings((*self.question.formats, *self.question.all_quantized))
+
+    def _settings(self, named: Iterable[Configuration]) -> list[Setting]:
+        operands = [own.treated for own in self.question.operands]
+        amax = self.numerics.activation_scale.amax
+        return list(dict.fromkeys(s for one in named for s in one.settings(operands, amax)))
 
     @model_validator(mode="after")
     def _parts_alone(self) -> "Study":

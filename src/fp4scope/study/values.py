@@ -15,12 +15,12 @@ from fp4scope.formats import (
     BlockFormat,
     cache_format_name,
     get_cache_format,
-    get_format,
 )
 from fp4scope.study.given import Given, apart
 from fp4scope.study.given import listed as _listed
 from fp4scope.study.goals import Goal, parse_goal
 from fp4scope.study.words import Choice, Direction, Level, Method, Operands
+from fp4scope.treatments import Configuration
 
 _MOST_MEMORY = 2**63 - 1
 _MOST = 2**64 - 1
@@ -42,36 +42,6 @@ class Written:
 
         written = core_schema.plain_serializer_function_ser_schema(self.write)
         return core_schema.no_info_plain_validator_function(read, serialization=written)
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A format and what is quantized in it; None: what the study says."""
-
-    format: BlockFormat
-    operands: Operands | None = None
-
-    def __str__(self) -> str:
-        return self.format.name + (f"/{self.operands.value}" if self.operands else "")
-
-    @classmethod
-    def parse(cls, item: Any) -> "Configuration":  # noqa: ANN401
-        """What `nvfp4/w4a16` and `nvfp4` say.
-
-        Raises:
-            FormatError: An unknown format.
-            StudyError: Unknown operands.
-        """
-        name, slash, own = str(item).partition("/")
-        if not slash:
-            return cls(get_format(name))
-        known = Operands.find(own)
-        if known is None:
-            hint = nearest(own, Operands.words())
-            raise StudyError(
-                f"all_quantized: unknown operands {shown(own)} in {shown(item)}; {hint}"
-            )
-        return cls(get_format(name), known)
 
 
 @dataclass(frozen=True)
@@ -156,6 +126,11 @@ def _items(value: Any) -> Any:  # noqa: ANN401
     raise ValueError("give names with commas between them, or a list of names")
 
 
+def _configuration(item: Any) -> Configuration:  # noqa: ANN401
+    """A format, or what a name says."""
+    return Configuration(item, item) if isinstance(item, BlockFormat) else Configuration.parse(item)
+
+
 def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
     """What is given twice is one."""
     return tuple(dict.fromkeys(value))
@@ -203,14 +178,13 @@ Name = Annotated[
 Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
 Bytes = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(written_memory)]
 GoalText = Annotated[Goal, Written(_goal)]
-_Format = Annotated[BlockFormat, Written(get_format, lambda fmt: fmt.name)]
 CacheFormat = Annotated[BlockFormat, Written(get_cache_format, cache_format_name)]
-_Configuration = Annotated[Configuration, Written(Configuration.parse)]
+_Configuration = Annotated[Configuration, Written(_configuration)]
 _Swept = Annotated[Swept, Written(Swept.parse)]
 _ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
 
 Patterns = Annotated[tuple[Name, ...], _ITEMS, _ONCE, AfterValidator(_expressions)]
-Formats = Annotated[tuple[_Format, ...], _ITEMS, _ONCE, _some_of(FORMATS)]
+Formats = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE, _some_of(FORMATS)]
 Configurations = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE]
 Recipes = Annotated[
     tuple[Annotated[Given, Written(Given.parse)], ...],

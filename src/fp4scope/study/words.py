@@ -6,6 +6,7 @@ from typing import Any
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fp4scope.errors import nearest, shown
+from fp4scope.treatments import OPERANDS, Amax
 
 
 class Choice(str, Enum):
@@ -61,17 +62,14 @@ class Choice(str, Enum):
 class Operands(Choice):
     """What of a linear is quantized. The bits in the words are those of a 4-bit format."""
 
-    BOTH = "w4a4", "w6a6", "w8a8", "weights+activations"
-    WEIGHTS = "w4a16", "w6a16", "w8a16", "weights"
-    ACTIVATIONS = "w16a4", "w16a6", "w16a8", "activations"
+    BOTH = OPERANDS["WA"]
+    WEIGHTS = OPERANDS["W"]
+    ACTIVATIONS = OPERANDS["A"]
 
     @property
-    def weights(self) -> bool:
-        return self is not Operands.ACTIVATIONS
-
-    @property
-    def activations(self) -> bool:
-        return self is not Operands.WEIGHTS
+    def treated(self) -> str:
+        """As a setting names them: `WA`, `W` or `A`."""
+        return next(sides for sides, words in OPERANDS.items() if self.value in words)
 
 
 class Direction(Choice):
@@ -153,6 +151,12 @@ class ActivationScale(Choice):
     CALIBRATED = "calibrated", "static"
     BY_EXPERT = "by-expert", "by_expert"
     DYNAMIC = "dynamic"
+
+    @property
+    def amax(self) -> Amax:
+        """As a treatment names it."""
+        named = {"calibrated": Amax.CALIBRATED, "by-expert": Amax.EXPERT, "dynamic": Amax.WINDOW}
+        return named[self.value]
 
 
 class Switch(Choice):
