@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
-from fp4scope.deploy.palette import FULL_PRECISION, choices, name_of
+from fp4scope.deploy.palette import FULL_PRECISION, choices
 from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.errors import FormatError, StudyError
 from fp4scope.ledger import Results
@@ -63,8 +63,7 @@ def unmeasured(
     names = tuple(name for name in asked if name and name not in FULL_PRECISION)
     found = _effects(results, "kl")
     if found is None:
-        whole = (c.family.setting for c in results.contrasts if c.unit is None)
-        return names or tuple(dict.fromkeys(map(name_of, whole)))
+        return names or tuple(results.study["question"]["formats"])
     try:
         choices(palette, found.settings, serve_on)
     except FormatError:
