@@ -215,12 +215,13 @@ def test_the_next_step(known, tmp_path):
     def step(diagnosis):
         return " ".join(next_step(diagnosis, tmp_path / "out")).replace(str(tmp_path), "")
 
-    assert step(known()) == "fp4scope report /out --figures"
+    chosen = "fp4scope recommend --config /out/study.yaml --accept ppl<2% -o /out-recipe"
+    assert step(known()) == chosen
     unclear = noisy(known, 60)
-    assert step(unclear) == "fp4scope report /out --figures"  # no more windows in this text
+    assert step(unclear) == chosen  # no more windows in this text
     unclear.results.data["tokens_in_text"] = 11 * 50
     again = "fp4scope run --config /out/study.yaml"
     assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
-    results = known().results
-    results = rebuilt(results, (one for one in entries(results) if one.asked.level != "layers"))
-    assert step(Diagnosis(results)) == f"{again} --sweep projections,layers -o /out-layers"
+    barred = known()
+    barred.results.protocol["accept"] = ["kl<0.02"]
+    assert step(barred) == chosen.replace("ppl<2%", "kl<0.02")

@@ -4,7 +4,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,29 @@ _PALETTE = {"formats": "nvfp4,fp8"}
 _STATISTICS_SIZE = {"seq_len": 512, "windows": 64}
 
 
+def _accept(help: str) -> Option:
+    """A bar on what quantizing costs."""
+    more = "'ppl<2%', 'mnat<20', 'kl<0.02', 'top1>95%'; repeatable"
+    return Option(["--accept"], multiple=True, metavar="BAR", help=f"{help}: {more}")
+
+
 @command(
     lambda: [
         model_argument(required=False),
         out_option("Folder for the results  [default: fp4scope-MODEL]"),
+        _accept("Whether whole models meet it"),
         *whole_study(),
     ]
 )
-def run(out: Path | None, config: Path | None, **options: Any) -> None:  # noqa: ANN401
+def run(
+    out: Path | None,
+    config: Path | None,
+    accept: tuple[str, ...],
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Diagnose a model: formats, projections, layers, activations. A rerun goes on."""
     study = _study(options, config)
-    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model.name)}"))
+    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model.name)}"), accept)
 
 
 @command(lambda: [model_argument(required=False), *whole_study()])
@@ -102,15 +114,21 @@ def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
     lambda: [
         Argument(["out"], type=Path, help="A folder with results, as `run` leaves it"),
         Option(["--figures"], is_flag=True, help="Also the paper's figures, each as PDF and SVG"),
+        _accept("Whether whole models meet it, in place of the run's own bar"),
     ]
 )
-def report(out: Path, figures: bool) -> None:
+def report(out: Path, figures: bool, accept: tuple[str, ...]) -> None:
     """Write report.html, a page by itself, from results."""
+    from fp4scope.deploy.bar import parse_bar
     from fp4scope.diagnosis import load
     from fp4scope.report import write_report
 
     with _stoppable("the results are as they were"):
-        for path in write_report(load(out), out, with_figures=figures):
+        bars = [parse_bar(text).text for text in accept]
+        found = load(out)
+        if bars:
+            found.results.protocol["accept"] = bars
+        for path in write_report(found, out, with_figures=figures):
             print(visible(str(path)))
 
 
@@ -444,18 +462,20 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
-def _diagnose(study: Any, folder: Path) -> None:  # noqa: ANN401
+def _diagnose(study: Any, folder: Path, accept: Sequence[str] = ()) -> None:  # noqa: ANN401
     from fp4scope.cli.progress import Screen
     from fp4scope.cli.tables import print_diagnosis
+    from fp4scope.deploy.bar import parse_bar
     from fp4scope.preflight import check
 
     kept = f"what was measured is kept in {folder}; repeat the same command to go on"
     with _stoppable(kept), Screen() as screen:
+        bars = [parse_bar(text).text for text in accept]
         check(study, folder)
         screen.note("loading torch and the model ...")
         from fp4scope.conductor import run_study
 
-        diagnosis = run_study(study, output_dir=folder, progress=screen)
+        diagnosis = run_study(study, output_dir=folder, progress=screen, accept=bars)
     print_diagnosis(diagnosis)
 
 

@@ -9,6 +9,7 @@ from fp4scope.diagnosis import Diagnosis
 from fp4scope.formats import FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
+from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.designed import about_designed
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
@@ -86,15 +87,21 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         say(out, labels.ESTIMATES_MEAN, style="dim")
     out.print()
     for line in (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis)):
-        say(out, f"- {line}", style="bold", hang="  ")
-    if prior := results.model["prior_quantization"]:
-        say(
-            out,
-            f"These weights were quantized before ({prior}): the reference is the dequantized "
-            "file, and FP4 comes on top of that.",
-            style="bold",
-        )
+        say(out, f"- {line}", hang="  ")
+    print_answer(out, diagnosis)
     _further(out, diagnosis)
+
+
+def print_answer(out: Console, found: Findings) -> None:
+    """Which format, whether it meets the bar, what to keep, and what to distrust."""
+    said = answer(found)
+    out.print()
+    show(out, in_grid(said.table))
+    points = [*said.points, *([(DISTRUST, said.caveats)] if said.caveats else [])]
+    for question, lines in points:
+        say(out, f"\n{question}", style="bold")
+        for line in lines:
+            say(out, f"- {line}", hang="  ")
 
 
 def _files(out: Console, diagnosis: Diagnosis) -> None:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -36,6 +36,7 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.data import WindowSet, evaluation_text, evaluation_windows
+from fp4scope.deploy.bar import parse_bar
 from fp4scope.design import keys_of
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
@@ -65,6 +66,7 @@ def diagnose(
     output_dir: str | Path | None = None,
     tokenizer: Any = None,  # noqa: ANN401
     progress: Listener | None = None,
+    accept: str | Sequence[str] = (),
     **options: Any,  # noqa: ANN401
 ) -> Diagnosis:
     """Measure what FP4 does to a causal language model.
@@ -75,6 +77,7 @@ def diagnose(
             study goes on where it stopped. None writes nothing.
         tokenizer: For a model in memory: its tokenizer.
         progress: Called as the work goes on.
+        accept: Bars that reports hold whole models against, such as `ppl<2%`.
         options: Any field of `fp4scope.study.Study`: `formats`, `windows`, `seq_len`, `text`,
             `sweep`, `direction`, `operands`, `method`, `device`, `dtype` and so on.
 
@@ -94,7 +97,7 @@ def diagnose(
         if tokenizer is not None:
             raise StudyError("tokenizer goes with a model in memory; a name brings its own")
         study = Study.build(model=str(model), **options)
-        return run_study(study, output_dir=output_dir, progress=progress)
+        return run_study(study, output_dir=output_dir, progress=progress, accept=accept)
     if tokenizer is None:
         raise StudyError("a model in memory needs its tokenizer: diagnose(model, tokenizer=...)")
     if given := {"device", "dtype", "revision"} & flatten(options).keys():
@@ -114,7 +117,9 @@ def diagnose(
             single=study.single_experts,
             more=study.more_sites,
         )
-        return run_study(study, output_dir=output_dir, progress=progress, loaded=loaded)
+        return run_study(
+            study, output_dir=output_dir, progress=progress, loaded=loaded, accept=accept
+        )
 
 
 def run_study(
@@ -124,16 +129,18 @@ def run_study(
     progress: Listener | None = None,
     loaded: LoadedModel | None = None,
     calibration: WindowSet | None = None,
+    accept: str | Sequence[str] = (),
 ) -> Diagnosis:
     """`diagnose` for a study that is built already; it may bring windows to calibrate on."""
     tell = progress or (lambda event: None)
+    bars = [parse_bar(text).text for text in ([accept] if isinstance(accept, str) else accept)]
     check(study, output_dir, in_memory=loaded is not None)
     if loaded is None:
         resolve_device(study.numerics.device)
     if output_dir is not None:
-        return _run_in(study, Path(output_dir), tell, loaded, calibration, keep=True)
+        return _run_in(study, Path(output_dir), tell, loaded, calibration, bars, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
-        return _run_in(study, Path(folder), tell, loaded, calibration, keep=False)
+        return _run_in(study, Path(folder), tell, loaded, calibration, bars, keep=False)
 
 
 @contextmanager
@@ -188,6 +195,7 @@ def _run_in(
     tell: Listener,
     loaded: LoadedModel | None,
     calibration: WindowSet | None,
+    bars: Sequence[str],
     *,
     keep: bool,
 ) -> Diagnosis:
@@ -221,7 +229,7 @@ def _run_in(
         inputs = calibrated(prepared, log, tell)
         environment = environment_of(loaded)
         sessions(log, environment, tell)
-        found = _Findings(study, prepared, log, stopping, environment, inputs)
+        found = _Findings(study, prepared, log, stopping, environment, inputs, bars)
         injector = Injector(
             loaded.model, inputs["amax"], inputs.get("by_expert"), loaded.layout.parts
         )
@@ -250,6 +258,7 @@ class _Findings:
     stopping: Stopping
     environment: dict[str, Any]
     inputs: dict[str, Any]
+    accept: Sequence[str]
 
     def results(self, wanted: Iterable[Key]) -> Results:
         """Results as the log is now.
@@ -275,7 +284,8 @@ class _Findings:
                 "stopping": self.stopping.to_json(self.log, len(prepared.windows)),
                 "self_check": notes.get("self_check"),
                 "notes": notes.get("notes", []),
-            },
+            }
+            | ({"accept": list(self.accept)} if self.accept else {}),
             environment=self.environment | {"wall_s": self.log.wall_s},
             sites=prepared.loaded.layout.sites,
             contrasts=prepared.design.contrasts,

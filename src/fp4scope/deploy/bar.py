@@ -1,12 +1,13 @@
 """The bar that a user sets: how far a quantized model may be from the full-precision one."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from math import log1p
 
 from fp4scope.errors import StudyError, nearest, shown
+from fp4scope.stats import Estimate
 
 EXAMPLES = "ppl<2%, mnat<20, kl<0.02 or top1>95%"
 
@@ -90,6 +91,20 @@ def parse_bar(text: str) -> Bar:
     limit = {"ppl": log1p, "mnat": lambda v: v / 1000}.get(name, float)(value)
     measure = {"ppl": "nll", "mnat": "nll"}.get(name, name)
     return Bar(measure, limit, f"{name}{sign}{number}{percent}")
+
+
+def verdict(bars: Iterable[Bar], found: Mapping[str, Estimate]) -> Verdict:
+    """Of all bars together: met where each is, missed where one is.
+
+    Args:
+        bars: They.
+        found: By measure: `nll` and `kl` above the full-precision model, `top1` as a share.
+    """
+    each = {bar.verdict(found[bar.measure].low, found[bar.measure].high) for bar in bars}
+    for one in (Verdict.MISSED, Verdict.UNDECIDED):
+        if one in each:
+            return one
+    return Verdict.MET
 
 
 def with_companions(bars: Iterable[Bar]) -> list[Bar]:

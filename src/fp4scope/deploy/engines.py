@@ -90,14 +90,18 @@ def _plain(name: str) -> str:
 
 
 class Verdict(NamedTuple):
-    """Whether an engine loads something, and what to know of it."""
+    """Whether an engine loads something, and what to know of it.
+
+    `gpus` are those on which it does what it loads, nothing else; all where that is empty.
+    """
 
     loads: bool
     remark: str = ""
+    gpus: str = ""
 
 
 _YES = Verdict(True)
-_HOPPER = Verdict(True, "below sm100 the weight alone is quantized (Marlin)")
+_HOPPER = Verdict(True, "below sm100 the weight alone is quantized (Marlin)", "sm100 on")
 _NO_MODELOPT = Verdict(False, "transformers has no reader of ModelOpt's checkpoints")
 _ONLY_NVFP4 = Verdict(False, "of dense FP4 linears only NVFP4 is loaded")
 _NVFP4, _MXFP4, _MXFP8 = Form("nvfp4", "nvfp4"), Form("mxfp4", "mxfp4"), Form("mxfp8", "mxfp8")
@@ -120,7 +124,9 @@ _COMPRESSED: _Facts = {
         "hf": _YES,
     },
     Form("mxfp4"): {
-        "vllm": Verdict(True, "from sm100 on inputs are quantized to MXFP4 all the same"),
+        "vllm": Verdict(
+            True, "from sm100 on inputs are quantized to MXFP4 all the same", "below sm100"
+        ),
         "sglang": _ONLY_NVFP4,
         "trtllm": _YES,
         "hf": _YES,

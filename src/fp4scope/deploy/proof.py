@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fp4scope.deploy.bar import Bar, Verdict
+from fp4scope.deploy.bar import Bar, Verdict, verdict
 from fp4scope.deploy.decide import Decision
 from fp4scope.design import NOTHING
 from fp4scope.ledger import Results
@@ -27,11 +27,7 @@ class Measured:
 
     def verdict(self, bars: Sequence[Bar]) -> Verdict:
         """Of all bars together: met where each is, missed where one is."""
-        found = {bar.verdict(f.low, f.high) for bar in bars for f in [self.found[bar.measure]]}
-        for one in (Verdict.MISSED, Verdict.UNDECIDED):
-            if one in found:
-                return one
-        return Verdict.MET
+        return verdict(bars, self.found)
 
     @property
     def is_as_predicted(self) -> bool:

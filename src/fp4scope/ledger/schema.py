@@ -281,6 +281,7 @@ class ProtocolSection(TypedDict, total=False):
     sessions: list[Session]
     shapes: list[ShapeFields]
     stopping: Stopping | None
+    accept: list[Text]
     self_check: SelfCheckFields | None
     notes: list[Text]
 

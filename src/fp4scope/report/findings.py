@@ -3,7 +3,12 @@
 from functools import cached_property
 
 from fp4scope import stats
+from fp4scope.deploy.bar import Bar, parse_bar, with_companions
+from fp4scope.deploy.decide import Decision
+from fp4scope.deploy.found import decider
+from fp4scope.errors import StudyError
 from fp4scope.ledger import Results
+from fp4scope.stats import Whole
 from fp4scope.table import Table
 
 
@@ -67,6 +72,29 @@ class Findings:
     def given(self) -> Table:
         """Recipes that were measured as wholes: what each costs and stores."""
         return stats.given_table(self.results)
+
+    @cached_property
+    def wholes(self) -> list[Whole]:
+        """Every whole model that was measured, with what it costs and stores."""
+        return stats.wholes(self.results)
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        """What the study was to meet, with the bars that come with these."""
+        return with_companions(map(parse_bar, self.results.protocol.get("accept") or ()))
+
+    @cached_property
+    def front(self) -> list[Decision]:
+        """Recipes by size, each of least predicted KL; none where effects of units are unknown."""
+        try:
+            return decider(self.results).front()
+        except StudyError:
+            return []
+
+    @cached_property
+    def savings(self) -> Table:
+        """What keeping each unit that engines have saves, beside what it stores more."""
+        return stats.saving_table(self.results)
 
     @cached_property
     def effects(self) -> Table:

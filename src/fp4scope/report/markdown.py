@@ -1,10 +1,13 @@
 """`report.md`: the study in words and tables, from a template."""
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from fp4scope.ledger import require_reported
 from fp4scope.names import markdown as escaped
 from fp4scope.report import labels
+from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
 from fp4scope.report.figures import figure_names
@@ -16,7 +19,7 @@ from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, against_each_other, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN, groups, lowering
-from fp4scope.report.sentences import agreements, headlines, neighbour_line
+from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import MIN_WINDOWS
 
@@ -45,6 +48,9 @@ def markdown(found: Findings) -> str:
         protocol=results.protocol,
         environment=results.environment,
         study=results.study,
+        answer=answer(found),
+        DISTRUST=DISTRUST,
+        next=_Safe(escaped(shlex.join(next_step(found, Path("OUT"))))),
         headlines=headlines(found),
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",

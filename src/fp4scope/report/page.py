@@ -16,11 +16,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fp4scope.ledger import require_reported
 from fp4scope.names import visible
 from fp4scope.report import labels, sections
+from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
 from fp4scope.report.findings import Findings
@@ -31,7 +33,7 @@ from fp4scope.report.render import as_html
 from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
-from fp4scope.report.sentences import agreements, headlines, neighbour_line, sums
+from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step, sums
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.stats import MIN_WINDOWS, hypotheses
 
@@ -72,6 +74,9 @@ def page(found: Findings) -> str:
         windows=windows_measured(results),
         intervals=intervals_used(results),
         min_windows=MIN_WINDOWS,
+        answer=answer(found),
+        DISTRUST=DISTRUST,
+        next=shlex.join(next_step(found, Path("OUT"))),
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=list(sections.costs(found)),
         compared=[*given_recipes(found), *sections.against_each_other(found)],

@@ -7,7 +7,8 @@ from typing import Any
 
 from fp4scope.ledger import Results
 from fp4scope.report.axes import step_below
-from fp4scope.stats import windows_for
+from fp4scope.report.numbers import number
+from fp4scope.stats import MIN_WINDOWS, windows_for
 from fp4scope.table import Interval
 
 USUAL = 5.0
@@ -47,6 +48,20 @@ def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolutio
     needed = _rounded_up(windows_for(half, windows, target, anytime=results.anytime))
     available = results.data["tokens_in_text"] // results.data["seq_len"]
     return Resolution(half, windows, target, needed, available)
+
+
+def short_of(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
+    """How little these units are known, and how many windows would do."""
+    known = resolution(results, rows)
+    if known is None:
+        windows = rows[0]["windows"]
+        return f": {windows} windows are too few for intervals ({MIN_WINDOWS} or more)"
+    line = f": ±{number(known.half)} millinats on {known.windows} windows"
+    if known.needed > known.windows:
+        line += f"; about {known.needed:,} would give ±{known.target:g}"
+    if known.needed > known.available:
+        line += f" (this text has {known.available:,})"
+    return line
 
 
 def _rounded_up(count: int) -> int:

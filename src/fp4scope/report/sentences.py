@@ -9,7 +9,7 @@ from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import interval, number, percent, relative
-from fp4scope.report.resolution import resolution
+from fp4scope.report.resolution import resolution, short_of
 from fp4scope.report.selection import groups, is_measured, lowering, sole_precision, swept
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
 from fp4scope.table import Interval, Table
@@ -32,7 +32,7 @@ def headlines(found: Findings, *, short: bool = False) -> list[str]:
         *_format_lines(found),
         *_operand_lines(found),
         *_rule_lines(found),
-        *_projection_lines(found),
+        *projection_lines(found),
         *(_significant_layers(found) if short else layers),
     ]
     only = sole_precision(found)
@@ -85,7 +85,7 @@ def _rule_lines(found: Findings) -> list[str]:
     ]
 
 
-def _projection_lines(found: Findings) -> list[str]:
+def projection_lines(found: Findings) -> list[str]:
     """Which projection saves most when it is kept under each format, if that can be told."""
     said = []
     for group, rows in groups(found.projections):
@@ -94,7 +94,7 @@ def _projection_lines(found: Findings) -> list[str]:
         start = f"Under {_under(group)}, "
         known = [row for row in rows if significant(row)]
         if not known or known[0]["delta_nll"] <= 0:
-            said.append(f"{start}no projection can be singled out{_short_of(found, rows)}.")
+            said.append(f"{start}no projection can be singled out{short_of(found.results, rows)}.")
         else:
             said.append(start + _singled_out(known, rows))
     return said
@@ -115,20 +115,6 @@ def _singled_out(known: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str,
     return f"{line}; not significant: {', '.join(others)}." if others else f"{line}."
 
 
-def _short_of(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
-    """How little these units are known, and how many windows would do."""
-    known = resolution(found.results, rows)
-    if known is None:
-        windows = rows[0]["windows"]
-        return f": {windows} windows are too few for intervals ({MIN_WINDOWS} or more)"
-    line = f": ±{number(known.half)} millinats on {known.windows} windows"
-    if known.needed > known.windows:
-        line += f"; about {known.needed:,} would give ±{known.target:g}"
-    if known.needed > known.available:
-        line += f" (this text has {known.available:,})"
-    return line
-
-
 def _significant_layers(found: Findings) -> list[str]:
     """How many layers are significant, of all formats and directions, in one sentence."""
     tested = _tested(found.layers)
@@ -139,7 +125,7 @@ def _significant_layers(found: Findings) -> list[str]:
         for group, rows in tested
     ]
     every = [row for _, rows in tested for row in rows]
-    more = "" if any(map(significant, every)) else _short_of(found, every)
+    more = "" if any(map(significant, every)) else short_of(found.results, every)
     return [f"Significant layers: {', '.join(counts)}{more}."]
 
 
@@ -159,9 +145,16 @@ def next_step(found: Findings, folder: Path) -> list[str]:
         if min(needed, available) > measured:
             windows = str(min(needed, available))
             return [*again, "--windows", windows, "-o", f"{folder}-{windows}-windows"]
-    if not found.layers:
-        return [*again, "--sweep", "projections,layers", "-o", f"{folder}-layers"]
-    return ["fp4scope", "report", str(folder), "--figures"]
+    accept = [word for bar in _bars(found) for word in ("--accept", bar)]
+    if found.front:
+        return ["fp4scope", "recipe", str(folder), *accept]
+    study = ["--config", str(folder / "study.yaml")]
+    return ["fp4scope", "recommend", *study, *accept, "-o", f"{folder}-recipe"]
+
+
+def _bars(found: Findings) -> Sequence[str]:
+    """Those of the study, as they were written; without any a usual one."""
+    return found.results.protocol.get("accept") or ("ppl<2%",)
 
 
 def sums(found: Findings) -> list[str]:

@@ -25,6 +25,7 @@ from fp4scope.stats.findings.routing import (
     routing_table,
     seen_table,
 )
+from fp4scope.stats.findings.savings import Kept, kept, saves, saving_table
 from fp4scope.stats.findings.singles import SingleEffects, single_effects
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,
@@ -37,6 +38,7 @@ from fp4scope.stats.findings.units import (
     unit_table,
 )
 from fp4scope.stats.findings.verdicts import Column, Form, Hypothesis, Verdict
+from fp4scope.stats.findings.wholes import Whole, sizes_known, wholes
 from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.agreement import agreement, spearman
 from fp4scope.stats.inference.decisions import BestSearch, Fate, search

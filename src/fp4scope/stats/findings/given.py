@@ -26,11 +26,13 @@ class Size:
         bits: For each weight that can be quantized, block scales included.
         model_bits: For each parameter, embeddings, head and norms among them.
         bytes: Of the whole checkpoint; None where the number of parameters is not known.
+        linear_bytes: Of what can be quantized.
     """
 
     bits: float
     model_bits: float | None
     bytes: float | None
+    linear_bytes: float
 
 
 def size(results: Results, recipe: Recipe) -> Size:
@@ -38,11 +40,11 @@ def size(results: Results, recipe: Recipe) -> Size:
     sites = [site for site in results.sites if site.is_linear]
     bits = recipe.average_bits(sites)
     parameters = results.model.get("parameters")
-    if parameters is None:
-        return Size(bits, None, None)
     own = sum(site.parameters for site in sites)
+    if parameters is None:
+        return Size(bits, None, None, bits * own / 8)
     stored = bits * own + FULL_PRECISION_BITS * (parameters - own)
-    return Size(bits, stored / parameters, stored / 8)
+    return Size(bits, stored / parameters, stored / 8, bits * own / 8)
 
 
 def given_table(results: Results) -> Table:

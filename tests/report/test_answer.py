@@ -1,0 +1,217 @@
+"""The answer: which format, whether it meets the bar, what to keep, what to distrust."""
+
+import re
+
+import numpy as np
+import pytest
+
+from asking import REFERENCE, all_quantized, entries, fused_model, rebuilt
+from fp4scope.deploy.exactly import exactly
+from fp4scope.design import Unit, of_units, setting_of, whole
+from fp4scope.diagnosis import Diagnosis
+from fp4scope.formats import get_format
+from fp4scope.ledger import Ledger, Results
+from fp4scope.recipes import Recipe
+from fp4scope.report.answer import answer
+from fp4scope.stats import kept, saving_table
+from fp4scope.study import Direction, Operands
+from fp4scope.treatments import Setting
+
+FLIPS = np.array([0.001, -0.001] * 4)
+
+
+@pytest.fixture
+def models(observe, results):
+    """`models({(format, precision): (nats, KL)})`: a study of whole models with these costs."""
+
+    def build(costs, accept=()):
+        text = np.random.default_rng(0).normal(3, 0.1, 8)
+        found = [
+            observe(all_quantized(*name), text + nats + FLIPS, kl=kl)
+            for name, (nats, kl) in costs.items()
+        ]
+        study = results(observe(REFERENCE, text), *found)
+        study.protocol["accept"] = list(accept)
+        study.data |= {"windows": 8}
+        return Diagnosis(study)
+
+    return build
+
+
+def said(diagnosis, question):
+    return dict(answer(diagnosis).points).get(question, [])
+
+
+COSTS = {
+    ("nvfp4", "W4A4"): (0.03, 0.04),
+    ("nvfp4:4over6", "W4A4"): (0.025, 0.03),
+    ("nvfp4", "W4A16"): (0.01, 0.012),
+    ("mxfp4:floor", "W4A4"): (0.3, 0.4),
+    ("mxfp4:even", "W4A4"): (0.1, 0.11),
+}
+
+
+def test_whole_models_stand_in_the_order_of_their_cost(models):
+    table = answer(models(COSTS)).table
+    names = [(row[0].text, row[1].text) for row in table.rows]
+    assert names[1:] == [
+        ("nvfp4", "W4A16"), ("nvfp4:4over6", "W4A4"), ("nvfp4", "W4A4"),
+        ("mxfp4:even", "W4A4"), ("mxfp4:floor", "W4A4"),
+    ]  # fmt: skip
+    for row, whole_model in zip(table.rows, models(COSTS).wholes, strict=True):
+        if not whole_model.is_full_precision:
+            assert row[2].value == pytest.approx(100 * np.expm1(whole_model.costs["nll"].mean))
+        assert row[3].value == whole_model.costs["top1"].mean
+
+
+def test_the_cheapest_is_named_and_what_engines_serve(models):
+    both, alone, rules = said(models(COSTS), "Which format?")
+    assert both.startswith("Weights with activations: nvfp4:4over6 W4A4 costs least, +2.53% of ")
+    assert "No engine serves that as measured; the cheapest that one does is nvfp4 W4A4" in both
+    assert alone.startswith("Weights alone: nvfp4 W4A16 costs +1.01% of perplexity [")
+    assert rules.startswith("MXFP4 (W4A4) costs +10.52% with even, the rule of vLLM")
+    assert rules.endswith("+34.99% with floor, the rule of the MX specification and the paper.")
+
+
+def test_the_bar_is_met_missed_or_undecided(models):
+    (line,) = said(models(COSTS, ["ppl<5%"]), "Ship?")
+    assert line.startswith("ppl<5% and kl<0.04879: met by nvfp4:4over6 W4A4 (4.50 bits; +2.53%")
+    assert "as engines serve it by nvfp4 W4A4" in line
+    (line,) = said(models(COSTS, ["ppl<0.5%"]), "Ship?")
+    assert line == "ppl<0.5% and kl<0.004988: not met by anything measured."
+    table = answer(models(COSTS, ["ppl<5%"])).table
+    bar = [column.label for column in table.columns].index("meets ppl<5% and kl<0.04879")
+    assert [row[bar].text for row in table.rows] == ["", "met", "met", "met", "missed", "missed"]
+
+
+def test_an_interval_across_the_bar_decides_nothing(models):
+    (line,) = said(models({("nvfp4", "W4A4"): (0.0200, 0.001)}, ["mnat<20"]), "Ship?")
+    assert "undecided for nvfp4 W4A4: an interval crosses the bar. Measure more windows." in line
+
+
+def test_a_loss_that_hides_a_distance_meets_no_bar(models):
+    (line,) = said(models({("nvfp4", "W4A4"): (0.001, 0.3)}, ["ppl<5%"]), "Ship?")
+    assert "not met by anything measured. On perplexity alone nvfp4 W4A4 does" in line
+    assert line.endswith("its KL is 0.300, and the bar's kl<0.04879.")
+
+
+def test_without_a_bar_each_usual_one_has_its_answer(models):
+    lines = said(models(COSTS), "Ship?")
+    assert [line.split(": ")[0] for line in lines[:-1]] == ["ppl<1%", "ppl<2%", "ppl<5%, ppl<10%"]
+    assert "met by nvfp4 W4A16" in lines[1]
+
+
+def test_few_windows_decide_nothing(models):
+    diagnosis = models(COSTS)
+    results = rebuilt(
+        diagnosis.results, (one.without(range(3, 8)) for one in entries(diagnosis.results))
+    )
+    results.data["windows"] = 3
+    few = Diagnosis(results)
+    assert said(few, "Ship?") == [
+        "3 windows are too few to decide on any bar: 8 or more have intervals."
+    ]
+    assert answer(few).caveats[0].startswith("3 windows are too few for an interval.")
+
+
+@pytest.mark.parametrize(
+    ("setting", "engines"),
+    [
+        ("nvfp4", {"vllm", "sglang", "trtllm"}), ("nvfp4:4over6", set()),
+        ({"weight": "nvfp4:4over6"}, {"vllm", "sglang", "trtllm"}),
+        ("nvfp4:4over6/nvfp4", {"vllm", "sglang", "trtllm"}),
+        ("mxfp4:even", {"vllm"}), ("mxfp4:floor", set()), ("mxfp4:rceil", set()),
+        ({"weight": "nvfp4", "input": {"format": "nvfp4", "amax": "window"}}, set()),
+        ({"input": "nvfp4"}, set()), ("hif4", set()),
+    ],
+)  # fmt: skip
+def test_an_engine_serves_what_its_kernels_do(setting, engines):
+    assert set(exactly(Recipe(Setting.from_json(setting)))) == engines
+
+
+SITES = fused_model(2)
+NVFP4 = setting_of(get_format("nvfp4"), Operands.BOTH)
+
+
+@pytest.fixture
+def layered(observe):
+    """Two blocks of q, k, o and up; `layered({projection: millinats saved in each block})`."""
+
+    def build(saved, noise=0.1):
+        rng = np.random.default_rng(0)
+        text, contrasts, ledger = rng.normal(3, 0.1, 8), [whole(NVFP4)], Ledger()
+        base = 0.05
+
+        def put(recipe, nll, kl):
+            for window in range(8):
+                ledger.open(recipe).put(
+                    window, 0, 10, {"nll": 10 * nll[window], "kl": 10 * kl, "top1": 9}
+                )
+
+        put(Recipe(), text, 0.0)
+        put(contrasts[0].own, text + base, base)
+        for site in SITES:
+            names = frozenset([site.key])
+            unit = Unit("layers", site.projection, site.block, names)
+            [contrast] = of_units([unit], NVFP4, Direction.KEEP)
+            contrasts.append(contrast)
+            nats = 1e-3 * saved.get(site.projection, 0.0)
+            put(
+                contrast.own,
+                text + base - nats + noise * FLIPS * rng.uniform(0.9, 1.1),
+                base - nats,
+            )
+        return Results(
+            study={"model": {"name": "m"}}, model={"name": "m", "parameters": 1000},
+            data={"windows": 8, "seq_len": 11, "tokens_in_text": 88, "source": "s"},
+            protocol={}, environment={}, sites=SITES, contrasts=contrasts, ledger=ledger,
+        )  # fmt: skip
+
+    return build
+
+
+def test_savings_are_sums_of_what_engines_have_as_one(layered):
+    table = saving_table(layered({"self_attn.q_proj": 2, "self_attn.k_proj": 3, "mlp.up_proj": 1}))
+    rows = {(row["unit"], row["block"]): row for row in table}
+    qk = rows["self_attn.q_proj+k_proj", 0]
+    assert qk["delta_nll"] == pytest.approx(5e-3, abs=2e-4)
+    assert qk["added"] == 2
+    assert qk["bytes_kept"] == 32 * (16 - 4.5) / 8
+    assert qk["bits_kept"] == (16 * (1000 - 128) + 4.5 * (128 - 32) + 16 * 32) / 1000
+    assert qk["nll_per_mb"] == pytest.approx(qk["delta_nll"] / (qk["bytes_kept"] / 1e6))
+    assert [row["nll_per_mb"] for row in table] == sorted(
+        (row["nll_per_mb"] for row in table), reverse=True
+    )
+
+
+def test_the_cheapest_repair_is_the_one_with_most_for_a_byte(layered):
+    diagnosis = Diagnosis(layered({"self_attn.q_proj": 2, "mlp.up_proj": 1.8}))
+    line = said(diagnosis, "Keep what?")[0]
+    best = next(row for row in diagnosis.savings if row["p_holm"] <= 0.05)
+    assert best["unit"] == "mlp.up_proj"
+    assert line.startswith(f"nvfp4 W4A4: keep mlp.up_proj of block {best['block']}: saves +1.8")
+    assert "for 0.000023 MB more" in line
+
+
+def test_nothing_is_kept_where_nothing_is_significant(layered):
+    diagnosis = Diagnosis(layered({}, noise=20))
+    (line,) = said(diagnosis, "Keep what?")
+    assert re.match(
+        r"nvfp4 W4A4: no unit can be singled out: ±\d+\.\d+ millinats on 8 windows", line
+    )
+
+
+def test_an_implausible_reference_is_told(models):
+    assert not answer(models(COSTS)).caveats
+    diagnosis = models(COSTS)
+    found = entries(diagnosis.results)
+    for one in found:
+        one.nll = [nll + 10.0 for nll in one.nll]  # ten tokens: exp(4)
+    (line,) = answer(Diagnosis(rebuilt(diagnosis.results, found))).caveats
+    assert line.startswith("The full-precision model's own perplexity is 5")
+
+
+def test_kept_sites_store_what_full_precision_takes():
+    study = Results(study={}, model={}, data={}, protocol={}, environment={}, sites=SITES)
+    assert kept(study, NVFP4, list(SITES)[:1]).bytes == 16 * 11.5 / 8
+    assert kept(study, NVFP4, SITES).bits is None
