@@ -7,14 +7,13 @@ import pytest
 
 from asking import REFERENCE, all_quantized, entries, fused_model, rebuilt
 from fp4scope.deploy.exactly import exactly
-from fp4scope.design import Unit, of_units, setting_of, whole
+from fp4scope.design import Unit, of_units, whole
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.formats import get_format
 from fp4scope.ledger import Ledger, Results
 from fp4scope.recipes import Recipe
 from fp4scope.report.answer import answer
 from fp4scope.stats import kept, saving_table
-from fp4scope.study import Direction, Operands
+from fp4scope.study import Direction
 from fp4scope.treatments import Setting
 
 FLIPS = np.array([0.001, -0.001] * 4)
@@ -130,7 +129,7 @@ def test_an_engine_serves_what_its_kernels_do(setting, engines):
 
 
 SITES = fused_model(2)
-NVFP4 = setting_of(get_format("nvfp4"), Operands.BOTH)
+NVFP4 = Setting.from_json("nvfp4")
 
 
 @pytest.fixture
