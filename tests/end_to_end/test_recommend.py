@@ -7,9 +7,16 @@ import shutil
 import pytest
 
 import fp4scope as package
+from fp4scope.deploy import moves
+from fp4scope.deploy.proof import Measured
 from fp4scope.deploy.written import WrittenRecipe
 
-BASE = {"--seq-len": 32, "--calibration-windows": 8, "--calibration-seq-len": 32}
+BASE = {
+    "--design-runs": 36,
+    "--seq-len": 32,
+    "--calibration-windows": 8,
+    "--calibration-seq-len": 32,
+}
 
 
 @pytest.fixture
@@ -120,6 +127,36 @@ def test_a_run_that_was_stopped_is_finished_and_measured_on_windows_that_it_has_
         part.data["calibration"]["sha256"] for part in (package.load(run).results, *parts)
     ]
     assert len(set(calibrated)) == 1
+
+
+def test_where_predictions_fail_recipes_are_changed_as_measured_and_not_recommended(
+    run, fp4scope, monkeypatch
+):
+    monkeypatch.setattr(Measured, "is_as_predicted", property(lambda _: False))
+    monkeypatch.setattr(moves, "PASSES", 2)
+    code, shown, _ = fp4scope("recommend", run, "--max-bits", 9)
+    assert code == 1
+    said = " ".join(shown.split())
+    assert "the prediction of the choice failed: effects do not add up" in said
+    assert "No recommendation" in said
+    assert "Next:" not in said
+    held = WrittenRecipe.read(run / "recipe.yaml")
+    assert held.numbers["measured"]["recommended"] is False
+    searched = held.numbers["searched"]
+    passes = [package.load(folder).results for folder in sorted(run.glob("refine-*"))]
+    assert len(passes) == searched["passes"]
+    assert sum(len(one.given) for one in passes) == searched["moves"]
+    windows = {one.data["sha256"] for one in passes}
+    assert windows == {package.load(run / "refine").results.data["sha256"]}
+    # What was measured on refine is what is expected of it.
+    (own,) = {
+        row["kl"]
+        for one in [package.load(run / "refine"), *map(package.load, run.glob("refine-*"))]
+        for row in one.given
+        if one.results.given[row["recipe"]] == held.recipe
+    }
+    assert held.numbers["predicted_nats_per_token"]["kl"]["mean"] == own
+    assert own == searched["kl_after"] <= searched["kl_before"]
 
 
 def test_effects_that_a_run_lacks_are_measured_beside_it(run, fp4scope, tmp_path):

@@ -211,13 +211,14 @@ def recommend(
     if model is not None and config is None and _is_run(model):
         folder = out or Path(model)
         with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
-            print_going_on(Path(model), folder, bound, palette, serve_on, _given(options))
-        return
+            found = print_going_on(Path(model), folder, bound, palette, serve_on, _given(options))
+        sys.exit(0 if found else 1)
     options = {"model": model} | options
     study = _study((_PALETTE if config is None else {}) | _given(options), config)
     folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
     with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
-        print_recommendation(study, folder, bound, palette, serve_on)
+        found = print_recommendation(study, folder, bound, palette, serve_on)
+    sys.exit(0 if found else 1)
 
 
 def _is_run(path: str) -> bool:

@@ -13,7 +13,7 @@ from fp4scope.deploy.proof import Measured
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number, share
 from fp4scope.report.section import Cell, Column, Section, naming
-from fp4scope.stats import Estimate
+from fp4scope.stats import Estimate, Size
 from fp4scope.study import Study
 
 if TYPE_CHECKING:
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 
 def print_recommendation(
     study: Study, folder: Path, bound: Bound, palette: str | None, serve_on: str | None
-) -> None:
-    """Run, decide, measure, show and write."""
+) -> bool:
+    """Run, decide, measure, show and write.
+
+    Returns:
+        Whether there is a recommendation.
+    """
     with Screen() as screen:
         screen.note("loading torch and the model ...")
         from fp4scope.conductor.recommendation import recommend
 
         found = recommend(study, folder, bound, palette=palette, serve_on=serve_on, progress=screen)
-    _show(found, folder, bound)
+    _show(found, folder)
+    return found.is_recommended
 
 
 def print_going_on(
@@ -39,7 +44,7 @@ def print_going_on(
     palette: str | None,
     serve_on: str | None,
     options: Mapping[str, Any],
-) -> None:
+) -> bool:
     """The same from a run that is there: run what is missing."""
     with Screen() as screen:
         screen.note("loading torch and the model ...")
@@ -54,34 +59,31 @@ def print_going_on(
             progress=screen,
             options=options,
         )
-    _show(found, folder, bound)
+    _show(found, folder)
+    return found.is_recommended
 
 
-def _show(found: "Recommendation", folder: Path, bound: Bound) -> None:
+def _show(found: "Recommendation", folder: Path) -> None:
     out = console()
-    show(out, in_grid(decision_section(found.decider, found.chosen.decision)))
-    out.print()
-    show(
-        out,
-        in_grid(
-            proof_section("Measured on the windows that it was taken on", found.refined, bound.bars)
+    tables = [
+        decision_section(found.decider, found.chosen.decision),
+        proof_section("Measured on the windows of refine", found.refined, found.bars),
+        proof_section(
+            "Measured on windows that nothing was chosen on", found.certified, found.bars
         ),
-    )
-    out.print()
-    title = "Measured on windows that nothing was chosen on"
-    show(out, in_grid(proof_section(title, found.certified, bound.bars)))
-    say(
-        out,
-        f"Intervals of the last table hold for its {len(found.certified)} recipes at once.",
-        style="dim",
-    )
-    out.print()
-    for line in verdict_lines(found.chosen, found.verdict, bound.bars):
+    ]
+    for section in tables:
+        show(out, in_grid(section))
+        out.print()
+    count = len(found.certified)
+    say(out, f"Intervals of the last table hold for its {count} recipes at once.", style="dim")
+    for line in verdict_lines(found):
         say(out, f"- {line}", style="bold", hang="  ")
     path = folder / "recipe.yaml"
     out.print(f"\nWritten: {path}", soft_wrap=True)
-    export = ["fp4scope", "export", str(path), "--to", "compressed-tensors", "--checkpoint", "DIR"]
-    command(out, "Next:", export)
+    if found.is_recommended:
+        words = ["fp4scope", "export", str(path), "--to", "compressed-tensors"]
+        command(out, "Next:", [*words, "--checkpoint", "DIR"])
 
 
 def proof_section(title: str, rows: Sequence[Measured], bars: Sequence[Bar]) -> Section:
@@ -121,24 +123,44 @@ def _estimate(found: Estimate) -> Cell:
     return measured(found.columns("x"), "x")
 
 
-def verdict_lines(chosen: Measured, verdict: Verdict | None, bars: Sequence[Bar]) -> Iterator[str]:
+def verdict_lines(found: "Recommendation") -> Iterator[str]:
     """The answer in a sentence or two."""
-    size = chosen.decision.size
-    what = f"{number(size.bits, digits=2)} bits a weight, {gigabytes(size.bytes)}"
-    said = " and ".join(bar.text for bar in bars)
-    if verdict is Verdict.MET:
+    chosen, searched = found.chosen, found.searched
+    what = _named(chosen.decision.size)
+    said = " and ".join(bar.text for bar in found.bars)
+    if searched is not None:
+        before, after = (_milli(one.found["kl"].mean) for one in (searched.start, searched.end))
+        yield (
+            "On refine the prediction of the choice failed: effects do not add up in this model. "
+            f"So {searched.moves} changes of single groups were measured there in "
+            f"{searched.passes} passes; KL went from {before} to {after} millinats, bits from "
+            f"{number(searched.start.decision.size.bits, digits=2)} to "
+            f"{number(searched.end.decision.size.bits, digits=2)}."
+        )
+    if found.verdict is Verdict.MET:
         yield f"{said}: met by {what}, on windows that the choice has not seen."
-    elif verdict is Verdict.UNDECIDED:
+    elif found.verdict is Verdict.UNDECIDED:
         yield (
             f"{said}: undecided for {what}; an interval crosses the bar. Measure more windows, or "
             "allow a larger recipe."
         )
-    elif verdict is Verdict.MISSED:
+    elif found.verdict is Verdict.MISSED:
         yield f"{said}: missed, by {what} too. Allow more, or give a palette with larger formats."
+    expected = "Measured on refine" if searched is not None else "Predicted"
     if chosen.is_as_predicted:
-        yield "Predicted and measured agree."
+        yield f"{expected} and measured here agree."
     else:
         yield (
-            "The prediction failed for this recipe: effects do not add up in this model. Trust "
-            "what was measured, and do not take recipes of other sizes from the predictions."
+            f"{expected} and measured here do not agree: what was expected of this recipe failed. "
+            "Measure more windows, or allow more bits."
         )
+    if not found.is_recommended:
+        yield "No recommendation: the recipe is written as it was measured, and is not one."
+
+
+def _named(size: Size) -> str:
+    return f"{number(size.bits, digits=2)} bits a weight, {gigabytes(size.bytes)}"
+
+
+def _milli(nats: float) -> str:
+    return number(1e3 * nats, digits=1)

@@ -2,7 +2,8 @@
 
 Three runs of windows, none of which is in another. The first measures effects, which recipes are
 chosen from. The second measures the choice and others on its front as wholes, and one of them is
-taken. The third is used once: it says what that one costs.
+taken; where the prediction failed, it is changed group by group, as measured on the same windows.
+The third is used once: it says what the recipe costs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.conductor.parts import CHOOSE, Begun, Parts, of_model, of_run
-from fp4scope.deploy.bar import Verdict
+from fp4scope.deploy.bar import Bar, Verdict
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.found import decider, unmeasured, written
+from fp4scope.deploy.moves import Moves, Search, search
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.proof import Measured, measured
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.diagnosis import Diagnosis
+from fp4scope.ledger import Results
 from fp4scope.study import Study
 from fp4scope.sweep import Listener
 
@@ -32,19 +35,31 @@ class Recommendation:
 
     Attributes:
         decider: What chose.
-        chosen: The recipe that is recommended, on windows that nothing was chosen on.
-        verdict: Whether it meets its bars; None where there are none.
+        bars: What the recipe has to meet, if anything.
+        chosen: The recipe, on windows that nothing was chosen on.
+        searched: How it was changed as measured, where the prediction of the choice failed.
         refined: Recipes on the windows that one of them was taken on, the smallest first.
         certified: Recipes on the last windows, intervals for all of them at once.
         written: What its file holds.
     """
 
     decider: Decider
+    bars: Sequence[Bar]
     chosen: Measured
-    verdict: Verdict | None
+    searched: Search | None
     refined: Sequence[Measured]
     certified: Sequence[Measured]
     written: WrittenRecipe
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the recipe meets its bars; None where there are none."""
+        return self.chosen.verdict(self.bars) if self.bars else None
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether what was expected of it held, and no bar was missed or left undecided."""
+        return self.chosen.is_as_predicted and self.verdict in (None, Verdict.MET)
 
 
 def recommend(
@@ -122,18 +137,29 @@ def _recommended(parts: Parts, effects: Diagnosis, bound: Bound, found: Decider)
     """Choose from effects, refine, certify, write."""
     first = bound.choose(found)
     candidates = list(_candidates(found, first, bound))
-    refine = parts.measure("refine", parts.refine, _named(candidates))
-    refined = measured(refine.results, candidates)
-    taken = _taken(refined, first, bound)
-    beside = [d for d in candidates if abs(candidates.index(d) - candidates.index(taken)) <= 1]
-    certify = parts.measure("certify", parts.certify, _named(beside))
-    certified = measured(certify.results, beside, among=len(beside))
-    chosen = replace(certified[beside.index(taken)], decision=found.sure(taken))
-    verdict = chosen.verdict(bound.bars) if bound.bars else None
+
+    def on_refine(number: int, decisions: Sequence[Decision]) -> list[Measured]:
+        name = f"refine-{number}" if number else "refine"
+        results = parts.measure(name, parts.refine, _named(decisions)).results
+        return measured(results, decisions)
+
+    refined = on_refine(0, candidates)
+    taken, searched = _taken(refined, first, bound), None
+    if not next(one for one in refined if one.decision is first).is_as_predicted:
+        searched = search(Moves(found, bound), taken, on_refine)
+        taken = searched.end
+    beside = [*_beside(candidates, taken.decision), taken.decision]
+    beside.sort(key=lambda decision: decision.size.bits)
+    certify = parts.measure("certify", parts.certify, _named(beside)).results
+    certified = measured(certify, beside, among=len(beside))
+    chosen = next(one for one in certified if one.decision is taken.decision)
+    if searched is None:
+        chosen = replace(chosen, decision=found.sure(chosen.decision))
     recipe = written(effects.results, found, chosen.decision)
-    recipe = _with_proof(recipe, chosen, verdict, certify)
-    recipe.write(parts.folder / "recipe.yaml")
-    return Recommendation(found, chosen, verdict, refined, certified, recipe)
+    recommended = Recommendation(found, bound.bars, chosen, searched, refined, certified, recipe)
+    recommended = replace(recommended, written=_with_proof(recommended, certify))
+    recommended.written.write(parts.folder / "recipe.yaml")
+    return recommended
 
 
 def _candidates(found: Decider, first: Decision, bound: Bound) -> Iterator[Decision]:
@@ -151,37 +177,55 @@ def _candidates(found: Decider, first: Decision, bound: Bound) -> Iterator[Decis
 
 
 def _named(decisions: Sequence[Decision]) -> dict[str, Any]:
-    return {f"{d.size.bits:.2f} bits": d.recipe for d in decisions}
+    """By size; where several have one, by number too."""
+    names = [f"{d.size.bits:.2f} bits" for d in decisions]
+    return {
+        name if names.count(name) == 1 else f"{name} ({number})": decision.recipe
+        for number, (name, decision) in enumerate(zip(names, decisions, strict=True), 1)
+    }
 
 
-def _taken(refined: Sequence[Measured], first: Decision, bound: Bound) -> Decision:
+def _beside(candidates: Sequence[Decision], taken: Decision) -> Iterator[Decision]:
+    """The next smaller and the next larger recipe of the front."""
+    others = [d for d in candidates if d.recipe != taken.recipe]
+    yield from [d for d in others if d.size.bits <= taken.size.bits][-1:]
+    yield from [d for d in others if d.size.bits > taken.size.bits][:1]
+
+
+def _taken(refined: Sequence[Measured], first: Decision, bound: Bound) -> Measured:
     """The smallest recipe that meets the bars as measured; without bars the one first chosen.
 
-    Where none does, the one that comes closest is certified, and the verdict says so.
+    Where none does, the one that comes closest, and the verdict says so.
     """
     if not bound.bars:
-        return first
+        return next(one for one in refined if one.decision is first)
     for one in refined:
         if one.verdict(bound.bars) is Verdict.MET:
-            return one.decision
-    return min(refined, key=lambda one: one.found["kl"].mean).decision
+            return one
+    return min(refined, key=lambda one: one.found["kl"].mean)
 
 
-def _with_proof(
-    recipe: WrittenRecipe, chosen: Measured, verdict: Verdict | None, certify: Diagnosis
-) -> WrittenRecipe:
-    """The same with what was measured of it."""
-    data = certify.results.data
+def _with_proof(made: Recommendation, certify: Results) -> WrittenRecipe:
+    """The recipe's file with what was measured of it."""
+    chosen, data = made.chosen, certify.data
     proof: dict[str, Any] = {
         "text": data["source"],
         "windows": data["windows"],
         "seq_len": data["seq_len"],
         "as_predicted": chosen.is_as_predicted,
+        "recommended": made.is_recommended,
     }
     proof |= {
         name: {"mean": f.mean, "low": f.low, "high": f.high} for name, f in chosen.found.items()
     }
-    if verdict is not None:
-        proof["verdict"] = verdict.value
-    numbers = {**recipe.numbers, "measured": proof}
-    return WrittenRecipe(recipe.recipe, recipe.model, recipe.scales, recipe.input_amax, numbers)
+    if made.verdict is not None:
+        proof["verdict"] = made.verdict.value
+    numbers = {**made.written.numbers, "measured": proof}
+    if made.searched is not None:
+        numbers["searched"] = {
+            "passes": made.searched.passes,
+            "moves": made.searched.moves,
+            "kl_before": made.searched.start.found["kl"].mean,
+            "kl_after": made.searched.end.found["kl"].mean,
+        }
+    return replace(made.written, numbers=numbers)

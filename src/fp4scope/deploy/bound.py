@@ -44,6 +44,14 @@ class Bound:
         """
         if self.bars:
             return found.within([bar for bar in self.bars if bar.measure != "top1"])
+        return found.under(self.most_bits(found))
+
+    def most_bits(self, found: Decider) -> float:
+        """Average bits of the linears at most, where it is no bar.
+
+        Raises:
+            StudyError: What is not quantized takes all of a checkpoint.
+        """
         bits = found.bits_of(self.size) if self.size is not None else self.bits
         assert bits is not None
-        return found.under(bits)
+        return bits

@@ -103,8 +103,8 @@ class Decider:
     choices: tuple[Choice, ...]
 
     @cached_property
-    def _bits(self) -> Floats:
-        """Groups by choices."""
+    def bits(self) -> Floats:
+        """Groups by choices: what each stores."""
         return np.array(
             [
                 [
@@ -124,7 +124,7 @@ class Decider:
     @property
     def range(self) -> tuple[float, float]:
         """The fewest and the most average bits of the linears."""
-        fewest, most = self._bits.min(axis=1).sum(), self._bits.max(axis=1).sum()
+        fewest, most = self.bits.min(axis=1).sum(), self.bits.max(axis=1).sum()
         return float(fewest / self.parameters), float(most / self.parameters)
 
     def _costs(self, windows: NDArray[np.int64]) -> Floats:
@@ -141,7 +141,8 @@ class Decider:
         return np.arange(len(self.kl.by_window))
 
     @cached_property
-    def _cost(self) -> Floats:
+    def cost(self) -> Floats:
+        """Groups by choices: shrunk means over all windows, nats per token."""
         return self._costs(self._all_windows)
 
     def under(self, bits: float) -> Decision:
@@ -156,7 +157,7 @@ class Decider:
                 f"no recipe has {bits:.4g} bits on average: with this palette the smallest has "
                 f"{fewest:.4g}; allow more, or give a palette with smaller formats"
             )
-        return self._decision(least_cost(self._cost, self._bits, bits * self.parameters))
+        return self.of(least_cost(self.cost, self.bits, bits * self.parameters))
 
     def bits_of(self, stored: float) -> float:
         """Average bits of the linears in a checkpoint of so many bytes.
@@ -203,12 +204,13 @@ class Decider:
         most = decision.size.bits * self.parameters
 
         def solve(windows: NDArray[np.int64]) -> Integers:
-            return least_cost(self._costs(windows), self._bits, most)
+            return least_cost(self._costs(windows), self.bits, most)
 
         found = frequencies(solve, len(self.kl.by_window), len(self.choices))
         return replace(decision, frequency=found)
 
-    def _decision(self, options: Integers) -> Decision:
+    def of(self, options: Integers) -> Decision:
+        """The recipe that gives each group one of the choices, by number."""
         by_setting: dict[Setting, set[str]] = {}
         for group, option in zip(self.kl.groups, options, strict=True):
             setting = self.choices[option].setting
