@@ -13,13 +13,14 @@ with the full-precision one: the control variate of the units that are kept.
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
 from fp4scope.designs import mixtures
 from fp4scope.errors import StudyError, UnitError
 from fp4scope.groups import fused_groups
+from fp4scope.probes import gains, variants
 from fp4scope.recipes import Edit, Recipe, Sites
 from fp4scope.study import BestGoal, Direction, Level, More, Study
 from fp4scope.treatments import Amax, Setting, Treatment
@@ -34,6 +35,8 @@ GIVEN = "recipes"
 """The level of recipes that a user gives."""
 MIXED = "designs"
 """The level of the runs of a designed sweep."""
+CAUSES = "causes"
+"""The level of what tells why units cost what they do."""
 ROUTING = "routing"
 """The level of recipes that tell how much of a damage is routing."""
 NOTHING = Recipe()
@@ -183,6 +186,7 @@ class Design:
         replicas: Further realisations of all-quantized models.
         replays: What is run beside to tell damage by routing from damage by values.
         given: What quantizing as each recipe says costs.
+        causes: What is run beside to tell why units cost what they do.
         mixtures: Makes what a designed sweep runs: only where that is asked for, since each run
             names half of a model's sites.
     """
@@ -193,6 +197,7 @@ class Design:
     replicas: Mapping[Recipe, range] = field(default_factory=dict)
     replays: tuple[Contrast, ...] = ()
     given: tuple[Contrast, ...] = ()
+    causes: tuple[Contrast, ...] = ()
     mixtures: Callable[[], Sequence[Contrast]] = tuple
 
     @property
@@ -222,7 +227,8 @@ class Design:
                 found += [Run(own, n, own, contrast) for n in self.controls]
                 more = self.replicas.get(own, ()) if everything else ()
                 found += [Run(own, n, contrast=contrast) for n in more]
-        for contrast in (*self.given, *self.replays) if everything else self.given:
+        beside = (*self.given, *self.causes, *self.replays)
+        for contrast in beside if everything else self.given:
             found += [Run(contrast.own, n, contrast=contrast) for n in range(self.realisations)]
         return list(dict.fromkeys(found))
 
@@ -285,6 +291,7 @@ def design(
         replicas,
         tuple(replays),
         tuple(given(name, recipe) for name, recipe in (recipes or {}).items()),
+        tuple(causes(study, sites, fixed)),
         cache(partial(mixed, study, sites)),
     )
 
@@ -357,6 +364,21 @@ def replayed(setting: Setting, sites: Sites, fixed: tuple[Edit, ...] = ()) -> li
     return found
 
 
+def causes(study: Study, sites: Sites, fixed: tuple[Edit, ...] = ()) -> Iterator[Contrast]:
+    """What tells why projections, or layers too, cost what they do: each quantized alone.
+
+    In every setting of the study, in its variants (`probes`), and with noise behind it.
+    """
+    swept = [setting for setting in swept_settings(study) if variants(setting)]
+    noise = gains() if swept else []
+    for level in study.question.causes.levels:
+        units = _projections(sites) if level is Level.PROJECTIONS else _chosen_layers(study, sites)
+        alike = [replace(unit, level=CAUSES) for unit in units]
+        settings = [own for one in swept for own in (one, *variants(one).values())]
+        for setting in (*settings, *noise):
+            yield from of_units(alike, setting, Direction.ONLY, fixed)
+
+
 def given(name: str, recipe: Recipe) -> Contrast:
     """What quantizing as a recipe says costs.
 
@@ -422,8 +444,8 @@ def of_units(
 def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, ...]]]:
     """Every unit, and the directions in which its effect is asked for."""
     if directions := study.question.directions(Level.PROJECTIONS):
-        for projection, names in _grouped((s.projection, s.name) for s in sites).items():
-            yield Unit("projections", projection, None, names), directions
+        for unit in _projections(sites):
+            yield unit, directions
     if directions := study.question.directions(Level.BLOCKS):
         for block, names in _grouped(
             (s.block, s.name) for s in sites if s.block is not None
@@ -435,10 +457,19 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
     for pattern in study.question.patterns:
         yield Unit("patterns", pattern, None, sites.match(pattern)), study.question.directions(None)
     if directions := study.question.directions(Level.LAYERS):
-        chosen = frozenset().union(*map(sites.match, study.question.layers or ("*",)))
-        for unit in _layers(sites):
-            if chosen & unit.sites:
-                yield unit, directions
+        for unit in _chosen_layers(study, sites):
+            yield unit, directions
+
+
+def _projections(sites: Sites) -> Iterator[Unit]:
+    for projection, names in _grouped((s.projection, s.name) for s in sites).items():
+        yield Unit("projections", projection, None, names)
+
+
+def _chosen_layers(study: Study, sites: Sites) -> Iterator[Unit]:
+    """Those that the study asks for."""
+    chosen = frozenset().union(*map(sites.match, study.question.layers or ("*",)))
+    return (unit for unit in _layers(sites) if chosen & unit.sites)
 
 
 def _experts(sites: Sites) -> dict[tuple[int, str], frozenset[str]]:

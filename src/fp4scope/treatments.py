@@ -7,7 +7,7 @@ configuration is a setting by name.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -15,6 +15,7 @@ from fp4scope.errors import FormatError, StudyError, nearest, shown
 from fp4scope.formats import FORMATS, BlockFormat, get_format, get_treatment_format
 
 FULL_PRECISION_BITS = 16.0
+HADAMARD_BLOCKS = (16, 32, 64, 128)
 OPERANDS = {
     "WA": ("w4a4", "w6a6", "w8a8", "weights+activations"),
     "W": ("w4a16", "w6a16", "w8a16", "weights"),
@@ -45,6 +46,15 @@ class Amax(str, Enum):
     """Each window's own."""
 
 
+class Fault(str, Enum):
+    """What is changed in an image's error on purpose, to find causes. No engine serves it."""
+
+    NOISE = "noise"
+    """Each block's error becomes noise of the same energy in a random direction."""
+    EXACT_SCALE = "exact-scale"
+    """Scales of blocks are not rounded."""
+
+
 FEWEST_TOKENS = 64
 """An expert that fewer tokens reached is not calibrated by them alone."""
 
@@ -56,21 +66,65 @@ class Treatment:
     Attributes:
         format: Number format of the image.
         amax: Of an input whose format has a tensor scale: where its amax comes from.
+        hadamard: Blocks of so many numbers are turned by a Hadamard matrix before it is quantized,
+            and back afterwards; 0 for none. Nothing is calibrated behind it.
+        fault: What is changed in its error on purpose.
     """
 
     format: BlockFormat
     amax: Amax = Amax.CALIBRATED
+    hadamard: int = 0
+    fault: Fault | None = None
+
+    @property
+    def name(self) -> str:
+        """Its format's, and what else is done: `nvfp4+hadamard32+noise`."""
+        more = [f"hadamard{self.hadamard}"] if self.hadamard else []
+        more += [self.fault.value] if self.fault else []
+        return "+".join([self.format.name, *more])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is quantized and nothing else."""
+        return not self.hadamard and self.fault is None
 
     @property
     def tensor_scale(self) -> Amax | None:
         """Where the amax of an input's tensor scale comes from; None for a format without one."""
-        return self.amax if self.format.uses_tensor_amax else None
+        if not self.format.uses_tensor_amax or self.fault is Fault.EXACT_SCALE:
+            return None
+        return Amax.WINDOW if self.hadamard else self.amax
+
+    @classmethod
+    def named(cls, name: str, amax: Amax = Amax.CALIBRATED) -> "Treatment":
+        """What a name says.
+
+        Raises:
+            FormatError: An unknown format.
+            StudyError: Unknown is what stands behind it.
+
+        Example:
+            >>> Treatment.named("mxfp4+hadamard32").name
+            'mxfp4:floor+hadamard32'
+        """
+        own, *more = name.split("+")
+        found = cls(get_treatment_format(own), amax)
+        for word in more:
+            size = word.removeprefix("hadamard")
+            if size != word and size.isdecimal() and int(size) in HADAMARD_BLOCKS:
+                found = replace(found, hadamard=int(size))
+            elif word in [fault.value for fault in Fault]:
+                found = replace(found, fault=Fault(word))
+            else:
+                known = [f"hadamard{n}" for n in HADAMARD_BLOCKS] + [f.value for f in Fault]
+                raise StudyError(f"unknown {shown(word)} in {shown(name)}; {nearest(word, known)}")
+        return found
 
     def to_json(self) -> Any:  # noqa: ANN401
-        """Its format's name, or a mapping where more has to be said."""
+        """Its name, or a mapping where more has to be said."""
         if self.amax is Amax.CALIBRATED:
-            return self.format.name
-        return {"format": self.format.name, "amax": self.amax.value}
+            return self.name
+        return {"format": self.name, "amax": self.amax.value}
 
     @classmethod
     def from_json(cls, data: object) -> "Treatment":
@@ -85,7 +139,7 @@ class Treatment:
             {'format': 'nvfp4', 'amax': 'window'}
         """
         if isinstance(data, str):
-            return cls(get_treatment_format(data))
+            return cls.named(data)
         found = _mapping(data, {"format", "amax"}, "a treatment", "nvfp4")
         if not isinstance(found.get("format"), str):
             raise StudyError(f"treatment {data!r} names no format; write it as `format: nvfp4`")
@@ -93,22 +147,29 @@ class Treatment:
         known = [member.value for member in Amax]
         if amax not in known:
             raise StudyError(f"amax: unknown {amax!r}; {nearest(str(amax), known)}")
-        return cls(get_treatment_format(found["format"]), Amax(amax))
+        return cls.named(found["format"], Amax(amax))
 
 
 @dataclass(frozen=True)
 class Setting:
     """The treatments of one site's operands; None leaves an operand in full precision.
 
+    Attributes:
+        weight: Of its weight.
+        input: Of what enters it.
+        noise: Of what leaves it, to find causes: energy of noise in a random direction that each
+            row gets, of the row's own, in decibels.
+
     Raises:
-        StudyError: Neither operand is treated.
+        StudyError: Nothing is treated.
     """
 
     weight: Treatment | None = None
     input: Treatment | None = None
+    noise: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight is None and self.input is None:
+        if self.weight is None and self.input is None and self.noise is None:
             raise StudyError(
                 "a setting treats neither operand; use null for a site in full precision"
             )
@@ -121,7 +182,9 @@ class Setting:
     @property
     def format(self) -> str:
         """The name of its format; both where weight and input have different ones."""
-        return "/".join(dict.fromkeys(fmt.name for fmt in self.formats))
+        operands = (self.weight, self.input)
+        names = dict.fromkeys(t.name for t in operands if t is not None)
+        return "/".join(names) or f"noise of {self.noise:g} dB"
 
     def weight_bits(self, cols: int) -> float:
         """Stored bits for each weight in rows of so many, scales of blocks and rows included.
@@ -166,7 +229,8 @@ class Setting:
     def to_json(self) -> dict[str, Any]:
         """The treated operands."""
         operands = {"weight": self.weight, "input": self.input}
-        return {name: t.to_json() for name, t in operands.items() if t is not None}
+        found = {name: t.to_json() for name, t in operands.items() if t is not None}
+        return found if self.noise is None else found | {"noise": self.noise}
 
     @classmethod
     def from_json(cls, data: object) -> "Setting":
@@ -181,10 +245,26 @@ class Setting:
             {'weight': 'nvfp4', 'input': 'nvfp4'}
         """
         if isinstance(data, str):
+            if "+" in data:
+                return cls._of_treatments(data)
             return Configuration.parse(data, get_treatment_format).setting()
-        found = _mapping(data, {"weight", "input"}, "a setting", "{weight: nvfp4, input: nvfp4}")
+        known = {"weight", "input", "noise"}
+        found = {**_mapping(data, known, "a setting", "{weight: nvfp4, input: nvfp4}")}
+        noise = found.pop("noise", None)
+        if noise is not None and (isinstance(noise, bool) or not isinstance(noise, int | float)):
+            raise StudyError(f"noise is {shown(noise)}; give decibels, such as -20")
         operands = {k: Treatment.from_json(v) for k, v in found.items() if v is not None}
-        return cls(**operands)
+        return cls(**operands, noise=None if noise is None else float(noise))
+
+    @classmethod
+    def _of_treatments(cls, name: str) -> "Setting":
+        """What a name says that is of more than formats: `nvfp4+hadamard32`, also with operands."""
+        weight, slash, behind = (part.strip().lower() for part in name.partition("/"))
+        own = Treatment.named(weight)
+        for operands, words in OPERANDS.items():
+            if behind in words:
+                return cls(own if "W" in operands else None, own if "A" in operands else None)
+        return cls(own, Treatment.named(behind) if slash else own)
 
 
 @dataclass(frozen=True)

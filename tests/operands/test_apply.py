@@ -13,13 +13,13 @@ from fp4scope import fake_quantize
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.formats import FORMATS
 from fp4scope.models import find_layout
-from fp4scope.operands import Injector
+from fp4scope.operands import Injector, treated
 from fp4scope.operands import apply as injector_module
 from fp4scope.treatments import Amax, Setting, Treatment
 
 MX, STATIC = Treatment(FORMATS["mxfp4:floor"]), Treatment(FORMATS["nvfp4"])
 NV = Treatment(STATIC.format, Amax.WINDOW)
-QDQ = [f"fp4scope.operands.{place}.qdq" for place in ("apply", "images")]
+QDQ = "fp4scope.operands.treated.qdq"
 
 
 @torch.no_grad()
@@ -54,14 +54,13 @@ def seen_once(model, name, ids):
 def qdq_calls(monkeypatch):
     """Shapes of what was quantized, in order."""
     calls = []
-    original = injector_module.qdq
+    original = treated.qdq
 
     def counted(x, *args, **kwargs):
         calls.append(tuple(x.shape))
         return original(x, *args, **kwargs)
 
-    for place in QDQ:
-        monkeypatch.setattr(place, counted)
+    monkeypatch.setattr(QDQ, counted)
     return calls
 
 
@@ -80,8 +79,7 @@ def test_identity_quantizer_changes_no_logit(family, tiny_model, ids, monkeypatc
         with Injector(model).applied(everything(model, fmt)):
             assert not torch.equal(logits(model, ids), reference)
 
-    for place in QDQ:
-        monkeypatch.setattr(place, lambda x, fmt, amax=None, nonfinite=None: x)
+    monkeypatch.setattr(QDQ, lambda x, fmt, amax=None, nonfinite=None: x)
     for fmt in (MX, NV):
         with Injector(model).applied(everything(model, fmt)):
             assert torch.equal(logits(model, ids), reference)

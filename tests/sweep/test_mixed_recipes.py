@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fp4scope.design import Run, design
-from fp4scope.operands import Injector, images
+from fp4scope.operands import Injector, treated
 from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Study
 from fp4scope.sweep.passes import passes
@@ -36,7 +36,7 @@ def test_every_weight_is_quantized_once_in_each_format(
     loaded, runs = mixed
     injector = Injector(loaded.model)
     quantized, held = [], []
-    own = images.qdq
+    own = treated.qdq
 
     def counted(x, *args, **kwargs):
         quantized.append(x.numel())
@@ -46,7 +46,7 @@ def test_every_weight_is_quantized_once_in_each_format(
         )
         return found
 
-    monkeypatch.setattr(images, "qdq", counted)
+    monkeypatch.setattr(treated, "qdq", counted)
     shape = Shape(windows=2, groups=1, block=8, head=8)
     sweep = open_sweep(loaded, ids, runs, injector, shape=shape)
     sweep.run()

@@ -291,6 +291,7 @@ class _Findings:
             contrasts=prepared.design.contrasts,
             ledger=self.log.ledger.settled(wanted),
             given={c.unit.name: c.own for c in prepared.design.given if c.unit is not None},
+            causes=prepared.design.causes,
             activations=[ActivationRecord(**layer) for layer in self.inputs["layers"]],
         )
 

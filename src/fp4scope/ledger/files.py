@@ -32,11 +32,14 @@ _VERSION = f"version {RESULTS_VERSION}, and version {legacy.VERSION} of 0.1"
 def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """As JSON; `summary` is written for readers, and never read."""
     calibration = (results.data.get("calibration") or {}).get("sha256") or ""
-    terms = (recipe for contrast in results.contrasts for recipe, _ in contrast.terms)
+    terms = (
+        recipe for contrast in (*results.contrasts, *results.causes) for recipe, _ in contrast.terms
+    )
     known = dict.fromkeys([*terms, *results.given.values(), *results.ledger])
     ids = {recipe: recipe.id(calibration) for recipe in known}
     places = {site.name: place for place, site in enumerate(results.sites)}
     given = {name: ids[recipe] for name, recipe in results.given.items()}
+    causes = [_contrast_fields(contrast, ids, places) for contrast in results.causes]
     return {
         "version": RESULTS_VERSION,
         "study": results.study,
@@ -50,6 +53,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "recipes": {name: _recipe_fields(recipe, places) for recipe, name in ids.items()},
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
         **({"given": given} if given else {}),
+        **({"causes": causes} if causes else {}),
         "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
     }
 
@@ -163,6 +167,7 @@ def _results(data: ResultsFields) -> Results:
         contrasts=[_contrast(fields, recipes, sites) for fields in data["contrasts"]],
         ledger=_ledger(data["ledgers"][_EVALUATED], recipes),
         given={name: _known(recipes, own) for name, own in data.get("given", {}).items()},
+        causes=[_contrast(fields, recipes, sites) for fields in data.get("causes", [])],
     )
 
 

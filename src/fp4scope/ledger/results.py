@@ -19,6 +19,7 @@ class Results:
         contrasts: What was asked, in the order of the study.
         ledger: What was found on the evaluated text.
         given: Recipes that were measured as wholes, by name.
+        causes: What was measured to tell why units cost what they do.
     """
 
     study: dict[str, Any]
@@ -30,6 +31,7 @@ class Results:
     contrasts: Sequence[Contrast] = ()
     ledger: Ledger = field(default_factory=Ledger)
     given: Mapping[str, Recipe] = field(default_factory=dict)
+    causes: Sequence[Contrast] = ()
     activations: list[ActivationRecord] = field(default_factory=list)
 
     @classmethod

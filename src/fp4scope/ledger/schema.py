@@ -77,7 +77,7 @@ class UnitFields(TypedDict):
 
 
 class ContrastFields(TypedDict):
-    level: Literal["model", "projections", "blocks", "layers", "patterns", "experts"]
+    level: Literal["model", "projections", "blocks", "layers", "patterns", "experts", "causes"]
     setting: Treated
     direction: Literal["keep", "only"] | None
     unit: UnitFields | None
@@ -348,6 +348,7 @@ class ResultsFields(Conditions):
     recipes: dict[Name, RecipeFields]
     contrasts: list[ContrastFields]
     given: NotRequired[dict[Name, Name]]
+    causes: NotRequired[list[ContrastFields]]
     ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
 
 

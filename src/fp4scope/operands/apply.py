@@ -23,13 +23,12 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from fp4scope.errors import NonFiniteError, UnitError
-from fp4scope.formats import BlockFormat
-from fp4scope.kernels import qdq
 from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.experts import experts_in, routed
 from fp4scope.operands.images import Images, places_of
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import operand_at, place_of, product_at
+from fp4scope.operands.treated import image_of, noisy
 from fp4scope.recipes import Part
 from fp4scope.treatments import Amax, Setting, Treatment
 
@@ -133,6 +132,7 @@ class Injector:
             image = self._images.of(name, product, product.parameter, weights, parts)
             self._originals[name] = product.parameter
             undo.callback(product.put(image))
+        self._apply_noise(name, settings, undo)
         inputs: dict[Treatment, list[int]] = {}
         for piece, setting in settings.items():
             if setting.input is not None:
@@ -140,7 +140,7 @@ class Injector:
         if not inputs:
             return
         chosen = [
-            _Chosen(treatment.format.for_input, self._amax(name, treatment), tuple(pieces))
+            _Chosen(treatment, self._amax(name, treatment), tuple(pieces))
             for treatment, pieces in inputs.items()
         ]
         if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
@@ -150,6 +150,27 @@ class Injector:
         else:
             several = _SeveralTimes(self.product(name), parts, chosen, self._quantize_input)
             undo.callback(operand.watch(name, several.before, several.after))
+
+    def _apply_noise(self, name: str, settings: Mapping[int, Setting], undo: ExitStack) -> None:
+        """Add noise to what leaves, by how much of it there is to be."""
+        levels: dict[float, list[int]] = {}
+        for piece, setting in settings.items():
+            if setting.noise is not None:
+                levels.setdefault(setting.noise, []).append(piece)
+        if not levels:
+            return
+        if name in self._parts:
+            raise UnitError(f"noise is for whole linears, and {name} is measured in parts")
+        whole = self._pieces(name)
+
+        def after(_: str, entering: Input, output: Tensor) -> Tensor:
+            found = output
+            for db, pieces in levels.items():
+                moved = noisy(output, db)
+                found = moved if len(pieces) == whole else entering.where(pieces, moved, found)
+            return found
+
+        undo.callback(self._operand(name).watch(name, None, after))
 
     def _leave(self) -> None:
         self._originals = self._shared = None
@@ -248,9 +269,7 @@ class Injector:
             NonFiniteError: The calibrated amax is 0, but the input is not.
             UnitError: The calibration has no such linear.
         """
-        return self._input_image(
-            name, treatment.format.for_input, self._amax(name, treatment), entering
-        )
+        return self._input_image(name, treatment, self._amax(name, treatment), entering)
 
     def product(self, name: str) -> Product:
         """The model's product of this name.
@@ -299,8 +318,8 @@ class Injector:
                 self._check_amax(name, each.amax, x)
             return self._shared.image
         image = x
-        for fmt, amax, pieces in chosen:
-            rounded = self._input_image(name, fmt, amax, entering)
+        for treatment, amax, pieces in chosen:
+            rounded = self._input_image(name, treatment, amax, entering)
             if pieces is None:
                 image = rounded
             elif name in self._parts:
@@ -314,10 +333,18 @@ class Injector:
             self._shared = _SharedInput(x, x._version, chosen, apart, image)
         return image
 
-    def _input_image(self, name: str, fmt: BlockFormat, amax: "_Amax", entering: Input) -> Tensor:
+    def _input_image(
+        self, name: str, treatment: Treatment, amax: "_Amax", entering: Input
+    ) -> Tensor:
         self._check_amax(name, amax, entering.x)
-        scale_amax = self._scale_amax(name, entering, amax) if fmt.uses_tensor_amax else None
-        return qdq(entering.x, fmt, scale_amax, self._flag(name, "input", entering.x))
+        flag = self._flag(name, "input", entering.x)
+
+        def scale_amax(x: Tensor) -> Tensor | None:
+            if not treatment.format.uses_tensor_amax:
+                return None
+            return self._scale_amax(name, entering._replace(x=x), amax)
+
+        return image_of(entering.x, treatment, scale_amax, flag, entering=True)
 
     def _check_amax(self, name: str, amax: "_Amax", x: Tensor) -> None:
         if amax == 0 and bool(x.any()):
@@ -352,7 +379,7 @@ _Amax = float | tuple[float, ...] | None
 class _Chosen(NamedTuple):
     """How what enters some experts or parts is quantized; all of it where `pieces` is None."""
 
-    format: BlockFormat
+    treatment: Treatment
     amax: _Amax
     pieces: tuple[int, ...] | None
 

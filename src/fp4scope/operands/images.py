@@ -8,14 +8,15 @@ copied. A part's image is cut out of that of the whole, so its scales are those 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from fp4scope.formats import BlockFormat
-from fp4scope.kernels import qdq
 from fp4scope.operands.adapters import Product
+from fp4scope.operands.treated import image_of
 from fp4scope.recipes import Part
 from fp4scope.treatments import Treatment
 
@@ -159,18 +160,19 @@ class Images:
         needed = range(product.experts) if whole else experts
         missing = [expert for expert in needed if expert not in kept.made]
         if missing:
-            self._make(name, product, kept, treatment.format, missing)
+            self._make(name, product, kept, treatment, missing)
             self._kept[name, treatment] = kept
         assert kept.image is not None
         return kept.image
 
     def _make(
-        self, name: str, product: Product, kept: _Kept, fmt: BlockFormat, missing: Sequence[int]
+        self, name: str, product: Product, kept: _Kept, treatment: Treatment, missing: Sequence[int]
     ) -> None:
         """All experts in one call, or the missing one by one where they are few."""
-        weight = product.shaped(kept.weight)
+        weight, flag = product.shaped(kept.weight), self._flag(name, product.shaped(kept.weight))
+        amax = partial(_amax_by_expert, fmt=treatment.format)
         if len(missing) > _MOST_ALONE * product.experts:
-            image = qdq(weight, fmt, _amax_by_expert(weight, fmt), self._flag(name, weight))
+            image = image_of(weight, treatment, amax, flag)
             kept.image = product.as_parameter(image)
             kept.made.update(range(product.experts))
             return
@@ -178,7 +180,7 @@ class Images:
             kept.image = product.as_parameter(torch.empty_like(weight))
         image = product.shaped(kept.image)
         for expert in missing:
-            image[expert].copy_(qdq(weight[expert], fmt, nonfinite=self._flag(name, weight)))
+            image[expert].copy_(image_of(weight[expert], treatment, amax, flag))
         kept.made.update(missing)
 
 

@@ -1,16 +1,77 @@
 """The tables of a report about causes: why what is quantized costs what it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, number, share
 from fp4scope.report.section import Cell, Column, Section, naming, texts
+from fp4scope.report.selection import LAYERS_SHOWN
+
+_NAMES = [naming("unit"), naming("format"), naming("precision")]
+_KL = "KL, millinats per token"
+_SHOWN = f"Projections, and of layers the {LAYERS_SHOWN} most costly of each format."
 
 
 def about_causes(found: Findings) -> list[Section]:
     """All that is said of causes; nothing of a study that did not ask."""
-    return [*additivity(found)]
+    return [*split(found), *gains(found), *additivity(found)]
+
+
+def split(found: Findings) -> Iterator[Section]:
+    """What weights and inputs cost."""
+    rows = [row for row in found.split if row["measure"] == "kl"]
+    columns = [
+        *_NAMES, Column(_KL, "KL"), Column("weights alone", "weights"),
+        Column("inputs alone", "inputs"), Column("beyond their sum", "beyond"),
+    ]  # fmt: skip
+    shown = [
+        [*_named(row), *(measured(row, n) for n in ("both", "weights", "inputs", "interaction"))]
+        for row in _largest(rows, "both")
+    ]
+    if shown:
+        yield Section(
+            "By operand",
+            columns,
+            shown,
+            intro="Each unit quantized alone: weights and inputs, only one of them, and what both "
+            "cost beyond the sum.",
+            note=f"With 95% intervals over windows, paired. {_SHOWN} NLL too is in split.csv.",
+            id="by-operand",
+        )
+
+
+def gains(found: Findings) -> Iterator[Section]:
+    """Each unit against noise, and how much noise behind it costs."""
+    columns = [
+        *_NAMES, Column(_KL, "KL"), Column("over that of noise of the same energy", "over noise"),
+        Column("KL for each % of relative noise behind it, millinats", "gain"),
+        Column("the same for ten times the noise, over it", "linear"),
+    ]  # fmt: skip
+    shown = [
+        [
+            *_named(row),
+            measured(row, "kl"),
+            _plain(row, "against_noise"),
+            measured(row, "gain", 10.0),
+            _plain(row, "linear"),
+        ]
+        for row in _largest(list(found.gains), "kl")
+    ]
+    if shown:
+        yield Section(
+            "Error and gain",
+            columns,
+            shown,
+            intro="Over noise: the same unit with the rounding error of each block replaced by "
+            "noise of the same energy in a random direction. Near 1 the direction of the error "
+            "does not matter; above it rounding hurts more than chance.",
+            note="Gain: noise is added to what leaves the unit in the full-precision model, in a "
+            "random direction for each token. Linear: 1 where KL is proportional to the noise's "
+            f"energy. {_SHOWN} Every unit is in gains.csv.",
+            id="gains",
+        )
 
 
 def additivity(found: Findings) -> Iterator[Section]:
@@ -47,6 +108,31 @@ def additivity(found: Findings) -> Iterator[Section]:
             "interactions.csv.",
             id="additivity",
         )
+
+
+def _largest(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """All projections, and the most costly layers of each format."""
+    found = [row for row in rows if row["level"] != "layers"]
+    for fmt in dict.fromkeys((row["format"], row["precision"]) for row in rows):
+        layers = [
+            row
+            for row in rows
+            if row["level"] == "layers" and (row["format"], row["precision"]) == fmt
+        ]
+        found += sorted(layers, key=lambda row: -row[name])[:LAYERS_SHOWN]
+    return found
+
+
+def _named(row: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(labels.place(row)), *texts(row["format"], row["precision"])]
+
+
+def _plain(row: Mapping[str, Any], name: str) -> Cell:
+    """A ratio with its interval."""
+    if row[name] is None:
+        return Cell()
+    ends = [number(row[f"{name}_{end}"]) for end in ("low", "high")]
+    return Cell(number(row[name]), f"[{', '.join(ends)}]" if all(ends) else "", row[name])
 
 
 def _milli(value: float | None) -> Cell:

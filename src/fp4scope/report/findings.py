@@ -59,6 +59,16 @@ class Findings:
         return stats.unit_table(self.results, "experts")
 
     @cached_property
+    def split(self) -> Table:
+        """What weights and inputs cost, alone and together."""
+        return stats.split_table(self.results)
+
+    @cached_property
+    def gains(self) -> Table:
+        """Each unit against noise of the same energy, and how much noise behind it costs."""
+        return stats.gain_table(self.results)
+
+    @cached_property
     def interactions(self) -> Table:
         """Where effects do not add: what keeping each unit saves, less what it costs alone."""
         return stats.interaction_table(self.results)

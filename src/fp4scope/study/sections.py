@@ -28,6 +28,7 @@ from fp4scope.study.values import (
 )
 from fp4scope.study.words import (
     ActivationScale,
+    Causes,
     Dataset,
     Direction,
     Dtype,
@@ -215,6 +216,11 @@ class Question(Section):
             description="one more unit: all linears that match a pattern; repeatable",
             examples=["*.0.mlp.*"],
         )
+    )
+    causes: Annotated[Causes, Option(later=True)] = Field(
+        Causes.NONE,
+        description="why projections, or layers too, cost what they do: by operand, with noise in "
+        "the place of rounding, by error and gain; about 3 to 5 more runs for each",
     )
     recipes: Annotated[
         Recipes, Option(also=("recipe",), repeated=True, later=True, value="FILE")

@@ -104,6 +104,21 @@ class Level(Choice):
     """One routed expert of one block."""
 
 
+class Causes(Choice):
+    """Of which units it is measured why they cost what they do."""
+
+    NONE = "none"
+    PROJECTIONS = "projections", "components"
+    LAYERS = "layers", "cells"
+    """Of projections too."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The units that are meant."""
+        found = {Causes.NONE: 0, Causes.PROJECTIONS: 1, Causes.LAYERS: 2}[self]
+        return (Level.PROJECTIONS, Level.LAYERS)[:found]
+
+
 class Experts(Choice):
     """What of the experts of a block in one tensor is switched on its own."""
 

@@ -156,7 +156,9 @@ def _mixtures(
     results: Results, groups: tuple[Group, ...]
 ) -> tuple[tuple[Setting, ...], Mapping[Recipe, list[int]]]:
     """The settings in the recipes that were run for nothing else; of each, every group's level."""
-    others = {recipe for contrast in results.contrasts for recipe, _ in contrast.terms}
+    others = {
+        recipe for contrast in (*results.contrasts, *results.causes) for recipe, _ in contrast.terms
+    }
     others |= {NOTHING, *results.given.values()}
     others |= {replace(recipe, replay=False) for recipe in results.ledger if recipe.replay}
     mixed = [r for r in results.ledger if r not in others and r.base is None and not r.replay]

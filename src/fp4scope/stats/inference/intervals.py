@@ -126,6 +126,23 @@ def paired(more: ArrayLike, less: ArrayLike, *, anytime: bool = False) -> Estima
     return mean(np.asarray(more, np.float64) - np.asarray(less, np.float64), anytime=anytime)
 
 
+def ratio(of: ArrayLike, to: ArrayLike, *, anytime: bool = False) -> Estimate | None:
+    """mean(of) / mean(to) over windows that both have; None where `to` is not positive.
+
+    The error is first order: each window's share is (of_i - ratio * to_i) / mean(to) (delta
+    method).
+
+    Example:
+        >>> round(ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).mean, 3)
+        2.0
+    """
+    a, b = np.asarray(of, np.float64), np.asarray(to, np.float64)
+    if not b.mean() > 0:
+        return None
+    found = float(a.mean() / b.mean())
+    return _estimate(found, (a - found * b) / b.mean(), anytime)
+
+
 def simultaneous(found: Estimate, among: int, *, anytime: bool = False) -> Estimate:
     """The estimate with an interval that holds together with those of `among` comparisons.
 
