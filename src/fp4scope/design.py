@@ -369,7 +369,7 @@ def causes(study: Study, sites: Sites, fixed: tuple[Edit, ...] = ()) -> Iterator
 
     In every setting of the study, in its variants (`probes`), and with noise behind it.
     """
-    swept = [setting for setting in swept_settings(study) if variants(setting)]
+    swept = [setting for setting in study.swept if variants(setting)]
     noise = gains() if swept else []
     for level in study.question.causes.levels:
         units = _projections(sites) if level is Level.PROJECTIONS else _chosen_layers(study, sites)

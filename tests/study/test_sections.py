@@ -183,6 +183,7 @@ OTHER = {
     "replicas": 2, "jitter": 2, "seed": 1,
 }  # fmt: skip
 LATER = {
+    "causes": "layers",
     "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
     "design_runs": 64,
 }  # fmt: skip

@@ -19,6 +19,7 @@ from fp4scope.conductor.calibrate import (
     require_inputs,
     unseen_note,
 )
+from fp4scope.conductor.causes import local_errors, noted_errors
 from fp4scope.conductor.estimate import estimate
 from fp4scope.conductor.prepare import (
     Prepared,
@@ -233,6 +234,7 @@ def _run_in(
         injector = Injector(
             loaded.model, inputs["amax"], inputs.get("by_expert"), loaded.layout.parts
         )
+        local_errors(prepared, study, injector, log, tell)
         if prepared.estimated:
             estimate(prepared, injector, log, tell)
         if check is not None and memory is not None:
@@ -268,6 +270,7 @@ class _Findings:
         """
         prepared, notes = self.prepared, self.log.notes
         calibration = describe_windows(prepared.calibration)
+        errors, local = noted_errors(self.log)
         return Results(
             study=self.study.model_dump(mode="json"),
             model=describe_model(prepared.loaded),
@@ -292,6 +295,8 @@ class _Findings:
             ledger=self.log.ledger.settled(wanted),
             given={c.unit.name: c.own for c in prepared.design.given if c.unit is not None},
             causes=prepared.design.causes,
+            errors=errors,
+            local=local,
             activations=[ActivationRecord(**layer) for layer in self.inputs["layers"]],
         )
 

@@ -54,6 +54,7 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         "contrasts": [_contrast_fields(contrast, ids, places) for contrast in results.contrasts],
         **({"given": given} if given else {}),
         **({"causes": causes} if causes else {}),
+        **({"errors": _errors(results)} if results.errors or results.local else {}),
         "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
     }
 
@@ -168,7 +169,16 @@ def _results(data: ResultsFields) -> Results:
         ledger=_ledger(data["ledgers"][_EVALUATED], recipes),
         given={name: _known(recipes, own) for name, own in data.get("given", {}).items()},
         causes=[_contrast(fields, recipes, sites) for fields in data.get("causes", [])],
+        errors=data["errors"]["operands"] if "errors" in data else (),
+        local=data["errors"]["outputs"] if "errors" in data else (),
     )
+
+
+def _errors(results: Results) -> dict[str, Any]:
+    return {
+        "operands": [vars(record) for record in results.errors],
+        "outputs": [vars(record) for record in results.local],
+    }
 
 
 def _row(site: Site) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fp4scope.design import Contrast
 from fp4scope.ledger.rows import Ledger
-from fp4scope.ledger.schema import ActivationRecord, Conditions
+from fp4scope.ledger.schema import ActivationRecord, Conditions, ErrorRecord, LocalError
 from fp4scope.recipes import Recipe, Sites
 
 
@@ -20,6 +20,8 @@ class Results:
         ledger: What was found on the evaluated text.
         given: Recipes that were measured as wholes, by name.
         causes: What was measured to tell why units cost what they do.
+        errors: Of operands, by layer and format.
+        local: Errors of what leaves layers.
     """
 
     study: dict[str, Any]
@@ -32,6 +34,8 @@ class Results:
     ledger: Ledger = field(default_factory=Ledger)
     given: Mapping[str, Recipe] = field(default_factory=dict)
     causes: Sequence[Contrast] = ()
+    errors: Sequence[ErrorRecord] = ()
+    local: Sequence[LocalError] = ()
     activations: list[ActivationRecord] = field(default_factory=list)
 
     @classmethod

@@ -147,6 +147,58 @@ class ActivationRecord:
         return {k: v for k, v in vars(self).items() if k != "tokens" or v is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ErrorRecord:
+    """The error of one operand of a layer in a format, taken apart (`operands.errors`).
+
+    `error` is its energy, of the operand's; `rounding`, `clipping` and `flushing` are shares of it
+    that sum to 1; `scale` the share that scales without rounding would save. `clipped` and
+    `flushed` are shares of the elements. `kurtosis` is 3 for normal elements, `block_ratio` the
+    mean of a block's amax over its median, `top` the energy in the largest 0.1%. `outliers` are the
+    first of `outlier_count` channels that are outliers in every window, `outliers_stable` their
+    share of those that are in some. Headroom is in powers of two.
+    """
+
+    block: Block
+    projection: Name
+    operand: Literal["weights", "inputs"]
+    format: Name
+    error: Magnitude | None
+    rounding: Number | None
+    clipping: Share | None
+    flushing: Share | None
+    scale: Number | None
+    clipped: Share | None
+    flushed: Share | None
+    kurtosis: Magnitude | None
+    block_ratio: Magnitude | None
+    top: Share | None
+    outliers: list[Count]
+    outlier_count: Count
+    outliers_stable: Share | None
+    headroom_above: Number | None = None
+    headroom_below: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalError:
+    """Energy of the error of a layer's output, of the output's own: the mean over tokens."""
+
+    block: Block
+    projection: Name
+    format: Name
+    precision: Name
+    error: Magnitude
+
+
+@STRICT
+class Errors(TypedDict):
+    """What a journal keeps of the errors inside: of operands, and of what leaves layers."""
+
+    operands: list[ErrorRecord]
+    outputs: list[LocalError]
+
+
 @STRICT
 class Inputs(TypedDict):
     """What a journal keeps of the calibration: the amax of every linear's input, and its layers.
@@ -349,6 +401,7 @@ class ResultsFields(Conditions):
     contrasts: list[ContrastFields]
     given: NotRequired[dict[Name, Name]]
     causes: NotRequired[list[ContrastFields]]
+    errors: NotRequired[Errors]
     ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
 
 

@@ -271,6 +271,16 @@ class Injector:
         """
         return self._input_image(name, treatment, self._amax(name, treatment), entering)
 
+    def tensor_amax(self, name: str, treatment: Treatment, entering: Input) -> Tensor | None:
+        """The amax that fixes the tensor scale of what enters a linear; None for its own.
+
+        Raises:
+            UnitError: The calibration has no such linear.
+        """
+        if not treatment.format.uses_tensor_amax:
+            return None
+        return self._scale_amax(name, entering, self._amax(name, treatment))
+
     def product(self, name: str) -> Product:
         """The model's product of this name.
 

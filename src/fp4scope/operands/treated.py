@@ -54,7 +54,7 @@ def image_of(
     fmt = treatment.format.for_input if entering else treatment.format
     if treatment.is_plain:
         return qdq(x, fmt, amax(x), nonfinite)
-    fmt = _exact(fmt) if treatment.fault is Fault.EXACT_SCALE else fmt
+    fmt = exactly_scaled(fmt) if treatment.fault is Fault.EXACT_SCALE else fmt
     turned = x.detach().to(torch.float32)
     if treatment.hadamard:
         turned = rotated(turned, treatment.hadamard)
@@ -68,8 +68,8 @@ def image_of(
 
 
 @cache
-def _exact(fmt: BlockFormat) -> BlockFormat:
-    """The same elements in the same blocks, each with an FP32 scale by its amax."""
+def exactly_scaled(fmt: BlockFormat) -> BlockFormat:
+    """The same elements in the same blocks, each with a scale by its amax that is not rounded."""
     if fmt.span is not Span.BLOCK:
         return fmt
     return replace(fmt, rule=ScaleRule.AMAX, scale="FP32", scale_bits=32)

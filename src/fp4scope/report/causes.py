@@ -1,6 +1,7 @@
 """The tables of a report about causes: why what is quantized costs what it does."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from fp4scope.report import labels
@@ -16,7 +17,7 @@ _SHOWN = f"Projections, and of layers the {LAYERS_SHOWN} most costly of each for
 
 def about_causes(found: Findings) -> list[Section]:
     """All that is said of causes; nothing of a study that did not ask."""
-    return [*split(found), *gains(found), *additivity(found)]
+    return [*split(found), *gains(found), *errors(found), *additivity(found)]
 
 
 def split(found: Findings) -> Iterator[Section]:
@@ -48,6 +49,7 @@ def gains(found: Findings) -> Iterator[Section]:
         *_NAMES, Column(_KL, "KL"), Column("over that of noise of the same energy", "over noise"),
         Column("KL for each % of relative noise behind it, millinats", "gain"),
         Column("the same for ten times the noise, over it", "linear"),
+        Column("output's error, dB", "error"), Column("KL over error times gain", "over predicted"),
     ]  # fmt: skip
     shown = [
         [
@@ -56,6 +58,8 @@ def gains(found: Findings) -> Iterator[Section]:
             _plain(row, "against_noise"),
             measured(row, "gain", 10.0),
             _plain(row, "linear"),
+            Cell(number(row["error_db"], digits=1), value=row["error_db"]),
+            _plain(row, "over_predicted"),
         ]
         for row in _largest(list(found.gains), "kl")
     ]
@@ -69,9 +73,55 @@ def gains(found: Findings) -> Iterator[Section]:
             "does not matter; above it rounding hurts more than chance.",
             note="Gain: noise is added to what leaves the unit in the full-precision model, in a "
             "random direction for each token. Linear: 1 where KL is proportional to the noise's "
-            f"energy. {_SHOWN} Every unit is in gains.csv.",
+            "energy. Error: energy of the output's error over the output's own, a mean over "
+            f"tokens. {_SHOWN} Every unit is in gains.csv.",
             id="gains",
         )
+
+
+def errors(found: Findings) -> Iterator[Section]:
+    """The errors of operands, means over the blocks of each projection."""
+    rows: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in found.errors:
+        rows.setdefault((row["projection"], row["operand"], row["format"]), []).append(row)
+    columns = [
+        naming("projection"), naming("operand"), naming("format"),
+        Column("error, dB", "error"), Column("rounding", "rounding"),
+        Column("clipping", "clipping"),
+        Column("flush to zero", "flush"), Column("an unrounded scale saves", "scale"),
+        Column("clipped"), Column("flushed"), Column("kurtosis"), Column("block max / median"),
+        Column("energy in the top 0.1%"), Column("outlier channels"),
+    ]  # fmt: skip
+    shares = ("rounding", "clipping", "flushing", "scale", "clipped", "flushed")
+    numbers = ("kurtosis", "block_ratio")
+    shown = [
+        [
+            *texts(*names),
+            Cell(number(_mean(of, "error_db"), digits=1), value=_mean(of, "error_db")),
+            *(share(_mean(of, name)) for name in shares),
+            *(Cell(number(_mean(of, name)), value=_mean(of, name)) for name in numbers),
+            share(_mean(of, "top")),
+            Cell(number(_mean(of, "outlier_count"), digits=1), value=_mean(of, "outlier_count")),
+        ]
+        for names, of in rows.items()
+    ]
+    if shown:
+        yield Section(
+            "Errors taken apart",
+            columns,
+            shown,
+            intro="The energy of the error of each operand: what falls on elements that are "
+            "rounded, clipped or flushed to zero, and what scales that are not rounded would save.",
+            note="Means over blocks. The three shares sum to 100%; a negative saving says that "
+            "rounded scales do better. Outlier channels: root mean square over six times that of "
+            "the median channel, in every window. Every layer is in errors.csv.",
+            id="errors",
+        )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    known = [row[name] for row in rows if row[name] is not None]
+    return fmean(known) if known else None
 
 
 def additivity(found: Findings) -> Iterator[Section]:

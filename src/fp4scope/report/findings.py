@@ -69,6 +69,11 @@ class Findings:
         return stats.gain_table(self.results)
 
     @cached_property
+    def errors(self) -> Table:
+        """The error of every operand of every layer, taken apart."""
+        return stats.error_table(self.results)
+
+    @cached_property
     def interactions(self) -> Table:
         """Where effects do not add: what keeping each unit saves, less what it costs alone."""
         return stats.interaction_table(self.results)

@@ -8,6 +8,7 @@ from fp4scope.study.study import PLACES, PRESETS, SECTIONS, Study, flatten
 from fp4scope.study.values import Swept, parse_memory
 from fp4scope.study.words import (
     ActivationScale,
+    Causes,
     Choice,
     Dataset,
     Direction,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
-from fp4scope.study.words import Experts, Level, Method, More, Parts
+from fp4scope.study.words import Causes, Experts, Level, Method, More, Parts
 from fp4scope.treatments import Configuration, Setting
 
 STUDY_VERSION = 2
@@ -122,11 +122,21 @@ class Study(BaseModel):
         return list(dict.fromkeys(s for one in named for s in one.settings(operands, amax)))
 
     @model_validator(mode="after")
+    def _causes_of_whole_linears(self) -> "Study":
+        if self.question.causes is not Causes.NONE and self.single_experts:
+            raise StudyError(
+                f"causes is {self.question.causes.value}, which does not go with --experts single; "
+                "ask for both in studies of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_alone(self) -> "Study":
         if self.model.parts is Parts.NONE:
             return self
         other = "--experts single" if self.single_experts else ""
         other = "--method gradient" if Method.GRADIENT in self.run.method else other
+        other = "--causes" if self.question.causes is not Causes.NONE else other
         if other:
             raise StudyError(
                 f"parts is {self.model.parts.value}, which does not go with {other}; ask for both "

@@ -6,18 +6,21 @@ same windows. So costs of variants are paired.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import log10
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from fp4scope.design import Unit
+from fp4scope.formats import get_treatment_format
 from fp4scope.ledger import Results
 from fp4scope.probes import GAINS, variants
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.inference.intervals import Estimate, mean, ratio
 from fp4scope.stats.inference.series import Floats, Integers, aligned
 from fp4scope.table import Table
-from fp4scope.treatments import Setting
+from fp4scope.treatments import Setting, Treatment
 
 _UNIT = ("level", "unit", "block")
 SPLIT_COLUMNS = (
@@ -28,7 +31,15 @@ SPLIT_COLUMNS = (
 GAIN_COLUMNS = (
     *_UNIT, "format", "precision", "kl", "kl_low", "kl_high", "noise", "noise_low", "noise_high",
     "against_noise", "against_noise_low", "against_noise_high",
-    "gain", "gain_low", "gain_high", "linear", "linear_low", "linear_high", "windows",
+    "gain", "gain_low", "gain_high", "linear", "linear_low", "linear_high",
+    "error", "error_db", "predicted", "over_predicted", "over_predicted_low", "over_predicted_high",
+    "windows",
+)  # fmt: skip
+
+ERROR_COLUMNS = (
+    "block", "projection", "operand", "format", "error", "error_db", "output_error", "output_db",
+    "rounding", "clipping", "flushing", "scale", "clipped", "flushed", "kurtosis", "block_ratio",
+    "top", "outlier_count", "outliers", "outliers_stable", "headroom_above", "headroom_below",
 )  # fmt: skip
 
 
@@ -107,9 +118,12 @@ def gain_table(results: Results) -> Table:
 
     `against_noise`: KL over that with noise of the same energy in each block. `gain`: KL for each
     unit of relative energy of noise behind the unit, at the lowest level; `linear`: what it is at
-    the highest level, over that. 1 says that KL is proportional to the energy.
+    the highest level, over that. 1 says that KL is proportional to the energy. `error` is the
+    relative energy of the output's error, for a projection the mean over its blocks, `predicted`
+    is error times gain, and `over_predicted` what was measured over that.
     """
     rows: list[dict[str, Any]] = []
+    errors = output_errors(results)
     for one in probed(results, "kl"):
         low, high = (one.gain(db) for db in (min(GAINS), max(GAINS)))
         for setting, costs in one.variants():
@@ -122,8 +136,47 @@ def gain_table(results: Results) -> Table:
             if low is not None and high is not None:
                 row |= _columns("gain", mean(low, anytime=results.anytime))
                 row |= _columns("linear", ratio(high, low, anytime=results.anytime))
+            error = errors.get((one.unit.name, one.unit.block, setting.format, setting.precision))
+            if error:
+                row |= {"error": error, "error_db": 10 * log10(error)}
+                if low is not None:
+                    row["predicted"] = error * float(low.mean())
+                    over = ratio(costs["both"], error * low, anytime=results.anytime)
+                    row |= _columns("over_predicted", over)
             rows.append(row)
     return Table(GAIN_COLUMNS, rows)
+
+
+def output_errors(results: Results) -> dict[tuple[str, int | None, str, str], float]:
+    """By projection, block, format and precision; block None: the mean over blocks."""
+    found: dict[tuple[str, int | None, str, str], list[float]] = {}
+    for one in results.local:
+        for block in (one.block, None):
+            key = one.projection, block, one.format, one.precision
+            found.setdefault(key, []).append(one.error)
+    return {key: fmean(errors) for key, errors in found.items()}
+
+
+def error_table(results: Results) -> Table:
+    """The error of every operand of every layer, taken apart.
+
+    `output_error` is that of the layer's output where only this operand is quantized.
+    """
+    errors = output_errors(results)
+    rows: list[dict[str, Any]] = []
+    for record in results.errors:
+        row = {**vars(record), "outliers": " ".join(map(str, record.outliers))}
+        fmt = get_treatment_format(record.format)
+        side = {"weights": "weight", "inputs": "input"}[record.operand]
+        alone = Setting(**{side: Treatment(fmt)}).precision
+        output = errors.get((record.projection, record.block, record.format, alone))
+        row |= {"output_error": output, "error_db": _db(record.error), "output_db": _db(output)}
+        rows.append(row)
+    return Table(ERROR_COLUMNS, rows)
+
+
+def _db(energy: float | None) -> float | None:
+    return 10 * log10(energy) if energy else None
 
 
 def _named(setting: Setting) -> dict[str, Any]:
