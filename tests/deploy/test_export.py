@@ -121,6 +121,7 @@ def only(leaf, setting):
         (only("q_proj", "nvfp4"), "engines load them as one"),
         (only("o_proj", {"input": "nvfp4"}), "a weight in full precision, which no engine"),
         (only("o_proj", "mxfp6:e2m3"), "which no engine loads"),
+        (only("o_proj", "nvfp4+hadamard32"), "for measuring alone"),
         (only("o_proj", {"weight": "nvfp4", "input": "mxfp8"}), "export knows both alike"),
         (only("none", "nvfp4"), "quantizes no linear"),
     ],

@@ -63,6 +63,12 @@ def scheme_of(setting: Setting, site: str) -> Scheme:
     Raises:
         StudyError: No engine has it; says what engines have.
     """
+    treatments = [t for t in (setting.weight, setting.input) if t is not None]
+    if setting.noise is not None or not all(t.is_plain for t in treatments):
+        raise StudyError(
+            f"{site} is treated with {setting.format}, which is for measuring alone; name the "
+            "formats without what stands behind +"
+        )
     if setting.weight is None:
         raise StudyError(
             f"{site} has {setting.format} inputs and a weight in full precision, which no engine "

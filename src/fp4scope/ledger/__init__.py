@@ -7,4 +7,4 @@ from fp4scope.ledger.log import Found, Job, Log, check_folder
 from fp4scope.ledger.measures import MEASURES, ROUTERS, ROUTING, Value
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Key, Ledger, Rows
-from fp4scope.ledger.schema import ActivationRecord
+from fp4scope.ledger.schema import ActivationRecord, ErrorRecord, LocalError

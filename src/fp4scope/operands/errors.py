@@ -1,9 +1,9 @@
 """The error of a quantized operand, taken apart: exact, from the numbers themselves.
 
 Every element is one of three: clipped (beyond the largest that its block's scale can hold, by more
-than half of the last step), flushed (not zero, but its image is), or rounded. Squared errors of the three sum to that of the operand.
-Beside them stands what the same elements in the same blocks are off by where scales are not rounded
-(`exact`): what rounding the scales costs, which may be a gain.
+than half of the last step), flushed (not zero, but its image is), or rounded. Squared errors of the
+three sum to that of the operand. Beside them stands what the same elements in the same blocks are
+off by where scales are not rounded (`exact`): what rounding the scales costs, which may be a gain.
 
 Channels are the columns of an operand, over the tokens of a window or the rows of a weight. One is
 an outlier where its root mean square is more than six times that of the median channel.

@@ -17,7 +17,7 @@ _SHOWN = f"Projections, and of layers the {LAYERS_SHOWN} most costly of each for
 
 def about_causes(found: Findings) -> list[Section]:
     """All that is said of causes; nothing of a study that did not ask."""
-    return [*split(found), *gains(found), *errors(found), *additivity(found)]
+    return [*split(found), *gains(found), *errors(found), *predictors(found), *additivity(found)]
 
 
 def split(found: Findings) -> Iterator[Section]:
@@ -122,6 +122,35 @@ def errors(found: Findings) -> Iterator[Section]:
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     known = [row[name] for row in rows if row[name] is not None]
     return fmean(known) if known else None
+
+
+def predictors(found: Findings) -> Iterator[Section]:
+    """How well what is cheap to know orders what units cost."""
+    rows = [row for row in found.predictors if row["measure"] == "kl"]
+    columns = [
+        naming("format"), naming("precision"), naming("among"), naming("predictor"),
+        Column("rank correlation with KL", "rho"), Column("ceiling", "ceiling"), Column("units"),
+    ]  # fmt: skip
+    shown = [
+        [
+            *texts(row["format"], row["precision"], row["among"], row["predictor"]),
+            _plain(row, "rho"),
+            Cell(number(row["ceiling"], digits=2), value=row["ceiling"]),
+            Cell(str(row["units"]), value=row["units"]),
+        ]
+        for row in rows
+    ]
+    if shown:
+        yield Section(
+            "Do statistics predict what quantizing costs?",
+            columns,
+            shown,
+            intro="Spearman's rank correlation of each predictor with the KL of units that are "
+            "quantized alone, with 95% intervals over windows.",
+            note="Ceiling: what a perfect predictor would reach, since the measured order has "
+            "noise of its own. That of NLL is in predictors.csv.",
+            id="predictors",
+        )
 
 
 def additivity(found: Findings) -> Iterator[Section]:

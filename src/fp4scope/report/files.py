@@ -22,8 +22,9 @@ from fp4scope.table import Table
 
 TABLES = (
     "all_quantized", "given", "projections", "blocks", "layers", "patterns", "experts",
-    "split", "gains", "errors", "interactions", "additivity", "effects", "effect_sums",
-    "effect_pairs", "routing", "routers", "replay", "experts_seen", "agreement", "activations",
+    "split", "gains", "errors", "predictors", "interactions", "additivity",
+    "effects", "effect_sums", "effect_pairs", "routing", "routers", "replay", "experts_seen",
+    "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""
 _ADVICE = (

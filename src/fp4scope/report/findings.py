@@ -74,6 +74,11 @@ class Findings:
         return stats.error_table(self.results)
 
     @cached_property
+    def predictors(self) -> Table:
+        """How well statistics, errors and gains order what units cost."""
+        return stats.predictor_table(self.results)
+
+    @cached_property
     def interactions(self) -> Table:
         """Where effects do not add: what keeping each unit saves, less what it costs alone."""
         return stats.interaction_table(self.results)

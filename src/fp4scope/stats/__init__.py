@@ -19,6 +19,7 @@ from fp4scope.stats.findings.mixtures import effect_table, pair_table, sum_table
 from fp4scope.stats.findings.neighbours import neighbour_correlation
 from fp4scope.stats.findings.noise import noise_shares, rerun_noise
 from fp4scope.stats.findings.pairing import Pairing
+from fp4scope.stats.findings.predictors import predictor_table
 from fp4scope.stats.findings.projections import kind_of, layer_type
 from fp4scope.stats.findings.routing import (
     replay_table,
