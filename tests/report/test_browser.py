@@ -3,6 +3,7 @@
 These need Chromium (or Chrome) with its driver, and selenium; without them they are skipped.
 """
 
+import csv
 import itertools
 import json
 import shutil
@@ -154,10 +155,13 @@ def test_the_costs_of_formats_say_what_is_quantized(precision, show, known):
     found = (one.but(precision=name) for one in found for name in sorted(precision))
     results = rebuilt(results, [reference, *found])
     chart = show(Diagnosis(results)).find_element(By.ID, "chart-all-quantized")
-    labels = {label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")}
+    labels = [label.text for label in chart.find_elements(By.CSS_SELECTOR, "text.name")]
     title = chart.find_element(By.TAG_NAME, "h4").text
-    assert {"mxfp4:floor", "nvfp4"} == {label.split(",")[0] for label in labels}
-    assert ("nvfp4, W4A16" in labels) == (len(precision) == 2)
+    assert sorted(labels) == ["mxfp4:floor", "nvfp4"]  # a line each, a mark for each precision
+    marks = chart.find_elements(By.CSS_SELECTOR, "g[data-tip]")
+    said = {mark.get_attribute("data-tip").split(":")[-2].split(" ")[-1] for mark in marks}
+    assert len(marks) == 2 * len(precision)
+    assert said == precision
     bits = "W4A16" if precision == {"W4A16"} else "W4A4"
     assert title.endswith(f", {bits}") == (len(precision) == 1)
 
@@ -344,18 +348,71 @@ def test_tables_sort(show):
     browser.find_element(By.CSS_SELECTOR, "#all-layers summary").click()
     table = browser.find_element(By.ID, "layer-table")
     heads = table.find_elements(By.CSS_SELECTOR, "th button")
+    (head,) = [h for h in heads if h.text.startswith("millinats")]
     values = (
         "return [...arguments[0].tBodies[0].rows]"
-        ".map((r) => parseFloat(r.cells[4].textContent.replace('\u2212', '-')))"
+        f".map((r) => parseFloat(r.cells[{heads.index(head)}].textContent.replace('\u2212', '-')))"
     )
     assert len(browser.execute_script(values, table)) == 24
-    (head,) = [h for h in heads if h.text.startswith("millinats")]
     for order, sign in (("descending", -1), ("ascending", 1)):
         head.send_keys(Keys.ENTER)
         found = browser.execute_script(values, table)
         assert found == sorted(found, key=lambda v: sign * v)
         sort = head.find_element(By.XPATH, "..").get_attribute("aria-sort")
         assert sort == order
+
+
+def test_the_address_keeps_the_view_and_opens_what_is_folded(show):
+    browser = show()
+    choose(browser, "metric", "kl")
+    choose(browser, "format", "nvfp4")
+    address = browser.current_url
+    assert "metric=kl" in address
+    browser.get(address.replace("nvfp4", "nothing"))
+    browser.refresh()  # a name that there is not leaves the control as it is
+    chosen = {
+        name: Select(browser.find_element(By.ID, name)).first_selected_option.get_attribute("value")
+        for name in ("metric", "format")
+    }
+    assert chosen == {"metric": "kl", "format": ""}
+    folded = browser.find_element(By.CSS_SELECTOR, "#protocol")
+    assert not browser.execute_script("return arguments[0].closest('details').open", folded)
+    browser.find_element(By.CSS_SELECTOR, "nav a[href='#protocol']").click()
+    assert browser.execute_script("return arguments[0].closest('details').open", folded)
+    assert browser.get_log("browser") == []
+
+
+def test_layers_are_filtered_and_copied_as_csv(show, known):
+    results = known().results
+    hostile = '=1+1",x'
+    found = (
+        one.but(unit=hostile) if one.asked.unit == "q_proj" else one for one in entries(results)
+    )
+    diagnosis = Diagnosis(rebuilt(results, found))
+    browser = show(diagnosis)
+    browser.find_element(By.CSS_SELECTOR, "#all-layers summary").click()
+    browser.execute_script(
+        "navigator.clipboard.writeText = (text) => { window.copied = text; return text; }"
+    )
+    browser.find_element(By.ID, "layer-copy").click()
+    rows = list(csv.DictReader(browser.execute_script("return window.copied").splitlines()))
+    assert {row["projection"] for row in rows} == {"'" + hostile, "down_proj"}
+    for row in rows:
+        (expected,) = diagnosis.layers.where(
+            format=row["format"], direction=row["direction"], block=int(row["block"]),
+            projection=row["projection"].removeprefix("'"),
+        )  # fmt: skip
+        assert float(row["nats"]) == pytest.approx(1e3 * expected["delta_nll"], rel=1e-5)
+    browser.find_element(By.ID, "layer-filter").send_keys("5.down_proj, nvfp4")
+    assert browser.find_element(By.ID, "layer-count").text == "1 layers"
+
+
+def test_each_format_can_have_its_own_scale(show):
+    browser = show()
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat .scale")) == 1
+    choose(browser, "scale", "own")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat .scale")) == 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-heat [data-layer]")) == 2 * 12
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

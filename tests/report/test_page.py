@@ -80,6 +80,27 @@ def test_all_quantized(known):
     assert numbers(rows[2][8][0]) == [3.0]
 
 
+def test_the_answer_is_the_first_table_and_its_chart_has_its_numbers(known):
+    diagnosis = known()
+    page = Page(diagnosis.html())
+    assert page.tables[0]["id"] == "answer"
+    _, full, *rows = page.table("answer")
+    assert full[0][0] == "FP32"
+    wholes = [whole for whole in diagnosis.wholes if not whole.is_full_precision]
+    drawn = {row["format"]: row["marks"] for row in page.payload["all_quantized"]["rows"]}
+    points = {p["name"]: p for p in page.payload["pareto"]["points"] if p["kind"] == "format"}
+    for row, whole in zip(rows, wholes, strict=True):
+        nll = whole.costs["nll"]
+        assert [cell[0] for cell in row[:2]] == [whole.name, whole.precision]
+        assert float(row[2][1]) == pytest.approx(100 * np.expm1(nll.mean))
+        assert float(row[4][1]) == whole.costs["kl"].mean
+        (mark,) = drawn[whole.name]
+        ends = [1e3 * end for end in (nll.mean, nll.low, nll.high)]
+        assert [mark[end] for end in ("value", "low", "high")] == pytest.approx(ends)
+        assert points[whole.title]["y"] == pytest.approx(1e3 * whole.costs["kl"].mean)
+        assert points[whole.title]["x"] == pytest.approx(whole.size.model_bits or whole.size.bits)
+
+
 @pytest.mark.parametrize("direction", ["keep", "only"])
 def test_projections_stand_side_by_side(direction, known):
     diagnosis = known()

@@ -66,6 +66,18 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{i * size:.12g}") for i in range(first, last + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten on a logarithmic axis, or powers alone where it is long.
+
+    Example:
+        >>> decades(8.0, 60.0), decades(0.5, 900.0)
+        ([10.0, 20.0, 50.0], [1.0, 10.0, 100.0])
+    """
+    powers = [10.0**p for p in range(floor(log10(low)), ceil(log10(high)) + 1)]
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    return [k * p for p in powers for k in steps if low <= k * p <= high]
+
+
 def extent(values: Iterable[float | None], *, margin: float = 0.0) -> tuple[float, float]:
     """The smallest and the largest, with a margin on either side, except at zero."""
     known = [v for v in values if v is not None]

@@ -21,7 +21,7 @@ from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
 TABLES = (
-    "all_quantized", "given", "projections", "blocks", "layers", "patterns", "experts",
+    "all_quantized", "given", "savings", "projections", "blocks", "layers", "patterns", "experts",
     "split", "gains", "errors", "predictors", "interactions", "additivity",
     "effects", "effect_sums", "effect_pairs", "routing", "routers", "replay", "experts_seen",
     "agreement", "activations",

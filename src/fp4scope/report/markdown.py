@@ -15,6 +15,7 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import interval, percent
 from fp4scope.report.render import as_markdown
+from fp4scope.report.repairs import benefit
 from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, against_each_other, costs, units
@@ -49,6 +50,7 @@ def markdown(found: Findings) -> str:
         environment=results.environment,
         study=results.study,
         answer=answer(found),
+        benefit=list(benefit(found)),
         DISTRUST=DISTRUST,
         next=_Safe(escaped(shlex.join(next_step(found, Path("OUT"))))),
         headlines=headlines(found),

@@ -30,6 +30,7 @@ from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
 from fp4scope.report.render import as_html
+from fp4scope.report.repairs import benefit
 from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
@@ -79,6 +80,7 @@ def page(found: Findings) -> str:
         next=shlex.join(next_step(found, Path("OUT"))),
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=list(sections.costs(found)),
+        benefit=list(benefit(found)),
         compared=[*given_recipes(found), *sections.against_each_other(found)],
         designed=about_designed(found),
         causes=about_causes(found),

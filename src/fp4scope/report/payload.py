@@ -16,10 +16,12 @@ from fp4scope.report import axes, labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import in_percent, interval, number
+from fp4scope.report.pareto import pareto_points
 from fp4scope.report.sections import Measure, is_muted, measures
 from fp4scope.report.selection import compared_with, is_measured
-from fp4scope.stats import kind_of, only_estimated
+from fp4scope.stats import kind_of, only_estimated, sizes_known
 from fp4scope.table import Interval, Table
+from fp4scope.treatments import operands_of
 
 _ENDS = ("", "_low", "_high")
 METRICS: dict[str, dict[str, Any]] = {
@@ -69,6 +71,8 @@ def payload(found: Findings) -> dict[str, Any]:
         "layer_types": results.model.get("layer_types") or [],
         "formats": list(formats),
         "all_quantized": _all_quantized(found),
+        "pareto": _pareto(found),
+        "paths": _paths(found),
         "units": units,
         "heads": [[column.key, column.label] for column in columns],
         "views": {name: dict(_views(families)) for name, families in units.items()},
@@ -77,27 +81,58 @@ def payload(found: Findings) -> dict[str, Any]:
 
 
 def _all_quantized(found: Findings) -> dict[str, Any] | None:
-    """What quantizing everything costs, the cheapest first."""
-    rows = sorted(
-        (row for row in found.all_quantized if row["delta_nll"] is not None),
-        key=lambda row: row["delta_nll"],
-    )
-    if not rows:
+    """What whole models cost, a line for each format or recipe, the cheapest first."""
+    wholes = [whole for whole in found.wholes if not whole.is_full_precision]
+    if not wholes:
         return None
-    choices = list(dict.fromkeys(row["precision"] for row in rows))
-    several = len(choices) > 1
+    choices = list(dict.fromkeys(whole.precision for whole in wholes if whole.precision))
+    several = len(set(map(operands_of, choices))) > 1
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for whole in wholes:
+        span = Interval.of(whole.row, "delta_nll").times(1e3)
+        mark = {
+            "precision": whole.precision or "recipe",
+            "text": f"{whole.title}: {interval(whole.row)} millinats",
+        }
+        lines.setdefault(whole.name, []).append(mark | Interval(*map(_short, span))._asdict())
+    ends = [mark[end] for of in lines.values() for mark in of for end in ("value", "low", "high")]
     return {
-        "title": "What quantizing everything costs" + ("" if several else f", {choices[0]}"),
-        "rows": [
-            {
-                "format": row["format"],
-                "label": f"{row['format']}, {row['precision']}" if several else row["format"],
-                "text": f"{row['format']}, {row['precision']}: {interval(row)} millinats",
-            }
-            | _milli(row, "delta_nll")._asdict()
-            for row in rows
+        "title": "What quantizing everything costs"
+        + ("" if several or not choices else f", {'/'.join(choices)}"),
+        "precisions": list(dict.fromkeys(m["precision"] for of in lines.values() for m in of)),
+        "rows": [{"format": name, "marks": marks} for name, marks in lines.items()],
+        "axis": _linear(ends, zero=0.0),
+    }
+
+
+def _pareto(found: Findings) -> dict[str, Any] | None:
+    """Bits of the model against KL: formats, recipes, and recipes that are predicted."""
+    points = pareto_points(found)
+    if not points:
+        return None
+    bits, costs = [p.bits for p in points], [1e3 * p.kl for p in points]
+    low, high = axes.extent(bits, margin=0.05)
+    bottom, top = min(costs) / 1.5, max(costs) * 1.5
+    return {
+        "points": [
+            {"kind": p.kind, "name": p.name, "x": _short(p.bits), "y": _short(1e3 * p.kl),
+             "text": p.text}
+            for p in points
         ],
-        "axis": _linear((end for row in rows for end in _milli(row, "delta_nll")), zero=0.0),
+        "x": {"low": low, "high": high, "ticks": _ticks(axes.linear_ticks(low, high, 4))},
+        "y": {"low": bottom, "high": top, "ticks": _ticks(axes.decades(bottom, top))},
+    }  # fmt: skip
+
+
+def _paths(found: Findings) -> dict[str, str]:
+    """Module names of layers, as ignore lists take them, by block and projection."""
+    if not sizes_known(found.results):
+        return {}
+    swept = {(row["block"], row["projection"]) for row in found.layers}
+    return {
+        f"{site.block}|{site.projection}": site.name
+        for site in found.results.sites
+        if (site.block, site.projection) in swept
     }
 
 

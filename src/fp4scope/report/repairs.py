@@ -3,15 +3,27 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fp4scope.report import labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.numbers import interval, number
+from fp4scope.report.numbers import interval, measured, number, plain
 from fp4scope.report.resolution import short_of
+from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.report.sections import is_muted
 from fp4scope.report.selection import is_measured
 from fp4scope.report.sentences import projection_lines
 from fp4scope.stats import saves, sizes_known
 
-SETTINGS = 3
+SETTINGS = 2
 """Settings whose repairs an answer names, the cheapest ones."""
+LISTED = 10
+"""Units that a table shows."""
+_BASIS = {
+    "keep": "What keeping a unit saves. That of several linears or blocks is the sum of theirs, "
+    "one at a time.",
+    "only": "What quantizing only a unit costs. That of several linears or blocks is the sum of "
+    "theirs, one at a time.",
+    "designed": "What a unit costs on average over what else is quantized.",
+}
 _POOR = 1 / 3
 """A unit that saves less for each byte than so much of the best one is no bargain."""
 _NO_SIZES = "These results, of fp4scope 0.1, lack sizes. Measure again to see what it stores."
@@ -75,6 +87,50 @@ def _saved(row: _Row, measure: str) -> str:
 
 def _stored(row: _Row, measure: str) -> str:
     said = f"{number(row['bytes_kept'] / 1e6)} MB more"
+    details = [f"{number(1e3 * row[f'{measure}_per_mb'])} for each"]
     if row["bits_kept"] is not None:
-        said += f" ({number(row['bits_kept'], digits=2)} bits of the model)"
-    return f"{said}, {number(1e3 * row[f'{measure}_per_mb'])} millinats for each MB"
+        details.append(f"{number(row['bits_kept'], digits=2)} bits of the model")
+    return f"{said} ({', '.join(details)})"
+
+
+def benefit(found: Findings) -> Iterator[Section]:
+    """Units of each format by what they save for each byte, the best of them."""
+    by_family: dict[tuple[str, ...], list[_Row]] = {}
+    for row in found.savings:
+        by_family.setdefault((row["direction"], row["format"], row["precision"]), []).append(row)
+    columns = [
+        naming("unit that engines have as one"), naming("block"),
+        Column("millinats for each MB", "mnat/MB"), Column(labels.EFFECT, "millinats"),
+        Column("KL, millinats per token", "KL"), Column("MB more", "MB more"),
+        Column("bits of the model", "bits"),
+    ]  # fmt: skip
+    for (way, fmt, precision), rows in by_family.items():
+        shown = [_benefit(row) for row in rows[:LISTED]]
+        few = f": the {LISTED} best of {len(rows)}" if len(rows) > LISTED else ""
+        yield Section(
+            f"{fmt}, {precision}, {way}{few}",
+            columns,
+            shown,
+            intro=_BASIS[way],
+            note=_order(found, rows),
+        )
+
+
+def _benefit(row: _Row) -> list[Cell]:
+    return [
+        Cell(row["unit"]),
+        Cell("all" if row["block"] is None else str(row["block"]), value=row["block"]),
+        plain(None if row["nll_per_mb"] is None else 1e3 * row["nll_per_mb"]),
+        measured(row, muted=is_muted(row)),
+        measured(row, "delta_kl", muted=is_muted(row, "p_holm_kl")),
+        plain(row["bytes_kept"] / 1e6),
+        Cell(number(row["bits_kept"], digits=2), value=row["bits_kept"]),
+    ]
+
+
+def _order(found: Findings, rows: Sequence[_Row]) -> str:
+    """What this run could tell apart."""
+    if any(saves(row) for row in rows):
+        count = sum(saves(row) for row in rows)
+        return f"{count} of {len(rows)} units save significantly (Holm over all of them)."
+    return f"These windows do not order the units{short_of(found.results, rows)}."

@@ -6,7 +6,7 @@
   const column = Object.fromEntries(data.columns.map((name, i) => [name, i]));
   const head = Object.fromEntries(data.heads.map(([name], i) => [name, i]));
   const METRICS = data.metrics;
-  const state = { format: "", direction: "", metric: "nats", precision: "" };
+  const state = { format: "", direction: "", metric: "nats", precision: "", scale: "shared" };
 
   // ---------------------------------------------------------------- small tools
 
@@ -271,11 +271,71 @@
     byId(`drawn-${level}`).hidden = !charts.length;
   }
 
+  const precisionClass = (name, of) => `f${of.indexOf(name) % 6}`;
+
+  /** A line for each format or recipe, on it a mark for each precision. */
   function drawAllQuantized() {
     const whole = data.all_quantized;
     if (!whole) return;
-    const rows = whole.rows.map((b) => ({ ...b, cls: formatClass(b.format), index: data.formats.indexOf(b.format), muted: false }));
-    byId("chart-all-quantized").replaceChildren(panels([dots(whole.title, rows, { label: METRICS.nats.label, zero: 0, axis: whole.axis })]));
+    const place = byId("chart-all-quantized");
+    const width = Math.max(300, place.clientWidth || 720);
+    const left = Math.min(0.4 * width, 18 + 7 * Math.max(...whole.rows.map((r) => r.format.length)));
+    const step = 26;
+    const height = step * whole.rows.length + 40;
+    const { low, high, ticks } = whole.axis;
+    const x = (v) => left + ((v - low) / (high - low || 1)) * (width - left - 14);
+    const every = whole.rows.flatMap((r) => r.marks.map((m) => m.text));
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${whole.title}: ${every.join("; ")}` });
+    for (const [tick, said] of ticks) {
+      svg.append(shape("line", { x1: x(tick), x2: x(tick), y1: 4, y2: height - 34, class: tick ? "grid" : "axis" }));
+      svg.append(shape("text", { x: x(tick), y: height - 20, "text-anchor": "middle" }, said));
+    }
+    svg.append(shape("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, METRICS.nats.label));
+    whole.rows.forEach((row, i) => {
+      const y = step * i + 16;
+      const [first, last] = [Math.min(...row.marks.map((m) => m.value)), Math.max(...row.marks.map((m) => m.value))];
+      svg.append(shape("text", { x: left - 10, y: y + 4, "text-anchor": "end", class: "name" }, row.format));
+      svg.append(shape("line", { x1: x(first), x2: x(last), y1: y, y2: y, class: "grid" }));
+      for (const m of row.marks) {
+        const group = shape("g", { class: precisionClass(m.precision, whole.precisions), "data-tip": m.text });
+        if (m.low !== null) group.append(shape("path", { d: `M${x(m.low)},${y}H${x(m.high)}M${x(m.low)},${y - 4}v8M${x(m.high)},${y - 4}v8`, class: "whisker" }));
+        group.append(shape("rect", { x: x(m.value) - 9, y: y - 9, width: 18, height: 18, fill: "transparent" }));
+        group.append(mark(x(m.value), y, whole.precisions.indexOf(m.precision), "mark"));
+        svg.append(group);
+      }
+    });
+    const entries = whole.precisions.map((name, index) => ({ name, index, cls: precisionClass(name, whole.precisions) }));
+    place.replaceChildren(element("h4", {}, whole.title), ...(entries.length > 1 ? [key(entries)] : []), svg);
+  }
+
+  /** Bits of the model against KL on a logarithmic axis. */
+  function drawPareto() {
+    if (!data.pareto) return;
+    const { points, x: across, y: up } = data.pareto;
+    const [width, height, left] = [440, 270, 46];
+    const bottom = height - 38;
+    const log = Math.log10;
+    const x = (v) => left + ((v - across.low) / (across.high - across.low || 1)) * (width - left - 16);
+    const y = (v) => bottom - ((log(v) - log(up.low)) / (log(up.high) - log(up.low) || 1)) * (bottom - 8);
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Bits against KL: ${points.map((p) => p.text).join("; ")}` });
+    for (const [tick, said] of across.ticks) svg.append(shape("text", { x: x(tick), y: bottom + 16, "text-anchor": "middle" }, said));
+    for (const [tick, said] of up.ticks) {
+      svg.append(shape("line", { x1: left, x2: width, y1: y(tick), y2: y(tick), class: "grid" }));
+      svg.append(shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, said));
+    }
+    svg.append(shape("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "bits of the model"));
+    const front = points.filter((p) => p.kind === "predicted").sort((a, b) => a.x - b.x);
+    if (front.length > 1) svg.append(shape("polyline", { points: front.map((p) => `${x(p.x)},${y(p.y)}`).join(" "), class: "curve other" }));
+    const kindNames = unique(points.map((p) => p.kind));
+    const looks = { format: ["f0", 0], recipe: ["f1", 1], predicted: ["other", 2] };
+    for (const p of points) {
+      const [cls, index] = looks[p.kind];
+      const group = shape("g", { class: cls, "data-tip": p.text });
+      group.append(mark(x(p.x), y(p.y), index, `mark${p.kind === "predicted" ? " muted" : ""}`));
+      svg.append(group);
+    }
+    const entries = kindNames.map((name) => ({ name: name === "predicted" ? "recipe, predicted" : `${name}, measured`, cls: looks[name][0], index: looks[name][1] }));
+    byId("chart-pareto").replaceChildren(element("h4", {}, "Bits against damage: KL, millinats per token"), key(entries), svg);
   }
 
   function drawProjections() {
@@ -316,11 +376,19 @@
   }
 
   function heatMaps(families) {
-    const colours = view("layers")?.colours;
-    if (!colours) return [];
-    const map = symlog(colours.linear);
-    const size = (value) => Math.min(1, Math.abs(map(value)) / map(colours.peak));
-    return [legend(colours.ticks, size), ...families.map((f) => heat(f, size))];
+    const scaleOf = (format) => {
+      const colours = view("layers", format)?.colours;
+      if (!colours) return null;
+      const map = symlog(colours.linear);
+      // What is significant is never as pale as nothing.
+      const size = (value) => (value ? 0.12 + 0.88 * Math.min(1, Math.abs(map(value)) / map(colours.peak)) : 0);
+      return { ticks: colours.ticks, size };
+    };
+    if (state.scale === "own") {
+      return families.map((f) => [f, scaleOf(f.format)]).filter(([, s]) => s).flatMap(([f, s]) => [heat(f, s.size), legend(s.ticks, s.size)]);
+    }
+    const shared = scaleOf(state.format);
+    return shared ? [legend(shared.ticks, shared.size), ...families.map((f) => heat(f, shared.size))] : [];
   }
 
   function legend(ticks, size) {
@@ -441,11 +509,59 @@
     return table;
   }
 
+  /** The layers that the controls and the filter choose, the most costly first. */
+  function listedLayers() {
+    const words = byId("layer-filter").value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+    const rows = chosen("layers").flatMap((f) => f.rows.map((row) => [f, row]));
+    return rows.filter(([f, row]) => {
+      const name = `${get(row, "block")}.${get(row, "projection")} ${pathOf(row)} ${f.format}`.toLowerCase();
+      return words.every((word) => name.includes(word));
+    }).sort((a, b) => (cost(b[1], state.metric) ?? 0) - (cost(a[1], state.metric) ?? 0));
+  }
+
+  const pathOf = (row) => data.paths[`${get(row, "block")}|${get(row, "projection")}`] ?? "";
+
   function drawLayerTable() {
     const table = byId("layer-table");
     if (!byId("all-layers").open) return table.replaceChildren();
-    const rows = chosen("layers").flatMap((f) => f.rows.map((row) => [f, row])).sort((a, b) => (cost(b[1], state.metric) ?? 0) - (cost(a[1], state.metric) ?? 0));
-    sortable(layerTable(table, ["block", "projection", "format"], rows.map(([f, row]) => [[get(row, "block"), get(row, "projection"), f.format], get(row, "texts")])));
+    const rows = listedLayers();
+    const named = rows.some(([, row]) => pathOf(row));
+    const names = ["block", "projection", ...(named ? ["module"] : []), "format", "direction"];
+    sortable(layerTable(table, names, rows.map(([f, row]) => [
+      [get(row, "block"), get(row, "projection"), ...(named ? [pathOf(row)] : []), f.format, f.direction], get(row, "texts"),
+    ])));
+    byId("layer-count").textContent = `${rows.length} layers`;
+  }
+
+  /** A field of CSV; no name is a formula. */
+  function field(value) {
+    const text = value === null || value === undefined ? "" : String(value);
+    const safe = typeof value === "string" && /^\s*[=+\-@]/.test(text) ? `'${text}` : text;
+    return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  }
+
+  function layersAsCsv() {
+    const numbers = data.columns.filter((name) => !["projection", "block", "muted", "muted_kl", "texts"].includes(name));
+    const head = ["module", "block", "projection", "format", "precision", "direction", "significant", ...numbers];
+    const lines = listedLayers().map(([f, row]) => [
+      pathOf(row), get(row, "block"), get(row, "projection"), f.format, f.precision, f.direction, !get(row, "muted"), ...numbers.map((name) => get(row, name)),
+    ]);
+    return [head, ...lines].map((line) => line.map(field).join(",")).join("\n") + "\n";
+  }
+
+  async function copyLayers() {
+    const text = layersAsCsv();
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = element("textarea", { class: "hidden" });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    byId("layer-count").textContent = `${text.split("\n").length - 2} layers copied`;
   }
 
   function openLayer(name, block) {
@@ -454,6 +570,7 @@
       .flatMap((f) => f.rows.filter((row) => get(row, "projection") === name && get(row, "block") === block).map((row) => [[f.direction, f.format], get(row, "texts")]));
     const input = data.activations.said[`${block}|${name}`];
     byId("layer-title").textContent = `Block ${block}, ${name}`;
+    byId("layer-path").textContent = data.paths[`${block}|${name}`] ?? "";
     byId("layer-body").replaceChildren(
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of this layer" }, layerTable(element("table"), ["direction", "format"], rows)),
       element("p", {}, input ? `What enters it, in full precision: ${input}.` : "Its activations were not measured."),
@@ -537,9 +654,46 @@
     select.addEventListener("change", () => {
       state[name] = select.value;
       settle();
+      remember();
       draw();
     });
   }
+
+  /** What the controls show stands in the address, so that a view can be sent. */
+  function remember() {
+    const shown = new URLSearchParams([...AXES, "scale"].filter((name) => state[name]).map((name) => [name, state[name]]));
+    try {
+      history.replaceState(null, "", `#${shown}`);
+    } catch {
+      // An address that may not change: the view is lost with the page.
+    }
+  }
+
+  /** The view that the address names, as far as there is such a one. */
+  function restore() {
+    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+      const select = [...AXES, "scale"].includes(name) ? byId(name) : null;
+      if (select && [...select.options].some((option) => option.value === value)) state[name] = value;
+    }
+    byId("scale").value = state.scale;
+  }
+
+  /** A link to what is folded opens it. */
+  function unfold() {
+    const target = location.hash.includes("=") ? null : byId(decodeURIComponent(location.hash.slice(1)));
+    const folded = target?.closest("details");
+    if (!folded || folded.open) return;
+    folded.open = true;
+    target.scrollIntoView();
+  }
+  window.addEventListener("hashchange", () => {
+    unfold();
+    if (families.length && location.hash.includes("=")) {
+      restore();
+      settle();
+      draw();
+    }
+  });
 
   function draw() {
     hideTip();
@@ -566,6 +720,9 @@
     fill("direction", ["keep", "only"]);
     fill("precision", unique(families.map((f) => f.precision)));
     fill("metric", Object.keys(METRICS), Object.fromEntries(Object.keys(METRICS).map((m) => [m, METRICS[m].short])));
+    fill("scale", ["shared", "own"], { shared: "one scale", own: "each format's own" });
+    byId("scale-label").hidden = formats.length < 2;
+    restore();
     settle();
     byId("precision-label").hidden = unique(families.map((f) => f.precision)).length < 2;
     byId("controls").hidden = false;
@@ -585,18 +742,28 @@
     byId(id)?.replaceChildren(...parts);
   }
 
+  let unfolded = [];
   window.addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll("details.folded:not([open])")];
+    for (const folded of unfolded) folded.open = true;
     for (const level of ["projections", "layers"]) if (byId(`drawn-${level}`)) byId(`drawn-${level}`).hidden = !data.units[level].length;
     drawAll("chart-projections", "projections", projectionCharts);
     drawAll("chart-heat", "layers", heatMaps);
     drawAll("chart-curves", "layers", depthCurves);
   });
-  window.addEventListener("afterprint", draw);
+  window.addEventListener("afterprint", () => {
+    for (const folded of unfolded) folded.open = false;
+    draw();
+  });
 
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("all-layers")?.addEventListener("toggle", drawLayerTable);
+  byId("layer-filter")?.addEventListener("input", drawLayerTable);
+  byId("layer-copy")?.addEventListener("click", copyLayers);
   document.querySelectorAll("table.sortable").forEach((table) => table.tHead && sortable(table));
   drawAllQuantized();
+  drawPareto();
   drawActivations();
   draw();
+  unfold();
 })();
