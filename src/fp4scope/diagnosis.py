@@ -13,6 +13,7 @@ from fp4scope.errors import OutputError, StudyError
 from fp4scope.ledger import Results, read_results
 from fp4scope.report.findings import Findings
 from fp4scope.report.joint import JointFindings
+from fp4scope.report.joint_page import page as joint_page
 from fp4scope.report.markdown import markdown
 from fp4scope.report.notebook import summary
 from fp4scope.report.page import page
@@ -79,6 +80,10 @@ class Comparison(JointFindings):
     def report(self) -> str:
         """The comparison as Markdown."""
         return side_by_side(self)
+
+    def html(self) -> str:
+        """The comparison as one HTML page, complete in itself."""
+        return joint_page(self)
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(self.runs)})"

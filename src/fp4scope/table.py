@@ -80,11 +80,27 @@ class Table(Sequence[dict[str, Any]]):
         """Write `to_csv` to a file."""
         path.write_text(self.to_csv(), encoding="utf-8", newline="")
 
-    def to_pandas(self) -> Any:  # noqa: ANN401
-        """The table as a `pandas.DataFrame` (needs the `pandas` extra)."""
+    def to_pandas(self, *, short: bool = False) -> Any:  # noqa: ANN401
+        """The table as a `pandas.DataFrame` (needs the `pandas` extra).
+
+        Args:
+            short: Without standard errors, and without what no row has or all rows have in common.
+        """
         import pandas as pd
 
-        return pd.DataFrame(self.rows, columns=list(self.columns))
+        columns = self._telling() if short else list(self.columns)
+        return pd.DataFrame(self.rows, columns=columns)
+
+    def _telling(self) -> list[str]:
+        """Columns in which rows differ; of a single row those with a value."""
+
+        def tells(name: str) -> bool:
+            values = self[name]
+            if len(values) == 1:
+                return values[0] is not None
+            return any(value != values[0] for value in values)
+
+        return [c for c in self.columns if not c.endswith("_stderr") and tells(c)]
 
     def _repr_html_(self) -> str:
         """The first rows, as a notebook shows them."""

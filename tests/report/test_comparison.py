@@ -12,7 +12,7 @@ from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import FormatError, OutputError, StudyError
 from fp4scope.ledger import results_to_json
 from fp4scope.report.gates import failures, parse_gate
-from fp4scope.report.side_by_side import findings, sections
+from fp4scope.report.side_by_side import findings, headline, sections
 
 MODEL = {"tokenizer_sha256": "t", "parameters": 1_000_000, "projections": ["q_proj", "down_proj"]}
 
@@ -254,3 +254,16 @@ def test_results_that_say_nothing_of_their_conditions_are_compared_side_by_side(
     found = Comparison(dict(zip("ab", bare, strict=True)))
     assert found.compared == []
     assert "## What each format costs" in found.report()
+
+
+def test_the_page_has_the_headline_and_every_pair_and_obeys_no_name(known):
+    hostile = "<img src=x onerror=alert(1)>"
+    other = known().results
+    other.model |= {"fingerprint": "e" * 64, "blocks": 6, "parameters": 10}
+    comparison = Comparison({"a": known().results, hostile: other})
+    text = comparison.html()
+    assert "<img" not in text
+    assert "&lt;img" in text
+    assert "<script" not in text
+    assert headline(comparison).split(":")[0] in text
+    assert comparison.report().splitlines()[2].startswith(headline(comparison)[:20])

@@ -144,7 +144,7 @@ def report(out: Path, figures: bool, accept: tuple[str, ...]) -> None:
             help="Exit with 1 if it holds for an output after the first: 'cost(nvfp4) > 40', "
             "'change.low > 0' (millinats), beyond-noise; repeatable",
         ),
-        out_option("A Markdown file"),
+        out_option("A Markdown file, or a page where it ends in .html"),
         Option(["--json"], type=Path, metavar="PATH", help="A JSON file"),
     ]
 )

@@ -9,7 +9,7 @@ from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import OutputError
 from fp4scope.files import named, refusing, require_writable, text_bytes
 from fp4scope.report.gates import failures, parse_gate
-from fp4scope.report.side_by_side import findings, sections
+from fp4scope.report.side_by_side import findings, headline, sections
 
 JSON_VERSION = 1
 
@@ -35,13 +35,15 @@ def print_comparison(
             say(screen, section.note, style="dim")
     screen.print()
     for line in findings(comparison):
-        say(screen, f"- {line}", style="bold", hang="  ")
+        say(screen, f"- {line}", hang="  ")
+    say(screen, f"\n{headline(comparison)}", style="bold")
     if comparison.warnings:
         say(screen, "\nNot the same in all:", style="bold")
         for warning in comparison.warnings:
             say(screen, f"- {warning}", hang="  ")
     if out is not None:
-        _write(out, comparison.report())
+        as_page = out.suffix.lower() in (".html", ".htm")
+        _write(out, comparison.html() if as_page else comparison.report())
         screen.print(f"\nWritten: {out}", soft_wrap=True)
     if json_out is not None:
         _write(json_out, json.dumps(_data(comparison, failed), allow_nan=False))

@@ -18,7 +18,7 @@ from fp4scope.report.numbers import number, plain, relative, share
 from fp4scope.report.repairs import repairs
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.report.verdict import verdicts
-from fp4scope.stats import Whole, sizes_known
+from fp4scope.stats import Estimate, Whole, sizes_known
 
 NOT_SERVED = "none as measured"
 DISTRUST = "What to distrust"
@@ -100,9 +100,19 @@ def _costs(whole: Whole, found: Findings) -> Iterator[Cell]:
         yield Cell("" if ppl is None else f"PPL {number(ppl)}", value=0.0)
     else:
         yield relative(whole.row)
-    top1 = whole.costs["top1"].mean
-    yield share(top1)
-    yield plain(0.0 if full else whole.costs["kl"].mean)
+    top1 = whole.costs["top1"]
+    yield share(top1.mean) if full else _with_ends(top1, 100.0, "%")
+    yield plain(0.0) if full else _with_ends(whole.costs["kl"])
+
+
+def _with_ends(found: Estimate, scale: float = 1.0, unit: str = "") -> Cell:
+    """A number that has no sign, with its interval."""
+    digits = 1 if unit else None
+    value, low, high = (
+        None if end is None else number(scale * end, digits=digits)
+        for end in (found.mean, found.low, found.high)
+    )
+    return Cell(f"{value}{unit}", f"[{low}, {high}]" if low and high else "", found.mean)
 
 
 def _sizes(whole: Whole) -> Iterator[Cell]:

@@ -59,7 +59,7 @@ def page(found: Findings) -> str:
     return environment.get_template("report.html.j2").render(
         style=style,
         script=script,
-        policy=_policy(style, script),
+        policy=policy(style, script),
         payload=_json(payload(found)),
         labels=labels,
         model=results.model,
@@ -127,15 +127,21 @@ def _asset(name: str) -> Any:  # noqa: ANN401
     return Markup((files("fp4scope.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def _policy(style: str, script: str) -> str:
-    """The content security policy: this style, this script, nothing from anywhere."""
+def styled() -> str:
+    """The style of pages."""
+    return str(_asset("report.css"))
+
+
+def policy(style: str, script: str | None = None) -> str:
+    """The content security policy: this style, this script if any, nothing from anywhere."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
 
     return (
         f"default-src 'none'; style-src 'sha256-{digest(style)}'; "
-        f"script-src 'sha256-{digest(script)}'; img-src data:; base-uri 'none'; form-action 'none'"
+        + ("" if script is None else f"script-src 'sha256-{digest(script)}'; ")
+        + "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -6,6 +6,9 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, measured, number
 from fp4scope.table import Interval
 
+FEWEST = 3
+"""Points that a chart is worth."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -46,4 +49,5 @@ def pareto_points(found: Findings) -> list[Point]:
             cell = measured(Interval(kl.mean, kl.low, kl.high).columns("kl"), "kl")
             said = f"a recipe of {number(bits, digits=2)} bits: KL {cell} millinats, predicted"
             points.append(Point("predicted", "predicted recipe", bits, kl.mean, said))
-    return [point for point in points if point.kl > 0]
+    shown = [point for point in points if point.kl > 0]
+    return shown if len(shown) >= FEWEST else []

@@ -9,6 +9,7 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.labels import ESTIMATE, direction, precision
 from fp4scope.report.numbers import interval, measured, number, percent, plain, relative, share
 from fp4scope.report.numbers import spread as plus_minus
+from fp4scope.report.resolution import resolution, short_of
 from fp4scope.report.section import Cell, Column, Section, naming, texts
 from fp4scope.report.selection import (
     by_cost,
@@ -248,8 +249,22 @@ def _unit_section(
         [*control, *shown],
         intro=f"{way.meaning[0].upper()}{way.meaning[1:]}. Over {seen} windows; differences are "
         f"from the {way.control}.",
+        note=_told_apart(found, level, rows),
         controls=len(control),
     )  # fmt: skip
+
+
+def _told_apart(found: Findings, level: str, rows: Sequence[_Row]) -> str:
+    """Under a table: the smallest difference that its windows could show."""
+    tested = [row for row in rows if row["p_holm"] is not None]
+    if not tested:
+        return ""
+    if not any(map(significant, tested)):
+        return f"These windows do not order the {level}{short_of(found.results, tested)}."
+    known = resolution(found.results, tested)
+    if known is None:
+        return ""
+    return f"Half the intervals are within ±{number(known.half)} millinats."
 
 
 def _control(found: Findings, rows: Sequence[_Row], columns: Sequence[Measure]) -> list[Cell]:

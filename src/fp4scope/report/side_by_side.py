@@ -29,7 +29,7 @@ _Row = Mapping[str, Any]
 
 def markdown(comparison: JointFindings) -> str:
     """The comparison as Markdown."""
-    lines = [f"# {escaped(' · '.join(comparison.runs))}", ""]
+    lines = [f"# {escaped(' · '.join(comparison.runs))}", "", escaped(headline(comparison)), ""]
     lines += [f"- {escaped(line)}" for line in findings(comparison)] or [
         "Nothing of these is in common."
     ]
@@ -44,6 +44,33 @@ def markdown(comparison: JointFindings) -> str:
 def findings(comparison: JointFindings) -> list[str]:
     """What the comparison found, a sentence each."""
     return [*_changed(comparison), *_scaled(comparison), *_ordered(comparison)]
+
+
+def headline(comparison: JointFindings) -> str:
+    """The comparison in one sentence: what changed, or whether the order carries over."""
+    if comparison.compared:
+        whole = comparison.changes.where(level="model")
+        beyond = [row for row in whole if row["beyond_noise"]]
+        if not whole:
+            return "Nothing that both measured could have changed."
+        if not beyond:
+            return f"None of {len(whole)} costs of whole models changed beyond noise."
+        worst = max(beyond, key=lambda row: abs(row["change"]))
+        return (
+            f"{len(beyond)} of {len(whole)} costs of whole models changed beyond noise, most that "
+            f"of {worst['format']} ({worst['precision']}), by {interval(worst, 'change')} "
+            "millinats."
+        )
+    table = comparison.agreement.where(level="projections")
+    orders = [row for row in table if row["rho"] is not None]
+    if not orders:
+        return "These outputs have no order of projections in common."
+    alike = sum((row["rho_low"] or 0.0) > 0 for row in orders)
+    ends = [number(end([row["rho"] for row in orders]), digits=2) for end in (min, max)]
+    return (
+        f"Orders of projections correlate at {' to '.join(dict.fromkeys(ends))} (Spearman): "
+        f"{alike} of {len(orders)} pairs of outputs, formats and directions significantly."
+    )
 
 
 def sections(comparison: JointFindings) -> Iterator[Section]:
