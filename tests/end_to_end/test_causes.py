@@ -1,9 +1,13 @@
 """Causes of a tiny model: measured, gone on with, read again, and shown."""
 
+from dataclasses import replace
+
 import pytest
 
 import fp4scope
+from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
+from fp4scope.report.explained import explained
 from fp4scope.study import Study
 
 
@@ -76,7 +80,25 @@ def test_reports_say_why(found):
             assert title in text
 
 
-def test_a_run_goes_on_without_measuring_again(found, model_folder, asked, capsys):
+def test_a_unit_is_explained(found, fp4scope):
+    code, out, _ = fp4scope("explain", found.folder, "1.down_proj")
+    assert code == 0
+    assert out.count("Quantized alone it costs") == 2
+    for said in ("Weights alone cost", "Against the median of 7 layers", "Inputs: "):
+        assert out.count(said) == 2
+    code, out, _ = fp4scope("explain", found.folder)
+    assert out.count("Against the median of 7 projections") == 2
+
+
+def test_what_cannot_be_explained_is_said(found):
+    with pytest.raises(StudyError, match=r"no causes were measured of '1\.down'.*1\.down_proj"):
+        explained(found, "1.down")
+    without = Diagnosis(replace(found.results, causes=()))
+    with pytest.raises(StudyError, match="repeat it with --causes"):
+        explained(without)
+
+
+def test_a_run_goes_on_without_measuring_again(found, model_folder, asked):
     events = []
     again = fp4scope.diagnose(
         model_folder, **asked, output_dir=found.folder, progress=events.append

@@ -164,6 +164,20 @@ def compare(
 
 @command(
     lambda: [
+        Argument(["out"], type=Path, help="A folder with results of a run with --causes"),
+        Argument(["unit"], required=False, help="A projection, or a layer such as 3.down_proj"),
+    ]
+)
+def explain(out: Path, unit: str | None) -> None:
+    """Why a projection or layer costs what it does."""
+    from fp4scope.cli.explain import print_explanation
+
+    with _stoppable("the results are as they were"):
+        print_explanation(out, unit)
+
+
+@command(
+    lambda: [
         Argument(["out"], type=Path, help="A folder with results, as `run` leaves it"),
         *_bounds(),
         out_option("The recipe's file  [default: OUT/recipe.yaml]", name="path"),
@@ -397,7 +411,8 @@ class _Group(click.Group):
 
 
 _COMMANDS = (
-    run, plan, demo, stats, report, compare, recipe, recommend, export, verify, lint, formats
+    run, plan, demo, stats, report, explain, compare, recipe, recommend, export, verify, lint,
+    formats,
 )  # fmt: skip
 
 
