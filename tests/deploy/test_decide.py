@@ -101,3 +101,24 @@ def test_palettes():
         choices("bf16", measured)
     with pytest.raises(StudyError, match="unknown 'sm10'"):
         choices(None, measured, "sm10")
+
+
+def test_palettes_of_engines():
+    mxfp4, fp8 = (Setting.from_json(name) for name in ("mxfp4:even", "fp8"))
+    measured = (NVFP4, mxfp4, MXFP8, fp8)
+
+    def names(palette, engine):
+        return [choice.name for choice in choices(palette, measured, engine=engine)]
+
+    assert names(None, "any") == names(None, "sglang") == ["bf16", "nvfp4", "fp8"]
+    assert names(None, "vllm") == ["bf16", "nvfp4", "mxfp4:even", MXFP8.name, "fp8"]
+    # ModelOpt's checkpoints bring MXFP8 to SGLang, but not beside FP8 by channel.
+    assert names("nvfp4,mxfp8,bf16", "sglang") == ["bf16", "nvfp4", MXFP8.name]
+    with pytest.raises(StudyError, match=r"SGLang 0\.5\.23 does not load"):
+        names("nvfp4,mxfp8,fp8", "sglang")
+    with pytest.raises(StudyError, match=r"only NVFP4 is loaded.* loads nvfp4, fp8 and bf16"):
+        names("mxfp4:even,bf16", "sglang")
+    with pytest.raises(StudyError, match="give another --engine, or a --palette"):
+        choices(None, (mxfp4,), engine="trtllm")
+    with pytest.raises(StudyError, match="engine: unknown 'tgi'"):
+        choices(None, measured, engine="tgi")

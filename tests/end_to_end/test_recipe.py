@@ -74,3 +74,14 @@ def test_without_a_bound_the_front_is_shown(finished, capsys):
     assert "4.50" in shown
     assert "bf16" in shown
     assert not (finished / "recipe.yaml").exists()
+
+
+def test_the_formats_of_an_engine(finished, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    assert run("recipe", finished, "--max-bits", 6, "-o", path, "--engine", "vllm") == 0
+    shown = capsys.readouterr().out
+    assert "nvfp4: served as measured by vLLM, SGLang (sm100 on); TensorRT-LLM" in shown
+    assert "no engine serves it as measured: inputs measured in mxfp8:e4m3:floor" in shown
+    # Without a name, what all engines load: full precision beside NVFP4.
+    assert run("recipe", finished, "--max-bits", 6, "-o", path) == 0
+    assert "mxfp8" not in capsys.readouterr().out

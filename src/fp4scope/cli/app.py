@@ -214,24 +214,28 @@ def recommend(
     max_bits: float | None,
     max_size: str | None,
     palette: str | None,
+    engine: str | None,
     serve_on: str | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Choose a recipe, and measure it on other text."""
     from fp4scope.cli.recipe import bound_of, required
     from fp4scope.cli.recommend import print_going_on, print_recommendation
+    from fp4scope.deploy.palette import default_formats
 
     bound = required(bound_of(accept, max_bits, max_size))
+    choice = {"palette": palette, "engine": engine, "serve_on": serve_on}
+    kept = "what was measured is kept in {}; repeat the same command to go on"
     if model is not None and config is None and _is_run(model):
         folder = out or Path(model)
-        with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
-            found = print_going_on(Path(model), folder, bound, palette, serve_on, _given(options))
-        sys.exit(0 if found else 1)
-    options = {"model": model} | options
-    study = _study((_PALETTE if config is None else {}) | _given(options), config)
-    folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
-    with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
-        found = print_recommendation(study, folder, bound, palette, serve_on)
+        with _stoppable(kept.format(folder)):
+            found = print_going_on(Path(model), folder, bound, _given(options), **choice)
+    else:
+        own = {} if config else {"formats": default_formats(engine, serve_on)}
+        study = _study(own | _given({"model": model} | options), config)
+        folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
+        with _stoppable(kept.format(folder)):
+            found = print_recommendation(study, folder, bound, **choice)
     sys.exit(0 if found else 1)
 
 
@@ -264,8 +268,13 @@ def _bounds() -> list[click.Parameter]:
         Option(
             ["--palette"],
             metavar="FORMATS",
-            help="What to choose from, e.g. nvfp4,fp8,bf16  [default: all that was measured, and "
-            "full precision]",
+            help="What to choose from, e.g. nvfp4,fp8,bf16  [default: what was measured and the "
+            "engine loads, and full precision]",
+        ),
+        Option(
+            ["--engine"],
+            type=click.Choice(["vllm", "sglang", "trtllm", "any"]),
+            help="What has to load every layer as it is chosen  [default: any, without --palette]",
         ),
         Option(
             ["--serve-on"],

@@ -8,9 +8,14 @@ from fp4scope.cli.terminal import command, console, in_grid, say, show
 from fp4scope.deploy.bar import parse_bar, with_companions
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
+from fp4scope.deploy.exactly import exactly
 from fp4scope.deploy.found import decider, written
+from fp4scope.deploy.palette import Choice
+from fp4scope.deploy.schemes import kind_of, served_otherwise
 from fp4scope.diagnosis import load
 from fp4scope.errors import StudyError
+from fp4scope.recipes import Recipe
+from fp4scope.report.choice import served
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number
 from fp4scope.report.section import Cell, Column, Section, naming
@@ -28,6 +33,7 @@ def print_recipe(
     max_size: str | None = None,
     palette: str | None = None,
     serve_on: str | None = None,
+    engine: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Decide, show and write.
@@ -37,7 +43,7 @@ def print_recipe(
     """
     bound = bound_of(accept, max_bits, max_size)
     results = load(folder).results
-    found = decider(results, palette, serve_on)
+    found = decider(results, palette, serve_on, engine_of(engine, palette))
     screen = console()
     if bound is None:
         show(screen, in_grid(front_section(found, found.front(FRONT_SHOWN))))
@@ -45,6 +51,8 @@ def print_recipe(
         return
     decision = found.sure(bound.choose(found))
     show(screen, in_grid(decision_section(found, decision)))
+    for line in engine_lines(found, decision):
+        say(screen, line)
     say(screen, _basis(found))
     path = folder / "recipe.yaml" if out is None else out
     written(results, found, decision).write(path)
@@ -134,6 +142,33 @@ def decision_section(found: Decider, decision: Decision) -> Section:
         f"predicted {nll} millinats per token, KL {kl}"
     )
     return Section(title, columns, rows)
+
+
+def engine_of(engine: str | None, palette: str | None) -> str | None:
+    """What has to load a recipe: where nothing is said of that, every engine.
+
+    Of a palette that a user names nothing is left out unasked.
+    """
+    return engine or ("any" if palette is None else None)
+
+
+def engine_lines(found: Decider, decision: Decision) -> Iterator[str]:
+    """Which engines serve each chosen format exactly as it was measured."""
+    for place in sorted(set(decision.options.tolist())):
+        choice = found.choices[place]
+        if choice.setting is None:
+            continue
+        own = served(exactly(Recipe(choice.setting)))
+        yield f"{choice.name}: {f'served as measured by {own}' if own else _otherwise(choice)}"
+
+
+def _otherwise(choice: Choice) -> str:
+    setting, why = choice.setting, "none loads it layer by layer"
+    assert setting is not None
+    if setting.weight is not None and setting.input is not None:
+        kind = kind_of(setting.input.format)
+        why = (kind and served_otherwise(setting.input, kind)) or why
+    return f"no engine serves it as measured: {why}"
 
 
 def ranges(blocks: Sequence[int | None]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.cli.progress import Screen
-from fp4scope.cli.recipe import decision_section
+from fp4scope.cli.recipe import decision_section, engine_lines, engine_of
 from fp4scope.cli.terminal import command, console, in_grid, say, show
 from fp4scope.deploy.bar import Bar, Verdict
 from fp4scope.deploy.bound import Bound
@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 
 def print_recommendation(
-    study: Study, folder: Path, bound: Bound, palette: str | None, serve_on: str | None
+    study: Study, folder: Path, bound: Bound, *, palette: str | None, **served: str | None
 ) -> bool:
     """Run, decide, measure, show and write.
+
+    Args:
+        study: It.
+        folder: Where all is written.
+        bound: What the recipe may cost or store.
+        palette: What it may choose from.
+        served: `serve_on` and `engine`.
 
     Returns:
         Whether there is a recommendation.
@@ -32,7 +39,7 @@ def print_recommendation(
         screen.note("loading torch and the model ...")
         from fp4scope.conductor.recommendation import recommend
 
-        found = recommend(study, folder, bound, palette=palette, serve_on=serve_on, progress=screen)
+        found = recommend(study, folder, bound, palette=palette, progress=screen, **served)
     _show(found, folder)
     return found.is_recommended
 
@@ -41,9 +48,11 @@ def print_going_on(
     begun: Path,
     folder: Path,
     bound: Bound,
-    palette: str | None,
-    serve_on: str | None,
     options: Mapping[str, Any],
+    *,
+    palette: str | None,
+    engine: str | None,
+    serve_on: str | None,
 ) -> bool:
     """The same from a run that is there: run what is missing."""
     with Screen() as screen:
@@ -56,6 +65,7 @@ def print_going_on(
             bound,
             palette=palette,
             serve_on=serve_on,
+            engine=engine_of(engine, palette),
             progress=screen,
             options=options,
         )
@@ -77,6 +87,8 @@ def _show(found: "Recommendation", folder: Path) -> None:
         out.print()
     count = len(found.certified)
     say(out, f"Intervals of the last table hold for its {count} recipes at once.", style="dim")
+    for line in engine_lines(found.decider, found.chosen.decision):
+        say(out, line)
     for line in verdict_lines(found):
         say(out, f"- {line}", style="bold", hang="  ")
     path = folder / "recipe.yaml"

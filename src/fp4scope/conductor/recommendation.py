@@ -69,6 +69,7 @@ def recommend(
     *,
     palette: str | None = None,
     serve_on: str | None = None,
+    engine: str | None = None,
     progress: Listener | None = None,
 ) -> Recommendation:
     """Measure effects, choose a recipe, measure it as a whole, and write it.
@@ -79,14 +80,15 @@ def recommend(
         bound: What the recipe may cost or store.
         palette: What it may choose from; None: every format of the study, and full precision.
         serve_on: A GPU on which engines quantize weights alone.
+        engine: What has to load each layer (`deploy.palette.choices`).
         progress: Called as the work goes on.
 
     Raises:
         Fp4ScopeError: Something about the request, the model or the text.
     """
-    bound.require(choices(palette, study.swept, serve_on))
+    bound.require(choices(palette, study.swept, serve_on, engine))
     parts, effects = of_model(study, folder, progress or _quiet)
-    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
+    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on, engine))
 
 
 def go_on(
@@ -96,6 +98,7 @@ def go_on(
     *,
     palette: str | None = None,
     serve_on: str | None = None,
+    engine: str | None = None,
     progress: Listener | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Recommendation:
@@ -108,6 +111,7 @@ def go_on(
         bound: What the recipe may cost or store.
         palette: What it may choose from; None: all that the run measured, and full precision.
         serve_on: A GPU on which engines quantize weights alone.
+        engine: What has to load each layer (`deploy.palette.choices`).
         progress: Called as the work goes on.
         options: Options of a study: where and how to measure.
 
@@ -122,11 +126,11 @@ def go_on(
         )
     else:
         parts, effects = of_run(run, folder, tell, given)
-    if formats := unmeasured(effects.results, palette, serve_on):
+    if formats := unmeasured(effects.results, palette, serve_on, engine):
         study = run.but(given).but(formats=formats)
-        bound.require(choices(palette, study.swept, serve_on))
+        bound.require(choices(palette, study.swept, serve_on, engine))
         effects = parts.choose(study, folder / CHOOSE)
-    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on))
+    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on, engine))
 
 
 def _quiet(event: object) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
-from fp4scope.deploy.palette import FULL_PRECISION, choices
+from fp4scope.deploy.palette import FULL_PRECISION, choices, default_formats
 from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.errors import FormatError, StudyError
 from fp4scope.ledger import Results
@@ -12,13 +12,19 @@ from fp4scope.recipes import Recipe
 from fp4scope.stats import MIN_WINDOWS, effects, single_effects
 
 
-def decider(results: Results, palette: str | None = None, serve_on: str | None = None) -> Decider:
+def decider(
+    results: Results,
+    palette: str | None = None,
+    serve_on: str | None = None,
+    engine: str | None = None,
+) -> Decider:
     """What chooses recipes from a study's effects.
 
     Args:
         results: Of a study with a designed sweep, or one of layers.
         palette: What to choose from (`deploy.palette.choices`).
         serve_on: A GPU, on which engines may quantize weights alone.
+        engine: What has to load each layer (`deploy.palette.choices`).
 
     Raises:
         FormatError: An unknown format in the palette.
@@ -40,18 +46,22 @@ def decider(results: Results, palette: str | None = None, serve_on: str | None =
             f"the study has {len(kl.by_window)} windows; a choice needs {MIN_WINDOWS} or more: "
             "let the run go on, or ask for more with --windows"
         )
-    return Decider(results, kl, nll, choices(palette, kl.settings, serve_on))
+    return Decider(results, kl, nll, choices(palette, kl.settings, serve_on, engine))
 
 
 def unmeasured(
-    results: Results, palette: str | None = None, serve_on: str | None = None
+    results: Results,
+    palette: str | None = None,
+    serve_on: str | None = None,
+    engine: str | None = None,
 ) -> tuple[str, ...]:
     """Formats that have to be measured before a palette can be chosen from.
 
     Args:
         results: What is there.
-        palette: What to choose from; None: what was measured.
+        palette: What to choose from; None: what was measured, or else what the engine loads.
         serve_on: A GPU, on which engines may quantize weights alone.
+        engine: What has to load each layer.
 
     Returns:
         Nothing where the results have effects in all of them.
@@ -63,7 +73,9 @@ def unmeasured(
     names = tuple(name for name in asked if name and name not in FULL_PRECISION)
     found = _effects(results, "kl")
     if found is None:
-        return names or tuple(results.study["question"]["formats"])
+        return names or default_formats(engine, serve_on)
+    if not names:
+        return ()
     try:
         choices(palette, found.settings, serve_on)
     except FormatError:
