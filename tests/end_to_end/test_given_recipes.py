@@ -130,3 +130,14 @@ def test_windows_may_begin_later(run):
     assert by_window[1] == pytest.approx(by_window[0][2:], rel=1e-6)
     with pytest.raises(DataError, match="first-window"):
         run(first_window=10_000)
+
+
+def test_the_bar_of_a_run_is_kept_and_a_wrong_one_refused_at_once(run, tmp_path):
+    found = run(accept="ppl<900%", sweep=(), windows=8, output_dir=tmp_path / "out")
+    assert next(bar.text for bar in found.bars) == "ppl<900%"
+    again = fp4scope.load(tmp_path / "out")
+    assert [bar.text for bar in again.bars] == [bar.text for bar in found.bars]
+    assert "meets ppl<900%" in again.html().replace("&lt;", "<")
+    with pytest.raises(StudyError, match="a bar on ppl is written ppl<2%"):
+        run(accept="ppl<2", output_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

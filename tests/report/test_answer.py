@@ -214,3 +214,10 @@ def test_kept_sites_store_what_full_precision_takes():
     study = Results(study={}, model={}, data={}, protocol={}, environment={}, sites=SITES)
     assert kept(study, NVFP4, list(SITES)[:1]).bytes == 16 * 11.5 / 8
     assert kept(study, NVFP4, SITES).bits is None
+
+
+def test_a_notebook_draws_what_whole_models_cost(models):
+    text = models(COSTS)._repr_html_()
+    bars = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', text)]
+    costs = [nats for nats, _ in sorted(COSTS.values())]
+    assert np.divide(bars, bars[-1]) == pytest.approx(np.divide(costs, costs[-1]), abs=2e-3)
