@@ -30,7 +30,7 @@ def model(blocks=2, experts=1):
 
 
 def asked(sites, **options):
-    return design(Study.build(model="m", **options), sites)
+    return design(Study.build(**{"model": "m", "all_quantized": ""} | options), sites)
 
 
 def test_signs_say_that_positive_costs():

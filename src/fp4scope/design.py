@@ -270,10 +270,10 @@ def design(
     replicas: dict[Recipe, range] = {}
     more = _replicas(study, units, sites)
     fixed = _fixed(study, sites)
-    swept = study.swept
+    swept, asked_for = study.swept, study.asked
     for setting in study.settings:
         contrasts.append(whole(setting, fixed))
-        replays += replayed(setting, sites, fixed) if routed else []
+        replays += replayed(setting, sites, fixed) if routed and setting in asked_for else []
         if setting not in swept:
             continue
         if more and setting.input is not None:  # with weights alone there is no noise to reduce

@@ -285,8 +285,10 @@ class Configuration:
     operands: str = ""
 
     def __str__(self) -> str:
-        formats = dict.fromkeys((self.weight.name, self.input.name))
-        return "/".join([*formats, *OPERANDS.get(self.operands, ())[:1]])
+        if self.operands:
+            own = self.input if self.operands == "A" else self.weight
+            return f"{own.name}/{OPERANDS[self.operands][0]}"
+        return "/".join(dict.fromkeys((self.weight.name, self.input.name)))
 
     @classmethod
     def parse(

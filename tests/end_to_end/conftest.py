@@ -55,6 +55,7 @@ def options(text_file):
         "windows": 6,
         "calibration_windows": 8,
         "calibration_seq_len": 32,
+        "all_quantized": "",
     }
 
 
@@ -97,5 +98,6 @@ def small(model_folder, text_file):
     """Arguments of a run of a second."""
     return [
         model_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
-        "--calibration-windows", 8, "--calibration-seq-len", 32, "--sweep", "projections",
+        "--calibration-windows", 8, "--calibration-seq-len", 32, "--all-quantized", "",
+        "--sweep", "projections",
     ]  # fmt: skip

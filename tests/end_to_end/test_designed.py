@@ -16,6 +16,7 @@ def designed(model_folder, text_file, tmp_path_factory):
         windows=8,
         calibration_windows=4,
         calibration_seq_len=32,
+        all_quantized="",
         formats="nvfp4",
         method="designed",
         output_dir=tmp_path_factory.mktemp("out"),

@@ -35,7 +35,13 @@ def read_csv(path):
 @pytest.fixture(scope="module")
 def finished(model_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
-    options = {"seq_len": 32, "windows": 3, "calibration_windows": 8, "calibration_seq_len": 32}
+    options = {
+        "seq_len": 32,
+        "windows": 3,
+        "calibration_windows": 8,
+        "calibration_seq_len": 32,
+        "all_quantized": "",
+    }
     return fp4scope.diagnose(
         model_folder,
         text=str(text_file),

@@ -40,7 +40,8 @@ def mixture_folder(tmp_path_factory, tiny_tokenizer):
 def test_a_mixture_of_experts_to_its_tables(fp4scope, mixture_folder, text_file, tmp_path):
     code, out, err = fp4scope(
         "run", mixture_folder, "--text", text_file, "--seq-len", 32, "--windows", 4,
-        "--calibration-windows", 4, "--calibration-seq-len", 32, "--formats", "nvfp4",
+        "--calibration-windows", 4, "--calibration-seq-len", 32, "--all-quantized", "",
+        "--formats", "nvfp4",
         "--sweep", "projections", "--pattern", "experts.*", "--method", "exact,gradient",
         "-o", "out",
     )  # fmt: skip
@@ -75,7 +76,7 @@ def test_a_mixture_of_experts_to_its_tables(fp4scope, mixture_folder, text_file,
 def test_routing_stands_beside_its_ceiling(mixture_folder, text_file, tmp_path):
     d = package.diagnose(
         str(mixture_folder), text=str(text_file), seq_len=32, windows=2, formats="nvfp4",
-        sweep="blocks:only", calibration_windows=2, calibration_seq_len=32,
+        sweep="blocks:only", calibration_windows=2, calibration_seq_len=32, all_quantized="",
         output_dir=tmp_path / "out",
     )  # fmt: skip
     ceiling, *others = d.routing.rows
@@ -117,7 +118,7 @@ def test_the_share_of_routing_is_what_replay_saves(mixture_folder, text_file):
 
     d = package.diagnose(
         str(mixture_folder), text=str(text_file), seq_len=32, windows=9, formats="mxfp4",
-        sweep="", calibration_windows=2, calibration_seq_len=32, progress=listen,
+        sweep="", calibration_windows=2, calibration_seq_len=32, all_quantized="", progress=listen,
     )  # fmt: skip
     (whole,) = d.all_quantized.where(format="mxfp4:floor")
     every, experts = d.replay
@@ -147,7 +148,8 @@ def test_experts_may_have_scales_of_their_own(mixture_folder, text_file):
     def nll(scale):
         d = package.diagnose(
             str(mixture_folder), text=str(text_file), seq_len=32, windows=2, formats="nvfp4,mxfp4",
-            sweep="", calibration_windows=24, calibration_seq_len=32, activation_scale=scale,
+            sweep="", calibration_windows=24, calibration_seq_len=32, all_quantized="",
+            activation_scale=scale,
         )  # fmt: skip
         assert d.results.protocol["activation_scale"] == scale
         return {row["format"]: row["nll"] for row in d.all_quantized.rows}
@@ -187,7 +189,8 @@ def test_single_experts_are_units(fp4scope, mixture_folder, text_file, tmp_path)
     """One left out, one pattern of two, and each for itself."""
     code, out, err = fp4scope(
         "run", mixture_folder, "--text", text_file, "--seq-len", 32, "--windows", 3,
-        "--calibration-windows", 2, "--calibration-seq-len", 32, "--formats", "nvfp4",
+        "--calibration-windows", 2, "--calibration-seq-len", 32, "--all-quantized", "",
+        "--formats", "nvfp4",
         "--sweep", "experts:only,projections:only", "--pattern", "experts.[12].*",
         "--exclude", "*.1.mlp.experts.0.*", "--method", "exact,gradient", "-o", "out",
     )  # fmt: skip

@@ -17,6 +17,7 @@ OPTIONS = {
     "windows": 3,
     "calibration_windows": 8,
     "calibration_seq_len": 32,
+    "all_quantized": "",
     "formats": "nvfp4",
     "sweep": "projections:only",
 }

@@ -104,6 +104,7 @@ def command(model_folder, text_file):
         "windows": 4,
         "calibration_windows": 4,
         "calibration_seq_len": 32,
+        "all_quantized": "",
         "formats": "nvfp4",
         "direction": "keep",
         "sweep": "projections,layers",

@@ -29,6 +29,7 @@ def study(model_folder, text_file):
         windows=20,
         calibration_windows=8,
         calibration_seq_len=32,
+        all_quantized="",
         sweep="projections:keep,layers:only",
         layers="down_proj,*.0.*",
         patterns="*.1.mlp.*",

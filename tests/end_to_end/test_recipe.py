@@ -21,6 +21,7 @@ def finished(model_folder, text_file, tmp_path_factory):
         windows=8,
         calibration_windows=8,
         calibration_seq_len=32,
+        all_quantized="",
         formats="nvfp4,mxfp8",
         sweep="layers",
         output_dir=folder,
@@ -62,7 +63,7 @@ def test_a_recipe_is_written_and_can_be_measured(
     assert held.input_amax.keys() == static
     again = fp4scope.diagnose(
         model_folder, text=str(text_file), seq_len=32, windows=2, first_window=8,
-        calibration_windows=8, calibration_seq_len=32, formats="nvfp4", sweep=(),
+        calibration_windows=8, calibration_seq_len=32, all_quantized="", formats="nvfp4", sweep=(),
         recipes=[str(path)],
     )  # fmt: skip
     assert again.given[0]["bits"] == held.numbers["bits"]

@@ -16,6 +16,7 @@ BASE = {
     "--seq-len": 32,
     "--calibration-windows": 8,
     "--calibration-seq-len": 32,
+    "--all-quantized": "",
 }
 
 
@@ -96,7 +97,7 @@ def finished(model_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     package.diagnose(
         model_folder, text=str(text_file), seq_len=32, windows=8, calibration_windows=8,
-        calibration_seq_len=32, formats="nvfp4", direction="only", sweep="layers",
+        calibration_seq_len=32, all_quantized="", formats="nvfp4", direction="only", sweep="layers",
         design_runs=16, output_dir=folder,
     )  # fmt: skip
     return folder

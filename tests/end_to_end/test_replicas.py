@@ -11,7 +11,13 @@ from fp4scope.ledger import MEASURES, read_results
 
 FORMATS = ("mxfp4:floor", "nvfp4")
 W4A4 = "W4A4"
-SMALL = {"seq_len": 32, "windows": 3, "calibration_windows": 4, "calibration_seq_len": 32}
+SMALL = {
+    "seq_len": 32,
+    "windows": 3,
+    "calibration_windows": 4,
+    "calibration_seq_len": 32,
+    "all_quantized": "",
+}
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def diagnose(trained):
             "windows": 40,
             "calibration_windows": 4,
             "calibration_seq_len": 32,
+            "all_quantized": "",
             "formats": "mxfp4:floor",
             "direction": "only",
             "stop_when": goal,
@@ -232,7 +233,7 @@ def test_the_command_line(fp4scope, trained):
     arguments = [
         "run", trained / "model", "--text", trained / "words.txt", "--seq-len", 32,
         "--windows", 24, "--calibration-windows", 4, "--calibration-seq-len", 32, "--sweep",
-        "projections", "--direction", "only", "--formats", "nvfp4",
+        "projections", "--all-quantized", "", "--direction", "only", "--formats", "nvfp4",
     ]  # fmt: skip
     code, out, _ = fp4scope(*arguments, "-o", "out", "--stop-when", "half-width=1nat")
     assert code == 0

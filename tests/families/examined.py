@@ -96,7 +96,7 @@ def examined(family: str) -> Row:
     ids = torch.randint(4, 90, (2, _TOKENS), generator=generator)
     study = Study.build(
         model="x", formats="mxfp4:floor", sweep="projections,layers", direction="keep,only",
-        allow_partial=True, jitter=1,
+        allow_partial=True, jitter=1, all_quantized="",
     )  # fmt: skip
     try:
         loaded = without_silent(study, adopt(model, None, name=family, allow_partial=True), ids[0])

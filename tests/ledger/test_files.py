@@ -29,7 +29,7 @@ SITES = Sites(
 
 def measured(**options):
     """A study of which every run gave other numbers on three windows, and two estimates."""
-    plan = design(Study.build(model="m", **options), SITES)
+    plan = design(Study.build(**{"model": "m", "all_quantized": ""} | options), SITES)
     ledger = Ledger(counted=plan.realisations)
     for number, run in enumerate(plan.runs):
         for window in WINDOWS:

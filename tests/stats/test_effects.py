@@ -22,7 +22,7 @@ TOKENS = 10
 
 def measured(cost, blocks=4, windows=12, **options):
     """Results of a designed sweep in which `cost(levels, windows)` is what runs cost."""
-    study = Study.build(model="m", **{"formats": "nvfp4"} | options)
+    study = Study.build(model="m", **{"formats": "nvfp4", "all_quantized": ""} | options)
     sites = model(blocks)
     asked = design(study, sites)
     groups = fused_groups(sites)

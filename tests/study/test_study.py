@@ -103,6 +103,38 @@ def test_operands_choose_among_two_formats():
     assert [s.input.amax for s in study.swept if s.input] == [Amax.WINDOW] * 2
 
 
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [
+        (
+            {},
+            [
+                "mxfp4:even",
+                "mxfp4:rceil",
+                "nvfp4:4over6",
+                "nvfp4:4over6/nvfp4",
+                "mxfp4:floor/w4a16",
+                "nvfp4/w4a16",
+                "fp8",
+            ],
+        ),
+        ({"formats": "mxfp8"}, ["mxfp8:e4m3:even", "mxfp8:e4m3:rceil"]),
+        ({"formats": "nvfp4/w4a16"}, ["nvfp4:4over6/w4a16", "fp8/w8a16"]),
+        ({"formats": "fp8"}, []),
+        ({"all_quantized": ""}, []),
+        ({"all_quantized": "hif4"}, ["hif4"]),
+        ({"preset": "paper", "all_quantized": "auto", "formats": "hif4"}, ["hif4/w4a16", "fp8"]),
+    ],
+)
+def test_whole_models_beside_what_is_swept(options, beside):
+    study = Study.build(model="m", **options)
+    assert _names(study.settings) == [*_names(study.swept), *beside]
+    assert study.identity["all_quantized"] == Study.build(
+        model="m", **options | {"all_quantized": ",".join(map(str, study.all_quantized))}
+    ).identity["all_quantized"]  # fmt: skip
+    assert Study.build(**study.flat()) == study
+
+
 def test_the_papers_study():
     study = Study.build(model="m", preset="paper")
     formats = ("mxfp4:floor", "mxfp4:rceil", "mxfp4:even", "nvfp4", "nvfp4:4over6")

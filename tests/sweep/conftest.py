@@ -34,7 +34,10 @@ def planned():
     """`planned(loaded, **study)`: all that a study of this model runs."""
 
     def build(loaded, **options):
-        study, routed = Study.build(model="x", **options), bool(routers(loaded))
+        study, routed = (
+            Study.build(**{"model": "x", "all_quantized": ""} | options),
+            bool(routers(loaded)),
+        )
         return design(study, loaded.layout.sites, routed=routed).runs
 
     return build
@@ -45,7 +48,9 @@ def units():
     """`units(loaded, **study)`: the contrasts of its units."""
 
     def build(loaded, **options):
-        asked = design(Study.build(model="x", **options), loaded.layout.sites).contrasts
+        asked = design(
+            Study.build(**{"model": "x", "all_quantized": ""} | options), loaded.layout.sites
+        ).contrasts
         return [contrast for contrast in asked if contrast.unit is not None]
 
     return build

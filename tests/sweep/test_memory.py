@@ -318,7 +318,8 @@ config = LlamaConfig(
 )
 loaded = adopt(LlamaForCausalLM(config), None, name="random")
 ids = torch.randint(0, 4096, (1, 256))
-study = Study.build(model="x", sweep="layers", formats="nvfp4", activation_scale="dynamic")
+options = {"sweep": "layers", "formats": "nvfp4", "activation_scale": "dynamic"}
+study = Study.build(model="x", all_quantized="", **options)
 runs = design(study, loaded.layout.sites).runs
 
 

@@ -84,7 +84,9 @@ def test_sites_are_looked_at_only_where_a_recipe_differs(monkeypatch):
         6,
     )
     assert len(sites) == 2304
-    runs = design(Study.build(model="m", formats="nvfp4", sweep="layers", jitter=1), sites).runs
+    runs = design(
+        Study.build(model="m", formats="nvfp4", sweep="layers", jitter=1, all_quantized=""), sites
+    ).runs
     # Two directions of each, two controls and their two originals, and a replica.
     assert len(runs) == 2 * 2304 + 5
     # What a run holds does not grow with the model: one edit of one site.

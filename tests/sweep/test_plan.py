@@ -14,7 +14,9 @@ from fp4scope.treatments import Setting, Treatment
 
 
 def study(**options):
-    return Study.build(**{"model": "m", "formats": "mxfp4", "direction": "only"} | options)
+    return Study.build(
+        **{"model": "m", "formats": "mxfp4", "direction": "only", "all_quantized": ""} | options
+    )
 
 
 def planned_for(study, layout):

@@ -71,6 +71,7 @@ class Parts:
             method="exact",
             sweep=(),
             patterns=(),
+            all_quantized=(),
             recipes=recipes,
         )
         # Windows of the choice, if there were no others: not these.

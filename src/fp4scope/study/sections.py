@@ -175,10 +175,12 @@ class Question(Section):
         description="weights and activations (w4a4), only weights (w4a16), only activations "
         "(w16a4); the bits are those of the format",
     )
-    all_quantized: Annotated[Configurations, Option(also=("baselines",), value="FORMATS")] = Field(
-        (),
+    all_quantized: Annotated[
+        Configurations | Literal["auto"], Option(also=("baselines",), value="FORMATS")
+    ] = Field(
+        "auto",
         description="more formats, written so too, of which only the all-quantized model is "
-        "measured",
+        'measured; auto: the scale rules of engines, weights alone, and fp8; "": none',
         examples=["mxfp4:even,nvfp4/w4a16"],
     )
     kv_cache: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fp4scope.errors import Fp4ScopeError, StudyError, nearest, shown
+from fp4scope.study.beside import beside
 from fp4scope.study.goals import BestGoal
 from fp4scope.study.sections import Data, Model, Numerics, Question, Run, Section
-from fp4scope.study.words import Causes, Experts, Level, Method, More, Parts
+from fp4scope.study.words import Causes, Experts, Level, Method, More, Operands, Parts
 from fp4scope.treatments import Configuration, Setting
 
 STUDY_VERSION = 2
@@ -114,7 +115,21 @@ class Study(BaseModel):
     @property
     def settings(self) -> list[Setting]:
         """Those whose all-quantized model is measured: the swept ones first."""
-        return self._settings((*self.question.formats, *self.question.all_quantized))
+        return self._settings((*self.question.formats, *self.all_quantized))
+
+    @property
+    def asked(self) -> list[Setting]:
+        """The same without those that nobody has named."""
+        named = self.question.all_quantized
+        return self._settings((*self.question.formats, *(() if named == "auto" else named)))
+
+    @property
+    def all_quantized(self) -> tuple[Configuration, ...]:
+        """What is measured beside the swept formats: as asked, else a few that go with them."""
+        question = self.question
+        if question.all_quantized != "auto":
+            return question.all_quantized
+        return beside(question.formats, both=Operands.BOTH in question.operands)
 
     def _settings(self, named: Iterable[Configuration]) -> list[Setting]:
         operands = [own.treated for own in self.question.operands]
@@ -176,7 +191,11 @@ class Study(BaseModel):
             name: value
             for name, value in self.flat().items()
             if PLACES[name][0] != "run" and not _is_resolved(name) and not _is_news(name, value)
-        } | {"stop_when": str(goal) if isinstance(goal, BestGoal) else None}
+        } | {
+            "stop_when": str(goal) if isinstance(goal, BestGoal) else None,
+            # What it means, which may be more in another version.
+            "all_quantized": list(dict.fromkeys(map(str, self.all_quantized))),
+        }
 
     def to_yaml(self) -> str:
         """The study as YAML that `read_options` reads back."""
