@@ -167,8 +167,9 @@ def error_table(results: Results) -> Table:
     for record in results.errors:
         row = {**vars(record), "outliers": " ".join(map(str, record.outliers))}
         fmt = get_treatment_format(record.format)
-        side = {"weights": "weight", "inputs": "input"}[record.operand]
-        alone = Setting(**{side: Treatment(fmt)}).precision
+        own = Treatment(fmt)
+        of_weight = record.operand == "weights"
+        alone = (Setting(own, None) if of_weight else Setting(None, own)).precision
         output = errors.get((record.projection, record.block, record.format, alone))
         row |= {"output_error": output, "error_db": _db(record.error), "output_db": _db(output)}
         rows.append(row)

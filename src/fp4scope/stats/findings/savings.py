@@ -13,7 +13,7 @@ from fp4scope.design import Contrast
 from fp4scope.groups import Group, fused_groups
 from fp4scope.ledger import Results
 from fp4scope.recipes import Site
-from fp4scope.stats.findings.effects import effects
+from fp4scope.stats.findings.effects import Effects, effects
 from fp4scope.stats.findings.mixtures import DESIGNED
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.findings.wholes import sizes_known
@@ -197,6 +197,11 @@ def _sum(pairing: Pairing, contrasts: Sequence[Contrast]) -> Series | None:
     return Series(windows, values.sum(axis=1)) if len(windows) else None
 
 
+def _summed(found: Effects, groups: Sequence[int], setting: int) -> Series:
+    """What these groups cost together, window by window."""
+    return Series(found.windows, found.by_window[:, groups, setting].sum(axis=1))
+
+
 def _designed(results: Results) -> dict[tuple[Setting, str], list[_Saving]]:
     """Effects of a designed sweep: each group, and those of one name together."""
     nll, kl = effects(results, "nll"), effects(results, "kl")
@@ -209,14 +214,7 @@ def _designed(results: Results) -> dict[tuple[Setting, str], list[_Saving]]:
     }
     return {
         (setting, DESIGNED): [
-            _Saving(
-                unit,
-                *(
-                    Series(found.windows, found.by_window[:, at, s].sum(axis=1))
-                    for found in (nll, kl)
-                ),
-                len(at),
-            )
+            _Saving(unit, _summed(nll, at, s), _summed(kl, at, s), len(at))
             for unit, at in members.items()
         ]
         for s, setting in enumerate(kl.settings)
