@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fp4scope.conductor import diagnose
+    from fp4scope.conductor import diagnose, measure
     from fp4scope.diagnosis import Comparison, Diagnosis, compare, load
     from fp4scope.errors import Fp4ScopeError
     from fp4scope.kernels import QuantizedTensor, fake_quantize, quantize
@@ -24,6 +24,7 @@ _HOME = {
     "diagnose": "fp4scope.conductor",
     "fake_quantize": "fp4scope.kernels",
     "load": "fp4scope.diagnosis",
+    "measure": "fp4scope.conductor",
     "quantize": "fp4scope.kernels",
 }
 
@@ -36,6 +37,7 @@ __all__ = [
     "diagnose",
     "fake_quantize",
     "load",
+    "measure",
     "quantize",
 ]
 

@@ -61,11 +61,11 @@ def test_a_recipe_is_written_and_can_be_measured(
     assert held.numbers["bits"] == held.recipe.average_bits(list(results.sites)) <= 6
     static = {s.name for s in results.sites if (held.recipe.at(s.name) or MXFP8).input.tensor_scale}
     assert held.input_amax.keys() == static
-    again = fp4scope.diagnose(
-        model_folder, text=str(text_file), seq_len=32, windows=2, first_window=8,
-        calibration_windows=8, calibration_seq_len=32, all_quantized="", formats="nvfp4", sweep=(),
-        recipes=[str(path)],
+    again = fp4scope.measure(
+        model_folder, [str(path)], text=str(text_file), seq_len=32, windows=2, first_window=8,
+        calibration_windows=8, calibration_seq_len=32, all_quantized="", formats="nvfp4",
     )  # fmt: skip
+    assert {contrast.unit for contrast in again.results.contrasts} == {None}
     assert again.given[0]["bits"] == held.numbers["bits"]
 
 

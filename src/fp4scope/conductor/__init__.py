@@ -1,5 +1,5 @@
 """The conductor: a study in, a diagnosis out."""
 
 from fp4scope.conductor.forecast import forecast
-from fp4scope.conductor.run import activation_statistics, diagnose, run_study
+from fp4scope.conductor.run import activation_statistics, diagnose, measure, run_study
 from fp4scope.sweep import Progress

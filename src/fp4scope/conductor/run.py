@@ -123,6 +123,28 @@ def diagnose(
         )
 
 
+def measure(model: Any, recipes: Any, **options: Any) -> Diagnosis:  # noqa: ANN401
+    """Measure recipes as wholes: what each costs a model over itself in full precision.
+
+    Args:
+        model: As for `diagnose`.
+        recipes: `Recipe`s or paths of recipe files by name, or paths alone.
+        options: As for `diagnose`; no unit is swept unless `sweep` asks for it.
+
+    Returns:
+        A diagnosis whose table `given` has a row for each recipe: differences in nats per token
+        with 95% intervals, bits, bytes.
+
+    Raises:
+        Fp4ScopeError: Something about the recipes, the model or the text.
+
+    Example:
+        >>> import fp4scope
+        >>> fp4scope.measure("Qwen/Qwen2.5-0.5B", ["mine.yaml"]).given  # doctest: +SKIP
+    """
+    return diagnose(model, recipes=recipes, **{"sweep": ()} | options)
+
+
 def run_study(
     study: Study,
     *,
