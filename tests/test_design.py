@@ -54,6 +54,18 @@ def test_directions_compare_with_the_end_that_they_start_from():
         assert contrast.own not in (NOTHING, Recipe(contrast.family.setting))
 
 
+def test_what_is_kept_together_is_one_unit_in_one_direction():
+    sites = model(blocks=3)
+    keep = ["*.1.*", "re:.*down_proj"]
+    _, kept = asked(sites, sweep="", keep=keep, formats="nvfp4").contrasts
+    assert kept.family.direction is Direction.KEEP
+    assert kept.unit.name == "*.1.* or re:.*down_proj"
+    assert kept.unit.sites == sites.match("*.1.*") | sites.match("down_proj")
+    assert dict(kept.own.in_block(sites)).keys() == set(sites.by_name) - kept.unit.sites
+    with pytest.raises(UnitError, match="matches none"):
+        asked(sites, sweep="", keep=["*.1.*", "nothing"], formats="nvfp4")
+
+
 def test_every_unit_of_every_level_once_in_each_direction():
     sites = model(blocks=3)
     found = asked(

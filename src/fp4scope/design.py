@@ -456,6 +456,9 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
             yield Unit("experts", path, block, names), directions
     for pattern in study.question.patterns:
         yield Unit("patterns", pattern, None, sites.match(pattern)), study.question.directions(None)
+    if kept := study.question.keep:
+        together = frozenset().union(*map(sites.match, kept))
+        yield Unit("patterns", " or ".join(kept), None, together), (Direction.KEEP,)
     if directions := study.question.directions(Level.LAYERS):
         for unit in _chosen_layers(study, sites):
             yield unit, directions

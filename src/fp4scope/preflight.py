@@ -4,16 +4,22 @@ Paths, the model's name and the output folder are looked at where they are. A hu
 the cache, else asked for once, with one retry: libraries that fetch retry for half a minute.
 """
 
+import ctypes
+import importlib.metadata
+import json
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from fp4scope.errors import DataError, Fp4ScopeError, ModelError, StudyError
+from fp4scope.errors import DataError, Fp4ScopeError, ModelError, StudyError, nearest
 from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
 from fp4scope.recipes import Recipe
 from fp4scope.study import ActivationScale, Method, Study
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "xla", "hpu", "npu", "mtia", "meta")
+"""What torch calls devices; a backend that is installed beside it may bring another."""
 _TIMEOUT_S = 10.0
 _PAUSE_S = 1.0
 _TEXT_MEMORY = 240
@@ -48,6 +54,7 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
     _require_weights(study)
     _require_recipes(study)
     if not in_memory:
+        check_device(study.numerics.device)
         check_name(study.model.name, study.model.revision)
     if out is not None:
         writable_folder(out)
@@ -109,6 +116,51 @@ def check_text(path: str | Path, what: str = "text") -> None:
     )
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that there cannot be here.
+
+    What is left is torch's to judge: a number that is too high, or a driver that is too old.
+
+    Raises:
+        StudyError: No such kind of device is known, or it is CUDA and there is none.
+    """
+    kind, what = device.partition(":")[0], f"device {device!r} cannot be used here"
+    if kind not in ("auto", *_DEVICES) and not importlib.metadata.entry_points(
+        group="torch.backends"
+    ):
+        raise StudyError(f"{what}; {nearest(kind, _DEVICES)}; try cpu")
+    if kind != "cuda":
+        return
+    build = importlib.metadata.version("torch").partition("+")[2]
+    if build == "cpu":
+        raise StudyError(
+            f"{what}: this torch is a build for CPUs; install one for CUDA, or try cpu"
+        )
+    if sys.platform == "linux" and not build.startswith("rocm") and not _has_cuda_driver():
+        raise StudyError(f"{what}: this machine has no CUDA driver (libcuda.so.1); try cpu")
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _require_config(path: Path) -> None:
+    """Refuse a config.json that says of no model what it is."""
+    what = f"{named(path)} is no model's configuration"
+    with refusing(f"cannot read {named(path)}", ModelError):
+        text = path.read_bytes()
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{what}: it is no JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{what}: it names no model_type; give the folder of a transformers model")
+
+
 def check_name(name: str, revision: str | None = None) -> None:
     """Refuse, before anything is loaded or fetched, a name that cannot be a model's.
 
@@ -125,6 +177,7 @@ def check_name(name: str, revision: str | None = None) -> None:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(f"{named(name)} has no config.json, so it is not a model folder")
+        _require_config(path / "config.json")
     elif path.exists():
         require_file(path, "model", ModelError)
         with refusing(f"cannot read {named(name)}", ModelError), path.open("rb") as file:

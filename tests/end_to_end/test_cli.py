@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from click.shell_completion import get_completion_class
 
 from fp4scope import study
 from fp4scope.cli import demo
@@ -113,10 +115,82 @@ def test_stats(fp4scope, model_folder, text_file, tmp_path):
     assert len(lines) == 1 + 21
 
 
+def test_json_on_stdout_is_all_there_is_and_quiet_leaves_the_findings(
+    fp4scope, small, tmp_path, monkeypatch
+):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    command = ["run", *small[:-1], "", "--formats", "nvfp4", "-o", "out"]
+    code, out, err = fp4scope(*command, "--json", "-", "--keep", "*.0.*", "--keep", "k_proj")
+    assert code == 0
+    found = json.loads(out)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["tables"].items() <= results["summary"].items()
+    assert found["tables"]["patterns"][0]["pattern"] == "*.0.* or k_proj"
+    assert any("nvfp4" in line for line in found["findings"])
+    counts = "q_proj: 1, k_proj: 3, v_proj: 1, o_proj: 1, gate_proj: 1, up_proj: 1, down_proj: 1"
+    assert f"pattern *.0.* or k_proj: {counts}" in err
+    assert "quantized: q_proj: 3, k_proj: 3," in err
+    assert "; in nvfp4 W4A4\n" in err
+    assert err.index("quantized:") < err.index("measuring:")
+
+    page = (tmp_path / "out/report.html").as_uri()
+    code, out, err = fp4scope("report", "out", "--open")
+    assert (code, opened) == (0, [page])
+
+    command += ["--keep", "*.0.*", "--keep", "k_proj"]
+    code, out, err = fp4scope(*command, "-q", "--open", "--json", "found.json")
+    assert (code, err, opened) == (0, "", [page, page])
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert "P99.9" not in out  # no tables
+    assert f"Open: {page}" in out
+
+
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(fp4scope, small):
+    for command in (["run", *small], ["plan", *small], ["compare", "a", "b"]):
+        code, _, err = fp4scope(*command, "--json", "/no/where.json")
+        assert code == 2
+        assert "cannot write /no/where.json" in err
+        assert "torch" not in err
+
+
+def test_examples_of_help_are_commands(fp4scope):
+    known = [command for command in app.commands.values() if command.examples]
+    assert len(known) > 8
+    for command in known:
+        _, out, _ = fp4scope(command.name, "--help")
+        for example in command.examples:
+            assert len(example) <= 78
+            assert f"  {example}\n" in out
+            if ">" in (words := shlex.split(example)[2:]):  # to a file
+                words = words[: words.index(">")]
+            command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_and_words(shell, fp4scope):
+    code, out, _ = fp4scope("completion", shell)
+    assert code == 0
+    assert f"_FP4SCOPE_COMPLETE={shell}_complete" in out
+
+    def ends(*words):
+        complete = get_completion_class(shell)(app, {}, "fp4scope", "_FP4SCOPE_COMPLETE")
+        return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+    assert {"recipe", "recommend"} <= set(ends("rec"))
+    assert "--operands" in ends("run", "--op")
+    assert ends("run", "--direction", "keep,o") == ["keep,only"]
+    assert "nvfp4:4over6" in ends("run", "--formats", "nvf")
+    complete = get_completion_class(shell)(app, {}, "fp4scope", "_FP4SCOPE_COMPLETE")
+    assert [i.type for i in complete.get_completions(["run"], "x")] == ["file"]
+    assert [i.type for i in complete.get_completions(["run", "--text"], "x")] == ["file"]
+
+
 def test_version(fp4scope):
     code, out, _ = fp4scope("--version")
     assert code == 0
     assert out.startswith("fp4scope ")
+    assert fp4scope("-V") == (code, out, "")
 
 
 def test_demo_without_its_wheel_says_the_one_command(fp4scope, monkeypatch):
@@ -161,7 +235,7 @@ def test_messages_name_options_that_there_are():
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     named -= {"--no-deps", "--ranks"}  # pip's and a benchmark's
     named -= {"--quantization", "--quantization-config"}  # vLLM's
-    known = {"--help", "--version"}
+    known = {"--help", "--version"}  # of the group itself
     for command in app.commands.values():
         for parameter in command.get_params(click.Context(command)):
             known |= set(parameter.opts)
@@ -183,7 +257,7 @@ def asked(monkeypatch, fp4scope):
     seen = []
     monkeypatch.setattr("fp4scope.preflight.check", lambda *args, **options: None)
 
-    def stop(study, *, output_dir, progress):
+    def stop(study, *, output_dir, progress, accept):
         seen.append((study, output_dir))
         raise SystemExit(0)
 

@@ -71,6 +71,7 @@ EARLY = {
     "output": (["-o", "/proc/no/folder"], "cannot write to /proc/no/folder"),
     "config": (["--config", "no.yaml"], "cannot read the study no.yaml"),
     "device": (["--device", "cuda 1"], "device is 'cuda 1'"),
+    "no such device": (["--device", "cudo"], "did you mean cuda or cpu? (choices: cpu"),
     "dtype": (["--dtype", "fp8"], "dtype: unknown 'fp8'"),
     "seed": (["--seed", str(2**64)], "seed is '18446744073709551616'"),
     "memory": (["--memory", "9" * 400], "more than any machine has"),
@@ -96,7 +97,11 @@ def test_what_can_be_known_is_said_before_torch_is_imported(model_folder, tmp_pa
     text.write_text("w1 w2")
     plain = [str(model_folder), "--text", str(text)]
     cases = {name: ["run", *plain, *options] for name, (options, _) in EARLY.items()}
-    models = {"~nosuchuser/m": "cannot be a model's name", "x" * 400: "File name too long",
+    for name, config in {"torn": "{", "nameless": "{}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    models = {"./torn": "it is no JSON", "./nameless": "it names no model_type",
+              "~nosuchuser/m": "cannot be a model's name", "x" * 400: "File name too long",
               "./no": "./no does not exist", "a b": "is not there and no hub id",
               "some/model": "cannot load 'some/model' from the hub", "/": "no config.json",
               str(text): "not a GGUF file", "/dev/zero": "not a regular file"}  # fmt: skip

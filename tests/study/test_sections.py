@@ -184,6 +184,7 @@ OTHER = {
 }  # fmt: skip
 LATER = {
     "causes": "layers",
+    "keep": "*.0.*",
     "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
     "design_runs": 64,
 }  # fmt: skip

@@ -7,22 +7,30 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fp4scope.cli.options import (
+    PATH,
     Argument,
     Option,
     command,
+    json_option,
     model_argument,
+    open_option,
     out_option,
+    output_options,
+    quiet_option,
     study_options,
     whole_study,
 )
 from fp4scope.cli.streams import Watched, watched_streams
 from fp4scope.errors import Fp4ScopeError, StudyError
 from fp4scope.names import visible
+
+if TYPE_CHECKING:
+    from fp4scope.cli.output import Wanted
 
 _STATISTICS = (
     "revision", "exclude", "text", "dataset", "seq_len", "windows", "bos", "dtype", "device",
@@ -42,51 +50,69 @@ def _accept(help: str) -> Option:
 @command(
     lambda: [
         model_argument(required=False),
-        out_option("Folder for the results  [default: fp4scope-MODEL]"),
+        *output_options("Folder for the results  [default: fp4scope-MODEL]"),
         _accept("Whether whole models meet it"),
         *whole_study(),
-    ]
+    ],
+    "Qwen/Qwen2.5-0.5B -o out",
+    "./model --text my.txt --windows 64 --formats nvfp4,mxfp4:even",
+    "model.gguf --sweep projections --direction keep",
+    "./model --sweep '' --keep 're:.*[qkv]_proj' --keep '*.23.mlp.*'",
+    "./model --method designed --formats nvfp4,fp8 -o out/choose",
+    "./model --preset paper",
 )
-def run(
-    out: Path | None,
-    config: Path | None,
-    accept: tuple[str, ...],
-    **options: Any,  # noqa: ANN401
-) -> None:
+def run(config: Path | None, accept: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
     """Diagnose a model: formats, projections, layers, activations. A rerun goes on."""
+    wanted = _wanted(options)
     study = _study(options, config)
-    _diagnose(study, out or Path(f"fp4scope-{_slug(study.model.name)}"), accept)
-
-
-@command(lambda: [model_argument(required=False), *whole_study()])
-def plan(config: Path | None, **options: Any) -> None:  # noqa: ANN401
-    """What such a run would take and reach: memory, time, intervals."""
-    from fp4scope.cli.plan import print_plan
-    from fp4scope.preflight import check
-
-    with _stoppable("nothing was written"):
-        study = _study(options, config)
-        check(study)
-        print_plan(study)
+    _diagnose(study, wanted, Path(f"fp4scope-{_slug(study.model.name)}"), accept)
 
 
 @command(
     lambda: [
-        out_option("Folder for the results  [default: fp4scope-demo]"),
+        model_argument(required=False),
+        json_option("The forecast, as JSON"),
+        quiet_option("No progress"),
+        *whole_study(),
+    ],
+    "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen3-30B-A3B --random-weights",
+)
+def plan(config: Path | None, json: Path | None, quiet: bool, **options: Any) -> None:  # noqa: ANN401
+    """What such a run would take and reach: memory, time, intervals."""
+    from fp4scope.cli.output import require_json
+    from fp4scope.preflight import check
+
+    with _stoppable("nothing was written"):
+        study = _study(options, config)
+        require_json(json)
+        check(study)
+        from fp4scope.cli.plan import print_plan
+
+        print_plan(study, json, quiet)
+
+
+@command(
+    lambda: [
+        *output_options("Folder for the results  [default: fp4scope-demo]"),
         Option(
             ["--from-hub"],
             is_flag=True,
             help="Take the original model from the hub instead of the wheel",
         ),
-    ]
+    ],
+    "",
+    "--open",
 )
-def demo(out: Path | None, from_hub: bool) -> None:
+def demo(from_hub: bool, **options: Any) -> None:  # noqa: ANN401
     """Diagnose a real 135M model on a laptop, without a network."""
     from fp4scope.cli.demo import INTRODUCTION, demo_study
     from fp4scope.cli.terminal import console, say
 
-    say(console(stderr=True), INTRODUCTION)
-    _diagnose(demo_study(from_hub), out or Path("fp4scope-demo"))
+    wanted = _wanted(options)
+    if not wanted.quiet:
+        say(console(stderr=True), INTRODUCTION)
+    _diagnose(demo_study(from_hub), wanted, Path("fp4scope-demo"))
 
 
 @command(
@@ -94,11 +120,11 @@ def demo(out: Path | None, from_hub: bool) -> None:
         model_argument(required=True),
         out_option("A CSV file to write"),
         *study_options(*_STATISTICS, **_STATISTICS_SIZE),
-    ]
+    ],
+    "./model --text my.txt -o outliers.csv",
 )
 def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Activation outliers of every linear: max, P99.9, their ratio."""
-    from fp4scope.cli.stats import print_statistics
     from fp4scope.files import require_writable
     from fp4scope.preflight import check
 
@@ -107,35 +133,47 @@ def stats(out: Path | None, **options: Any) -> None:  # noqa: ANN401
         check(study)
         if out is not None:
             require_writable(out)
+        from fp4scope.cli.stats import print_statistics
+
         print_statistics(study, out)
 
 
 @command(
     lambda: [
-        Argument(["out"], type=Path, help="A folder with results, as `run` leaves it"),
+        Argument(["out"], type=PATH, help="A folder with results, as `run` leaves it"),
         Option(["--figures"], is_flag=True, help="Also the paper's figures, each as PDF and SVG"),
+        Option(["--card"], is_flag=True, help="Also card.md, lines to paste into a model card"),
         _accept("Whether whole models meet it, in place of the run's own bar"),
-    ]
+        open_option(),
+    ],
+    "out --open",
+    "out --figures",
+    "out --card",
 )
-def report(out: Path, figures: bool, accept: tuple[str, ...]) -> None:
+def report(out: Path, figures: bool, card: bool, accept: tuple[str, ...], open: bool) -> None:
     """Write report.html, a page by itself, from results."""
+    from fp4scope.cli.output import open_page
     from fp4scope.deploy.bar import parse_bar
     from fp4scope.diagnosis import load
     from fp4scope.report import write_report
+    from fp4scope.report.card import write_card
 
     with _stoppable("the results are as they were"):
         bars = [parse_bar(text).text for text in accept]
         found = load(out)
         if bars:
             found.results.protocol["accept"] = bars
-        for path in write_report(found, out, with_figures=figures):
+        written = write_report(found, out, with_figures=figures)
+        for path in [*written, write_card(found, out)] if card else written:
             print(visible(str(path)))
+    if open:
+        open_page(out)
 
 
 @command(
     lambda: [
         Argument(
-            ["outputs"], nargs=-1, type=Path, help="Folders of runs; others are held to the first"
+            ["outputs"], nargs=-1, type=PATH, help="Folders of runs; others are held to the first"
         ),
         Option(
             ["--fail-if"],
@@ -145,8 +183,10 @@ def report(out: Path, figures: bool, accept: tuple[str, ...]) -> None:
             "'change.low > 0' (millinats), beyond-noise; repeatable",
         ),
         out_option("A Markdown file, or a page where it ends in .html"),
-        Option(["--json"], type=Path, metavar="PATH", help="A JSON file"),
-    ]
+        json_option("The comparison, as JSON"),
+    ],
+    "out/0.5b out/1.5b out/7b -o sizes.md",
+    "out/main out/pr --fail-if 'cost(nvfp4) > 40'",
 )
 def compare(
     outputs: tuple[Path, ...], fail_if: tuple[str, ...], out: Path | None, json: Path | None
@@ -164,9 +204,10 @@ def compare(
 
 @command(
     lambda: [
-        Argument(["out"], type=Path, help="A folder with results of a run with --causes"),
+        Argument(["out"], type=PATH, help="A folder with results of a run with --causes"),
         Argument(["unit"], required=False, help="A projection, or a layer such as 3.down_proj"),
-    ]
+    ],
+    "out down_proj",
 )
 def explain(out: Path, unit: str | None) -> None:
     """Why a projection or layer costs what it does."""
@@ -178,10 +219,12 @@ def explain(out: Path, unit: str | None) -> None:
 
 @command(
     lambda: [
-        Argument(["out"], type=Path, help="A folder with results, as `run` leaves it"),
+        Argument(["out"], type=PATH, help="A folder with results, as `run` leaves it"),
         *_bounds(),
         out_option("The recipe's file  [default: OUT/recipe.yaml]", name="path"),
-    ]
+    ],
+    "out/choose --accept 'ppl<2%'",
+    "out/choose --max-size 400MB --palette nvfp4,bf16",
 )
 def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Decide from a run what each linear gets."""
@@ -204,7 +247,8 @@ def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN40
         out_option("Folder for the studies and recipe.yaml  [default: OUT, or fp4scope-MODEL]"),
         *_bounds(),
         *whole_study(**_PALETTE),
-    ]
+    ],
+    "Qwen/Qwen2.5-0.5B --accept 'ppl<2%' -o out/qwen05",
 )
 def recommend(
     out: Path | None,
@@ -286,7 +330,7 @@ def _bounds() -> list[click.Parameter]:
 
 @command(
     lambda: [
-        Argument(["recipe"], type=Path, help="A recipe.yaml, as `recipe` writes it"),
+        Argument(["recipe"], type=PATH, help="A recipe.yaml, as `recipe` writes it"),
         Option(
             ["--to"],
             required=True,
@@ -295,7 +339,7 @@ def _bounds() -> list[click.Parameter]:
         ),
         Option(
             ["--checkpoint"],
-            type=Path,
+            type=PATH,
             metavar="DIR",
             help="Write a packed checkpoint there (compressed-tensors and modelopt)",
         ),
@@ -305,7 +349,9 @@ def _bounds() -> list[click.Parameter]:
             metavar="MODEL",
             help="Where the recipe's model is: hub id, local folder or GGUF file",
         ),
-    ]
+    ],
+    "recipe.yaml --to compressed-tensors --checkpoint model-fp4",
+    "recipe.yaml --to vllm-online -o online.json",
 )
 def export(
     recipe: Path, to: str, checkpoint: Path | None, out: Path | None, model: str | None
@@ -323,10 +369,10 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
 
 @command(
     lambda: [
-        Argument(["checkpoint"], type=Path, help="A folder, as `export --checkpoint` leaves it"),
+        Argument(["checkpoint"], type=PATH, help="A folder, as `export --checkpoint` leaves it"),
         Option(
             ["--served"],
-            type=Path,
+            type=PATH,
             metavar="FILE",
             help="Log-probabilities of tokens that an engine served (docs/recipes.md)",
         ),
@@ -337,21 +383,23 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
         ),
         Option(
             ["--ids", "ids_out"],
-            type=Path,
+            type=PATH,
             metavar="FILE",
             help="Only write the windows of token ids that are to be served",
         ),
         Option(
             ["--reference"],
-            type=Path,
+            type=PATH,
             metavar="FILE",
             help="The original as the same engine serves it  [default: as its forward here gives]",
         ),
-        Option(["--save"], type=Path, metavar="FILE", help="Keep what a server gave"),
+        Option(["--save"], type=PATH, metavar="FILE", help="Keep what a server gave"),
         Option(["--model"], metavar="MODEL", help="Where the recipe's model is"),
         out_option("A JSON file for the verdict"),
         *study_options(*_VERIFY, **_VERIFY_SIZE),
-    ]
+    ],
+    "model-fp4 --server http://localhost:8000",
+    "model-fp4 --ids ids.json --text my.txt",
 )
 def verify(
     checkpoint: Path,
@@ -393,8 +441,10 @@ def verify(
             type=click.Choice(["vllm", "sglang", "trtllm", "any"]),
             help="What will serve it  [default: any]",
         ),
-        Option(["--json"], type=Path, metavar="PATH", help="A JSON file"),
-    ]
+        json_option("What was found, as JSON"),
+    ],
+    "./model-nvfp4 --engine vllm",
+    "config.json Qwen/Qwen2.5-0.5B",
 )
 def lint(config: str, model: str | None, engine: str, json: Path | None) -> None:
     """What is wrong with a quantization config."""
@@ -408,9 +458,26 @@ def lint(config: str, model: str | None, engine: str, json: Path | None) -> None
 @command(lambda: [])
 def formats() -> None:
     """The number formats: grid, block, scale, effective bits, rule."""
-    from fp4scope.cli.tables import print_formats
+    from fp4scope.cli.formats import print_formats
 
     print_formats()
+
+
+@command(
+    lambda: [
+        Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"]), help="Your shell"),
+    ],
+    "bash > ~/.local/share/bash-completion/completions/fp4scope",
+    "zsh > ~/.zfunc/_fp4scope",
+    "fish > ~/.config/fish/completions/fp4scope.fish",
+)
+def completion(shell: str) -> None:
+    """A script that completes commands and options in a shell."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is not None:
+        print(kind(app, {}, "fp4scope", "_FP4SCOPE_COMPLETE").source())
 
 
 class _Group(click.Group):
@@ -421,7 +488,7 @@ class _Group(click.Group):
 
 _COMMANDS = (
     run, plan, demo, stats, report, explain, compare, recipe, recommend, export, verify, lint,
-    formats,
+    formats, completion,
 )  # fmt: skip
 
 
@@ -434,7 +501,9 @@ _COMMANDS = (
         "token_normalize_func": lambda word: word.replace("_", "-"),
     },
 )
-@click.version_option(package_name="fp4scope", message="%(package)s %(version)s")
+@click.version_option(
+    None, "-V", "--version", package_name="fp4scope", message="%(package)s %(version)s"
+)
 @click.pass_context
 def app(ctx: click.Context) -> None:
     """Which parts of a language model MXFP4 and NVFP4 break, by how much, with error bars."""
@@ -487,21 +556,43 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
-def _diagnose(study: Any, folder: Path, accept: Sequence[str] = ()) -> None:  # noqa: ANN401
+def _wanted(options: dict[str, Any]) -> "Wanted":
+    """What is wanted of results, taken out of the options."""
+    from fp4scope.cli.output import Wanted
+
+    return Wanted(**{name: options.pop(name) for name in ("out", "open", "json", "quiet")})
+
+
+def _diagnose(
+    study: Any,  # noqa: ANN401
+    wanted: "Wanted",
+    default: Path,
+    accept: Sequence[str] = (),
+) -> None:
+    """Measure a study and show what was found.
+
+    Args:
+        study: It.
+        wanted: Where to, and what is shown.
+        default: The folder where none is given.
+        accept: Bars that whole models are held to.
+    """
+    from fp4scope.cli.output import require_json
     from fp4scope.cli.progress import Screen
-    from fp4scope.cli.tables import print_diagnosis
     from fp4scope.deploy.bar import parse_bar
     from fp4scope.preflight import check
 
+    folder = wanted.out or default
     kept = f"what was measured is kept in {folder}; repeat the same command to go on"
-    with _stoppable(kept), Screen() as screen:
+    with _stoppable(kept), Screen(wanted.quiet) as screen:
         bars = [parse_bar(text).text for text in accept]
+        require_json(wanted.json)
         check(study, folder)
         screen.note("loading torch and the model ...")
         from fp4scope.conductor import run_study
 
         diagnosis = run_study(study, output_dir=folder, progress=screen, accept=bars)
-    print_diagnosis(diagnosis)
+    wanted.show(diagnosis, folder)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """`fp4scope compare`: several outputs side by side, and a gate for a build."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fp4scope.cli.output import STDOUT, require_json, write_json
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.diagnosis import Comparison, compare
 from fp4scope.errors import OutputError
@@ -23,11 +23,13 @@ def print_comparison(
         Which conditions hold, and where.
     """
     gates = [parse_gate(text) for text in fail_if]
-    for path in filter(None, (out, json_out)):
-        require_writable(path)
+    if out is not None:
+        require_writable(out)
+    require_json(json_out)
     comparison = compare(folders)
     failed = [said for gate in gates for said in failures(gate, comparison)]
     screen = console()
+    screen.quiet = json_out == STDOUT
     for section in sections(comparison):
         screen.print()
         show(screen, in_grid(section))
@@ -46,7 +48,7 @@ def print_comparison(
         _write(out, comparison.html() if as_page else comparison.report())
         screen.print(f"\nWritten: {out}", soft_wrap=True)
     if json_out is not None:
-        _write(json_out, json.dumps(_data(comparison, failed), allow_nan=False))
+        write_json(json_out, _data(comparison, failed))
         screen.print(f"\nWritten: {json_out}", soft_wrap=True)
     return failed
 

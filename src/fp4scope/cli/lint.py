@@ -1,9 +1,10 @@
 """`fp4scope lint`: what is wrong with a quantization configuration."""
 
-import json as writer
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from fp4scope.cli.output import STDOUT, require_json, write_json
 from fp4scope.cli.terminal import console, say
 from fp4scope.deploy.configs import Config, read_config
 from fp4scope.deploy.engines import ENGINES
@@ -11,7 +12,7 @@ from fp4scope.deploy.linears import config_of, linears_of, model_linears, stored
 from fp4scope.deploy.lint import Finding, coverage, lint
 from fp4scope.deploy.lint_scales import lint_scales
 from fp4scope.errors import ModelError, StudyError
-from fp4scope.files import named, refusing, replace_file, require_writable
+from fp4scope.files import named, refusing
 from fp4scope.recipes import Sites
 from fp4scope.study.given import Given
 
@@ -32,8 +33,7 @@ def print_lint(config: str, model: str | None, engine: str, json: Path | None) -
         StudyError: The configuration or the engine is not known.
         ModelError: The model cannot be reached.
     """
-    if json is not None:
-        require_writable(json)
+    require_json(json)
     path = Path(config).expanduser()
     with refusing(f"cannot read {named(config)}", StudyError):
         folder = path if path.is_dir() else path.parent
@@ -46,9 +46,10 @@ def print_lint(config: str, model: str | None, engine: str, json: Path | None) -
     if not len(linears):
         raise ModelError(f"{model or named(folder)} has no linears that are known; give MODEL")
     found = [*lint(read, linears, engine), *lint_scales(read, linears, tensors)]
-    _print(read, linears, engine, found)
     if json is not None:
-        replace_file(json, _json(read, linears, engine, found), "choose another file")
+        write_json(json, _data(read, linears, engine, found))
+    if json != STDOUT:
+        _print(read, linears, engine, found)
     return any(finding.error for finding in found)
 
 
@@ -80,14 +81,13 @@ def _print(config: Config, linears: Sites, engine: str, found: Sequence[Finding]
     say(screen, f"{errors} errors, {len(found) - errors} warnings ({config.dialect})")
 
 
-def _json(config: Config, linears: Sites, engine: str, found: Sequence[Finding]) -> bytes:
+def _data(config: Config, linears: Sites, engine: str, found: Sequence[Finding]) -> dict[str, Any]:
     keys = ("projection", "format", "linears", "share")
     rows = coverage(config, linears, engine)
-    held = {
+    return {
         "version": 1,
         "dialect": config.dialect,
         "engine": engine,
         "findings": [finding.to_json() for finding in found],
         "coverage": [dict(zip(keys, row, strict=True)) for row in rows],
     }
-    return (writer.dumps(held, indent=2) + "\n").encode()

@@ -3,12 +3,17 @@
 They are generated when a command first needs them: the list of commands answers without pydantic.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
+PATH = click.Path(path_type=Path)
+"""A path that a shell completes; what is wrong with it is said later, in our own words."""
+OUTPUT = "Output"
+"""The panel of what a command leaves and shows."""
 _COLUMN = 30
 """Characters for names of options; help of those that are longer begins in the next line."""
 
@@ -40,13 +45,18 @@ class Command(click.Command):
     Args:
         function: Its name and its docstring are the command's.
         parameters: Makes its arguments and options.
+        examples: What help shows last: what follows the command's name, as a user writes it.
     """
 
     def __init__(
-        self, function: Callable[..., None], parameters: Callable[[], Iterable[click.Parameter]]
+        self,
+        function: Callable[..., None],
+        parameters: Callable[[], Iterable[click.Parameter]],
+        examples: Sequence[str],
     ) -> None:
         super().__init__(function.__name__, callback=function, help=function.__doc__)
         self._parameters = parameters
+        self.examples = [f"fp4scope {self.name} {example}".rstrip() for example in examples]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Made once."""
@@ -62,13 +72,17 @@ class Command(click.Command):
         for title, records in panels.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=_COLUMN)
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 def command(
-    parameters: Callable[[], Iterable[click.Parameter]],
+    parameters: Callable[[], Iterable[click.Parameter]], *examples: str
 ) -> Callable[[Callable[..., None]], Command]:
-    """Make a command of a function."""
-    return lambda function: Command(function, parameters)
+    """Make a command of a function, with examples for its help."""
+    return lambda function: Command(function, parameters, examples)
 
 
 def model_argument(*, required: bool) -> Argument:
@@ -76,12 +90,50 @@ def model_argument(*, required: bool) -> Argument:
     from fp4scope.study import SECTIONS
 
     field = SECTIONS["model"].model_fields["name"]
-    return Argument(["model"], required=required, help=_sentence(field.description or ""))
+    return Argument(
+        ["model"],
+        required=required,
+        help=_sentence(field.description or ""),
+        shell_complete=lambda ctx, param, word: [CompletionItem(word, type="file")],
+    )
 
 
 def out_option(help: str, name: str = "out") -> Option:
     """Where a command writes."""
-    return Option(["-o", "--out", "--output-path", name], type=Path, metavar="PATH", help=help)
+    return Option(
+        ["-o", "--out", "--output-path", name],
+        type=PATH,
+        metavar="PATH",
+        help=help,
+        panel=OUTPUT,
+    )
+
+
+def quiet_option(help: str) -> Option:
+    """Less on the screen."""
+    return Option(["-q", "--quiet"], is_flag=True, help=help, panel=OUTPUT)
+
+
+def json_option(help: str) -> Option:
+    """Something for machines."""
+    return Option(["--json"], type=PATH, metavar="PATH", help=f"{help}; -: to stdout", panel=OUTPUT)
+
+
+def open_option() -> Option:
+    """The page at once."""
+    return Option(["--open"], is_flag=True, help="Open report.html in the browser", panel=OUTPUT)
+
+
+def output_options(out: str) -> Iterator[Option]:
+    """What a command that leaves results does with them.
+
+    Args:
+        out: Help of the folder's option.
+    """
+    yield out_option(out)
+    yield open_option()
+    yield json_option("Also the findings and tables, as JSON")
+    yield quiet_option("No progress and no tables, findings alone")
 
 
 def whole_study(**defaults: Any) -> Iterator[Option]:  # noqa: ANN401
@@ -93,7 +145,7 @@ def whole_study(**defaults: Any) -> Iterator[Option]:  # noqa: ANN401
     from fp4scope.study import PRESETS
 
     given = "options given here win"
-    yield Option(["--config"], metavar="FILE", type=Path, help=f"A study.yaml; {given}")
+    yield Option(["--config"], metavar="FILE", type=PATH, help=f"A study.yaml; {given}")
     said = f"paper: the study of arXiv 2603.08747; {given}"
     yield Option(["--preset"], metavar="|".join(PRESETS), help=said)
     yield from study_options(**defaults)
@@ -115,6 +167,7 @@ def study_options(*names: str, **defaults: Any) -> Iterator[Option]:  # noqa: AN
 
 
 def _option(name: str, section: str, field: str, default: Any) -> Option:  # noqa: ANN401
+    from fp4scope.formats import FORMATS
     from fp4scope.study import SECTIONS
 
     kind = SECTIONS[section]
@@ -125,6 +178,8 @@ def _option(name: str, section: str, field: str, default: Any) -> Option:  # noq
     if shown := _shown(default) or own.absent:
         help += f"  [default: {shown}]"
     spelt = [f"--{word.replace('_', '-')}" for word in (name, *own.also)]
+    named = FORMATS if own.value.startswith("FORMAT") else ()
+    words = [*_words(said.annotation), *named]
     flag: dict[str, Any] = {"is_flag": True} if said.annotation is bool else {"type": str}
     return Option(
         [*spelt, name],
@@ -133,8 +188,23 @@ def _option(name: str, section: str, field: str, default: Any) -> Option:  # noq
         default=None,
         metavar=own.value or _metavar(said.annotation),
         multiple=own.repeated,
+        shell_complete=_completion(own.value == "FILE", words),
         **flag,
     )
+
+
+def _completion(
+    file: bool, words: Sequence[str]
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """What a shell may go on with: files, or the next word of a list."""
+
+    def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+        if file:
+            return [CompletionItem(typed, type="file")]
+        before, comma, last = typed.rpartition(",")
+        return [CompletionItem(f"{before}{comma}{w}") for w in words if w.startswith(last)]
+
+    return complete
 
 
 def _metavar(annotation: Any) -> str:  # noqa: ANN401

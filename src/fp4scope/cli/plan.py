@@ -1,9 +1,13 @@
 """`fp4scope plan`: what a study will take and reach."""
 
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from fp4scope.cli.output import STDOUT, write_json
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import Grid, clock, console, say, show, titled
 from fp4scope.report.labels import level
@@ -11,14 +15,37 @@ from fp4scope.report.numbers import number
 from fp4scope.study import Study
 from fp4scope.treatments import FEWEST_TOKENS
 
+if TYPE_CHECKING:
+    from fp4scope.conductor.forecast import StudyForecast
 
-def print_plan(study: Study) -> None:
-    """Load the model, probe it shortly, and say what a run would do."""
-    with Screen() as screen:
+JSON_VERSION = 1
+
+
+def print_plan(study: Study, json: Path | None, quiet: bool) -> None:
+    """Load the model, probe it shortly, and say what a run would do.
+
+    Args:
+        study: What would be run.
+        json: Where the forecast goes for machines, if anywhere.
+        quiet: Whether to show no progress.
+    """
+    with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
         from fp4scope.conductor import forecast
 
         found = forecast(study, progress=screen)
+    if json is not None:
+        write_json(json, _data(found))
+    if json != STDOUT:
+        _print(study, found)
+
+
+def _data(found: "StudyForecast") -> dict[str, Any]:
+    known = {name: value for name, value in asdict(found).items() if name not in ("study", "shape")}
+    return {"version": JSON_VERSION} | known
+
+
+def _print(study: Study, found: "StudyForecast") -> None:
     out, shape, model = console(), found.shape, found.model
     levels = Counter()
     for family in found.families:

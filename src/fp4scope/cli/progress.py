@@ -20,7 +20,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from fp4scope.cli.tables import so_far
 from fp4scope.cli.terminal import clock, console, in_grid, say
 
 if TYPE_CHECKING:
@@ -42,10 +41,15 @@ _PHASES = {
 
 
 class Screen:
-    """A listener for a run; use it in a `with` block."""
+    """A listener for a run; use it in a `with` block.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
         self._console = console(stderr=True)
+        self._console.quiet = quiet
         self._live: Live | None = None
         elapsed = [TimeElapsedColumn()] if self._console.width >= WIDE else []
         self._bar = Bar(
@@ -112,6 +116,8 @@ class Screen:
             self._plain_line(event)
 
     def _picture(self, event: "Progress") -> RenderableType:
+        from fp4scope.cli.tables import so_far  # what draws tables takes seconds to import
+
         # The bar first: what does not fit on the screen is cut at the bottom.
         parts: list[RenderableType] = [self._bar]
         if event.diagnosis is not None and event.diagnosis.all_quantized:

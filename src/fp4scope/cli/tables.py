@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from fp4scope.cli.terminal import Grid, clock, command, console, in_grid, say, show, titled
+from fp4scope.cli.terminal import clock, command, console, in_grid, say, show
 from fp4scope.diagnosis import Diagnosis
-from fp4scope.formats import FORMATS
-from fp4scope.formats.spec import ALIASES, ElementFormat
 from fp4scope.report import labels
 from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.designed import about_designed
@@ -20,49 +18,6 @@ from fp4scope.report.sections import activations, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.sentences import agreements, headlines, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
-
-GRID_SHOWN = 32
-
-
-def print_formats() -> None:
-    out = console()
-    table = Grid(("format", "element", "scale", "rule"), ("block", "bits/element"))
-    for fmt in FORMATS.values():
-        names = (fmt.name, fmt.element.name, fmt.scale, fmt.rule.label)
-        table.add_row(*names, fmt.block, f"{fmt.bits_per_element:g}")
-    show(out, titled("Number formats", table))
-    short = [f"{alias} is {name}" for alias, name in ALIASES.items()]
-    say(
-        out,
-        "Bits count the scales of blocks; that of a row adds 32 / its width. "
-        f"Short names: {', '.join(short)}. WEIGHT/INPUT names two formats, as "
-        "nvfp4:4over6/nvfp4; FORMAT/w4a16 quantizes weights alone, FORMAT/w16a4 inputs alone.",
-    )
-    out.print("\nRules: the scale of a block", style="bold")
-    say(
-        out,
-        "a: amax of the block; A: amax of the tensor; max: largest element; emax: its exponent; "
-        "m: mantissa bits",
-    )
-    hang = " " * 11
-    for rule in dict.fromkeys(fmt.rule for fmt in FORMATS.values()):
-        say(out, f"{rule.label:10} {rule.formula}", hang=hang)
-        say(out, f"{'':10} {rule.source}", style="dim", hang=hang)
-    out.print(
-        "\nElements: round to nearest, ties to the even code (S1P2: up), saturating", style="bold"
-    )
-    for element in dict.fromkeys(fmt.element for fmt in FORMATS.values()):
-        say(out, f"{element.name:10} {_grid(element)}", hang=hang)
-
-
-def _grid(element: ElementFormat) -> str:
-    """Its magnitudes, or how many and how large if they would fill the screen."""
-    magnitudes = element.magnitudes
-    if len(magnitudes) <= GRID_SHOWN:
-        return f"±{{{', '.join(f'{m:g}' for m in magnitudes)}}}"
-    smallest = magnitudes[1]
-    step = f"steps of {smallest:g}" if element.integer else f"smallest {smallest:g}"
-    return f"0 to ±{element.max:g} in {len(magnitudes)} magnitudes, {step}"
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -86,6 +41,12 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     if results.estimated:
         say(out, labels.ESTIMATES_MEAN, style="dim")
     out.print()
+    print_findings(diagnosis)
+
+
+def print_findings(diagnosis: Diagnosis) -> None:
+    """What a finished run found in words, and where to go on."""
+    out, results = console(), diagnosis.results
     for line in (*stopping_lines(results), *headlines(diagnosis), *agreements(diagnosis)):
         say(out, f"- {line}", hang="  ")
     print_answer(out, diagnosis)

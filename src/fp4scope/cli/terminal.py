@@ -9,7 +9,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group
@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fp4scope.names import visible
-from fp4scope.report.section import Section
+
+if TYPE_CHECKING:  # a message about bad input waits for no report
+    from fp4scope.report.section import Section
 
 _GLUE = "\N{NO-BREAK SPACE}"
 _BRACKETS = r"\[[^\[\]]{,40}\]"
@@ -162,7 +164,7 @@ def _spread(least: Sequence[int], natural: Sequence[int], room: int) -> list[int
     return widths
 
 
-def in_grid(section: Section) -> Group:
+def in_grid(section: "Section") -> Group:
     """A section under its title, with the columns for which a terminal has room."""
     chosen = [i for i, column in enumerate(section.columns) if column.short is not None]
     heads = {i: section.columns[i].short or "" for i in chosen}

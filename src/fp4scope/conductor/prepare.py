@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from fp4scope.conductor.matched import matched
 from fp4scope.data import (
     WindowSet,
     calibration_text,
@@ -96,7 +97,7 @@ def prepare(
     asked = design(study, sites, routed=bool(routers(loaded)), recipes=given_recipes(study, sites))
     units = [contrast for contrast in asked.contrasts if contrast.unit is not None]
     require_reachable(study.question.stop_when, units)
-    say(tell, *_protocol_notes(study, windows, calibration))
+    say(tell, *matched(asked, sites), *_protocol_notes(study, windows, calibration))
     identity = study.identity | {
         "model": loaded.fingerprint,
         "excluded": [f"{e.projection}: {len(e.linears)}" for e in loaded.layout.excluded],

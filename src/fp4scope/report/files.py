@@ -45,17 +45,25 @@ def write_outputs(diagnosis: Findings, folder: Path) -> list[Path]:
     Raises:
         OutputError: One could not be written; the message names it.
     """
-    tables: dict[str, Table] = {name: getattr(diagnosis, name) for name in TABLES}
-    summary = {name: _finite(table.rows) for name, table in tables.items() if table.rows}
-    results = results_to_json(diagnosis.results, {"confidence": CONFIDENCE, **summary})
+    results = results_to_json(diagnosis.results, {"confidence": CONFIDENCE, **summary(diagnosis)})
     numbers = [_write(folder / "results.json", _json(results))]
-    for name, table in tables.items():
+    for name, table in _tables(diagnosis).items():
         if table.rows:
             numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
     reports = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
     reports.append(_write(folder / "report.md", text_bytes(markdown(diagnosis))))
     drawn = _write_figures(figures(diagnosis), folder, ("svg", "png"))
     return [*reports, *numbers, *drawn]
+
+
+def summary(diagnosis: Findings) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all tables that have any, by name, as JSON can hold them."""
+    tables = _tables(diagnosis).items()
+    return {name: _finite(table.rows) for name, table in tables if table.rows}
+
+
+def _tables(diagnosis: Findings) -> dict[str, Table]:
+    return {name: getattr(diagnosis, name) for name in TABLES}
 
 
 def outputs(folder: Path) -> list[Path]:

@@ -132,7 +132,9 @@ class Data(Section):
     dataset: Annotated[Dataset | None, Option(resolved=True, absent="wikitext2")] = Field(
         None, description="evaluation text by name, where there is no file"
     )
-    seq_len: Number = Field(2048, ge=2, description="tokens in a window")
+    seq_len: Annotated[Number, Option(also=("max_length",))] = Field(
+        2048, ge=2, description="tokens in a window"
+    )
     windows: Annotated[
         Annotated[Number, Field(ge=1)] | None, Option(also=("limit",), resolved=True, absent="all")
     ] = Field(None, description="how many windows of the text, from its beginning")
@@ -223,6 +225,12 @@ class Question(Section):
         Causes.NONE,
         description="why projections, or layers too, cost what they do: by operand, with noise in "
         "the place of rounding, by error and gain; about 3 to 5 more runs for each",
+    )
+    keep: Annotated[Patterns, Option(repeated=True, later=True, value="PATTERN")] = Field(
+        (),
+        description="one more unit, of all linears that match any of these, and what keeping it in "
+        "full precision saves; repeatable",
+        examples=["*.[qkv]_proj"],
     )
     recipes: Annotated[
         Recipes, Option(also=("recipe",), repeated=True, later=True, value="FILE")
