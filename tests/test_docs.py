@@ -52,7 +52,9 @@ def test_links_lead_somewhere(page):
 
 
 def _commands(text):
-    for block in re.findall(r"```(?:sh)?\n(.*?)```", text, flags=re.DOTALL):
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL):
+        if language not in ("", "sh"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
