@@ -135,8 +135,12 @@ def test_json_on_stdout_is_all_there_is_and_quiet_leaves_the_findings(
     assert err.index("quantized:") < err.index("measuring:")
 
     page = (tmp_path / "out/report.html").as_uri()
-    code, out, err = fp4scope("report", "out", "--open")
+    code, out, err = fp4scope("report", "out", "--open", "--card")
     assert (code, opened) == (0, [page])
+    card = (tmp_path / "out/card.md").read_text()
+    whole = next(r for r in results["summary"]["all_quantized"] if r["format"] == "nvfp4")
+    assert f"| nvfp4 | W4A4 |  |  | {whole['ppl']:.1f} |" in card
+    assert "on 4 windows of 32 tokens of words.txt, against the FP32 model" in card
 
     command += ["--keep", "*.0.*", "--keep", "k_proj"]
     code, out, err = fp4scope(*command, "-q", "--open", "--json", "found.json")
