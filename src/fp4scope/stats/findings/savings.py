@@ -197,7 +197,7 @@ def _sum(pairing: Pairing, contrasts: Sequence[Contrast]) -> Series | None:
     return Series(windows, values.sum(axis=1)) if len(windows) else None
 
 
-def _summed(found: Effects, groups: Sequence[int], setting: int) -> Series:
+def _together(found: Effects, groups: Sequence[int], setting: int) -> Series:
     """What these groups cost together, window by window."""
     return Series(found.windows, found.by_window[:, groups, setting].sum(axis=1))
 
@@ -214,7 +214,7 @@ def _designed(results: Results) -> dict[tuple[Setting, str], list[_Saving]]:
     }
     return {
         (setting, DESIGNED): [
-            _Saving(unit, _summed(nll, at, s), _summed(kl, at, s), len(at))
+            _Saving(unit, _together(nll, at, s), _together(kl, at, s), len(at))
             for unit, at in members.items()
         ]
         for s, setting in enumerate(kl.settings)
