@@ -90,7 +90,8 @@ def test_files(finished):
     assert names == {
         "activations.csv", "all_quantized.csv", "blocks.csv", "layers.csv", "projections.csv",
         "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.html", "report.md",
-        "results.json", "study.yaml",
+        "results.json", "study.yaml", "savings.csv", "predictors.csv", "interactions.csv",
+        "additivity.csv",
     }  # fmt: skip
     layers = read_csv(finished.folder / "layers.csv")
     assert len(layers) == 8 * 21
