@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp4scope.errors import FormatError
+from fp4scope.errors import FormatError, StudyError
 from fp4scope.formats import CACHE_FORMATS, FORMATS, get_cache_format, get_format, oracle
 from fp4scope.formats.spec import E4M3
 from fp4scope.kernels import fake_quantize, qdq, quantize, using
@@ -312,7 +312,7 @@ def test_fp8_of_a_cache_has_no_scale_and_fp8_of_a_linear_one_for_each_row():
         Study.build(model="x", formats="fp8:unscaled")
     study = Study.build(model="x", kv_cache="fp8", formats="fp8")
     assert study.question.kv_cache is CACHE_FORMATS["fp8:unscaled"]
-    assert study.question.formats[0] is FORMATS["fp8"]
+    assert study.question.formats[0].weight is FORMATS["fp8"]
 
 
 def test_weight_and_input_of_a_setting_may_have_formats_of_their_own():
@@ -320,7 +320,7 @@ def test_weight_and_input_of_a_setting_may_have_formats_of_their_own():
     assert setting.to_json() == {"weight": "nvfp4:4over6", "input": "nvfp4"}
     assert setting.format == "nvfp4:4over6/nvfp4"
     assert Setting.from_json("fp8") == Setting.from_json("fp8/fp8")
-    with pytest.raises(FormatError, match="unknown format 'nvfp'"):
+    with pytest.raises(StudyError, match="unknown 'nvfp' in 'nvfp4/nvfp'; .* did you mean nvfp4"):
         Setting.from_json("nvfp4/nvfp")
 
 
