@@ -320,7 +320,7 @@ def test_weight_and_input_of_a_setting_may_have_formats_of_their_own():
     assert setting.to_json() == {"weight": "nvfp4:4over6", "input": "nvfp4"}
     assert setting.format == "nvfp4:4over6/nvfp4"
     assert Setting.from_json("fp8") == Setting.from_json("fp8/fp8")
-    with pytest.raises(StudyError, match="unknown 'nvfp' in 'nvfp4/nvfp'; .* did you mean nvfp4"):
+    with pytest.raises(StudyError, match=r"unknown 'nvfp' in 'nvfp4/nvfp'; .* did you mean nvfp4"):
         Setting.from_json("nvfp4/nvfp")
 
 

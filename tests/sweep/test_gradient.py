@@ -9,7 +9,7 @@ import torch
 
 from fp4scope import kernels
 from fp4scope.errors import ModelError, NonFiniteError
-from fp4scope.operands import Injector, apply, images, watched
+from fp4scope.operands import Injector, treated, watched
 from fp4scope.sweep import estimate_window, measure_naively
 
 FORMATS = "mxfp4:floor,nvfp4"
@@ -66,8 +66,7 @@ def wide(adopted, calibrated, ids, monkeypatch):
     def qdq(x, fmt, amax=None, nonfinite=None):  # formats round FP32 and narrower
         return kernels.qdq(x.float(), fmt, amax, nonfinite).double()
 
-    for place in (apply, images):
-        monkeypatch.setattr(place, "qdq", qdq)
+    monkeypatch.setattr(treated, "qdq", qdq)
 
     def build(family):
         loaded = adopted(family)
