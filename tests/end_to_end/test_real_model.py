@@ -34,6 +34,7 @@ def diagnosis():
         formats="nvfp4",
         operands="weights",
         sweep="",
+        all_quantized="",
         device="cpu",
         calibration_windows=1,
     )
