@@ -259,12 +259,11 @@ class Setting:
     @classmethod
     def _of_treatments(cls, name: str) -> "Setting":
         """What a name says that is of more than formats: `nvfp4+hadamard32`, also with operands."""
-        weight, slash, behind = (part.strip().lower() for part in name.partition("/"))
+        weight, operands, behind = _split(name)
         own = Treatment.named(weight)
-        for operands, words in OPERANDS.items():
-            if behind in words:
-                return cls(own if "W" in operands else None, own if "A" in operands else None)
-        return cls(own, Treatment.named(behind) if slash else own)
+        if operands:
+            return cls(own if "W" in operands else None, own if "A" in operands else None)
+        return cls(own, own if behind is None else Treatment.named(behind))
 
 
 @dataclass(frozen=True)
@@ -308,13 +307,10 @@ class Configuration:
             >>> str(Configuration.parse("nvfp4:4over6/NVFP4")), str(Configuration.parse("mxfp4"))
             ('nvfp4:4over6/nvfp4', 'mxfp4:floor')
         """
-        name, slash, behind = (part.strip().lower() for part in text.partition("/"))
+        name, operands, behind = _split(text)
         weight = find(name)
-        if not slash:
-            return cls(weight, weight)
-        for operands, words in OPERANDS.items():
-            if behind in words:
-                return cls(weight, weight, operands)
+        if behind is None:
+            return cls(weight, weight, operands)
         try:
             return cls(weight, find(behind))
         except FormatError:
@@ -342,6 +338,13 @@ class Configuration:
     def settings(self, operands: Iterable[str], amax: Amax = Amax.CALIBRATED) -> list[Setting]:
         """One for each of these operands, or the one that its name says."""
         return [self.setting(own, amax) for own in ([self.operands] if self.operands else operands)]
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    """What stands before the slash, the operands behind it, or else what stands behind it."""
+    own, slash, behind = (part.strip().lower() for part in name.partition("/"))
+    operands = next((known for known, words in OPERANDS.items() if behind in words), "")
+    return own, operands, behind if slash and not operands else None
 
 
 def stored_bits(setting: Setting | None, cols: int) -> float:
