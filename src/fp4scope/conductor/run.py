@@ -142,7 +142,8 @@ def measure(model: Any, recipes: Any, **options: Any) -> Diagnosis:  # noqa: ANN
         >>> import fp4scope
         >>> fp4scope.measure("Qwen/Qwen2.5-0.5B", ["mine.yaml"]).given  # doctest: +SKIP
     """
-    return diagnose(model, recipes=recipes, **{"sweep": ()} | options)
+    options.setdefault("sweep", ())
+    return diagnose(model, recipes=recipes, **options)
 
 
 def run_study(
