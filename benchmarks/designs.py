@@ -27,6 +27,7 @@ from fp4scope.cli.demo import wheel_model
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.groups import Group, fused_groups
 from fp4scope.ledger import Results
+from fp4scope.models import LoadedModel, load_model
 from fp4scope.recipes import Recipe
 from fp4scope.stats import Effects, Pairing, by_window, effects, mean, paired
 from fp4scope.study import Direction
@@ -52,25 +53,29 @@ def main() -> None:
     parser.add_argument("--design-runs", help="by default as many as keep or only take")
     parser.add_argument("--held-out", type=int, default=20, help="mixtures of each density")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--modelopt", type=Path, help="scores of `engine/modelopt_choices.py`")
     parser.add_argument("--output", "-o", default="designs.json")
     options = parser.parse_args()
     print(machine(options.device))
     said: dict[str, Any] = vars(options) | {"machine": machine(options.device), "formats": {}}
+    loaded = load_model(options.model or str(wheel_model()), device=options.device)
     for fmt in options.formats.split(","):
         said["formats"][fmt] = {}
-        _of_format(options, fmt, said)
+        _of_format(loaded, options, fmt, said)
 
 
-def _of_format(options: argparse.Namespace, fmt: str, said: dict[str, Any]) -> None:
+def _of_format(
+    loaded: LoadedModel, options: argparse.Namespace, fmt: str, said: dict[str, Any]
+) -> None:
     common: dict[str, Any] = {
-        "formats": fmt, "device": options.device, "seq_len": options.seq_len,
-        "windows": options.windows, "jitter": 1, "sweep": "projections",
+        "formats": fmt, "seq_len": options.seq_len, "windows": options.windows, "jitter": 1,
+        "sweep": "projections", "all_quantized": "", "tokenizer": loaded.tokenizer,
     }  # fmt: skip
     if options.text:
         common["text"] = options.text
     elif options.model is None:
         common["dataset"] = "pydoc-topics"
-    model = options.model or str(wheel_model())
+    model = loaded.model
 
     def keep(name: str, found: dict[str, Any]) -> None:
         said["formats"][fmt][name] = found
@@ -90,6 +95,8 @@ def _of_format(options: argparse.Namespace, fmt: str, said: dict[str, Any]) -> N
         found[name] = _effects(name, fp4scope.diagnose(model, **common | more), groups)
         keep(f"seconds {name}", {"seconds": round(time.perf_counter() - begun, 1)})
         print(f"{fmt}, {name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    if options.modelopt:
+        found |= _modelopt(json.loads(options.modelopt.read_text()), fmt, groups)
     held_out = common | {"first_window": options.windows, "method": "designed", "design_runs": 2}
     recipes = {name: recipe for name, (_, recipe) in mixtures.items()}
     results = fp4scope.diagnose(model, **held_out, recipes=recipes).results
@@ -141,6 +148,24 @@ def _effects(name: str, diagnosis: Diagnosis, groups: tuple[Group, ...]) -> dict
         pairing = Pairing.of(results, measure)
         series = [pairing.difference(contrast) for contrast in contrasts]
         found[measure] = np.array([s.values.mean() for s in series if s is not None])
+    return found
+
+
+def _modelopt(
+    said: dict[str, Any], fmt: str, groups: tuple[Group, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """By method: its score of each group, in units of its own; only correlations mean something."""
+    found = {}
+    for method, of in said["methods"].items():
+        by_module = {
+            module: scores[fmt]
+            for modules, scores in of["scores"].items()
+            for module in modules.split("+")
+            if fmt in scores
+        }
+        if by_module:
+            scores = np.array([by_module[group.sites[0].name] for group in groups])
+            found[f"ModelOpt {method}"] = {"kl": scores, "nll": scores}
     return found
 
 
