@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from fp4scope.designs import mixtures
 from fp4scope.errors import StudyError, UnitError
 from fp4scope.groups import fused_groups
-from fp4scope.probes import gains, variants
+from fp4scope.probes import gains, remedies, variants
 from fp4scope.recipes import Edit, Recipe, Sites
 from fp4scope.study import BestGoal, Direction, Level, More, Study
 from fp4scope.treatments import Amax, Setting, Treatment
@@ -37,6 +37,8 @@ MIXED = "designs"
 """The level of the runs of a designed sweep."""
 CAUSES = "causes"
 """The level of what tells why units cost what they do."""
+REMEDIES = "remedies"
+"""The level of what is done to units instead of quantizing them as everything else."""
 ROUTING = "routing"
 """The level of recipes that tell how much of a damage is routing."""
 NOTHING = Recipe()
@@ -377,6 +379,33 @@ def causes(study: Study, sites: Sites, fixed: tuple[Edit, ...] = ()) -> Iterator
         settings = [own for one in swept for own in (one, *variants(one).values())]
         for setting in (*settings, *noise):
             yield from of_units(alike, setting, Direction.ONLY, fixed)
+
+
+def remedied(study: Study, sites: Sites, chosen: Iterable[tuple[Unit, Setting]]) -> Design:
+    """What else can be done to some units, where everything is quantized in a setting.
+
+    Args:
+        study: What is asked.
+        sites: Of the model.
+        chosen: Units, each with the setting of all.
+
+    Returns:
+        The full-precision and the all-quantized models, and in `causes` each remedy of each unit,
+        in the direction `keep`: what it saves.
+    """
+    fixed = _fixed(study, sites)
+    wholes: dict[Setting, Contrast] = {}
+    found: list[Contrast] = []
+    for unit, setting in chosen:
+        control = wholes.setdefault(setting, whole(setting, fixed)).own
+        own = replace(unit, level=REMEDIES)
+        widths = {sites.by_name[name].cols for name in unit.sites}
+        for other in remedies(setting, widths).values():
+            recipe = Recipe(setting, (*fixed, (unit.sites, other)))
+            family = Family(REMEDIES, setting, Direction.KEEP)
+            found.append(Contrast(((control, 1), (recipe, -1)), own, family))
+    nothing = range(0)
+    return Design(tuple(wholes.values()), study.numerics.replicas, nothing, causes=tuple(found))
 
 
 def given(name: str, recipe: Recipe) -> Contrast:

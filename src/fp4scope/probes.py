@@ -1,8 +1,10 @@
-"""Settings that tell why quantizing something costs what it does. Pure data."""
+"""Settings that tell why quantizing something costs what it does, and what helps. Pure data."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from fp4scope.treatments import Fault, Setting
+from fp4scope.formats import FORMATS, BlockFormat, get_format
+from fp4scope.treatments import Fault, Setting, Treatment
 
 GAINS = (-30.0, -20.0)
 """Noise behind a product, in decibels of what leaves it, that its gain is measured with.
@@ -35,3 +37,55 @@ def variants(setting: Setting) -> dict[str, Setting]:
 def gains() -> list[Setting]:
     """Noise behind a product, level by level."""
     return [Setting(noise=db) for db in GAINS]
+
+
+_LARGER = tuple(map(get_format, ("mxfp8:e4m3:even", "fp8")))
+"""Of eight bits, with the rules of engines."""
+_TURNED = (16, 32, 128)
+
+
+def remedies(setting: Setting, widths: Iterable[int]) -> dict[str, Setting | None]:
+    """What may be done to a few linears instead of a setting, by name; None is full precision.
+
+    Other rules for the scales, of weights alone and of both operands; NVFP4 in the place of MXFP4;
+    inputs of eight bits or in full precision; weights in full precision; both of eight bits or in
+    full precision; and rotations. Nothing for a setting that treats one operand.
+
+    Args:
+        setting: It.
+        widths: Inputs of the linears; they must hold whole blocks of what is turned.
+
+    Example:
+        >>> list(remedies(Setting.from_json("nvfp4"), [64]))  # doctest: +NORMALIZE_WHITESPACE
+        ['nvfp4:4over6/nvfp4', 'nvfp4:4over6', 'nvfp4/mxfp8:e4m3:even', 'nvfp4/fp8', 'nvfp4/w4a16',
+         'nvfp4/w16a4', 'mxfp8:e4m3:even', 'fp8', 'nvfp4+hadamard16', 'nvfp4+hadamard32', 'bf16']
+    """
+    weight, entering = setting.weight, setting.input
+    if weight is None or entering is None:
+        return {}
+    found: list[Setting] = []
+    for fmt in _alike(weight.format):
+        other = replace(weight, format=fmt)
+        both = replace(entering, format=fmt) if entering.format == weight.format else entering
+        found += [Setting(other, entering), Setting(other, both)]
+    if weight.format.name.startswith("mxfp4"):
+        nvfp4 = get_format("nvfp4")
+        found.append(Setting(Treatment(nvfp4), Treatment(nvfp4, entering.amax)))
+    found += [Setting(weight, Treatment(fmt)) for fmt in _LARGER]
+    found += [Setting(weight=weight), Setting(input=entering)]
+    found += [Setting(Treatment(fmt), Treatment(fmt)) for fmt in _LARGER]
+    widths = list(widths)
+    found += [
+        Setting(replace(weight, hadamard=block), replace(entering, hadamard=block))
+        for block in _TURNED
+        if not any(width % block for width in widths)
+    ]
+    return {one.name: one for one in found if one != setting} | {"bf16": None}
+
+
+def _alike(fmt: BlockFormat) -> Iterator[BlockFormat]:
+    """Formats of the same elements, blocks and scales, that are chosen by another rule."""
+    kind = fmt.element, fmt.block_size, fmt.scale, fmt.span
+    for other in FORMATS.values():
+        if other != fmt and (other.element, other.block_size, other.scale, other.span) == kind:
+            yield other

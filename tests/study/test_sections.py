@@ -183,12 +183,13 @@ OTHER = {
     "replicas": 2, "jitter": 2, "seed": 1,
 }  # fmt: skip
 LATER = {
-    "causes": "layers",
-    "keep": "*.0.*",
+    "causes": "layers", "remedies": 5, "keep": "*.0.*",
     "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
     "design_runs": 64,
 }  # fmt: skip
 """What studies did not ask before there was such an option: identities say it where it is asked."""
+WITH = {"remedies": {"causes": "layers"}}
+"""What an option does not go without."""
 LOADED = {
     "model": "n", "revision": "r", "text": "t", "dataset": "wikitext2", "windows": 3,
     "calibration_text": "t", "calibration_windows": 8, "dtype": "fp16", "device": "cpu",
@@ -207,7 +208,8 @@ def test_the_identity_is_all_sections_but_run():
     study = Study.build(model="m")
     assert study.identity.keys() == OTHER.keys()
     for name, value in (OTHER | LATER).items():
-        assert study.but(**{name: value}).identity[name] != study.identity.get(name), name
+        other = study.but(**{name: value}, **WITH.get(name, {}))
+        assert other.identity[name] != study.identity.get(name), name
     for name, value in (LOADED | RUN).items():
         changed = study.but(**{name: value})
         assert changed != study, name

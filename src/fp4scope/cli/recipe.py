@@ -8,14 +8,13 @@ from fp4scope.cli.terminal import command, console, in_grid, say, show
 from fp4scope.deploy.bar import parse_bar, with_companions
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
-from fp4scope.deploy.exactly import exactly
+from fp4scope.deploy.exactly import exactly, served
 from fp4scope.deploy.found import decider, written
 from fp4scope.deploy.palette import Choice
 from fp4scope.deploy.schemes import kind_of, served_otherwise
 from fp4scope.diagnosis import load
 from fp4scope.errors import StudyError
 from fp4scope.recipes import Recipe
-from fp4scope.report.choice import served
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number
 from fp4scope.report.section import Cell, Column, Section, naming

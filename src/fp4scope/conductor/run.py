@@ -36,6 +36,7 @@ from fp4scope.conductor.provenance import (
     environment_of,
     sessions,
 )
+from fp4scope.conductor.remedies import measure_remedies, require_windows
 from fp4scope.data import WindowSet, evaluation_text, evaluation_windows
 from fp4scope.deploy.bar import parse_bar
 from fp4scope.design import keys_of
@@ -227,6 +228,7 @@ def _run_in(
     check_folder(folder, study.identity)
     prepared = prepare(study, tell, loaded, calibration)
     loaded, windows = prepared.loaded, prepared.windows
+    require_windows(study, len(windows))
     log = Log(
         folder / "journal.jsonl",
         prepared.identity,
@@ -264,6 +266,15 @@ def _run_in(
             _measure(found, injector, memory, check, tell)
         log.require_in_place()
         results = found.results(_complete(prepared, log, stopping.reached, tell))
+        if study.question.remedies:
+
+            def checked() -> SelfCheck:
+                return check or _checked(prepared, log, tell)
+
+            tried, gave = measure_remedies(
+                study, prepared, results, folder, injector, checked, tell
+            )
+            results = replace(results, remedies=tried.causes, remedied=gave)
     finally:
         log.close()
     diagnosis = Diagnosis(results, folder if keep else None)

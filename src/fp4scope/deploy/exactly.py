@@ -41,6 +41,21 @@ def exactly(recipe: Recipe) -> Mapping[str, str]:
     return found
 
 
+def served(engines: Mapping[str, str]) -> str:
+    """Engines, and the GPUs on which they do it.
+
+    Example:
+        >>> served({"vllm": "sm100 on", "sglang": "sm100 on", "trtllm": ""})
+        'vLLM, SGLang (sm100 on); TensorRT-LLM'
+    """
+    by_gpus: dict[str, list[str]] = {}
+    for engine, gpus in engines.items():
+        by_gpus.setdefault(gpus, []).append(NAMES[engine])
+    return "; ".join(
+        f"{', '.join(names)}{f' ({gpus})' if gpus else ''}" for gpus, names in by_gpus.items()
+    )
+
+
 def _loads(engine: str, setting: Setting, container: str) -> str | None:
     """On which GPUs an engine does this; None where it does not load it."""
     try:
@@ -52,6 +67,8 @@ def _loads(engine: str, setting: Setting, container: str) -> str | None:
 
 def _as_kernels_do(setting: Setting) -> bool:
     own = setting.input
+    if any(not t.is_plain for t in (setting.weight, own) if t is not None):
+        return False
     if own is None:
         return True
     dynamic = own.tensor_scale in (Amax.WINDOW, Amax.EXPERT)

@@ -3,10 +3,10 @@
 Files come from disks that rot and from strangers, so nothing in them is believed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from fp4scope.design import NOTHING
+from fp4scope.design import NOTHING, Contrast
 from fp4scope.errors import OutputError, shown
 from fp4scope.ledger.measures import ROUTERS
 from fp4scope.ledger.results import Results
@@ -56,14 +56,18 @@ def require_consistent(results: Results) -> None:
         ValueError: Something does not fit the rest; says what and where.
     """
     tokens = WindowTokens(results.data)
-    ledger = results.ledger
-    for subject in ledger:
-        try:
-            _require_rows(ledger[subject], ledger.counted, tokens)
-        except ValueError as error:
-            raise ValueError(f"rows of {subject.to_json()}: {error}"[:500]) from None
+    for ledger in (results.ledger, results.remedied):
+        for subject in ledger:
+            try:
+                _require_rows(ledger[subject], ledger.counted, tokens)
+            except ValueError as error:
+                raise ValueError(f"rows of {subject.to_json()}: {error}"[:500]) from None
     _require_routers(results)
-    _require_compared(results, ledger)
+    _require_once("contrasts", [contrast.name for contrast in results.contrasts])
+    _require_compared(results.contrasts, results.ledger)
+    if results.remedies:
+        _require_once("remedies", results.remedies)
+        _require_compared(results.remedies, results.remedied)
     layers = [(a.block, a.projection) for a in results.activations]
     if len(set(layers)) < len(layers):
         raise ValueError("activations: a layer comes twice")
@@ -100,16 +104,18 @@ def _require_routers(results: Results) -> None:
                 raise ValueError(f"{name} has not a value for each of {count} routers")
 
 
-def _require_compared(results: Results, ledger: Ledger) -> None:
+def _require_once(what: str, found: Sequence[Hashable]) -> None:
+    if len(set(found)) < len(found):
+        raise ValueError(f"{what}: one comes twice")
+
+
+def _require_compared(contrasts: Sequence[Contrast], ledger: Ledger) -> None:
     """Whatever a subject is compared with has its windows too."""
     reference = _measured(ledger, NOTHING)
     if not reference:
         raise ValueError("the full-precision model was not measured")
-    names = [contrast.name for contrast in results.contrasts]
-    if len(set(names)) < len(names):
-        raise ValueError("contrasts: one comes twice")
     measured = {subject: _measured(ledger, subject) for subject in ledger}
-    for contrast in results.contrasts:
+    for contrast in contrasts:
         own = measured.get(contrast.own, set())
         if any(not own <= measured.get(other, set()) for other, _ in contrast.terms):
             raise ValueError(f"what {contrast.name} is compared with lacks windows")

@@ -25,6 +25,7 @@ from fp4scope.recipes import Recipe, Site, Sites
 from fp4scope.study import Direction
 
 _EVALUATED = "text"
+_REMEDIED = "remedies"
 _FILE = TypeAdapter(ResultsFields)
 _VERSION = f"version {RESULTS_VERSION}, and version {legacy.VERSION} of 0.1"
 
@@ -32,14 +33,18 @@ _VERSION = f"version {RESULTS_VERSION}, and version {legacy.VERSION} of 0.1"
 def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """As JSON; `summary` is written for readers, and never read."""
     calibration = (results.data.get("calibration") or {}).get("sha256") or ""
-    terms = (
-        recipe for contrast in (*results.contrasts, *results.causes) for recipe, _ in contrast.terms
-    )
-    known = dict.fromkeys([*terms, *results.given.values(), *results.ledger])
+    contrasts = (*results.contrasts, *results.causes, *results.remedies)
+    terms = (recipe for contrast in contrasts for recipe, _ in contrast.terms)
+    measured = (*results.ledger, *results.remedied)
+    known = dict.fromkeys([*terms, *results.given.values(), *measured])
     ids = {recipe: recipe.id(calibration) for recipe in known}
     places = {site.name: place for place, site in enumerate(results.sites)}
     given = {name: ids[recipe] for name, recipe in results.given.items()}
     causes = [_contrast_fields(contrast, ids, places) for contrast in results.causes]
+    remedies = [_contrast_fields(contrast, ids, places) for contrast in results.remedies]
+    ledgers = {_EVALUATED: _ledger_fields(results.ledger, ids)}
+    if remedies:
+        ledgers[_REMEDIED] = _ledger_fields(results.remedied, ids)
     return {
         "version": RESULTS_VERSION,
         "study": results.study,
@@ -55,7 +60,8 @@ def results_to_json(results: Results, summary: Mapping[str, Any] | None = None) 
         **({"given": given} if given else {}),
         **({"causes": causes} if causes else {}),
         **({"errors": _errors(results)} if results.errors or results.local else {}),
-        "ledgers": {_EVALUATED: _ledger_fields(results.ledger, ids)},
+        **({"remedies": remedies} if remedies else {}),
+        "ledgers": ledgers,
     }
 
 
@@ -171,6 +177,10 @@ def _results(data: ResultsFields) -> Results:
         causes=[_contrast(fields, recipes, sites) for fields in data.get("causes", [])],
         errors=data["errors"]["operands"] if "errors" in data else (),
         local=data["errors"]["outputs"] if "errors" in data else (),
+        remedies=[_contrast(fields, recipes, sites) for fields in data.get("remedies", [])],
+        remedied=_ledger(data["ledgers"][_REMEDIED], recipes)
+        if _REMEDIED in data["ledgers"]
+        else Ledger(),
     )
 
 

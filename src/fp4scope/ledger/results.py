@@ -22,6 +22,8 @@ class Results:
         causes: What was measured to tell why units cost what they do.
         errors: Of operands, by layer and format.
         local: Errors of what leaves layers.
+        remedies: What else was tried on the most costly units.
+        remedied: What that gave, on windows that did not choose these units.
     """
 
     study: dict[str, Any]
@@ -36,6 +38,8 @@ class Results:
     causes: Sequence[Contrast] = ()
     errors: Sequence[ErrorRecord] = ()
     local: Sequence[LocalError] = ()
+    remedies: Sequence[Contrast] = ()
+    remedied: Ledger = field(default_factory=Ledger)
     activations: list[ActivationRecord] = field(default_factory=list)
 
     @classmethod

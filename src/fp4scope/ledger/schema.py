@@ -77,7 +77,9 @@ class UnitFields(TypedDict):
 
 
 class ContrastFields(TypedDict):
-    level: Literal["model", "projections", "blocks", "layers", "patterns", "experts", "causes"]
+    level: Literal[
+        "model", "projections", "blocks", "layers", "patterns", "experts", "causes", "remedies"
+    ]
     setting: Treated
     direction: Literal["keep", "only"] | None
     unit: UnitFields | None
@@ -391,6 +393,13 @@ class Conditions(TypedDict):
     activations: list[ActivationRecord]
 
 
+class LedgersFields(TypedDict):
+    """What was found on the evaluated text, and of remedies."""
+
+    text: LedgerFields
+    remedies: NotRequired[LedgerFields]
+
+
 @STRICT
 class ResultsFields(Conditions):
     """A results file."""
@@ -402,7 +411,8 @@ class ResultsFields(Conditions):
     given: NotRequired[dict[Name, Name]]
     causes: NotRequired[list[ContrastFields]]
     errors: NotRequired[Errors]
-    ledgers: Annotated[dict[Literal["text"], LedgerFields], Field(min_length=1)]
+    remedies: NotRequired[list[ContrastFields]]
+    ledgers: LedgersFields
 
 
 REPORTED = (

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fp4scope.deploy.bar import Bar, Verdict, verdict
-from fp4scope.deploy.exactly import exactly
+from fp4scope.deploy.exactly import exactly, served
 from fp4scope.report import labels
 from fp4scope.report.caveats import caveats
-from fp4scope.report.choice import served, which_format
+from fp4scope.report.choice import which_format
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import number, plain, relative, share

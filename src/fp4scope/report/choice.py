@@ -1,8 +1,8 @@
 """Which format costs least, and which an engine serves, in sentences."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from fp4scope.deploy.exactly import NAMES, exactly
+from fp4scope.deploy.exactly import exactly
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, relative
 from fp4scope.stats import Whole, undecided
@@ -38,21 +38,6 @@ def cost_of(whole: Whole) -> str:
     cell = relative(whole.row)
     said = f"{cell.text} of perplexity {cell.aside}"
     return f"{said}, not significant" if undecided(whole.row) else said
-
-
-def served(engines: Mapping[str, str]) -> str:
-    """Engines, and the GPUs on which they do it.
-
-    Example:
-        >>> served({"vllm": "sm100 on", "sglang": "sm100 on", "trtllm": ""})
-        'vLLM, SGLang (sm100 on); TensorRT-LLM'
-    """
-    by_gpus: dict[str, list[str]] = {}
-    for engine, gpus in engines.items():
-        by_gpus.setdefault(gpus, []).append(NAMES[engine])
-    return "; ".join(
-        f"{', '.join(names)}{f' ({gpus})' if gpus else ''}" for gpus, names in by_gpus.items()
-    )
 
 
 def _cheapest(found: Findings, chosen: Sequence[Whole]) -> str:

@@ -8,6 +8,7 @@ from fp4scope.errors import StudyError, nearest
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, number, percent
+from fp4scope.report.remedies import remedy_sentences
 from fp4scope.table import Interval
 
 _Row = Mapping[str, Any]
@@ -54,6 +55,7 @@ def _sentences(found: Findings, row: _Row) -> Iterator[str]:
     yield from _direction(row)
     for operand in ("weights", "inputs"):
         yield from _taken_apart(found, row, operand)
+    yield from remedy_sentences(found, row)
 
 
 def _operands(found: Findings, row: _Row) -> Iterator[str]:

@@ -6,6 +6,7 @@ from fp4scope import stats
 from fp4scope.deploy.bar import Bar, parse_bar, with_companions
 from fp4scope.deploy.decide import Decision
 from fp4scope.deploy.found import decider
+from fp4scope.deploy.remedies import remedies_served
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Results
 from fp4scope.stats import Whole
@@ -87,6 +88,11 @@ class Findings:
     def additivity(self) -> Table:
         """How far that goes in each level and format, and whether one direction tells the other."""
         return stats.additivity_table(self.results)
+
+    @cached_property
+    def remedies(self) -> Table:
+        """What else was done to the most costly units, what it saves, and who serves it."""
+        return remedies_served(self.results)
 
     @cached_property
     def given(self) -> Table:

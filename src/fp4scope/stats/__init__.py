@@ -21,6 +21,7 @@ from fp4scope.stats.findings.noise import noise_shares, rerun_noise
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.findings.predictors import predictor_table
 from fp4scope.stats.findings.projections import kind_of, layer_type
+from fp4scope.stats.findings.remedies import costly_units, remedy_table
 from fp4scope.stats.findings.routing import (
     replay_table,
     router_table,

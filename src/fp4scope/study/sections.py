@@ -226,6 +226,14 @@ class Question(Section):
         description="why projections, or layers too, cost what they do: by operand, with noise in "
         "the place of rounding, by error and gain; about 3 to 5 more runs for each",
     )
+    remedies: Annotated[Number, Option(later=True)] = Field(
+        0,
+        ge=0,
+        description="try remedies on so many of the most costly projections of each format, and of "
+        "layers with --causes layers: the first half of the windows chooses them, the other half "
+        "measures; 0: none",
+        examples=["5"],
+    )
     keep: Annotated[Patterns, Option(repeated=True, later=True, value="PATTERN")] = Field(
         (),
         description="one more unit, of all linears that match any of these, and what keeping it in "

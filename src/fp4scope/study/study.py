@@ -146,6 +146,23 @@ class Study(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _remedies_of_causes(self) -> "Study":
+        question = self.question
+        if not question.remedies:
+            return self
+        asked = f"remedies is {question.remedies}"
+        if question.causes is Causes.NONE:
+            raise StudyError(f"{asked}, but of which units? Add --causes projections, or layers")
+        if Method.EXACT not in self.run.method:
+            raise StudyError(f"{asked}, which takes measured units; add exact to --method")
+        if question.stop_when is not None:
+            raise StudyError(
+                f"{asked}, which takes half of all windows and does not go with --stop-when; leave "
+                "that out, or give fewer --windows"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_alone(self) -> "Study":
         if self.model.parts is Parts.NONE:
             return self

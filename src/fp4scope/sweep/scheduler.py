@@ -35,6 +35,7 @@ def schedule(
     log: Log,
     check: SelfCheck,
     stopping: Stopping | None = None,
+    windows: Sequence[int] | None = None,
 ) -> "Scheduler":
     """A sweep, its shape decided: that of the log's last job if that fits.
 
@@ -44,12 +45,14 @@ def schedule(
         log: Where each task's rows go; windows that it has are not measured again.
         check: What the self-check of these windows found.
         stopping: Says after each task what is still to be measured; by default everything is.
+        windows: Which of the worker's to measure; by default all.
 
     Raises:
         StudyError: No chunk is small enough for the memory.
     """
     stopping = stopping or Stopping(None, memory.runs)
-    count = len(worker.ids)
+    windows = range(len(worker.ids)) if windows is None else windows
+    count = len(windows)
     most = count if stopping.goal is None else min(count, MOST_WINDOWS)
     shape = memory.shape(most)
     inputs = {s.input for run in memory.runs for s in run.recipe.settings}
@@ -76,7 +79,7 @@ def schedule(
                 "warning: less memory is free than when this folder was begun, so batches are "
                 "smaller now; W4A4 results of both shapes are compared with each other"
             )
-    return Scheduler(worker, memory, log, check, stopping, shape, notes)
+    return Scheduler(worker, memory, log, check, stopping, shape, notes, windows)
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Scheduler:
     stopping: Stopping
     shape: Shape
     notes: list[str]
+    windows: Sequence[int]
     _unchecked: int = 0
     """Blocks run since the last comparison with the model's own forward."""
 
@@ -118,7 +122,8 @@ class Scheduler:
             StudyError: Memory ran out and nothing is left to halve.
         """
         generator = torch.Generator().manual_seed(self.worker.seed)
-        order = torch.randperm(len(self.worker.ids), generator=generator).tolist()
+        shuffled = torch.randperm(len(self.worker.ids), generator=generator).tolist()
+        order = [window for window in shuffled if window in self.windows]
         known = set(self.log.done(keys_of(self.memory.runs)))
         left = [w for w in order if w not in known]
         work = self.work
