@@ -75,9 +75,7 @@ def diagnose(trained):
             "stop_when": goal,
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                files, "figures", lambda diagnosis: ()
-            )  # slow, and not what this is about
+            patch.setattr(files, "figures", lambda *_, **__: ())  # slow, and not what this is about
             return library.diagnose(trained / "model", **study | options)
 
     return run

@@ -1,6 +1,7 @@
 """Figures: what is drawn is what the tables hold."""
 
 import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -10,11 +11,17 @@ from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import StudyError
 from fp4scope.report import write_outputs, write_report
 from fp4scope.report.figures import figure_names, save
+from fp4scope.report.theme import THEMES
 from fp4scope.stats import significant
 
 BOTH = "W4A4"
 FORMATS = ("mxfp4:floor", "nvfp4")
 DIRECTIONS = ("keep", "only")
+
+
+def _marks(axis):
+    """Those of each format, without their whiskers."""
+    return [marks for marks in axis.collections if hasattr(marks, "get_sizes")]
 
 
 def svg_of(figure, tmp_path):
@@ -23,25 +30,28 @@ def svg_of(figure, tmp_path):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_layers_that_are_not_significant_are_crossed_out(direction, known, tmp_path):
+def test_layers_that_are_not_significant_have_a_dot_and_no_colour(direction, known, tmp_path):
     diagnosis = known()
     figure = diagnosis.plot("heatmap", direction=direction)
     panels = [axis for axis in figure.axes if axis.get_title(loc="left") in FORMATS]
-    crosses = 0
+    dots = 0
     for axis in panels:
         rows = diagnosis.layers.where(format=axis.get_title(loc="left"), direction=direction)
         names = [label.get_text() for label in axis.get_yticklabels()]
         unsure = {(r["block"], r["projection"]) for r in rows if not significant(r)}
         (marks,) = axis.collections
         assert {(int(x), names[int(y)]) for x, y in marks.get_offsets()} == unsure
-        crosses += len(unsure)
+        (image,) = axis.images
+        empty = np.argwhere(np.ma.getmaskarray(image.get_array()))
+        assert {(int(x), names[int(y)]) for y, x in empty} == unsure
+        dots += len(unsure)
     assert len(panels) == 2
-    assert crosses == 2 + 7
+    assert dots == 2 + 7
     # In the file a mark is one `use` of the shape of its collection.
     groups = re.findall(
         r'<g id="PathCollection_\d+">(.*?)</g>\s*</g>', svg_of(figure, tmp_path), re.S
     )
-    assert sum(group.count("<use ") for group in groups) == crosses
+    assert sum(group.count("<use ") for group in groups) == dots
 
 
 @pytest.fixture
@@ -62,10 +72,11 @@ def test_what_is_drawn_in_a_heatmap_is_the_difference(metric, far):
     (image,) = figure.axes[0].images
     for row in far.layers.where(format="mxfp4:floor", direction="keep"):
         drawn = image.get_array()[["q_proj", "down_proj"].index(row["projection"]), row["block"]]
-        assert drawn == pytest.approx(1e3 * row[f"delta_{metric}"])
+        if row["p_holm" if metric == "nll" else "p_holm_kl"] <= 0.05:
+            assert drawn == pytest.approx(1e3 * row[f"delta_{metric}"])
 
 
-def test_kl_is_crossed_out_by_its_own_test_on_a_scale_with_round_ends(far):
+def test_kl_is_left_plain_by_its_own_test_on_a_scale_with_round_ends(far):
     figure = far.plot("heatmap", direction="keep", metric="kl")
     assert "millinats of KL" in figure.get_suptitle()
     for axis in figure.axes[:2]:
@@ -73,16 +84,16 @@ def test_kl_is_crossed_out_by_its_own_test_on_a_scale_with_round_ends(far):
         assert {int(x) for x, _ in marks.get_offsets()} == {0, 2, 4}
         (image,) = axis.images
         assert (image.norm.vmin, image.norm.vmax) == (-50, 50)
-    for axis in figure.axes[2:]:  # the colour bars
-        assert list(axis.get_yticks()) == [-50, -20, 0, 20, 50]
+    (bar,) = figure.axes[2:]  # formats share a scale
+    ends = sorted(bar.get_yticks())
+    assert ends == [-50, *ends[1:-1], 50]
+    assert 0 in ends
 
 
-def test_bars_and_curves_of_kl(far):
+def test_marks_and_curves_of_kl(far):
     (axis,) = far.plot("projections", direction="only", metric="kl").axes
-    widths = {round(bar.get_width(), 6) for bar in axis.patches}
-    assert widths == {
-        round(1e3 * v, 6) for v in far.projections.where(direction="only")["delta_kl"]
-    }
+    drawn = {round(x, 6) for marks in _marks(axis) for x, _ in marks.get_offsets()}
+    assert drawn == {round(1e3 * v, 6) for v in far.projections.where(direction="only")["delta_kl"]}
     assert axis.get_xlabel().startswith("millinats of KL per token, cost of")
     axis, *_ = far.plot("layers", direction="keep", metric="kl", format="nvfp4").axes
     rows = far.layers.where(direction="keep", format="nvfp4", projection="q_proj")
@@ -115,15 +126,20 @@ def test_curves_are_the_differences_with_their_intervals(known):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_bars_are_the_differences(direction, known):
+def test_marks_are_the_differences_and_hollow_where_not_significant(direction, known):
     diagnosis = known()
     (axis,) = diagnosis.plot("projections", direction=direction).axes
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["down_proj", "q_proj"]
-    for fmt, bars in zip(FORMATS, (c for c in axis.containers if len(c) == 2), strict=True):
-        rows = diagnosis.projections.where(format=fmt, direction=direction)
-        drawn = {name: bar.get_width() for name, bar in zip(names, bars, strict=True)}
-        assert drawn == pytest.approx({r["projection"]: 1e3 * r["delta_nll"] for r in rows})
+    for fmt, marks in zip(FORMATS, _marks(axis), strict=True):
+        rows = {
+            r["projection"]: r for r in diagnosis.projections.where(format=fmt, direction=direction)
+        }
+        for (x, y), fill in zip(marks.get_offsets(), marks.get_facecolors(), strict=True):
+            row = rows.pop(names[round(y)])
+            assert x == pytest.approx(1e3 * row["delta_nll"])
+            assert (fill[3] > 0) == significant(row)
+        assert not rows
 
 
 def test_percent_of_perplexity_is_positive_where_keeping_helps(known):
@@ -184,8 +200,53 @@ def test_the_papers_figures_are_written_as_pdf_and_svg(known, tmp_path):
     assert (tmp_path / "figures/projections-keep.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_panels_share_their_axis(known):
+    axes = known().plot("layers", direction="keep").axes
+    assert len({axis.get_ylim() for axis in axes}) == 1
+
+
+def test_whole_models_stand_by_cost_with_a_mark_for_each_precision(known):
+    diagnosis = known()
+    axis, *_ = diagnosis.plot("costs").axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == [w.name for w in diagnosis.wholes if not w.is_full_precision]
+    drawn = {names[round(y)]: x for marks in _marks(axis) for x, y in marks.get_offsets()}
+    for row in diagnosis.all_quantized.where(precision=BOTH):
+        assert drawn[row["format"]] == pytest.approx(1e3 * row["delta_nll"])
+    with pytest.raises(StudyError, match=r"'costs' has no option 'format'.*none but theme"):
+        diagnosis.plot("costs", format="nvfp4")
+
+
+def test_a_figure_that_the_study_has_nothing_for_says_so(known):
+    with pytest.raises(StudyError, match="nothing to draw in the figure 'pareto'"):
+        known().plot("pareto")
+
+
+def test_vector_figures_are_transparent_and_have_text_as_text_in_the_colours_of_the_page(
+    known, tmp_path
+):
+    css = (files("fp4scope.report") / "templates/report.css").read_text().split("@media", 2)
+    for theme, style in zip(THEMES.values(), css[:2], strict=True):
+        own = [theme.paper, theme.ink, theme.soft, theme.line, theme.zero, theme.hot, theme.cold]
+        names = ("paper", "ink", "soft", "line", "zero", "hot", "cold")
+        for name, colour in (
+            *zip(names, own, strict=True),
+            *((f"f{i}", c) for i, c in enumerate(theme.series)),
+        ):
+            assert f"--{name}: {colour};" in style
+        text = svg_of(known().plot("projections", theme=theme.name), tmp_path)
+        assert ">down_proj</text>" in text
+        assert f"fill: {theme.ink}" in text
+        assert theme.series[0] in text
+        assert theme.paper not in text
+    with pytest.raises(StudyError, match=r"no theme 'blue'.*light"):
+        known().plot("projections", theme="blue")
+
+
 def test_a_run_leaves_raw_perplexity_out(known, tmp_path):
     diagnosis = known()
     names = {path.stem for path in write_outputs(diagnosis, tmp_path) if path.suffix == ".svg"}
-    assert names == set(figure_names(diagnosis)) >= {"projections-keep", "percent-keep"}
+    shown = figure_names(diagnosis)
+    assert names == {*shown, *(f"{name}-dark" for name in shown)}
+    assert {"costs", "projections-keep", "percent-keep"} <= names
     assert not any(name.startswith(("ppl", "kl")) for name in names)

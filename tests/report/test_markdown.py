@@ -205,12 +205,13 @@ def test_what_was_only_estimated_is_drawn_and_called_so(guessed, known):
     assert not [name for name in names if name.startswith("percent")]
     for kind in ("projections", "layers", "heatmap"):
         figure = diagnosis.plot(kind, direction="only")
-        texts = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
+        texts = [figure.get_suptitle(), *(axis.get_title(loc="left") for axis in figure.axes)]
         assert any("first-order estimate" in t for t in texts), kind
         assert not any("noise" in t for t in texts), kind
-    bars = diagnosis.plot("projections", direction="only").axes[0].patches
+    (axis,) = diagnosis.plot("projections", direction="only").axes
+    marks = [x for of in axis.collections if hasattr(of, "get_sizes") for x, _ in of.get_offsets()]
     costs = [1e3 * r["gradient_nll"] for r in diagnosis.projections.where(direction="only")]
-    assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(costs))
+    assert sorted(marks) == pytest.approx(sorted(costs))
     with pytest.raises(StudyError, match="first-order estimate has none"):
         diagnosis.plot("percent")
     measured = guessed(measured=True).plot("layers", direction="only")

@@ -114,7 +114,7 @@ def test_the_numbers_are_written_whatever_becomes_of_the_report(known, tmp_path,
 
 
 def test_a_path_that_is_not_utf8_is_written_as_an_escape(renamed, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "figures", lambda diagnosis, every=False: ())
+    monkeypatch.setattr(files, "figures", lambda *_, **__: ())
     write_outputs(renamed("caf\udce9"), tmp_path)
     assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "caf\\udce9" in (tmp_path / "projections.csv").read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def test_a_gate_judges_no_number_that_is_none(known):
 
 
 def test_planted_links_are_not_followed(known, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "figures", lambda diagnosis, every=False: ())
+    monkeypatch.setattr(files, "figures", lambda *_, **__: ())
     out, own = tmp_path / "out", tmp_path / "own.txt"
     out.mkdir()
     own.write_text("mine")
@@ -160,7 +160,7 @@ def test_a_place_that_is_taken_is_one_message(name, known, tmp_path, monkeypatch
         (tmp_path / name).write_text("a file")
     else:
         (tmp_path / name / "in the way").mkdir(parents=True)
-    monkeypatch.setattr(files, "figures", lambda d, every=False: [("x", d.plot("heatmap"))])
+    monkeypatch.setattr(files, "figures", lambda d, **_: [("x", d.plot("heatmap"))])
     with pytest.raises(OutputError, match=r"cannot (write|make) .*what was measured is safe"):
         write_outputs(known(), tmp_path)
 

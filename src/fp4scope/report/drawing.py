@@ -5,36 +5,28 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fp4scope.names import visible
-from fp4scope.report.axes import linear_threshold, log_ticks, step_above, step_below
+from fp4scope.report.axes import linear_threshold, log_ticks, step_above, steps_of_colour, tick
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, Direction, direction, precision
 from fp4scope.report.numbers import in_percent
 from fp4scope.report.selection import compared_with, costliest
+from fp4scope.report.theme import Theme
 from fp4scope.stats import SIGNIFICANCE
 from fp4scope.table import Interval, Table
 
-# Okabe and Ito's colour-blind-safe palette.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "fp4scope",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
 _MOST_INCHES = 400.0
 """An image of more than 65,536 dots in a direction cannot be drawn; there are 150 to an inch."""
-_PLAIN = StrMethodFormatter("{x:g}")
+_PLAIN = FuncFormatter(lambda value, _: tick(value))
+_DOT = {"marker": ".", "s": 6, "linewidths": 0}
+"""On what is not significant."""
+MARKERS = "osD^vP"
+"""One for each series, which tell without colours."""
 UNITS = {"nll": "millinats", "kl": "millinats of KL"}
 """By metric. Each has its own test."""
 
@@ -48,11 +40,13 @@ class Shown:
         table: Rows of one direction and precision, with `drawn` and its interval in nats per token,
             `drawn_p`, and whether they are `estimated`.
         metric: Of which `drawn` is the difference.
+        theme: Its colours.
     """
 
     found: Findings
     table: Table
     metric: str
+    theme: Theme
 
     @property
     def way(self) -> Direction:
@@ -79,32 +73,33 @@ class Shown:
 
 
 def projections(shown: Shown) -> Figure:
-    """Bars with whiskers: one group a projection, one bar a format."""
-    table = shown.table
+    """Dots with whiskers, a line for each projection and format; hollow: not significant."""
+    table, theme = shown.table, shown.theme
     formats = shown.formats
     order = [name for (name,) in costliest(table, "projection")]
-    figure, axes = _new(1, 1, (7.2, 1.4 + 0.42 * len(order)))
+    figure, axes = new_figure(1, 1, (7.2, 1.3 + (0.2 + 0.14 * len(formats)) * len(order)))
     axis = axes[0]
-    thick = 0.8 / len(formats)
     for i, name in enumerate(formats):
-        rows = {r["projection"]: r for r in table.where(format=name)}
-        y = np.arange(len(order)) + (i - (len(formats) - 1) / 2) * thick
-        chosen = [rows[c] for c in order if c in rows]
-        axis.barh(
-            y[[c in rows for c in order]],
-            [1e3 * r["drawn"] for r in chosen],
-            thick * 0.9,
-            xerr=_whiskers([Interval.of(row, "drawn").times(1e3) for row in chosen]),
-            color=_COLOURS[i % len(_COLOURS)],
-            error_kw={"elinewidth": 1, "capsize": 2},
-            label=name,
+        rows = {row["projection"]: row for row in table.where(format=name)}
+        chosen = [(place, rows[unit]) for place, unit in enumerate(order) if unit in rows]
+        y = [place + (i - (len(formats) - 1) / 2) * 0.6 / len(formats) for place, _ in chosen]
+        x = [1e3 * row["drawn"] for _, row in chosen]
+        spans = [Interval.of(row, "drawn").times(1e3) for _, row in chosen]
+        colour = theme.of(i)
+        axis.errorbar(x, y, xerr=_whiskers(spans), fmt="none", ecolor=colour, elinewidth=1.4)
+        fills = ["none" if _unsure(row) else colour for _, row in chosen]
+        axis.scatter(
+            x, y, 26, fills, marker=MARKERS[i % len(MARKERS)], edgecolors=colour, label=name
         )
     axis.set_yticks(range(len(order)), [visible(name) for name in order])
     axis.invert_yaxis()
-    axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_xlabel(f"{shown.unit} per token, {shown.way.effect}")
-    axis.set_title(shown.title(f"Projections, {shown.way.name}"))
-    _legend(figure, axis)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.axvline(0, color=theme.soft, linewidth=0.8)
+    axis.xaxis.set_major_formatter(_PLAIN)
+    axis.set_xlabel(f"{shown.unit} per token, {shown.way.effect} (hollow: not significant)")
+    axis.set_title(shown.title(f"Projections, {shown.way.name}"), loc="left")
+    legend(figure, axis)
     return figure
 
 
@@ -124,21 +119,21 @@ def _curves(shown: Shown, table: Table, title: str) -> Figure:
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         blocks = [r["block"] for r in rows]
-        axis.plot(blocks, [1e3 * r["drawn"] for r in rows], ".-", color=colour, label=label)
+        values = [1e3 * r["drawn"] for r in rows]
+        axis.plot(blocks, values, ".-", color=colour, linewidth=1.2, label=label)
         spans = [Interval.of(r, "drawn").times(1e3) for r in rows]
         if all(span.half is not None for span in spans):
             ends = ([span.low for span in spans], [span.high for span in spans])
             axis.fill_between(blocks, *ends, color=colour, alpha=0.18, linewidth=0)
 
-    figure, axes = _panels(table, draw)
+    figure, axes = _panels(shown, table, draw)
     linear = linear_threshold(1e3 * value for value in table["drawn"])
-    for axis in axes:
-        axis.set_yscale("symlog", linthresh=linear)
-        low, high = axis.get_ylim()
-        axis.set_yticks(log_ticks(low, high, linear), minor=False)
-        axis.set_yticks([], minor=True)
-        axis.yaxis.set_major_formatter(_PLAIN)
-    figure.supylabel(f"{shown.unit} per token (symlog)", fontsize=9)
+    axes[0].set_yscale("symlog", linthresh=linear)
+    low, high = axes[0].get_ylim()
+    axes[0].set_yticks(log_ticks(low, high, linear), minor=False)
+    axes[0].set_yticks([], minor=True)
+    axes[0].yaxis.set_major_formatter(_PLAIN)
+    figure.supylabel(f"{shown.unit} per token", fontsize=9)
     figure.suptitle(shown.title(title), fontsize=10)
     return figure
 
@@ -159,7 +154,7 @@ def percent(shown: Shown) -> Figure:
             label=label,
         )
 
-    figure, _ = _panels(shown.table, draw)
+    figure, _ = _panels(shown, shown.table, draw)
     figure.supylabel(f"% of the all-quantized model's PPL, {KEEP.effect}", fontsize=9)
     figure.suptitle(shown.title("Layers kept in full precision"), fontsize=10)
     return figure
@@ -175,7 +170,7 @@ def ppl(shown: Shown) -> Figure:
 
     def draw(axis: Any, rows: list[dict[str, Any]], colour: str, label: str) -> None:  # noqa: ANN401
         if control is not None:
-            axis.axhline(control["ppl"], color="0.4", linewidth=0.8, linestyle="--")
+            axis.axhline(control["ppl"], color=shown.theme.soft, linewidth=0.8, linestyle="--")
         axis.errorbar(
             [r["block"] for r in rows],
             [r["ppl"] for r in rows],
@@ -187,94 +182,104 @@ def ppl(shown: Shown) -> Figure:
             label=label,
         )
 
-    figure, _ = _panels(table, draw, zero=False)
+    figure, _ = _panels(shown, table, draw, zero=False)
     figure.supylabel(f"PPL (dashed: the {shown.way.control})", fontsize=9)
     figure.suptitle(shown.title(f"Layers, {shown.way.name}"), fontsize=10)
     return figure
 
 
 def heatmap(shown: Shown) -> Figure:
-    """Block by projection, one panel a format; layers that are not significant are crossed out."""
-    table = shown.table
-    formats = shown.formats
+    """Block by projection, one panel a format, on one scale; a dot: not significant."""
+    table, formats = shown.table, shown.formats
     projections = list(dict.fromkeys(table["projection"]))
     blocks = sorted(set(table["block"]))
-    figure, axes = _new(
-        len(formats),
-        1,
-        (max(5.0, 2.2 + 0.24 * len(blocks)), 1.2 + len(formats) * (1.1 + 0.22 * len(projections))),
-    )
+    tall = 1.3 + len(formats) * (0.45 + 0.2 * len(projections))
+    figure, axes = new_figure(len(formats), 1, (max(5.0, 2.2 + 0.24 * len(blocks)), tall))
+    drawn = [1e3 * row["drawn"] for row in table]
+    peak, linear = step_above(max(map(abs, drawn)) or 1.0), linear_threshold(drawn)
+    norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
+    image = None
     for axis, name in zip(axes, formats, strict=True):
-        rows = {(r["projection"], r["block"]): r for r in table.where(format=name)}
         values = np.full((len(projections), len(blocks)), np.nan)
-        unsure = []
-        for i, projection in enumerate(projections):
-            for j, block in enumerate(blocks):
-                row = rows.get((projection, block))
-                if row is None:
-                    continue
+        unsure: list[tuple[int, int]] = []
+        for row in table.where(format=name):
+            i, j = projections.index(row["projection"]), blocks.index(row["block"])
+            if _unsure(row):
+                unsure.append((j, i))
+            else:
                 values[i, j] = 1e3 * row["drawn"]
-                if row["drawn_p"] is not None and row["drawn_p"] > SIGNIFICANCE:
-                    unsure.append((j, i))
-        peak = step_above(float(np.nanmax(np.abs(values))) or 1.0)
-        linear = linear_threshold(values[~np.isnan(values)].tolist())
-        norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
-        image = axis.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
+        image = axis.imshow(values, cmap=shown.theme.map, norm=norm, aspect="auto")
         if unsure:
-            axis.scatter(*zip(*unsure, strict=True), marker="x", s=9, linewidths=0.6, color="0.45")
+            axis.scatter(*zip(*unsure, strict=True), color=shown.theme.soft, **_DOT)
         axis.set_yticks(range(len(projections)), [visible(name) for name in projections])
         ticked = range(0, len(blocks), max(1, ceil(len(blocks) / 16)))
         axis.set_xticks(list(ticked), [str(blocks[j]) for j in ticked])
+        axis.grid(False)
         axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
         axis.set_title(name, loc="left")
-        middle = step_below(float(norm.inverse(0.75)))
-        ticks = [-peak, -middle, 0.0, middle, peak]
-        bar = figure.colorbar(image, ax=axis, label=shown.unit, pad=0.01, ticks=ticks)
-        bar.ax.yaxis.set_major_formatter(_PLAIN)
-        bar.ax.minorticks_off()
-    cross = "" if table[0]["estimated"] else " (a cross: not significant, Holm at 5%)"
-    axes[-1].set_xlabel(f"block{cross}")
+    steps = steps_of_colour(peak, linear)
+    ticks = [*(-step for step in steps), 0.0, *reversed(steps)]
+    bar = figure.colorbar(image, ax=axes, label=f"{shown.unit} per token", pad=0.01, ticks=ticks)
+    bar.ax.yaxis.set_major_formatter(_PLAIN)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+    dot = "" if table[0]["estimated"] else " (a dot: not significant, Holm at 5%)"
+    axes[-1].set_xlabel(f"block{dot}")
     what = f"Layers, {shown.way.name}, {shown.unit} per token"
     figure.suptitle(shown.title(what), fontsize=10)
     return figure
 
 
-def _new(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], *, shared: bool = False
+) -> tuple[Figure, list[Any]]:
+    """A figure of panels; `shared`: with one vertical axis."""
     width, height = (min(inches, _MOST_INCHES) for inches in size)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=rows * columns > 1)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    sharing = {"sharex": rows * columns > 1, "sharey": shared}
+    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     return figure, list(axes.flat)
 
 
-def _panels(table: Table, draw: Callable[..., None], zero: bool = True) -> tuple[Figure, list[Any]]:
+def legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
+    """What the marks of a panel mean, below the figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+
+
+def _panels(
+    shown: Shown, table: Table, draw: Callable[..., None], zero: bool = True
+) -> tuple[Figure, list[Any]]:
     """One panel a projection, one colour a format, a line at zero unless that is far away."""
     projections = list(dict.fromkeys(table["projection"]))
-    columns = min(2, len(projections))
+    columns = len(projections) if len(projections) < 4 else min(4, ceil(len(projections) / 2))
     rows = ceil(len(projections) / columns)
-    figure, axes = _new(rows, columns, (8.4, 1.4 + 1.7 * rows))
+    size = (1.0 + 2.3 * columns, 1.3 + 1.6 * rows)
+    figure, axes = new_figure(rows, columns, size, shared=True)
     for axis, projection in zip(axes, projections, strict=False):
         for i, name in enumerate(dict.fromkeys(table["format"])):
             chosen = table.where(projection=projection, format=name).rows
             chosen = sorted(chosen, key=lambda r: r["block"])
             if chosen:
-                draw(axis, chosen, _COLOURS[i % len(_COLOURS)], name)
+                draw(axis, chosen, shown.theme.of(i), name)
         if zero:
-            axis.axhline(0, color="0.3", linewidth=0.8)
+            axis.axhline(0, color=shown.theme.soft, linewidth=0.8)
         axis.set_title(visible(projection), loc="left")
+        axis.set_xlim(-0.7, max(table["block"]) + 0.7)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelbottom=True)
     for axis in axes[len(projections) :]:
         axis.set_visible(False)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     for axis in axes[max(0, len(projections) - columns) : len(projections)]:
         axis.set_xlabel("block")
     return figure, axes[: len(projections)]
 
 
-def _legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+def _unsure(row: dict[str, Any]) -> bool:
+    """Whether a row is tested, and not significant."""
+    return row["drawn_p"] is not None and row["drawn_p"] > SIGNIFICANCE
 
 
 def _whiskers(shown: Sequence[Interval]) -> list[float] | None:

@@ -16,11 +16,13 @@ from matplotlib.text import Text
 
 from fp4scope.errors import StudyError, nearest
 from fp4scope.names import file_name
-from fp4scope.report import drawing
-from fp4scope.report.drawing import STYLE, UNITS, Shown
+from fp4scope.report import drawing, drawing_wholes
+from fp4scope.report.drawing import UNITS, Shown
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP
+from fp4scope.report.pareto import pareto_points
 from fp4scope.report.selection import side_by_side
+from fp4scope.report.theme import LIGHT, THEMES, Theme
 from fp4scope.stats import only_estimated
 from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
@@ -51,51 +53,83 @@ KINDS = {
     "percent": Kind(drawing.percent, metrics=False),
     "effects": Kind(drawing.effects, "effects"),
 }
+WHOLES = {"costs": drawing_wholes.costs, "pareto": drawing_wholes.pareto}
+"""Figures of whole models: these have no directions, and show all precisions."""
 
 
-def draw(found: Findings, kind: str, **options: str) -> Figure:
+def draw(found: Findings, kind: str, *, theme: str = LIGHT.name, **options: str) -> Figure:
     """A figure.
 
     Args:
         found: The study.
-        kind: One of `KINDS`.
+        kind: One of `KINDS` or `WHOLES`.
+        theme: `light` or `dark`: the ground that it is to stand on.
         options: `direction`, `precision`, `format`, and of differences `metric`.
 
     Raises:
         StudyError: There is no such figure or option, or nothing to draw in it.
     """
-    if kind not in KINDS:
-        raise StudyError(f"unknown figure {kind!r}; {nearest(kind, KINDS)}")
-    known = ["direction", "precision", "format", *(["metric"] if KINDS[kind].metrics else [])]
-    for name in options:
-        if name not in known:
-            raise StudyError(f"figure {kind!r} has no option {name!r}; {nearest(name, known)}")
-    figure = KINDS[kind].paint(_shown(found, kind, **options))
+    if theme not in THEMES:
+        raise StudyError(f"there is no theme {theme!r}; {nearest(theme, THEMES)}")
+    colours = THEMES[theme]
+    with mpl.rc_context(colours.style):
+        figure = _painted(found, kind, colours, options)
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a `$` in a name begins no formula
     return figure
 
 
-def figures(found: Findings, *, every: bool = False) -> Iterator[tuple[str, Figure]]:
+def _painted(found: Findings, kind: str, theme: Theme, options: dict[str, str]) -> Figure:
+    if kind not in KINDS and kind not in WHOLES:
+        raise StudyError(f"unknown figure {kind!r}; {nearest(kind, [*KINDS, *WHOLES])}")
+    known: list[str] = []
+    if kind in KINDS:
+        metric = ["metric"] if KINDS[kind].metrics else []
+        known = ["direction", "precision", "format", *metric]
+    for name in options:
+        if name not in known:
+            has = nearest(name, known) if known else "it has none but theme"
+            raise StudyError(f"figure {kind!r} has no option {name!r}; {has}")
+    if kind in KINDS:
+        return KINDS[kind].paint(_shown(found, kind, theme, **options))
+    if kind not in _of_wholes(found):
+        raise StudyError(f"the study has nothing to draw in the figure {kind!r}")
+    return WHOLES[kind](found, theme)
+
+
+def figures(
+    found: Findings, *, every: bool = False, theme: str = LIGHT.name
+) -> Iterator[tuple[str, Figure]]:
     """The figures that the study has data for, with their names.
 
     Without `every` those of raw perplexity and of KL are left out: drawing takes a while.
     """
+    for name in _of_wholes(found):
+        yield name, draw(found, name, theme=theme)
     for name, (kind, options) in _drawable(found, every).items():
-        yield name, draw(found, kind, **options)
+        yield name, draw(found, kind, theme=theme, **options)
 
 
 def figure_names(found: Findings) -> list[str]:
     """Names of the figures that a report shows."""
-    return list(_drawable(found, every=False))
+    return [*_of_wholes(found), *_drawable(found, every=False)]
 
 
 def save(figure: Figure, path: Path | BytesIO, suffix: str) -> None:
-    """Write a figure as `pdf`, or as `svg` or `png`: there the same one gives the same bytes."""
+    """Write a figure as `pdf` or `svg`, which are transparent, or as `png`.
+
+    The same figure gives the same bytes of SVG and PNG.
+    """
     dated = {"svg": "Date", "pdf": "CreationDate"}.get(suffix)
     metadata = {dated: None} if dated else None
-    with mpl.rc_context(STYLE):
-        figure.savefig(path, format=suffix, dpi=150, metadata=metadata)
+    with mpl.rc_context(LIGHT.style):
+        figure.savefig(path, format=suffix, dpi=150, metadata=metadata, transparent=suffix != "png")
+
+
+def _of_wholes(found: Findings) -> list[str]:
+    """Figures of whole models for which there is something to draw."""
+    measured = any(not whole.is_full_precision for whole in found.wholes)
+    return [*(["costs"] if measured else []), *(["pareto"] if pareto_points(found) else [])]
 
 
 def _drawable(found: Findings, every: bool) -> dict[str, tuple[str, dict[str, str]]]:
@@ -125,6 +159,7 @@ def _drawable(found: Findings, every: bool) -> dict[str, tuple[str, dict[str, st
 def _shown(
     found: Findings,
     kind: str,
+    theme: Theme,
     direction: str | None = None,
     precision: str | None = None,
     format: str | None = None,
@@ -165,7 +200,7 @@ def _shown(
             "this figure shows perplexity, and a first-order estimate has none; run the study "
             "with --method exact"
         )
-    return Shown(found, table, metric)
+    return Shown(found, table, metric, theme)
 
 
 def _drawn(table: Table, metric: str) -> Table:

@@ -17,6 +17,7 @@ from fp4scope.report.figures import figures, save
 from fp4scope.report.findings import Findings
 from fp4scope.report.markdown import markdown
 from fp4scope.report.page import page
+from fp4scope.report.theme import DARK
 from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
@@ -27,6 +28,8 @@ TABLES = (
     "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""
+ON_DARK = "-dark"
+"""Ends the names of figures for a dark ground."""
 _ADVICE = (
     "what was measured is safe: see to it that the folder can be written to, then run the same "
     "command again"
@@ -52,8 +55,7 @@ def write_outputs(diagnosis: Findings, folder: Path) -> list[Path]:
             numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
     reports = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
     reports.append(_write(folder / "report.md", text_bytes(markdown(diagnosis))))
-    drawn = _write_figures(figures(diagnosis), folder, ("svg", "png"))
-    return [*reports, *numbers, *drawn]
+    return [*reports, *numbers, *_write_both(diagnosis, folder, ("svg", "png"))]
 
 
 def summary(diagnosis: Findings) -> dict[str, list[dict[str, Any]]]:
@@ -73,14 +75,14 @@ def outputs(folder: Path) -> list[Path]:
 
 
 def write_report(diagnosis: Findings, folder: Path, *, with_figures: bool = False) -> list[Path]:
-    """Write `report.html` from results alone; `with_figures` every figure as PDF and SVG too.
+    """Write `report.html` from results alone; `with_figures` every figure as SVG and PDF too.
 
     Raises:
         OutputError: One could not be written, or the results say too little for a report.
     """
     written = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
     if with_figures:
-        written += _write_figures(figures(diagnosis, every=True), folder, ("pdf", "svg"))
+        written += _write_both(diagnosis, folder, ("svg", "pdf"), every=True)
     return written
 
 
@@ -96,6 +98,17 @@ def _finite(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
         for row in rows
     ]
+
+
+def _write_both(
+    found: Findings, folder: Path, suffixes: tuple[str, ...], *, every: bool = False
+) -> list[Path]:
+    """Write figures for a light ground, and as SVG for a dark one."""
+    written = _write_figures(figures(found, every=every), folder, suffixes)
+    dark = (
+        (f"{name}{ON_DARK}", drawn) for name, drawn in figures(found, every=every, theme=DARK.name)
+    )
+    return [*written, *_write_figures(dark, folder, suffixes[:1])]
 
 
 def _write_figures(

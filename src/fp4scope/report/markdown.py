@@ -40,7 +40,7 @@ def markdown(found: Findings) -> str:
         autoescape=False,
         finalize=_shown,
     )
-    environment.filters |= {"percent": percent, "table": _table}
+    environment.filters |= {"percent": percent, "table": _table, "figure": _figure}
     return environment.get_template("report.md.j2").render(
         labels=labels,
         results=results,
@@ -103,3 +103,16 @@ def _table(section: Section, depth: int = 3) -> str:
 def _shown(value: Any) -> Any:  # noqa: ANN401
     """What an expression of the template shows: names do not act as Markdown."""
     return escaped(value) if type(value) is str else value
+
+
+def _figure(name: str, said: str) -> str:
+    """A figure beside the report, light or dark as the reader has it.
+
+    Args:
+        name: Of its file, which needs no escaping.
+        said: In words, without quotation marks.
+    """
+    return _Safe(
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="figures/{name}-dark.svg">'
+        f'<img alt="{said}" src="figures/{name}.svg"></picture>'
+    )
