@@ -12,7 +12,7 @@ MIXED = {
     ".0.mlp.down": Setting.from_json({"weight": "mxfp4:rceil"}),
     ".1.mlp.gate_up": Setting.from_json("mxfp8"),
     ".1.mlp.down": Setting.from_json("fp8"),
-    ".0.mlp.experts": Setting.from_json("nvfp4"),
+    ".0.mlp.experts": Setting.from_json("nvfp4:mse/nvfp4"),
     ".1.mlp.experts": Setting.from_json("mxfp8"),
 }
 

@@ -261,6 +261,9 @@ def test_nvint4_and_four_over_six_have_their_own_tensor_scales():
 # ---- whole blocks -------------------------------------------------------------------------------
 
 
+CLIPPED = [6.0, *[0.9375 * n for n in (1.5, 1.0, 3.0) for _ in range(5)]]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "tensor_amax", "expected"),
     [
@@ -318,6 +321,16 @@ def test_nvint4_and_four_over_six_have_their_own_tensor_scales():
         # An amax far too small: both scales are 448, and |x| / g is beyond FP32.
         ("nvfp4:4over6", [3e38, -1.0], 1536 * 2.0**-100, [2688 * 2.0**-100, -2688 * 2.0**-100]),
         ("nvfp4:4over6", [1.0, 0.0], SMALLEST, [0, 0]),  # g underflows
+        # Searched, with g = 1. 1.5 is 4 codes above 1, and exact: 6, 4.5 and 1.5 are multiples.
+        ("nvfp4:mse", [6, 4.5, -1.5], 2688.0, [6, 4.5, -1.5]),
+        # Exact under the next scale below 1, but for 6, which is clipped: 0.375^2 is the least.
+        ("nvfp4:mse", CLIPPED, 2688.0, [5.625, *CLIPPED[1:]]),
+        # Exact under 1, which is 5 codes above the scale of the amax.
+        ("nvfp4:mse", [4, 2], 2688.0, [4, 2]),
+        ("nvfp4:mse", [3e38, -1.0], 2688 * 2.0**-100, [2688 * 2.0**-100, -2688 * 2.0**-100]),
+        ("nvfp4:mse", [1.0, 0.0], SMALLEST, [0, 0]),
+        # The scale of the amax rounds to 0; those above are tried.
+        ("nvfp4:mse", [2.0**-9, 0], 2688.0, [2.0**-9, 0]),
     ],
 )
 def test_blocks_by_hand(name, values, tensor_amax, expected):

@@ -109,6 +109,7 @@ def test_formats_are_complete():
         "mxint8": (INT8, 32, ScaleRule.FLOOR, 8.25, False),
         "nvfp4": (E2M1, 16, ScaleRule.TENSOR, 4.5, True),
         "nvfp4:4over6": (E2M1, 16, ScaleRule.FOUR_OVER_SIX, 4.5, True),
+        "nvfp4:mse": (E2M1, 16, ScaleRule.MSE, 4.5, True),
         "nvint4": (INT4, 16, ScaleRule.TENSOR, 4.5, True),
         "hif4": (S1P2, 64, ScaleRule.HIF4, 4.5, False),
         "fp8": (E4M3, 1, ScaleRule.AMAX, 8.0, False),
@@ -151,6 +152,7 @@ def test_tensor_divisors():
     assert divisors == {
         "nvfp4": 2688.0,
         "nvfp4:4over6": 1536.0,
+        "nvfp4:mse": 2688.0,
         "nvint4": 3136.0,
         "fp8:tensor": 448.0,
     }
@@ -189,7 +191,7 @@ def test_aliases_name_formats_and_hide_none():
         ("mxfp4:ceil", "did you mean mxfp4:rceil"),
         (
             "bf16",
-            "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4, nvfp4:4over6, nvint4, hif4",
+            "choices: mxfp4:floor, mxfp4:rceil, mxfp4:even, nvfp4, nvfp4:4over6, nvfp4:mse",
         ),
         ("int8", "did you mean mxint8"),
         ("", "choices: mxfp4:floor"),

@@ -167,17 +167,33 @@ def _divided(a, b):
 def _nv_scale(a, peak, fmt, g):
     """The block scale, with the tensor's: FP32."""
     ratio = _divided(peak, np.float32(fmt.element.max) * g)
-    candidates = []
-    for factor in (1.0, 1.5)[: 1 + (fmt.rule is ScaleRule.FOUR_OVER_SIX)]:
-        s = np.minimum(ratio * np.float32(factor), np.float32(448))
-        s = s.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    found, least = None, None
+    for s in _e4m3_candidates(ratio, fmt):
         q = to_element(_divided(a, s * g), fmt.element)
         error = np.square(q * s - _divided(a, g))
         while (half := error.shape[-1] // 2) > 0:
             error = error[:, :half] + error[:, half:]
-        candidates.append((s * g, error))
-    (scale, error), (other, other_error) = candidates[0], candidates[-1]
-    return np.where(other_error < error, other, scale)
+        better = True if found is None else error < least
+        found = s * g if found is None else np.where(better, s * g, found)
+        least = error if least is None else np.where(better, error, least)
+    return found
+
+
+def _e4m3_candidates(ratio, fmt):
+    """The E4M3 scales that a rule tries, in its order."""
+    six, four = (
+        np.minimum(ratio * np.float32(factor), np.float32(448)).astype(ml_dtypes.float8_e4m3fn)
+        for factor in (1.0, 1.5)
+    )
+    if fmt.rule is ScaleRule.MSE:
+        codes = six.view(np.uint8).astype(np.int32)
+        for step in range(7, -4, -1):
+            near = np.clip(codes + step, 0, 126).astype(np.uint8)
+            yield near.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        return
+    yield six.astype(np.float32)
+    if fmt.rule is ScaleRule.FOUR_OVER_SIX:
+        yield four.astype(np.float32)
 
 
 def by_numpy(x, name, amax=None):

@@ -119,6 +119,8 @@ def test_few_windows_decide_nothing(models):
         ("nvfp4", {"vllm", "sglang", "trtllm"}), ("nvfp4:4over6", set()),
         ({"weight": "nvfp4:4over6"}, {"vllm", "sglang", "trtllm"}),
         ("nvfp4:4over6/nvfp4", {"vllm", "sglang", "trtllm"}),
+        ("nvfp4:mse/nvfp4", {"vllm", "sglang", "trtllm"}),
+        ("nvfp4:mse", set()),
         ("mxfp4:even", {"vllm"}), ("mxfp4:floor", set()), ("mxfp4:rceil", set()),
         ({"weight": "nvfp4", "input": {"format": "nvfp4", "amax": "window"}}, set()),
         ({"input": "nvfp4"}, set()), ("hif4", set()),

@@ -13,7 +13,14 @@ from bisect import bisect_right
 from fractions import Fraction
 from functools import cache
 
-from fp4scope.formats.spec import BlockFormat, ElementFormat, ScaleRule
+from fp4scope.formats.spec import (
+    E4M3,
+    MSE_ABOVE,
+    MSE_BELOW,
+    BlockFormat,
+    ElementFormat,
+    ScaleRule,
+)
 
 _F32_MAX = Fraction((2 - 2**-23) * 2.0**127)
 
@@ -71,7 +78,7 @@ def tensor_scale(tensor_amax: Fraction, fmt: BlockFormat) -> Fraction:
 def block_scale(amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction) -> Fraction:
     """The number that a block's elements are multiplied by on the way back.
 
-    Under four over six this is the scale that maps the amax to 6.
+    Where a rule tries several, this is the scale that maps the amax to 6.
     """
     if amax == 0:
         return Fraction(0)
@@ -104,20 +111,29 @@ def _stored_scale(amax: Fraction, fmt: BlockFormat, g: Fraction, factor: Fractio
     return e4m3(min(f32(f32(ratio) * factor), Fraction(448)))
 
 
-def _four_over_six(
+def _candidates(amax: Fraction, fmt: BlockFormat, g: Fraction) -> list[Fraction]:
+    """The E4M3 scales that a rule tries, in its order."""
+    six = _stored_scale(amax, fmt, g, Fraction(1))
+    if fmt.rule is ScaleRule.FOUR_OVER_SIX:
+        return [six, _stored_scale(amax, fmt, g, Fraction(3, 2))]
+    every = [Fraction(m) for m in E4M3.magnitudes]
+    own = every.index(six)
+    return every[max(0, own - MSE_BELOW) : own + MSE_ABOVE + 1][::-1]
+
+
+def _least_error(
     exact: list[Fraction], amax: Fraction, fmt: BlockFormat, tensor_amax: Fraction
 ) -> Fraction:
-    """The block's scale: the one of two with the smaller squared error, 6 on a tie.
+    """The block's scale: of several the one with the least squared error, the first on a tie.
 
     An |x| / g, or its square, beyond FP32 is Inf in the kernels and a large number here. Either
-    way it is a tie: a calibrated amax so much too small makes both scales 448.
+    way it is a tie: no element is large enough to be seen beside it.
     """
     g = tensor_scale(tensor_amax, fmt)
     if g == 0:
         return Fraction(0)
     found: list[tuple[Fraction, Fraction]] = []
-    for factor in (Fraction(1), Fraction(3, 2)):
-        s = _stored_scale(amax, fmt, g, factor)
+    for s in _candidates(amax, fmt, g):
         scale = f32(s * g)
         errors: list[Fraction] = []
         for x in [*exact, *[Fraction(0)] * (fmt.block_size - len(exact))]:
@@ -128,8 +144,7 @@ def _four_over_six(
             half = len(errors) // 2
             errors = [f32(a + b) for a, b in zip(errors[:half], errors[half:], strict=True)]
         found.append((errors[0], scale))
-    (error_six, six), (error_four, four) = found
-    return four if error_four < error_six else six
+    return min(found, key=lambda each: each[0])[1]
 
 
 def hif4_scale(amax: Fraction) -> Fraction:
@@ -173,8 +188,8 @@ def fake_quantize_block(
     if fmt.rule is ScaleRule.HIF4 and exact:
         quantized = _hif4([abs(v) for v in exact])
         return [math.copysign(float(q), v) for q, v in zip(quantized, values, strict=True)]
-    if fmt.rule is ScaleRule.FOUR_OVER_SIX and amax > 0:
-        scale = _four_over_six(exact, amax, fmt, whole)
+    if fmt.rule in (ScaleRule.FOUR_OVER_SIX, ScaleRule.MSE) and amax > 0:
+        scale = _least_error(exact, amax, fmt, whole)
     else:
         scale = block_scale(amax, fmt, whole)
     out: list[float] = []

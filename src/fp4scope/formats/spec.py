@@ -104,6 +104,11 @@ class ScaleRule(Enum):
         "g * s, s = E4M3(a / (6 g)) or E4M3(a / (4 g)), g = A / (256 * 6)",
         "Four Over Six (arXiv 2512.02010): for each block the one with the smaller squared error.",
     )
+    MSE = (
+        "g * s, s from 7 E4M3 numbers above to 3 below E4M3(a / (6 g)), g = A / (448 * 6)",
+        "Of each block the one with the least squared error, of several the largest. NVIDIA "
+        "ModelOpt searches all of E4M3 so, for weights.",
+    )
     ONE = (
         "1",
         "vLLM's and SGLang's FP8 cache of keys and values where no scale was calibrated.",
@@ -207,7 +212,7 @@ class BlockFormat:
         """Whether the scale needs the amax of the whole tensor, calibrated or measured."""
         if self.rule is ScaleRule.AMAX:
             return self.span is Span.TENSOR
-        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX)
+        return self.rule in (ScaleRule.TENSOR, ScaleRule.FOUR_OVER_SIX, ScaleRule.MSE)
 
     @property
     def tensor_divisor(self) -> float:
@@ -231,6 +236,9 @@ INT8 = ElementFormat(
 )
 S1P2 = ElementFormat(name="S1P2", exponent_bits=1, mantissa_bits=2, bias=1, max=1.75)
 INT4 = ElementFormat(name="INT4", exponent_bits=1, mantissa_bits=2, bias=-1, max=7.0, integer=True)
+
+MSE_ABOVE, MSE_BELOW = 7, 3
+"""How many E4M3 numbers `ScaleRule.MSE` tries above and below the scale of the amax."""
 
 MX_BLOCK = 32
 NV_BLOCK = 16
@@ -278,6 +286,7 @@ _ALL = (
     *_mx_with_each_rule("mxfp4", E2M1),
     _nv("nvfp4", E2M1, ScaleRule.TENSOR),
     _nv("nvfp4:4over6", E2M1, ScaleRule.FOUR_OVER_SIX),
+    _nv("nvfp4:mse", E2M1, ScaleRule.MSE),
     _nv("nvint4", INT4, ScaleRule.TENSOR),
     # 32 bits of scales in a block: E6M2, and one bit for each group of 8 and of 4.
     BlockFormat(

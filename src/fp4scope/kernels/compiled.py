@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3, HIF4_BLOCK, MX_BLOCK, NV_BLOCK
+from fp4scope.formats.spec import E4M3, HIF4_BLOCK, MSE_ABOVE, MSE_BELOW, MX_BLOCK, NV_BLOCK
 from fp4scope.kernels import fp32
 
 _SHARED_ELEMENTS = 1 << 15
@@ -48,6 +48,7 @@ _HALF = _I(1 << 22)
 _MX = _U(MX_BLOCK)
 _NV = _U(NV_BLOCK)
 _HIF4 = _U(HIF4_BLOCK)
+_ABOVE, _TRIED, _LARGEST_E4M3 = _I(MSE_ABOVE), MSE_ABOVE + 1 + MSE_BELOW, _I(126)
 _SEGMENT = 64
 # How a span gets its scale: given, from its amax, or from that a power of two.
 _GIVEN, _AMAX, _POWER_OF_TWO = range(3)
@@ -120,8 +121,8 @@ def _kernel(fmt: BlockFormat, limit: float) -> tuple[Any, tuple[int, ...]]:
         scale_byte = fp32.scale_byte(fmt) if powers else (0, 0, 0)
         parameters = (how, element_max, *scale_byte, *shared)
     elif fmt.uses_tensor_amax:
-        four_over_six = fmt.rule is ScaleRule.FOUR_OVER_SIX
-        entry = _four_over_six_entry if four_over_six else _two_level_entry
+        searched = {ScaleRule.FOUR_OVER_SIX: _four_over_six_entry, ScaleRule.MSE: _mse_entry}
+        entry = searched.get(fmt.rule, _two_level_entry)
         parameters = (element_max, *fp32.rounding(E4M3), *shared)
     else:
         entry = _power_of_two_entry
@@ -293,6 +294,70 @@ def _two_level(
     return top
 
 
+@_inlined
+@no_type_check
+def _e4m3_code(s):
+    """The code of an E4M3 number that is not negative."""
+    normal = _I(_I(_as_int(s) >> _I(20)) - _I(960))
+    return normal if s >= _F(2.0**-6) else _I(_F(s * _F(512)))
+
+
+@_inlined
+@no_type_check
+def _e4m3_number(code):
+    return _as_float(_I(_I(code + _I(960)) << _I(20))) if code >= _I(8) else _F(code / _F(512))
+
+
+@_inlined
+@no_type_check
+def _scaled_error(x, start, errors, s, g, whole, largest, smallest, shift):
+    """Squared error of a block under an E4M3 scale, in units of the tensor scale."""
+    divisor = _divisor(_F(s * g))
+    for j in range(_NV):
+        magnitude = _as_float(_I(_as_int(x[start + j]) & _MAGNITUDE))
+        q = _round(_as_int(_F(magnitude / divisor)), largest, smallest, shift)
+        error = _F(_F(q * s) - _F(magnitude / whole))
+        errors[j] = _F(error * error)
+    half = _NV // _U(2)
+    while half > _U(0):
+        for j in range(half):
+            errors[j] = _F(errors[j] + errors[j + half])
+        half = half // _U(2)
+    return errors[0]
+
+
+@_compiled
+@no_type_check
+def _mse(
+    x, out, first, last, blocks, tensor_scales, each, element_max, scale_largest, scale_smallest,
+    scale_shift, largest, smallest, shift, limit, zero_sign,
+):  # fmt: skip
+    """NVFP4 with the best of several scales around that of the amax."""
+    top = _I(0)
+    errors = np.empty(NV_BLOCK, _F)
+    for row in range(first, last):
+        g = tensor_scales[_U(row * each)]
+        whole = _divisor(g)
+        for block in range(blocks):
+            start = _U(_U(row * blocks + block) * _NV)
+            amax = _block_amax(x, start, _NV)
+            top = _most(top, amax)
+            ratio = _as_int(_F(_as_float(amax) / _divisor(_F(element_max * g))))
+            own = _e4m3_code(_round(ratio, scale_largest, scale_smallest, scale_shift))
+            least, d = _F(0), _F(0)
+            for candidate in range(_TRIED):
+                code = _most(_least(_I(own + _ABOVE - candidate), _LARGEST_E4M3), _I(0))
+                s = _e4m3_number(code)
+                error = _scaled_error(x, start, errors, s, g, whole, largest, smallest, shift)
+                if candidate == 0 or error < least:
+                    least, d = error, _F(s * g)
+            _write(
+                x, out, start, _NV, True, _divisor(d), d,
+                largest, smallest, shift, limit, zero_sign,
+            )  # fmt: skip
+    return top
+
+
 @_compiled
 @no_type_check
 def _four_over_six(
@@ -314,20 +379,9 @@ def _four_over_six(
             for candidate in range(2):
                 factor = _F(1.0) if candidate == 0 else _F(1.5)
                 s = _round(_as_int(_F(ratio * factor)), scale_largest, scale_smallest, scale_shift)
-                this = _F(s * g)
-                divisor = _divisor(this)
-                for j in range(_NV):
-                    magnitude = _as_float(_I(_as_int(x[start + j]) & _MAGNITUDE))
-                    q = _round(_as_int(_F(magnitude / divisor)), largest, smallest, shift)
-                    error = _F(_F(q * s) - _F(magnitude / whole))
-                    errors[j] = _F(error * error)
-                half = _NV // _U(2)
-                while half > _U(0):
-                    for j in range(half):
-                        errors[j] = _F(errors[j] + errors[j + half])
-                    half = half // _U(2)
-                if candidate == 0 or errors[0] < best:
-                    best, d = errors[0], this
+                error = _scaled_error(x, start, errors, s, g, whole, largest, smallest, shift)
+                if candidate == 0 or error < best:
+                    best, d = error, _F(s * g)
             _write(
                 x, out, start, _NV, True, _divisor(d), d,
                 largest, smallest, shift, limit, zero_sign,
@@ -470,6 +524,24 @@ def _four_over_six_entry(pointer):
     part = _ticket(pointer)
     while part < job[_COUNT]:
         top = _four_over_six(
+            x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
+            _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
+            _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),
+        )  # fmt: skip
+        if top >= _INF:
+            job[_NONFINITE] = 1
+        part = _ticket(pointer)
+
+
+@_entry
+@no_type_check
+def _mse_entry(pointer):
+    job = carray(pointer, (_JOB,))
+    x, out = _tensor(job, _X, NV_BLOCK), _tensor(job, _OUT, NV_BLOCK)
+    scales = carray(_floats(job[_SCALES]), 1 + job[_EACH] * (job[_ROWS] - 1))
+    part = _ticket(pointer)
+    while part < job[_COUNT]:
+        top = _mse(
             x, out, _edge(job, part), _edge(job, part + 1), _U(job[_BLOCKS]), scales,
             _U(job[_EACH]), _as_float(_int(job, 0)), _int(job, 1), _int(job, 2), _int(job, 3),
             _int(job, 4), _int(job, 5), _int(job, 6), _int(job, 7), _int(job, 8),

@@ -13,6 +13,7 @@ Divisions by a tensor scale use a tensor, never a Python number: on CUDA torch t
 division by a host scalar into a multiplication by its reciprocal, which is not the same.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat, ScaleRule
-from fp4scope.formats.spec import E4M3, ElementFormat
+from fp4scope.formats.spec import E4M3, MSE_ABOVE, MSE_BELOW, ElementFormat
 from fp4scope.kernels import fp32
+
+LARGEST_E4M3 = 126
+"""The code of 448."""
+_E4M3_LAST = fp32.MANTISSA_BITS - E4M3.mantissa_bits
+_E4M3_BIAS = (127 - E4M3.bias) << E4M3.mantissa_bits
+_E4M3_NORMAL = 2.0**E4M3.min_exponent
 
 
 class Quantized(NamedTuple):
@@ -122,7 +129,7 @@ def quantize_magnitudes_(
         s = round_(ratio, E4M3)
         scale = s * g
         return Quantized(round_(y.div_(_divisor(scale)), fmt.element, scratch), scale, s)
-    return _smaller_error(y, ratio, g, fmt, scratch)
+    return _least_error(y, _candidates(ratio, fmt), g, fmt, scratch)
 
 
 def _power_of_two_scale(
@@ -153,31 +160,67 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.inf, scale)
 
 
-def _smaller_error(
+def _candidates(
+    ratio: Float[Tensor, "rows blocks 1"], fmt: BlockFormat
+) -> Iterator[Float[Tensor, "rows blocks 1"]]:
+    """The E4M3 scales that a rule tries, in its order."""
+    six = round_(ratio.clone(), E4M3)
+    if fmt.rule is ScaleRule.FOUR_OVER_SIX:
+        yield from (six, round_(ratio * 1.5, E4M3))
+        return
+    code = e4m3_code(six)
+    for step in range(MSE_ABOVE, -MSE_BELOW - 1, -1):
+        # A block of zeros has a scale of zero, as under any rule.
+        yield e4m3_number(torch.where(ratio == 0, 0, code + step).clamp_(0, LARGEST_E4M3))
+
+
+def e4m3_code(s: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The code of an E4M3 number that is not negative."""
+    normal = (s.view(torch.int32) >> _E4M3_LAST) - _E4M3_BIAS
+    return torch.where(s < _E4M3_NORMAL, (s / E4M3.smallest).to(torch.int32), normal)
+
+
+def e4m3_number(code: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The E4M3 number of a code.
+
+    Example:
+        >>> e4m3_number(e4m3_code(torch.tensor([0.0, 2.0**-9, 1.125, 448.0]))).tolist()
+        [0.0, 0.001953125, 1.125, 448.0]
+    """
+    normal = ((code + _E4M3_BIAS) << _E4M3_LAST).view(torch.float32)
+    return torch.where(code < 8, code * E4M3.smallest, normal)
+
+
+def _least_error(
     y: Float[Tensor, "rows blocks size"],
-    ratio: Float[Tensor, "rows blocks 1"],
+    scales: Iterable[Float[Tensor, "rows blocks 1"]],
     g: Float[Tensor, "parts 1 1"],
     fmt: BlockFormat,
     scratch: Tensor,
 ) -> Quantized:
-    """Four over six: of the scales that map the amax to 6 and to 4 the one with less error.
+    """Of several E4M3 scales, for each block the one with the least error, the first on a tie.
 
     Errors are in units of the tensor scale, so that their squares neither overflow nor vanish.
     They are added in halves, an order that every backend can keep.
     """
     exact = y / _divisor(g)
-    candidates: list[tuple[Quantized, Tensor]] = []
-    for factor in (1.0, 1.5):
-        s = round_(ratio * factor, E4M3)
+    best: Quantized | None = None
+    least: Tensor | None = None
+    for s in scales:
         scale = s * g
         q = round_(y / _divisor(scale), fmt.element, scratch)
         error = (q * s).sub_(exact).square_()
         while (half := error.shape[-1] // 2) > 0:
             error = error[..., :half] + error[..., half:]
-        candidates.append((Quantized(q, scale, s), error))
-    (six, error_six), (four, error_four) = candidates
-    keep_four = error_four < error_six
-    return Quantized(*(torch.where(keep_four, b, a) for a, b in zip(six, four, strict=True)))
+        own = Quantized(q, scale, s)
+        if best is None or least is None:
+            best, least = own, error
+            continue
+        better = error < least
+        best = Quantized(*(torch.where(better, b, a) for a, b in zip(best, own, strict=True)))
+        least = torch.where(better, error, least)
+    assert best is not None
+    return best
 
 
 def _hif4(y: Float[Tensor, "rows blocks 64"], amax: Float[Tensor, "rows blocks 1"]) -> Quantized:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fp4scope.formats import BlockFormat
-from fp4scope.formats.spec import E4M3, ElementFormat
+from fp4scope.formats.spec import E4M3, MSE_ABOVE, MSE_BELOW, ElementFormat
 from fp4scope.kernels import fp32
 
 INF = tl.constexpr(fp32.INF)
@@ -28,6 +28,8 @@ MAGNITUDE = tl.constexpr(fp32.MAGNITUDE)
 _HALF = tl.constexpr(1 << 22)
 _LAST = tl.constexpr((1 << 23) - 1)
 TINY = tl.constexpr(2.0**-90)
+ABOVE = tl.constexpr(MSE_ABOVE)
+TRIED = tl.constexpr(MSE_ABOVE + 1 + MSE_BELOW)
 _TILE_ELEMENTS = 1024
 _WARPS = 2
 
@@ -110,7 +112,7 @@ def _kernel(
     loaded = tl.load(x + first * SIZE + offsets, mask=inside[:, None], other=0.0)
 
     tiny = False
-    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
+    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX" or RULE == "MSE":
         if ONE_AMAX:
             g = tl.div_rn(tl.load(amax), DIVISOR)
             tiny = g < TINY
@@ -124,7 +126,7 @@ def _kernel(
 
     bits = loaded.to(tl.float32).to(tl.int32, bitcast=True)
     magnitude = (bits & MAGNITUDE).to(tl.float32, bitcast=True)
-    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
+    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX" or RULE == "MSE":
         magnitude *= up[:, None]
     peak_bits = tl.max(magnitude.to(tl.int32, bitcast=True), axis=1)
     if FLAGGED:
@@ -133,14 +135,17 @@ def _kernel(
             seen = tl.max(bits & MAGNITUDE, axis=1)
         tl.store(flag + tl.zeros_like(seen), 1, mask=seen >= INF)
 
-    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX":
+    if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX" or RULE == "MSE":
         peak = peak_bits.to(tl.float32, bitcast=True)
         largest = g * ELEMENT_MAX * up
         if RULE == "TENSOR":
             s = to_element(quotient(peak, largest, SHORT), SCALE_ROUNDING)
         else:
             ratio = tl.div_rn(peak, largest)
-            s = _smaller_error(magnitude, ratio, g, up, SHORT, ROUNDING, SCALE_ROUNDING)
+            if RULE == "MSE":
+                s = _least_error(magnitude, ratio, g, up, SHORT, ROUNDING, SCALE_ROUNDING)
+            else:
+                s = _smaller_error(magnitude, ratio, g, up, SHORT, ROUNDING, SCALE_ROUNDING)
         scale = s * g
         y = quotient(magnitude, (scale * up)[:, None], SHORT)
     else:
@@ -230,6 +235,35 @@ def _smaller_error(
     error_six = _error(x, six, six * g, up, exact, SHORT, ROUNDING)
     error_four = _error(x, four, four * g, up, exact, SHORT, ROUNDING)
     return tl.where(error_four < error_six, four, six)
+
+
+@triton.jit
+@no_type_check
+def _least_error(
+    x, ratio, g, up, SHORT: tl.constexpr, ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr
+):
+    """The scale with the least squared error of those around that for 6, the largest on a tie."""
+    exact = tl.div_rn(x, (g * up)[:, None])
+    six = to_element(ratio, SCALE_ROUNDING)
+    code = (six.to(tl.int32, bitcast=True) >> 20) - 960
+    code = tl.where(six < 2.0**-6, (six * 512.0).to(tl.int32), code)
+    best = _e4m3_number(code + ABOVE)
+    least = _error(x, best, best * g, up, exact, SHORT, ROUNDING)
+    for step in range(1, TRIED):
+        s = _e4m3_number(code + ABOVE - step)
+        error = _error(x, s, s * g, up, exact, SHORT, ROUNDING)
+        best = tl.where(error < least, s, best)
+        least = tl.where(error < least, error, least)
+    return best
+
+
+@triton.jit
+@no_type_check
+def _e4m3_number(code):
+    """The E4M3 number of a code, or the nearest end of E4M3 for what is beyond."""
+    code = tl.minimum(tl.maximum(code, 0), 126)
+    normal = ((code + 960) << 20).to(tl.float32, bitcast=True)
+    return tl.where(code < 8, code.to(tl.float32) * 2.0**-9, normal)
 
 
 @triton.jit
