@@ -92,6 +92,24 @@ def tensor_groups(group: Group) -> list[tuple[Site, ...]]:
     return list(map(tuple, found.values()))
 
 
+def scale_partners(sites: Sites) -> dict[str, tuple[str, ...]]:
+    """Products whose weights share a tensor scale where they are served, by the name of each.
+
+    Products that share with none are left out. Of stacks of experts it is one expert of each.
+
+    Example:
+        >>> names = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        >>> sites = [Site(name=f"0.{n}", block=0, projection=n, rows=4, cols=4) for n in names]
+        >>> sorted(scale_partners(Sites(sites, blocks=1)))
+        ['0.mlp.gate_proj', '0.mlp.up_proj']
+    """
+    found: dict[str, dict[str, None]] = {}
+    for site in sites.everywhere:
+        if site.is_linear:
+            found.setdefault(_fused_place(site.product), {})[site.product] = None
+    return {name: tuple(all_) for all_ in found.values() if len(all_) > 1 for name in all_}
+
+
 def is_routed(site: Site) -> bool:
     """Whether it is, or holds, routed experts."""
     return site.experts > 1 or site.expert is not None or "*" in site.projection

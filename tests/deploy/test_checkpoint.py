@@ -12,8 +12,10 @@ from fp4scope.deploy.checkpoint import divisor, write_checkpoint
 from fp4scope.deploy.export import plan_export
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.errors import FormatError, OutputError
+from fp4scope.groups import scale_partners
 from fp4scope.kernels import fake_quantize
 from fp4scope.models import load_model, open_source
+from fp4scope.operands import Injector, products
 
 from .chosen import setting_for, written_for
 
@@ -37,6 +39,12 @@ def expected(source, export):
     return found
 
 
+def without_mxfp4(name):
+    """What ModelOpt stores."""
+    setting = setting_for(name)
+    return None if setting and "mxfp4" in setting.format else setting
+
+
 def held(folder):
     """The tensors of all its files by name."""
     found = {}
@@ -49,12 +57,7 @@ def held(folder):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dialect", ["compressed-tensors", "modelopt"])
 def test_every_weight_is_what_was_measured(exported, tmp_path, family, dialect):
-    def choose(name):
-        setting = setting_for(name)
-        lacks = dialect == "modelopt" and setting and "mxfp4" in setting.format
-        return None if lacks else setting
-
-    source, export = exported(family, choose)
+    source, export = exported(family, without_mxfp4 if dialect == "modelopt" else setting_for)
     assert len(export.packed) > 8
     write_checkpoint(export, source, tmp_path / "packed", dialect)
     again = open_source(str(tmp_path / "packed"))
@@ -64,6 +67,26 @@ def test_every_weight_is_what_was_measured(exported, tmp_path, family, dialect):
     with again.opened() as tensors:
         for key, values in expected(source, export).items():
             assert torch.equal(tensors[key].to(values.dtype), values), key
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llama", "float32"), ("qwen3-moe", "bfloat16")])
+def test_what_was_measured_with_served_scales_is_stored(exported, tmp_path, family, dtype):
+    """Every image that stood in the model while it was measured is what a reader finds."""
+    source, export = exported(family, without_mxfp4)
+    write_checkpoint(export, source, tmp_path / "packed", "modelopt")
+    loaded = load_model(source.where, device="cpu", dtype=dtype)
+    again = load_model(str(tmp_path / "packed"), device="cpu", dtype=dtype)
+    sites = loaded.layout.sites
+    settings = dict(export.written.recipe.in_block(list(sites)))
+    amax = dict.fromkeys(loaded.layout.inputs, 8.0)
+    injector = Injector(loaded.model, amax, fused=scale_partners(sites))
+    served = dict(products(again.model))
+    with injector.applied(settings):
+        now = dict(products(loaded.model))
+        measured = {name: now[name].weight.clone() for name in settings}
+    assert len(measured) == len(settings) > 8
+    for name, weight in measured.items():
+        assert torch.equal(served[name].weight, weight), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -52,6 +52,19 @@ def test_a_recipe_costs_what_the_same_unit_costs(run, tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["given"].keys() == {"downs"}
 
 
+def test_tensor_scales_as_they_are_served_are_another_study(run, tmp_path):
+    whole = Recipe(NVFP4)
+    own, served = (
+        run(recipes={"whole": whole}, sweep=(), scales=word, output_dir=tmp_path / word)
+        for word in ("own", "served")
+    )
+    assert own.given[0]["nll"] != served.given[0]["nll"]
+    conditions = fp4scope.compare([tmp_path / "own", tmp_path / "served"]).report()
+    assert "NVFP4's weight scales: own (own), served (served)" in conditions
+    with pytest.raises(StudyError, match="scales is null there, served here"):
+        run(recipes={"whole": whole}, sweep=(), scales="served", output_dir=tmp_path / "own")
+
+
 def test_recipes_by_name_in_python(run):
     whole = Recipe(NVFP4)
     mixed = Recipe.from_json({"base": "nvfp4", "edits": [{"sites": "o_proj", "setting": None}]})

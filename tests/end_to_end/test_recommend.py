@@ -52,6 +52,9 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     assert [part.data["windows"] for part in parts] == [8, 8, 8]
     assert firsts == [0, 8, 16]
     assert len({part.data["sha256"] for part in parts}) == 3
+    # What is measured as a whole has the tensor scales that an export stores.
+    assert [part.study["numerics"]["scales"] for part in parts] == ["own", "served", "served"]
+    assert recipe.scales == "served"
     assert "windows that nothing was chosen on" in shown
     assert recipe.numbers["chosen_over_resampled_windows"]
     assert "%" in next(line for line in shown.splitlines() if "mlp.down_proj" in line)

@@ -185,7 +185,7 @@ OTHER = {
 LATER = {
     "causes": "layers", "remedies": 5, "keep": "*.0.*",
     "lm_head": True, "kv_cache": "fp8", "attention": "nvfp4", "recipes": {"r": {"base": "nvfp4"}},
-    "design_runs": 64,
+    "design_runs": 64, "scales": "served",
 }  # fmt: skip
 """What studies did not ask before there was such an option: identities say it where it is asked."""
 WITH = {"remedies": {"causes": "layers"}}

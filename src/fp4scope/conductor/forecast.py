@@ -167,7 +167,7 @@ class _Probe:
         )
         self.unseen = sum(seen["few"]), sum(seen["count"])
         shared, by_expert = amaxes(self._loaded.layout, observed)
-        injector = Injector(self._loaded.model, shared, by_expert, self._loaded.layout.parts)
+        injector = self._prepared.injector(shared, by_expert)
         # One unit of a kind has kernels compiled, which the time is not to hold.
         self._measure(_some(self._prepared, 1), injector, tell, budget)
         self._measure(self.runs, injector, tell, budget)

@@ -28,7 +28,7 @@ from fp4scope.ledger import check_folder
 from fp4scope.models import LoadedModel, resolve_device
 from fp4scope.preflight import check
 from fp4scope.stats import MIN_WINDOWS
-from fp4scope.study import PLACES, Data, Study, read_options
+from fp4scope.study import PLACES, Data, Scales, Study, read_options
 from fp4scope.sweep import Listener, Progress
 
 CHOOSE = "choose"
@@ -64,7 +64,10 @@ class Parts:
         return self._run(CHOOSE, designed, folder, self.calibration)
 
     def measure(self, name: str, windows: range, recipes: Mapping[str, Any]) -> Diagnosis:
-        """What recipes cost as wholes on some windows, in a folder of this name."""
+        """What recipes cost as wholes on some windows, in a folder of this name.
+
+        With the tensor scales that an export stores: one for all weights that engines fuse.
+        """
         study = self.study.but(
             windows=len(windows),
             first_window=windows.start,
@@ -72,6 +75,7 @@ class Parts:
             sweep=(),
             patterns=(),
             all_quantized=(),
+            scales=Scales.SERVED,
             recipes=recipes,
         )
         # Windows of the choice, if there were no others: not these.

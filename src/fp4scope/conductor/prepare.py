@@ -1,7 +1,7 @@
 """From a study to everything that a sweep needs: model, windows, variants."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from fp4scope.deploy.given import read_recipe
 from fp4scope.deploy.published import published_recipes
 from fp4scope.design import Contrast, Design, Run, design
 from fp4scope.errors import StudyError
+from fp4scope.groups import scale_partners
 from fp4scope.models import (
     NEVER_RUNS,
     LoadedModel,
@@ -32,9 +33,9 @@ from fp4scope.models import (
     load_model,
     require_coverage,
 )
-from fp4scope.operands import never_run
+from fp4scope.operands import Injector, never_run
 from fp4scope.recipes import Recipe, Sites
-from fp4scope.study import Data, Method, Parts, Study
+from fp4scope.study import Data, Method, Parts, Scales, Study
 from fp4scope.sweep import (
     NUMERICS_VERSION,
     Listener,
@@ -49,7 +50,8 @@ class Prepared:
     """A study whose model is loaded and whose text is cut.
 
     `runs` are to be measured, `estimated` are contrasts that are to be estimated, and `design` is
-    everything that the study could measure.
+    everything that the study could measure. `fused` are products that share a tensor scale of
+    weights, by the name of each.
     """
 
     loaded: LoadedModel
@@ -59,6 +61,19 @@ class Prepared:
     runs: list[Run]
     estimated: list[Contrast]
     identity: dict[str, Any]
+    fused: Mapping[str, Sequence[str]]
+
+    def injector(
+        self, amax: Mapping[str, float], by_expert: Mapping[str, Sequence[float]] | None
+    ) -> Injector:
+        """What quantizes the model's operands.
+
+        Args:
+            amax: Calibrated amax of what enters each linear.
+            by_expert: The same of each expert.
+        """
+        loaded = self.loaded
+        return Injector(loaded.model, amax, by_expert, loaded.layout.parts, self.fused)
 
 
 def prepare(
@@ -117,6 +132,7 @@ def prepare(
         runs=_runs(asked, study.run.method),
         estimated=units if Method.GRADIENT in study.run.method else [],
         identity=identity,
+        fused=scale_partners(sites) if study.numerics.scales is Scales.SERVED else {},
     )
 
 

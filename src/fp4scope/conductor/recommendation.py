@@ -232,4 +232,4 @@ def _with_proof(made: Recommendation, certify: Results) -> WrittenRecipe:
             "kl_before": made.searched.start.found["kl"].mean,
             "kl_after": made.searched.end.found["kl"].mean,
         }
-    return replace(made.written, numbers=numbers)
+    return replace(made.written, scales="served", numbers=numbers)

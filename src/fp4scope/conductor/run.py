@@ -256,9 +256,7 @@ def _run_in(
         environment = environment_of(loaded)
         sessions(log, environment, tell)
         found = _Findings(study, prepared, log, stopping, environment, inputs, bars)
-        injector = Injector(
-            loaded.model, inputs["amax"], inputs.get("by_expert"), loaded.layout.parts
-        )
+        injector = prepared.injector(inputs["amax"], inputs.get("by_expert"))
         local_errors(prepared, study, injector, log, tell)
         if prepared.estimated:
             estimate(prepared, injector, log, tell)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
 from fp4scope.deploy.palette import FULL_PRECISION, choices, default_formats
-from fp4scope.deploy.written import RecipeModel, WrittenRecipe
+from fp4scope.deploy.written import RecipeModel, Scales, WrittenRecipe
 from fp4scope.errors import FormatError, StudyError
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
@@ -100,9 +100,15 @@ def written(results: Results, found: Decider, decision: Decision) -> WrittenReci
             revision=asked.get("revision"),
             fingerprint=model.get("fingerprint"),
         ),
+        scales=tensor_scales(results),
         input_amax=input_amax(results, decision.recipe),
         numbers=numbers(found, decision),
     )
+
+
+def tensor_scales(results: Results) -> Scales:
+    """Whether weights had tensor scales of their own."""
+    return results.study.get("numerics", {}).get("scales", "own")
 
 
 def input_amax(results: Results, recipe: Recipe) -> dict[str, float]:

@@ -15,7 +15,9 @@ VERSION = 1
 _LARGEST = 1 << 26
 """Bytes of a file: one of a hundred thousand experts, each named, has less."""
 _KEYS = ("version", "recipe", "model", "scales", "input_amax", "numbers")
-_SCALES = ("own", "served")
+Scales = Literal["own", "served"]
+"""Tensor scales of NVFP4 weights: each its own, or one for all that engines fuse."""
+_SCALES: tuple[Scales, ...] = ("own", "served")
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class WrittenRecipe:
     Attributes:
         recipe: It.
         model: What it was made for.
-        scales: Tensor scales of NVFP4 weights: each its own, or one for all that engines fuse.
+        scales: Those that it was measured with.
         input_amax: Largest magnitude that enters a site, by site: what static scales come from.
         numbers: What is known of it, such as average bits, predicted and measured damage.
     """
 
     recipe: Recipe
     model: RecipeModel
-    scales: Literal["own", "served"] = "own"
+    scales: Scales = "own"
     input_amax: Mapping[str, float] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
 

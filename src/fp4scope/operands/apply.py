@@ -42,6 +42,8 @@ class Injector:
             tensor scale. Under others each window (an axis-0 entry of a 3-d input) has its own.
         by_expert: The same for each expert of those that hold experts, for treatments that want it.
         parts: Of linears whose parts are sites: all of them, by the linear's name.
+        fused: Products that have one tensor scale of weights, by the name of each of them; by
+            default each has its own.
     """
 
     def __init__(
@@ -50,11 +52,15 @@ class Injector:
         calibrated: Mapping[str, float] | None = None,
         by_expert: Mapping[str, Sequence[float]] | None = None,
         parts: Mapping[str, Sequence[Part]] | None = None,
+        fused: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.model = model
         self.calibrated = dict(calibrated or {})
         self.by_expert = {name: tuple(amaxes) for name, amaxes in (by_expert or {}).items()}
-        self._images = Images(lambda name, weight: self._flag(name, "weight", weight))
+        self._fused = dict(fused or {})
+        self._images = Images(
+            lambda name, weight: self._flag(name, "weight", weight), self._scale_partners
+        )
         self._parts = {name: tuple(of) for name, of in (parts or {}).items()}
         # What a site is: a product, or one of its experts or parts.
         self._places: dict[str, tuple[str, int | None]] = {
@@ -307,6 +313,11 @@ class Injector:
         if self._originals is not None and name in self._originals:
             return self._originals[name]
         return self.product(name).parameter
+
+    def _scale_partners(self, name: str) -> list[tuple[Product, nn.Parameter]]:
+        """Others that share a product's tensor scale, as they are when nothing is applied."""
+        others = [other for other in self._fused.get(name, ()) if other != name]
+        return [(self.product(other), self._original(other)) for other in others]
 
     def _amax(self, name: str, treatment: Treatment) -> "_Amax":
         if treatment.tensor_scale in (None, Amax.WINDOW):

@@ -4,19 +4,22 @@ The image of a product of experts need not be whole: what single experts want of
 they want it. Where experts or parts of one product are treated differently, the weight that stands
 in the model is a mixture of originals and images. From one mixture to the next only what differs is
 copied. A part's image is cut out of that of the whole, so its scales are those of the whole.
+
+A weight has a tensor scale of its own, or one with all that an engine fuses with it: that of the
+largest magnitude among them, whatever those are quantized to.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import reduce
+from operator import is_
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from fp4scope.formats import BlockFormat
 from fp4scope.operands.adapters import Product
-from fp4scope.operands.treated import image_of
+from fp4scope.operands.treated import image_of, rotated
 from fp4scope.recipes import Part
 from fp4scope.treatments import Treatment
 
@@ -26,18 +29,26 @@ _MOST_ALONE = 0.25
 """Of the experts of a product: more are quantized in one call for all of them."""
 
 
+Source = tuple[Product, nn.Parameter]
+"""A product, and what it holds when nothing is treated."""
+
+
 @dataclass
 class _Kept:
-    """An image, good while the weight is the same; which experts it has, and which are wanted."""
+    """An image, good while weights are the same; which experts it has, and which are wanted.
 
-    weight: nn.Parameter
-    version: int
+    The weights are its own and those that it shares a tensor scale with.
+    """
+
+    weights: Sequence[nn.Parameter]
+    versions: Sequence[int]
     image: nn.Parameter | None = None
     made: set[int] = field(default_factory=set)
     wanted: set[int] = field(default_factory=set)
 
-    def is_for(self, weight: nn.Parameter) -> bool:
-        return self.weight is weight and self.version == weight._version
+    def is_for(self, weights: Sequence[nn.Parameter]) -> bool:
+        same = len(weights) == len(self.weights) and all(map(is_, weights, self.weights))
+        return same and _versions(weights) == self.versions
 
 
 class _Mixture:
@@ -83,10 +94,16 @@ class Images:
 
     Args:
         flag: Of a product's name and its weight: what is to be true if that is not finite.
+        partners: Of a product's name: others that it shares a tensor scale with.
     """
 
-    def __init__(self, flag: Callable[[str, Tensor], Bool[Tensor, ""]]) -> None:
+    def __init__(
+        self,
+        flag: Callable[[str, Tensor], Bool[Tensor, ""]],
+        partners: Callable[[str], Sequence[Source]] = lambda name: (),
+    ) -> None:
         self._flag = flag
+        self._partners = partners
         self._kept: dict[Image, _Kept] = {}
         self._mixtures: dict[str, _Mixture] = {}
 
@@ -153,26 +170,35 @@ class Images:
         whole: bool,
     ) -> nn.Parameter:
         """The image of a weight; only these experts of it need be right, if it is not of parts."""
+        partners = self._partners(name) if treatment.format.uses_tensor_amax else ()
+        weights = [original, *(weight for _, weight in partners)]
         kept = self._kept.get((name, treatment))
-        if kept is None or not kept.is_for(original):
-            kept = _Kept(original, original._version)
+        if kept is None or not kept.is_for(weights):
+            kept = _Kept(weights, _versions(weights))
         kept.wanted.update(experts)
         needed = range(product.experts) if whole else experts
         missing = [expert for expert in needed if expert not in kept.made]
         if missing:
-            self._make(name, product, kept, treatment, missing)
+            self._make(name, (product, original), kept, treatment, missing, partners)
             self._kept[name, treatment] = kept
         assert kept.image is not None
         return kept.image
 
     def _make(
-        self, name: str, product: Product, kept: _Kept, treatment: Treatment, missing: Sequence[int]
+        self,
+        name: str,
+        source: Source,
+        kept: _Kept,
+        treatment: Treatment,
+        missing: Sequence[int],
+        partners: Sequence[Source],
     ) -> None:
         """All experts in one call, or the missing one by one where they are few."""
-        weight, flag = product.shaped(kept.weight), self._flag(name, product.shaped(kept.weight))
-        amax = partial(_amax_by_expert, fmt=treatment.format)
+        product, weight = source[0], source[0].shaped(source[1])
+        flag = self._flag(name, weight)
+        others = [partner.shaped(own) for partner, own in partners]
         if len(missing) > _MOST_ALONE * product.experts:
-            image = image_of(weight, treatment, amax, flag)
+            image = image_of(weight, treatment, _scale_amax(treatment, others), flag)
             kept.image = product.as_parameter(image)
             kept.made.update(range(product.experts))
             return
@@ -180,8 +206,13 @@ class Images:
             kept.image = product.as_parameter(torch.empty_like(weight))
         image = product.shaped(kept.image)
         for expert in missing:
+            amax = _scale_amax(treatment, [other[expert] for other in others])
             image[expert].copy_(image_of(weight[expert], treatment, amax, flag))
         kept.made.update(missing)
+
+
+def _versions(weights: Sequence[nn.Parameter]) -> list[int]:
+    return [weight._version for weight in weights]
 
 
 def places_of(
@@ -192,8 +223,24 @@ def places_of(
     return torch.cat(runs)
 
 
-def _amax_by_expert(weight: Tensor, fmt: BlockFormat) -> Tensor | None:
-    """Of a weight of several experts, for each its own tensor scale; None for one of its own."""
-    if weight.ndim < 3 or not fmt.uses_tensor_amax:
-        return None
-    return torch.linalg.vector_norm(weight, torch.inf, (-2, -1), keepdim=True)
+def _scale_amax(
+    treatment: Treatment, others: Sequence[Tensor]
+) -> Callable[[Tensor], Tensor | None]:
+    """Of what is quantized, to the amax of its tensor scale, for each expert; None for its own.
+
+    Args:
+        treatment: How it is treated.
+        others: Weights that share the scale, with as many experts.
+    """
+
+    def amax(weight: Tensor) -> Tensor | None:
+        if not treatment.format.uses_tensor_amax or (weight.ndim < 3 and not others):
+            return None
+        turned = [rotated(own.float(), treatment.hadamard) for own in others if treatment.hadamard]
+        found = [
+            torch.linalg.vector_norm(own, torch.inf, (-2, -1), keepdim=True)
+            for own in (weight, *(turned or others))
+        ]
+        return reduce(torch.maximum, found)
+
+    return amax

@@ -19,5 +19,6 @@ from fp4scope.study.words import (
     More,
     Operands,
     Parts,
+    Scales,
     Switch,
 )

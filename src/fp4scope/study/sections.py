@@ -37,6 +37,7 @@ from fp4scope.study.words import (
     Method,
     Operands,
     Parts,
+    Scales,
     Switch,
 )
 from fp4scope.treatments import Configuration
@@ -287,6 +288,11 @@ class Numerics(Section):
         ActivationScale.CALIBRATED,
         description="NVFP4's tensor scale of activations: from calibration text, of every expert "
         "for itself (by-expert), or each window's own (dynamic)",
+    )
+    scales: Annotated[Scales, Option(later=True)] = Field(
+        Scales.OWN,
+        description="NVFP4's tensor scales of weights: each linear's own, or one for all that "
+        "engines fuse, as q, k and v (served)",
     )
     replicas: Number = Field(
         1,

@@ -174,6 +174,15 @@ class ActivationScale(Choice):
         return named[self.value]
 
 
+class Scales(Choice):
+    """Which weights have one NVFP4 tensor scale."""
+
+    OWN = "own"
+    """Each linear for itself."""
+    SERVED = "served"
+    """All that engines hold as one matrix."""
+
+
 class Switch(Choice):
     """On, off, or whatever the model needs."""
 

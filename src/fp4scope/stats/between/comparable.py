@@ -46,6 +46,7 @@ _CONDITIONS = (
         "protocol.activation_scale",
         "NVFP4's costs differ by it too",
     ),
+    ("NVFP4's weight scales", "study.numerics.scales", "NVFP4's costs differ by it too"),
     (
         "calibration text",
         "data.calibration.text_sha256",
