@@ -6,6 +6,7 @@ from typing import Any
 
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
+from fp4scope.report.lowering import lowering
 from fp4scope.report.numbers import measured, number, share
 from fp4scope.report.remedies import remedies
 from fp4scope.report.section import Cell, Column, Section, naming, texts
@@ -19,7 +20,7 @@ _SHOWN = f"Projections, and of layers the {LAYERS_SHOWN} most costly of each for
 def about_causes(found: Findings) -> list[Section]:
     """All that is said of causes; nothing of a study that did not ask."""
     units = [*remedies(found), *split(found), *gains(found), *errors(found)]
-    return [*units, *predictors(found), *additivity(found)]
+    return [*units, *predictors(found), *additivity(found), *lowering(found)]
 
 
 def split(found: Findings) -> Iterator[Section]:

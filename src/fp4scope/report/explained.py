@@ -7,6 +7,7 @@ from typing import Any
 from fp4scope.errors import StudyError, nearest
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
+from fp4scope.report.lowering import TITLE, lowering_sentences
 from fp4scope.report.numbers import interval, number, percent
 from fp4scope.report.remedies import remedy_sentences
 from fp4scope.table import Interval
@@ -20,7 +21,8 @@ def explained(found: Findings, unit: str | None = None) -> dict[str, list[str]]:
 
     Args:
         found: Of a study with `--causes`.
-        unit: A projection, or a layer as `3.down_proj`; by default the most costly of each format.
+        unit: A projection, or a layer as `3.down_proj`; by default the most costly of each format,
+            and the layers that lower the loss.
 
     Raises:
         StudyError: The study has no causes, or none of this unit.
@@ -36,10 +38,12 @@ def explained(found: Findings, unit: str | None = None) -> dict[str, list[str]]:
     if unit is None:
         formats = dict.fromkeys((row["format"], row["precision"]) for row in rows)
         rows = [max(_alike(rows, fmt), key=lambda row: row["kl"]) for fmt in formats]
-    return {
+    said = {
         f"{labels.place(row)}, {row['format']}, {row['precision']}": list(_sentences(found, row))
         for row in rows
     }
+    lines = list(lowering_sentences(found)) if unit is None else []
+    return said | ({TITLE: lines} if lines else {})
 
 
 def _alike(rows: list[dict[str, Any]], fmt: tuple[str, str]) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from fp4scope.table import Table
 
 TABLES = (
     "all_quantized", "given", "savings", "projections", "blocks", "layers", "patterns", "experts",
-    "split", "gains", "errors", "predictors", "interactions", "additivity", "remedies",
+    "split", "gains", "errors", "predictors", "interactions", "additivity", "lowering",
+    "remedies",
     "effects", "effect_sums", "effect_pairs", "routing", "routers", "replay", "experts_seen",
     "agreement", "activations",
 )  # fmt: skip

@@ -90,6 +90,11 @@ class Findings:
         return stats.additivity_table(self.results)
 
     @cached_property
+    def lowering(self) -> Table:
+        """Layers whose quantization lowers the loss: how many, and what KL says of them."""
+        return stats.lowering_table(self.results)
+
+    @cached_property
     def remedies(self) -> Table:
         """What else was done to the most costly units, what it saves, and who serves it."""
         return remedies_served(self.results)

@@ -15,6 +15,7 @@ from fp4scope.stats.findings.formats import format_table, operand_table
 from fp4scope.stats.findings.given import Size, given_table, size
 from fp4scope.stats.findings.hypotheses import hypotheses
 from fp4scope.stats.findings.interactions import additivity_table, interaction_table
+from fp4scope.stats.findings.lowering import lowering_table
 from fp4scope.stats.findings.mixtures import effect_table, pair_table, sum_table
 from fp4scope.stats.findings.neighbours import neighbour_correlation
 from fp4scope.stats.findings.noise import noise_shares, rerun_noise
