@@ -153,6 +153,11 @@ class Run:
         return "the full-precision model" if self.contrast is None else self.contrast.name
 
     @property
+    def is_cause(self) -> bool:
+        """Whether nothing but causes needs it."""
+        return self.contrast is not None and self.contrast.family.level == CAUSES
+
+    @property
     def by_router(self) -> bool:
         """Whether it is a whole model, whose routing is kept router by router."""
         contrast = self.contrast
@@ -374,8 +379,7 @@ def causes(study: Study, sites: Sites, fixed: tuple[Edit, ...] = ()) -> Iterator
     swept = [setting for setting in study.swept if variants(setting)]
     noise = gains() if swept else []
     for level in study.question.causes.levels:
-        units = _projections(sites) if level is Level.PROJECTIONS else _chosen_layers(study, sites)
-        alike = [replace(unit, level=CAUSES) for unit in units]
+        alike = [replace(unit, level=CAUSES) for unit in _of_level(level, study, sites)]
         settings = [own for one in swept for own in (one, *variants(one).values())]
         for setting in (*settings, *noise):
             yield from of_units(alike, setting, Direction.ONLY, fixed)
@@ -406,6 +410,17 @@ def remedied(study: Study, sites: Sites, chosen: Iterable[tuple[Unit, Setting]])
             found.append(Contrast(((control, 1), (recipe, -1)), own, family))
     nothing = range(0)
     return Design(tuple(wholes.values()), study.numerics.replicas, nothing, causes=tuple(found))
+
+
+def like_remedied(study: Study, sites: Sites) -> Design:
+    """As much as the remedies of a study will be, of units evenly out of each level."""
+    chosen: list[tuple[Unit, Setting]] = []
+    for level in study.question.causes.levels:
+        units = list(_of_level(level, study, sites))
+        step = max(1, len(units) // study.question.remedies)
+        some = units[step // 2 :: step][: study.question.remedies]
+        chosen += [(unit, setting) for unit in some for setting in study.swept]
+    return remedied(study, sites, chosen)
 
 
 def given(name: str, recipe: Recipe) -> Contrast:
@@ -491,6 +506,10 @@ def _units(study: Study, sites: Sites) -> Iterator[tuple[Unit, tuple[Direction, 
     if directions := study.question.directions(Level.LAYERS):
         for unit in _chosen_layers(study, sites):
             yield unit, directions
+
+
+def _of_level(level: Level, study: Study, sites: Sites) -> Iterator[Unit]:
+    return _projections(sites) if level is Level.PROJECTIONS else _chosen_layers(study, sites)
 
 
 def _projections(sites: Sites) -> Iterator[Unit]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fp4scope
+from fp4scope.conductor import forecast
 from fp4scope.conductor.remedies import measuring
 from fp4scope.errors import StudyError
 from fp4scope.recipes import Recipe
@@ -167,3 +168,15 @@ def test_what_does_not_go_together_is_refused(model_folder, asked):
         Study.build(model="x", remedies=5, causes="layers", method="gradient")
     with pytest.raises(StudyError, match="half of 8 windows is too few"):
         fp4scope.diagnose(model_folder, **asked | {"windows": 8})
+
+
+def test_a_plan_counts_causes_and_remedies(found, model_folder, asked):
+    """Remedies are those of units evenly out of the model: which they will be is not known."""
+    planned = forecast(Study.build(model=model_folder, **asked))
+    alone = {recipe for contrast in found.results.causes for recipe, _ in contrast.terms}
+    assert planned.causes == len(alone) - 1, "all but the full-precision model"
+    assert planned.variants > planned.causes
+    assert planned.remedies == len(found.results.remedied)
+    assert planned.remedies_s > 0
+    less = forecast(Study.build(model=model_folder, **asked | {"remedies": 0}))
+    assert (less.remedies, less.remedies_s) == (0, 0)

@@ -50,6 +50,8 @@ def _print(study: Study, found: "StudyForecast") -> None:
     levels = Counter()
     for family in found.families:
         levels[f"{level(family.level)} ({family.direction})"] += family.units
+    if found.causes:
+        levels["to tell causes"] = found.causes
     kinds = ", ".join(f"{count} {kind}" for kind, count in levels.items())
     passes = f"{found.passes} over the weights"
     if shape.groups > 1:
@@ -79,6 +81,11 @@ def _print(study: Study, found: "StudyForecast") -> None:
         rows["calibration"] = (
             f"about {few} of {experts} experts will see fewer than {FEWEST_TOKENS} tokens of it, "
             "and take the largest input of their layer"
+        )
+    if found.remedies:
+        rows["remedies"] = (
+            f"at most {found.remedies} variants on {-(-found.windows // 2)} windows, behind these: "
+            f"about {clock(found.remedies_s)} more"
         )
     if study.question.stop_when is not None:
         rows["stops when"] = (

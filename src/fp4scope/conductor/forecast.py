@@ -15,7 +15,8 @@ from typing import Any
 from fp4scope.conductor.calibrate import activation_records, amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.provenance import describe_model
-from fp4scope.design import NOTHING, Contrast, Run
+from fp4scope.conductor.remedies import measuring, require_windows
+from fp4scope.design import NOTHING, Contrast, Run, like_remedied
 from fp4scope.design import Family as Asked
 from fp4scope.ledger import Ledger, Log
 from fp4scope.models import resolve_device
@@ -26,6 +27,7 @@ from fp4scope.study import Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Listener,
+    Memory,
     Progress,
     SelfCheck,
     Shape,
@@ -65,7 +67,9 @@ class StudyForecast:
     `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
     window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
     why every recipe takes forwards of the whole model, if it does. `unseen` are how many experts
-    will probably see few tokens at calibration, and of how many.
+    will probably see few tokens at calibration, and of how many. Of `variants`, `causes` tell why
+    units cost what they do. `remedies` come after these, at most so many; `remedies_s` is how long
+    they take.
     """
 
     study: Study
@@ -73,6 +77,8 @@ class StudyForecast:
     windows: int
     tokens: int
     variants: int
+    causes: int
+    remedies: int
     shape: Shape
     memory_bytes: int
     budget_bytes: int
@@ -81,6 +87,7 @@ class StudyForecast:
     passes: int
     calibration_s: float
     sweep_s: float
+    remedies_s: float
     estimates_s: float | None
     families: tuple[Family, ...]
     unseen: tuple[int, int]
@@ -108,6 +115,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     probe.run(tell, study.run.memory)
     longer = windows.seq_len / probe.tokens
     work = memory.work(shape) * len(windows)
+    tried, more = _remedies(study, prepared, memory)
     calibration = prepared.calibration
     return StudyForecast(
         study=study,
@@ -115,6 +123,8 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         windows=len(windows),
         tokens=windows.seq_len,
         variants=len(prepared.runs),
+        causes=sum(run.is_cause for run in prepared.runs),
+        remedies=len(tried),
         shape=shape,
         memory_bytes=memory.needed(shape),
         budget_bytes=memory.budget,
@@ -127,6 +137,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         / probe.tokens
         * probe.seconds_per_block,
         sweep_s=work * longer * probe.seconds_per_block,
+        remedies_s=more * longer * probe.seconds_per_block,
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
@@ -136,6 +147,17 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
         whole=checked.reason,
     )
+
+
+def _remedies(study: Study, prepared: Prepared, memory: Memory) -> tuple[list[Run], float]:
+    """What is tried on units that are not known yet, at most, and its work on all windows."""
+    windows = len(prepared.windows)
+    require_windows(study, windows)
+    if not study.question.remedies:
+        return [], 0.0
+    runs = like_remedied(study, prepared.loaded.layout.sites).runs
+    own, ours = memory.of(runs), measuring(windows)
+    return runs, own.work(own.shape(len(ours))) * len(ours)
 
 
 class _Probe:
