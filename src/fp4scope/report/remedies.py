@@ -6,7 +6,7 @@ from typing import Any
 from fp4scope.deploy.remedies import EVERYWHERE, SAME_SIZE, SERVED
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
-from fp4scope.report.numbers import interval, measured, number, percent
+from fp4scope.report.numbers import interval, measured, number
 from fp4scope.report.section import Cell, Column, Section, naming, texts
 
 _Row = Mapping[str, Any]
@@ -18,19 +18,18 @@ def remedies(found: Findings) -> Iterator[Section]:
     rows = [row for row in found.remedies if row["best"]]
     columns = [
         naming("unit"), naming("format"), naming("likely cause"),
-        Column("keeping it saves, KL millinats", "keeping it saves"),
-        Column("remedy", "remedy"), Column("which is", None),
+        Column("keeping it saves, KL millinats", "keeping it saves"), naming("remedy"),
         Column("removes of that", "removes"), Column("bits more for each weight", "bits more"),
-        Column("MB more", "MB more"), Column("served as measured by", "served by"),
+        naming("served as measured by"),
     ]  # fmt: skip
     shown = [
         [
-            *texts(labels.place(row), row["format"], row["cause"]),
+            *texts(labels.place(row), row["format"]),
+            _with_aside(*row["cause"].split("; ", 1)),
             measured(row, "damage"),
-            *texts(row["remedy"], row["best"]),
+            _with_aside(row["remedy"], row["best"]),
             removed(row),
-            Cell(number(row["bits"], sign=True), value=row["bits"]),
-            Cell(number(row["bytes"] / 1e6, sign=True), value=row["bytes"]),
+            _more(row),
             Cell(row["served"] or _NOBODY),
         ]
         for row in rows
@@ -55,8 +54,21 @@ def removed(row: _Row) -> Cell:
     """The share of the damage that a remedy removes; full precision removes all of it."""
     if row["share"] is None:
         return Cell("all", value=1.0)
-    ends = [percent(row[f"share_{end}"]) for end in ("low", "high")]
-    return Cell(percent(row["share"]), f"[{', '.join(ends)}]" if all(ends) else "", row["share"])
+    value, *ends = (
+        number(100 * end, digits=0) if (end := row[f"share{of}"]) is not None else ""
+        for of in ("", "_low", "_high")
+    )
+    return Cell(f"{value}%", f"[{', '.join(ends)}]" if all(ends) else "", row["share"])
+
+
+def _more(row: _Row) -> Cell:
+    """Bits for each weight, and bytes of all of them."""
+    aside = f"({number(row['bytes'] / 1e6)} MB)" if row["bits"] else ""
+    return Cell(number(row["bits"], sign=True), aside, row["bits"])
+
+
+def _with_aside(text: str, aside: str = "") -> Cell:
+    return Cell(text, f"({aside})" if aside else "")
 
 
 def remedy_sentences(found: Findings, place: _Row) -> Iterator[str]:

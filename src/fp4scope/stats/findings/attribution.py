@@ -52,7 +52,7 @@ def _operand(weights: float, inputs: float) -> str:
         return ""
     if weights / both >= _LARGER_PART:
         return "weights"
-    return "inputs" if inputs / both >= _LARGER_PART else "weights and inputs"
+    return "inputs" if inputs / both >= _LARGER_PART else "both operands"
 
 
 def _factor(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
