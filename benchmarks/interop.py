@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import RECIPE, write_checkpoint
-from fp4scope.deploy.export import Packed, plan_export
+from fp4scope.deploy.plan import Packed, plan_export
 from fp4scope.deploy.schemes import SERVED_RULE
 from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.kernels import fake_quantize

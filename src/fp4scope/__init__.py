@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fp4scope.conductor import diagnose, measure
+    from fp4scope.conductor import diagnose, measure, recommend
+    from fp4scope.deploy.exporting import export
     from fp4scope.diagnosis import Comparison, Diagnosis, compare, load
     from fp4scope.errors import Fp4ScopeError
     from fp4scope.kernels import QuantizedTensor, fake_quantize, quantize
@@ -22,10 +23,12 @@ _HOME = {
     "QuantizedTensor": "fp4scope.kernels",
     "compare": "fp4scope.diagnosis",
     "diagnose": "fp4scope.conductor",
+    "export": "fp4scope.deploy.exporting",
     "fake_quantize": "fp4scope.kernels",
     "load": "fp4scope.diagnosis",
     "measure": "fp4scope.conductor",
     "quantize": "fp4scope.kernels",
+    "recommend": "fp4scope.conductor",
 }
 
 __all__ = [
@@ -35,10 +38,12 @@ __all__ = [
     "QuantizedTensor",
     "compare",
     "diagnose",
+    "export",
     "fake_quantize",
     "load",
     "measure",
     "quantize",
+    "recommend",
 ]
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fp4scope.deploy.export import plan_export
+from fp4scope.deploy.plan import plan_export
 from fp4scope.models import open_source
 
 from .chosen import setting_for, written_for

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from fp4scope.deploy import checkpoint
 from fp4scope.deploy.checkpoint import divisor, write_checkpoint
-from fp4scope.deploy.export import plan_export
+from fp4scope.deploy.plan import plan_export
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.errors import FormatError, OutputError
 from fp4scope.groups import scale_partners

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fp4scope.cli.app import app
 from fp4scope.deploy import dialects
-from fp4scope.deploy.export import plan_export
+from fp4scope.deploy.plan import plan_export
 from fp4scope.errors import Fp4ScopeError, ModelError, StudyError
 from fp4scope.models import declared, open_source
 from fp4scope.treatments import Setting

@@ -5,8 +5,10 @@ import json
 import pytest
 
 import fp4scope
+from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.design import NOTHING
 from fp4scope.errors import DataError, FormatError, StudyError, UnitError
+from fp4scope.models import load_model
 from fp4scope.recipes import Recipe
 from fp4scope.study import Study
 from fp4scope.treatments import Setting
@@ -63,6 +65,38 @@ def test_tensor_scales_as_they_are_served_are_another_study(run, tmp_path):
     assert "NVFP4's weight scales: own (own), served (served)" in conditions
     with pytest.raises(StudyError, match="scales is null there, served here"):
         run(recipes={"whole": whole}, sweep=(), scales="served", output_dir=tmp_path / "own")
+
+
+def test_a_measured_recipe_is_written_and_exported(run, request, tmp_path):
+    """Also one that somebody wrote by hand: the run has what its static scales come from."""
+    command = request.getfixturevalue("fp4scope")  # whose name is the package's here
+    edits = [{"sites": "o_proj", "setting": None}]
+    mine = {"mine": {"base": "nvfp4", "edits": edits}}
+    found = run(recipes=mine, sweep=(), scales="served", output_dir=tmp_path / "out")
+    path = tmp_path / "mine.yaml"
+    code, said, _ = command("recipe", tmp_path / "out", "--measured", "mine", "-o", path)
+    assert code == 0
+    assert "fp4scope export" in said
+    written = WrittenRecipe.read(path)
+    assert (written.recipe, written.scales) == (found.results.given["mine"], "served")
+    assert written.numbers["measured"]["kl"]["mean"] == found.given[0]["delta_kl"]
+    largest = {(a.block, a.projection): a.max for a in found.results.activations}
+    assert written.input_amax == {
+        site.name: largest[site.block, site.projection]
+        for site in found.results.sites
+        if "o_proj" not in site.name
+    }
+    exported = fp4scope.export(path, "modelopt", checkpoint=tmp_path / "packed")
+    assert exported.files == (tmp_path / "packed",)
+    assert not exported.notes
+    assert load_model(str(tmp_path / "packed"), device="cpu").prior_quantization
+    code, _, complaint = command("recipe", tmp_path / "out", "--measured", "yours")
+    assert code == 2
+    assert "did you mean mine" in complaint or "choices: mine" in complaint
+    code, _, complaint = command(
+        "recipe", tmp_path / "out", "--measured", "mine", "--max-bits", "5"
+    )
+    assert (code, "--max-bits does not go" in " ".join(complaint.split())) == (2, True)
 
 
 def test_recipes_by_name_in_python(run):

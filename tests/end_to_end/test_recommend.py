@@ -1,5 +1,6 @@
 """`fp4scope recommend`: choose, refine, certify, write; stopped and gone on with."""
 
+import csv
 import json
 import random
 import shutil
@@ -10,6 +11,8 @@ import fp4scope as package
 from fp4scope.deploy import moves
 from fp4scope.deploy.proof import Measured
 from fp4scope.deploy.written import WrittenRecipe
+from fp4scope.errors import StudyError
+from fp4scope.study import read_options
 
 BASE = {
     "--design-runs": 36,
@@ -59,9 +62,30 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     assert recipe.numbers["chosen_over_resampled_windows"]
     assert "%" in next(line for line in shown.splitlines() if "mlp.down_proj" in line)
     assert "Written:" in shown
-    # Again: nothing is measured twice.
+    # Predicted against measured, also as numbers.
+    held = list(csv.DictReader((out / "predicted.csv").read_text().splitlines()))
+    measures = {(r["windows"], r["measure"]) for r in held}
+    assert measures == {(p, m) for p in ("refine", "certify") for m in ("kl", "nll")}
+    own = [r for r in held if r["windows"] == "certify" and float(r["bits"]) == row["bits"]]
+    assert [float(r["measured"]) for r in own] == [proof[r["measure"]]["mean"] for r in own]
+    expected = recipe.numbers["predicted_nats_per_token"]
+    assert [float(r["predicted_high"]) for r in own] == [
+        pytest.approx(expected[r["measure"]]["high"]) for r in own
+    ]
+    assert (out / "figures" / "predicted.svg").exists()
+    assert "figures/predicted.svg" in (out / "recommendation.md").read_text()
+    # Again, in Python: nothing is measured twice.
     before = {path: path.read_bytes() for path in out.glob("*/journal.jsonl")}
-    assert recommend("--max-bits", 7)[0] == 0
+    options = read_options(out / "study.yaml")
+    given = {name: options[name] for name in ("text", "seq_len", "windows", "formats")}
+    given |= {name.lstrip("-").replace("-", "_"): value for name, value in BASE.items()}
+    again = package.recommend(str(options["model"]), output_dir=out, max_bits=7.0, **given)
+    assert again.is_recommended
+    assert again.written == recipe
+    with pytest.raises(StudyError, match="what may the recipe cost or store"):
+        package.recommend("m", output_dir=out)
+    with pytest.raises(StudyError, match="output_dir is missing"):
+        package.recommend("m", max_bits=7.0)
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -221,19 +221,34 @@ def explain(out: Path, unit: str | None) -> None:
     lambda: [
         Argument(["out"], type=PATH, help="A folder with results, as `run` leaves it"),
         *_bounds(),
+        Option(
+            ["--measured"],
+            metavar="NAME",
+            help="Choose nothing: write this recipe, which the run measured (run --recipe), so "
+            "that it can be exported",
+        ),
         out_option("The recipe's file  [default: OUT/recipe.yaml]", name="path"),
     ],
     "out/choose --accept 'ppl<2%'",
     "out/choose --max-size 400MB --palette nvfp4,bf16",
+    "out/mine --measured mine -o mine.yaml",
 )
-def recipe(out: Path, path: Path | None, **options: Any) -> None:  # noqa: ANN401
+def recipe(out: Path, path: Path | None, measured: str | None, **options: Any) -> None:  # noqa: ANN401
     """Decide from a run what each linear gets."""
-    from fp4scope.cli.recipe import print_recipe
+    from fp4scope.cli.recipe import print_measured, print_recipe
     from fp4scope.files import require_writable
 
     with _stoppable("nothing was written"):
         if path is not None:
             require_writable(path)
+        if measured is not None:
+            if given := [name for name, value in options.items() if value]:
+                raise StudyError(
+                    f"--measured chooses nothing, so --{given[0].replace('_', '-')} does not go "
+                    "with it"
+                )
+            print_measured(out, measured, path)
+            return
         print_recipe(out, out=path, **options)
 
 
@@ -263,14 +278,15 @@ def recommend(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Choose a recipe, and measure it on other text."""
-    from fp4scope.cli.recipe import bound_of, required
     from fp4scope.cli.recommend import print_going_on, print_recommendation
+    from fp4scope.deploy.bound import bound_of, required
     from fp4scope.deploy.palette import default_formats
+    from fp4scope.study import is_run
 
     bound = required(bound_of(accept, max_bits, max_size))
     choice = {"palette": palette, "engine": engine, "serve_on": serve_on}
     kept = "what was measured is kept in {}; repeat the same command to go on"
-    if model is not None and config is None and _is_run(model):
+    if model is not None and config is None and is_run(model):
         folder = out or Path(model)
         with _stoppable(kept.format(folder)):
             found = print_going_on(Path(model), folder, bound, _given(options), **choice)
@@ -281,15 +297,6 @@ def recommend(
         with _stoppable(kept.format(folder)):
             found = print_recommendation(study, folder, bound, **choice)
     sys.exit(0 if found else 1)
-
-
-def _is_run(path: str) -> bool:
-    """Whether a path is a folder that a run has written, and no model's."""
-    try:
-        folder = Path(path).expanduser()
-        return (folder / "study.yaml").is_file() and not (folder / "config.json").is_file()
-    except (OSError, RuntimeError, ValueError):  # no path can be so; a name may
-        return False
 
 
 def _bounds() -> list[click.Parameter]:

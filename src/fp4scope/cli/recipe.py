@@ -1,25 +1,21 @@
 """`fp4scope recipe`: a decision from a finished run, on the terminal and as a file."""
 
 from collections.abc import Iterator, Sequence
-from math import inf
 from pathlib import Path
 
 from fp4scope.cli.terminal import command, console, in_grid, say, show
-from fp4scope.deploy.bar import parse_bar, with_companions
-from fp4scope.deploy.bound import Bound
+from fp4scope.deploy.bound import bound_of
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.exactly import exactly, served
-from fp4scope.deploy.found import decider, written
-from fp4scope.deploy.palette import Choice
+from fp4scope.deploy.found import decider, measured_recipe, written
+from fp4scope.deploy.palette import Choice, engine_of
 from fp4scope.deploy.schemes import kind_of, served_otherwise
 from fp4scope.diagnosis import load
-from fp4scope.errors import StudyError
 from fp4scope.recipes import Recipe
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats import SingleEffects
-from fp4scope.study import parse_memory
 
 FRONT_SHOWN = 9
 
@@ -61,34 +57,19 @@ def print_recipe(
     command(screen, "Measure it as a whole, on other windows:", words)
 
 
-_BOUNDS = "--accept 'ppl<2%', --max-bits 5 or --max-size 4GB"
-
-
-def bound_of(accept: Sequence[str], max_bits: float | None, max_size: str | None) -> Bound | None:
-    """The one bound that is given; None without any.
+def print_measured(folder: Path, name: str, out: Path | None) -> None:
+    """Write a recipe that a run measured as a file that an export takes.
 
     Raises:
-        StudyError: There are several, or one makes no sense.
+        Fp4ScopeError: There are no results, or the run measured no such recipe.
     """
-    options = {"--accept": accept or None, "--max-bits": max_bits, "--max-size": max_size}
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise StudyError(f"{' and '.join(given)} are two bounds; give one of {_BOUNDS}")
-    if max_bits is not None and not 0 < max_bits < inf:
-        raise StudyError(f"max_bits is {max_bits:g}; give a number such as 5.0")
-    size = None if max_size is None else float(parse_memory(max_size, "max_size"))
-    return Bound(tuple(with_companions(map(parse_bar, accept))), max_bits, size) if given else None
-
-
-def required(bound: Bound | None) -> Bound:
-    """The bound.
-
-    Raises:
-        StudyError: There is none.
-    """
-    if bound is None:
-        raise StudyError(f"what may the recipe cost or store? give one of {_BOUNDS}")
-    return bound
+    found = measured_recipe(load(folder).results, name)
+    path = out or folder / "recipe.yaml"
+    found.write(path)
+    screen = console()
+    screen.print(f"Written: {path}", soft_wrap=True)
+    words = ["fp4scope", "export", str(path), "--to", "compressed-tensors"]
+    command(screen, "Next:", [*words, "--checkpoint", "DIR"])
 
 
 def front_section(found: Decider, front: Sequence[Decision]) -> Section:
@@ -141,14 +122,6 @@ def decision_section(found: Decider, decision: Decision) -> Section:
         f"predicted {nll} millinats per token, KL {kl}"
     )
     return Section(title, columns, rows)
-
-
-def engine_of(engine: str | None, palette: str | None) -> str | None:
-    """What has to load a recipe: where nothing is said of that, every engine.
-
-    Of a palette that a user names nothing is left out unasked.
-    """
-    return engine or ("any" if palette is None else None)
 
 
 def engine_lines(found: Decider, decision: Decision) -> Iterator[str]:

@@ -1,19 +1,19 @@
 """`fp4scope recommend`: a recipe that was measured as a whole, on the terminal and as a file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4scope.cli.progress import Screen
-from fp4scope.cli.recipe import decision_section, engine_lines, engine_of
+from fp4scope.cli.recipe import decision_section, engine_lines
 from fp4scope.cli.terminal import command, console, in_grid, say, show
-from fp4scope.deploy.bar import Bar, Verdict
+from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.bound import Bound
-from fp4scope.deploy.proof import Measured
+from fp4scope.deploy.palette import engine_of
 from fp4scope.report.given import gigabytes
-from fp4scope.report.numbers import measured, number, share
-from fp4scope.report.section import Cell, Column, Section, naming
-from fp4scope.stats import Estimate, Size
+from fp4scope.report.numbers import number
+from fp4scope.report.section import Section
+from fp4scope.stats import Size
 from fp4scope.study import Study
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def print_recommendation(
     """
     with Screen() as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.conductor.recommendation import recommend
+        from fp4scope.conductor.recommendation import begin
 
-        found = recommend(study, folder, bound, palette=palette, progress=screen, **served)
+        found = begin(study, folder, bound, palette=palette, progress=screen, **served)
     _show(found, folder)
     return found.is_recommended
 
@@ -74,13 +74,12 @@ def print_going_on(
 
 
 def _show(found: "Recommendation", folder: Path) -> None:
+    from fp4scope.report.predicted import REPORT, proof_sections  # with matplotlib
+
     out = console()
-    tables = [
+    tables: list[Section] = [
         decision_section(found.decider, found.chosen.decision),
-        proof_section("Measured on the windows of refine", found.refined, found.bars),
-        proof_section(
-            "Measured on windows that nothing was chosen on", found.certified, found.bars
-        ),
+        *proof_sections(found.parts, found.bars),
     ]
     for section in tables:
         show(out, in_grid(section))
@@ -93,46 +92,10 @@ def _show(found: "Recommendation", folder: Path) -> None:
         say(out, f"- {line}", style="bold", hang="  ")
     path = folder / "recipe.yaml"
     out.print(f"\nWritten: {path}", soft_wrap=True)
+    out.print(f"Predicted against measured: {folder / REPORT}", soft_wrap=True)
     if found.is_recommended:
         words = ["fp4scope", "export", str(path), "--to", "compressed-tensors"]
         command(out, "Next:", [*words, "--checkpoint", "DIR"])
-
-
-def proof_section(title: str, rows: Sequence[Measured], bars: Sequence[Bar]) -> Section:
-    """What was predicted of recipes, and what was measured."""
-    columns = [
-        naming("bits of the linears"),
-        Column("size", "size"),
-        Column("predicted KL, millinats", "predicted", "KL, mnat"),
-        Column("measured", "measured", "KL, mnat"),
-        Column("predicted, millinats per token", "predicted", "mnat"),
-        Column("measured", "measured", "mnat"),
-        Column("top-1", "top-1"),
-        Column("as predicted", "as predicted"),
-        *([Column("the bar", "the bar")] if bars else []),
-    ]
-    return Section(title, columns, [[*_cells(row), *_verdict(row, bars)] for row in rows])
-
-
-def _cells(row: Measured) -> Iterator[Cell]:
-    size = row.decision.size
-    yield Cell(number(size.bits, digits=2), value=size.bits)
-    yield Cell(gigabytes(size.bytes), value=size.bytes)
-    for measure in ("kl", "nll"):
-        predicted = row.decision.predicted[measure]
-        ends = {"x": predicted.mean, "x_low": predicted.low, "x_high": predicted.high}
-        yield measured(ends, "x")
-        yield _estimate(row.found[measure])
-    yield share(row.found["top1"].mean)
-    yield Cell("yes" if row.is_as_predicted else "NO")
-
-
-def _verdict(row: Measured, bars: Sequence[Bar]) -> list[Cell]:
-    return [Cell(row.verdict(bars).value)] if bars else []
-
-
-def _estimate(found: Estimate) -> Cell:
-    return measured(found.columns("x"), "x")
 
 
 def verdict_lines(found: "Recommendation") -> Iterator[str]:

@@ -10,7 +10,7 @@ import torch
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import RECIPE
-from fp4scope.deploy.export import Export, plan_export
+from fp4scope.deploy.plan import Export, plan_export
 from fp4scope.deploy.served import Served, ask_server
 from fp4scope.deploy.verify import (
     Verdict,

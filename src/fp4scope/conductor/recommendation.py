@@ -22,6 +22,7 @@ from fp4scope.deploy.proof import Measured, measured
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.ledger import Results
+from fp4scope.report.predicted import write_predicted
 from fp4scope.study import Study
 from fp4scope.sweep import Listener
 
@@ -52,6 +53,11 @@ class Recommendation:
     written: WrittenRecipe
 
     @property
+    def parts(self) -> Mapping[str, Sequence[Measured]]:
+        """Recipes by the windows that they were measured on."""
+        return {"refine": self.refined, "certify": self.certified}
+
+    @property
     def verdict(self) -> Verdict | None:
         """Whether the recipe meets its bars; None where there are none."""
         return self.chosen.verdict(self.bars) if self.bars else None
@@ -62,7 +68,7 @@ class Recommendation:
         return self.chosen.is_as_predicted and self.verdict in (None, Verdict.MET)
 
 
-def recommend(
+def begin(
     study: Study,
     folder: Path,
     bound: Bound,
@@ -163,6 +169,7 @@ def _recommended(parts: Parts, effects: Diagnosis, bound: Bound, found: Decider)
     recommended = Recommendation(found, bound.bars, chosen, searched, refined, certified, recipe)
     recommended = replace(recommended, written=_with_proof(recommended, certify))
     recommended.written.write(parts.folder / "recipe.yaml")
+    write_predicted(parts.folder, recommended.parts, bound.bars)
     return recommended
 
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
-from fp4scope.deploy.bar import Bar
+from fp4scope.deploy.bar import Bar, parse_bar, with_companions
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.palette import Choice
 from fp4scope.errors import StudyError
+from fp4scope.study import parse_memory
+
+_BOUNDS = "--accept 'ppl<2%', --max-bits 5 or --max-size 4GB"
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,38 @@ class Bound:
         bits = found.bits_of(self.size) if self.size is not None else self.bits
         assert bits is not None
         return bits
+
+
+def bound_of(
+    accept: str | Sequence[str] = (), max_bits: float | None = None, max_size: str | None = None
+) -> Bound | None:
+    """The one bound that is given; None without any.
+
+    Args:
+        accept: Bars, such as `ppl<2%`.
+        max_bits: Average bits of the linears.
+        max_size: Of the checkpoint, such as `4GB`.
+
+    Raises:
+        StudyError: There are several, or one makes no sense.
+    """
+    bars = [accept] if isinstance(accept, str) else accept
+    options = {"--accept": bars or None, "--max-bits": max_bits, "--max-size": max_size}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise StudyError(f"{' and '.join(given)} are two bounds; give one of {_BOUNDS}")
+    if max_bits is not None and not 0 < max_bits < inf:
+        raise StudyError(f"max_bits is {max_bits:g}; give a number such as 5.0")
+    size = None if max_size is None else float(parse_memory(max_size, "max_size"))
+    return Bound(tuple(with_companions(map(parse_bar, bars))), max_bits, size) if given else None
+
+
+def required(bound: Bound | None) -> Bound:
+    """The bound.
+
+    Raises:
+        StudyError: There is none.
+    """
+    if bound is None:
+        raise StudyError(f"what may the recipe cost or store? give one of {_BOUNDS}")
+    return bound

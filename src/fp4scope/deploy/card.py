@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fp4scope.deploy.export import Export
+from fp4scope.deploy.plan import Export
 from fp4scope.names import markdown
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fp4scope.deploy.card import model_card
 from fp4scope.deploy.dialects import compressed_tensors, modelopt, modelopt_file
-from fp4scope.deploy.export import Export, Packed, Scale
+from fp4scope.deploy.plan import Export, Packed, Scale
 from fp4scope.errors import FormatError, OutputError
 from fp4scope.files import named, refusing
 from fp4scope.kernels import quantize

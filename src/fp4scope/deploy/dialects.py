@@ -11,7 +11,7 @@ llm-compressor 0.14's `QuantizationModifier`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fp4scope.deploy.export import Export, Packed
+from fp4scope.deploy.plan import Export, Packed
 from fp4scope.deploy.schemes import Kind, Scheme
 from fp4scope.errors import StudyError
 from fp4scope.recipes import expert_of

@@ -6,10 +6,10 @@ from typing import Any
 from fp4scope.deploy.decide import Decider, Decision, Effects, numbers
 from fp4scope.deploy.palette import FULL_PRECISION, choices, default_formats
 from fp4scope.deploy.written import RecipeModel, Scales, WrittenRecipe
-from fp4scope.errors import FormatError, StudyError
+from fp4scope.errors import FormatError, StudyError, nearest, shown
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
-from fp4scope.stats import MIN_WINDOWS, effects, single_effects
+from fp4scope.stats import MIN_WINDOWS, effects, given_table, single_effects, size
 
 
 def decider(
@@ -92,17 +92,52 @@ def _effects(results: Results, measure: str) -> Effects | None:
 
 def written(results: Results, found: Decider, decision: Decision) -> WrittenRecipe:
     """What the file of a recipe holds."""
+    return _written(results, decision.recipe, numbers(found, decision))
+
+
+def measured_recipe(results: Results, name: str) -> WrittenRecipe:
+    """A recipe that a study measured as a whole, as a file that an export takes.
+
+    Args:
+        results: Of the study.
+        name: What the study calls it.
+
+    Raises:
+        StudyError: The study measured no such recipe.
+    """
+    if name not in results.given:
+        known = nearest(name, results.given) if results.given else "give a run with --recipe"
+        raise StudyError(f"the study measured no recipe {shown(name)}; {known}")
+    recipe, rows = results.given[name], given_table(results)
+    row = next((row for row in rows if row["recipe"] == name), None)
+    numbers: dict[str, Any] = {"bits": size(results, recipe).bits}
+    if row is not None:
+        numbers |= {"model_bits": row["model_bits"], "bytes": row["bytes"]}
+        numbers["measured"] = {
+            "text": results.data.get("source"),
+            "windows": row["windows"],
+            "nll": {"mean": row["delta_nll"], "low": row["delta_nll_low"]}
+            | {"high": row["delta_nll_high"]},
+            "kl": {"mean": row["delta_kl"], "low": row["delta_kl_low"]}
+            | {"high": row["delta_kl_high"]},
+            "top1": {"mean": row["top1"]},
+        }
+    return _written(results, recipe, numbers)
+
+
+def _written(results: Results, recipe: Recipe, numbers: Mapping[str, Any]) -> WrittenRecipe:
+    """A recipe with what an export needs of the study that measured it."""
     model, asked = results.model, results.study.get("model", {})
     return WrittenRecipe(
-        recipe=decision.recipe,
+        recipe=recipe,
         model=RecipeModel(
             name=str(asked.get("name") or model["name"]),
             revision=asked.get("revision"),
             fingerprint=model.get("fingerprint"),
         ),
         scales=tensor_scales(results),
-        input_amax=input_amax(results, decision.recipe),
-        numbers=numbers(found, decision),
+        input_amax=input_amax(results, recipe),
+        numbers=numbers,
     )
 
 

@@ -91,6 +91,14 @@ _FIRST = CHECKPOINTS[:1]
 """What carries a recipe unless somebody says more: all that it carries goes together."""
 
 
+def engine_of(engine: str | None, palette: str | None) -> str | None:
+    """What has to load a recipe: where nothing is said of that, every engine.
+
+    Of a palette that a user names nothing is left out unasked.
+    """
+    return engine or ("any" if palette is None else None)
+
+
 def default_formats(engine: str | None = None, serve_on: str | None = None) -> tuple[str, ...]:
     """What to choose from beside full precision: what an engine loads layer by layer.
 

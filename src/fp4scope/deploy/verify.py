@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fp4scope.deploy.export import Export, Packed
+from fp4scope.deploy.plan import Export, Packed
 from fp4scope.deploy.schemes import SERVED_RULE, Kind
 from fp4scope.formats import get_format
 from fp4scope.kernels import quantize

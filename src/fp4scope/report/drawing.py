@@ -232,12 +232,17 @@ def heatmap(shown: Shown) -> Figure:
 
 
 def new_figure(
-    rows: int, columns: int, size: tuple[float, float], *, shared: bool = False
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    shared: bool = False,
+    one_x: bool = True,
 ) -> tuple[Figure, list[Any]]:
-    """A figure of panels; `shared`: with one vertical axis."""
+    """A figure of panels; `shared`: with one vertical axis; `one_x`: with one horizontal."""
     width, height = (min(inches, _MOST_INCHES) for inches in size)
     figure = Figure(figsize=(width, height), layout="constrained")
-    sharing = {"sharex": rows * columns > 1, "sharey": shared}
+    sharing = {"sharex": one_x and rows * columns > 1, "sharey": shared}
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
     return figure, list(axes.flat)
 

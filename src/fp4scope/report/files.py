@@ -105,16 +105,21 @@ def _write_both(
     found: Findings, folder: Path, suffixes: tuple[str, ...], *, every: bool = False
 ) -> list[Path]:
     """Write figures for a light ground, and as SVG for a dark one."""
-    written = _write_figures(figures(found, every=every), folder, suffixes)
+    written = write_figures(figures(found, every=every), folder, suffixes)
     dark = (
         (f"{name}{ON_DARK}", drawn) for name, drawn in figures(found, every=every, theme=DARK.name)
     )
-    return [*written, *_write_figures(dark, folder, suffixes[:1])]
+    return [*written, *write_figures(dark, folder, suffixes[:1])]
 
 
-def _write_figures(
+def write_figures(
     drawn: Iterable[tuple[str, Figure]], folder: Path, suffixes: tuple[str, ...]
 ) -> list[Path]:
+    """Write figures by name into the folder's `figures`, each as these files.
+
+    Raises:
+        OutputError: One could not be written.
+    """
     written: list[Path] = []
     for name, figure in drawn:
         for suffix in suffixes:

@@ -1,6 +1,6 @@
 """The study: what a user asks, in sections, parsed once. Pure Python."""
 
-from fp4scope.study.files import in_sections, read_options
+from fp4scope.study.files import in_sections, is_run, read_options
 from fp4scope.study.given import Given
 from fp4scope.study.goals import BestGoal, Goal, TimeGoal, WidthGoal
 from fp4scope.study.sections import Data

@@ -34,6 +34,15 @@ def read_options(path: Path | str) -> dict[str, Any]:
     return flatten(options)
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a folder that a run has written, and no model's."""
+    try:
+        folder = Path(path).expanduser()
+        return (folder / "study.yaml").is_file() and not (folder / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError):  # no path can be so; a name may
+        return False
+
+
 def in_sections(options: Any) -> Any:  # noqa: ANN401
     """The study that a results file holds, in sections, whichever version wrote it.
 
