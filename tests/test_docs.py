@@ -11,8 +11,12 @@ from fp4scope.cli.app import app
 from fp4scope.report.gates import parse_gate
 
 ROOT = Path(__file__).parents[1]
-PLAIN = ("decide", "faq", "method", "outputs", "reading", "statistics")
+PLAIN = (
+    "README", "docs/commands", "docs/decide", "docs/faq", "docs/method", "docs/outputs",
+    "docs/reading", "docs/statistics",
+)  # fmt: skip
 """Pages whose sentences are held short."""
+README_LINES = 120
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MOST_WORDS = 25
 PRIVATE = ("restore", "isolate", "cell", "cells", "rerun noise", "told from zero")
@@ -20,10 +24,11 @@ PRIVATE = ("restore", "isolate", "cell", "cells", "rerun noise", "told from zero
 
 def plain(name):
     """Paragraphs, items and headings of a page, without code, tables and targets of links."""
-    text = (ROOT / f"docs/{name}.md").read_text()
+    text = (ROOT / f"{name}.md").read_text()
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     text = "\n".join(line for line in text.split("\n") if not line.startswith("|"))
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"<[^>]*>", "", text)
     return re.sub(r"`[^`]*`", "code", text)
 
 
@@ -35,6 +40,19 @@ def test_sentences_are_short_and_words_are_the_fields_own(name):
             assert len(words) <= MOST_WORDS, " ".join(words)
         for word in PRIVATE:
             assert not re.search(rf"\b{word}\b", paragraph), (word, paragraph)
+
+
+def test_the_readme_can_be_read():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pictures_are_there_for_both_grounds(page):
+    for light in re.findall(r'<img [^>]*src="([^"]+)"', page.read_text()):
+        assert (page.parent / light).exists(), light
+    for dark in re.findall(r'srcset="([^"]+)"', page.read_text()):
+        assert "dark" in dark
+        assert (page.parent / dark).exists(), dark
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

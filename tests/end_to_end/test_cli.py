@@ -139,7 +139,10 @@ def test_json_on_stdout_is_all_there_is_and_quiet_leaves_the_findings(
     assert (code, opened) == (0, [page])
     card = (tmp_path / "out/card.md").read_text()
     whole = next(r for r in results["summary"]["all_quantized"] if r["format"] == "nvfp4")
-    assert f"| nvfp4 | W4A4 |  |  | {whole['ppl']:.1f} |" in card
+    (line,) = (line for line in card.splitlines() if line.startswith("| nvfp4 | W4A4 |"))
+    _, _, _, bits, size, ppl, *_ = (cell.strip() for cell in line.split("|"))
+    assert (bits, ppl) == ("4.50", f"{whole['ppl']:.1f}")
+    assert size.endswith(" MB")
     assert "on 4 windows of 32 tokens of words.txt, against the FP32 model" in card
 
     command += ["--keep", "*.0.*", "--keep", "k_proj"]

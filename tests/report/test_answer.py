@@ -12,8 +12,11 @@ from fp4scope.diagnosis import Diagnosis
 from fp4scope.ledger import Ledger, Results
 from fp4scope.recipes import Recipe
 from fp4scope.report.answer import answer
-from fp4scope.stats import kept, saving_table
+from fp4scope.report.findings import Findings
+from fp4scope.report.repairs import _measured_recipes
+from fp4scope.stats import Estimate, Size, Whole, kept, saving_table
 from fp4scope.study import Direction
+from fp4scope.table import Table
 from fp4scope.treatments import Setting
 
 FLIPS = np.array([0.001, -0.001] * 4)
@@ -223,3 +226,28 @@ def test_a_notebook_draws_what_whole_models_cost(models):
     bars = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', text)]
     costs = [nats for nats, _ in sorted(COSTS.values())]
     assert np.divide(bars, bars[-1]) == pytest.approx(np.divide(costs, costs[-1]), abs=2e-3)
+
+
+def test_of_measured_recipes_the_one_that_lowers_kl_most_for_each_byte_is_named():
+    def one(name, kl, width, megabytes, given=True):
+        costs = {
+            measure: Estimate(kl, 0.01, kl - width, kl + width, 8) for measure in ("nll", "kl")
+        }
+        size = Size(8.0, None, None, 1e6 * megabytes)
+        return Whole(Recipe(NVFP4, ()), name, "" if given else "W4A4", given, costs, 3.0, size)
+
+    empty = Table((), [])
+    row = {"format": "nvfp4", "precision": "W4A4"}
+    found = object.__new__(Findings)
+    vars(found).update(
+        projections=empty, blocks=empty, layers=empty, patterns=empty, experts=empty,
+        all_quantized=[{}, row],
+        wholes=[
+            one("nvfp4", 0.4, 0.05, 100, given=False), one("dear", 0.1, 0.05, 200),
+            one("cheap", 0.2, 0.05, 110), one("unsure", 0.38, 0.05, 100.1),
+        ],
+    )  # fmt: skip
+    (line,) = _measured_recipes(found)
+    assert line.startswith("Of the recipes that were measured, cheap saves most for each byte")
+    assert "KL 0.400 becomes 0.200" in line
+    assert line.endswith("for 10.00 MB more.")

