@@ -87,7 +87,7 @@ def remedy_table(results: Results) -> Table:
     left out where the damage is not significantly positive. `bits` are more for each weight of the
     unit, `bytes` for all of them. `tried`: for how many remedies the intervals hold at once.
     """
-    causes = attributions(results)
+    causes = attributions(results) if results.remedies else {}
     pairings = {name: Pairing(results.remedied, name) for name in ("kl", "nll")}
     rows: list[dict[str, Any]] = []
     for (unit, setting), contrasts in _by_unit(results).items():
