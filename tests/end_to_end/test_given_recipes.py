@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
 import fp4scope
 from fp4scope.deploy.written import WrittenRecipe
@@ -10,7 +11,9 @@ from fp4scope.design import NOTHING
 from fp4scope.errors import DataError, FormatError, StudyError, UnitError
 from fp4scope.models import load_model
 from fp4scope.recipes import Recipe
-from fp4scope.study import Study
+from fp4scope.stats import Estimate
+from fp4scope.stats.findings import exceptions
+from fp4scope.study import Given, Study
 from fp4scope.treatments import Setting
 
 NVFP4 = Setting.from_json("nvfp4")
@@ -70,21 +73,22 @@ def test_tensor_scales_as_they_are_served_are_another_study(run, tmp_path):
 def test_a_measured_recipe_is_written_and_exported(run, request, tmp_path):
     """Also one that somebody wrote by hand: the run has what its static scales come from."""
     command = request.getfixturevalue("fp4scope")  # whose name is the package's here
-    edits = [{"sites": "o_proj", "setting": None}]
-    mine = {"mine": {"base": "nvfp4", "edits": edits}}
-    found = run(recipes=mine, sweep=(), scales="served", output_dir=tmp_path / "out")
+    # What the study leaves out stays out of the file too.
+    mine = {"mine": {"base": "nvfp4"}}
+    options = {"exclude": "o_proj", "scales": "served", "sweep": ()}
+    found = run(recipes=mine, **options, output_dir=tmp_path / "out")
     path = tmp_path / "mine.yaml"
     code, said, _ = command("recipe", tmp_path / "out", "--measured", "mine", "-o", path)
     assert code == 0
     assert "fp4scope export" in said
     written = WrittenRecipe.read(path)
-    assert (written.recipe, written.scales) == (found.results.given["mine"], "served")
+    assert written.scales == "served"
+    assert {site.name for site in found.results.sites} == written.recipe.edited
+    assert written.recipe.settings == {NVFP4}
     assert written.numbers["measured"]["kl"]["mean"] == found.given[0]["delta_kl"]
     largest = {(a.block, a.projection): a.max for a in found.results.activations}
     assert written.input_amax == {
-        site.name: largest[site.block, site.projection]
-        for site in found.results.sites
-        if "o_proj" not in site.name
+        site.name: largest[site.block, site.projection] for site in found.results.sites
     }
     exported = fp4scope.export(path, "modelopt", checkpoint=tmp_path / "packed")
     assert exported.files == (tmp_path / "packed",)
@@ -156,15 +160,69 @@ def test_a_published_configuration_and_its_exceptions(run, tmp_path):
     own |= {"config_groups": {"group_0": group}, "ignore": ["lm_head", "re:.*o_proj$"]}
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps({"quantization_config": own}))
-    found = run(recipes=[str(path)], sweep=())
+    found = run(recipes=[str(path)], sweep=(), windows=8, output_dir=tmp_path / "out")
     whole, without = found.given
     assert [whole["recipe"], without["recipe"]] == ["theirs", "theirs without re:.*o_proj$ in bf16"]
     (everything,) = found.all_quantized.where(format="nvfp4")
     assert without["nll"] == everything["nll"] != whole["nll"]
+    # The exception: what it saves, what it stores, and whether it pays.
+    (row,) = found.exceptions
+    assert (row["recipe"], row["exception"]) == ("theirs", "re:.*o_proj$ in bf16")
+    assert row["delta_kl"] == pytest.approx(without["kl"] - whole["kl"])
+    assert row["bytes"] == pytest.approx(3 * 64 * 64 * (16 - 4.5) / 8)
+    assert row["bits"] == pytest.approx(whole["bits"] - without["bits"])
+    assert row["delta_kl_low"] > 0
+    assert row["verdict"] == "pays"
+    assert "Which exceptions pay" in found.report()
+    assert "Which exceptions pay" in found.html()
+    assert "theirs,re:.*o_proj$ in bf16,pays" in (tmp_path / "out/exceptions.csv").read_text()
     own["config_groups"]["group_0"]["targets"] = ["another.model"]
     path.write_text(json.dumps({"quantization_config": own}))
     with pytest.raises(UnitError, match=r"theirs: .* of another model"):
         run(recipes=[str(path)])
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((0.1, 0.3), "pays"),
+        ((-0.1, 0.3), "cannot be told"),
+        ((-0.3, -0.1), "does not pay"),
+        ((None, None), "cannot be told"),
+    ],
+)
+def test_verdicts_on_exceptions(ends, verdict):
+    assert exceptions.verdict(Estimate(0.0, 0.1, *ends, 8)) == verdict
+
+
+def test_a_configuration_is_fetched_from_the_hub_and_nothing_else(tmp_path, monkeypatch):
+    """Where config.json says nothing of a quantization, hf_quant_config.json does."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    own = {"quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}}
+    fetched = []
+
+    def fetch(name, file):
+        fetched.append(file)
+        if not (tmp_path / file).exists():
+            raise EntryNotFoundError(f"{name} has no {file}")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.raises(StudyError, match="says nothing of a quantization"):
+        Given.parse("org/model-FP4")
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(own))
+    found = Given.parse("org/model-FP4")
+    assert (found.name, found.data) == ("model-FP4", own)
+    assert fetched == 2 * ["config.json", "hf_quant_config.json"]
+
+    def offline(name, file):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(StudyError, match="no network"):
+        Given.parse("org/model-FP4")
+    with pytest.raises(StudyError, match="No such file"):
+        Given.parse("folder/mine.yaml")
 
 
 def test_windows_may_begin_later(run):

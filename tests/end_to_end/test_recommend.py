@@ -82,6 +82,11 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     again = package.recommend(str(options["model"]), output_dir=out, max_bits=7.0, **given)
     assert again.is_recommended
     assert again.written == recipe
+    # Another bound is another recommendation, and says so before it measures.
+    code, _, complaint = recommend("--max-bits", 9)
+    assert code == 2
+    assert "has a recommendation of other recipes" in " ".join(complaint.split())
+    assert WrittenRecipe.read(out / "recipe.yaml") == recipe
     with pytest.raises(StudyError, match="what may the recipe cost or store"):
         package.recommend("m", output_dir=out)
     with pytest.raises(StudyError, match="output_dir is missing"):

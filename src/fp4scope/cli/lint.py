@@ -21,7 +21,7 @@ def print_lint(config: str, model: str | None, engine: str, json: Path | None) -
     """Lint, print, and write.
 
     Args:
-        config: A file, or a folder with one.
+        config: A file, a folder with one, or a model of the Hub.
         model: Where its model is; the configuration's own folder by default.
         engine: One of `ENGINES`, or `any`.
         json: A file for machines.
@@ -42,6 +42,8 @@ def print_lint(config: str, model: str | None, engine: str, json: Path | None) -
         raise StudyError(f"{named(path)} says nothing of a quantization; give its config.json")
     read = read_config(data)
     tensors = stored_tensors(folder) if model is None or path.is_dir() else {}
+    if model is None and not path.exists():
+        model = config  # of the Hub
     linears = linears_of(tensors) if tensors else model_linears(model or _model_in(folder))
     if not len(linears):
         raise ModelError(f"{model or named(folder)} has no linears that are known; give MODEL")

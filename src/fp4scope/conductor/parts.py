@@ -78,9 +78,26 @@ class Parts:
             scales=Scales.SERVED,
             recipes=recipes,
         )
+        self._require_same(name, study)
         # Windows of the choice, if there were no others: not these.
         calibration = replace(self.calibration, evaluated=False)
         return self._run(name, study, self.folder / name, calibration)
+
+    def _require_same(self, name: str, study: Study) -> None:
+        """Refuse a folder that has other recipes: chosen under another bound, or from a palette.
+
+        Raises:
+            StudyError: It does.
+        """
+        held = self.folder / name / "study.yaml"
+        if not held.is_file():
+            return
+        if Study.build(**read_options(held)).question.recipes != study.question.recipes:
+            raise StudyError(
+                f"{named(self.folder)} has a recommendation of other recipes: under another bound, "
+                "or with other options; its effects are used again with another folder: "
+                f"fp4scope recommend {named(self.folder)} -o ANOTHER"
+            )
 
     def _run(self, name: str, study: Study, folder: Path, calibration: WindowSet) -> Diagnosis:
         first, count = study.data.first_window, study.data.windows or 0

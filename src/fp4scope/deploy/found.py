@@ -8,7 +8,7 @@ from fp4scope.deploy.palette import FULL_PRECISION, choices, default_formats
 from fp4scope.deploy.written import RecipeModel, Scales, WrittenRecipe
 from fp4scope.errors import FormatError, StudyError, nearest, shown
 from fp4scope.ledger import Results
-from fp4scope.recipes import Recipe
+from fp4scope.recipes import Recipe, Sites
 from fp4scope.stats import MIN_WINDOWS, effects, given_table, single_effects, size
 
 
@@ -129,7 +129,7 @@ def _written(results: Results, recipe: Recipe, numbers: Mapping[str, Any]) -> Wr
     """A recipe with what an export needs of the study that measured it."""
     model, asked = results.model, results.study.get("model", {})
     return WrittenRecipe(
-        recipe=recipe,
+        recipe=_explicit(recipe, results.sites),
         model=RecipeModel(
             name=str(asked.get("name") or model["name"]),
             revision=asked.get("revision"),
@@ -139,6 +139,14 @@ def _written(results: Results, recipe: Recipe, numbers: Mapping[str, Any]) -> Wr
         input_amax=input_amax(results, recipe),
         numbers=numbers,
     )
+
+
+def _explicit(recipe: Recipe, sites: Sites) -> Recipe:
+    """The same with every site named: a base would mean what the study left out, too."""
+    if recipe.base is None:
+        return recipe
+    edits = [(frozenset({site.name}), recipe.at(site.name)) for site in sites]
+    return Recipe(None, tuple(edits), recipe.replay)
 
 
 def tensor_scales(results: Results) -> Scales:

@@ -10,6 +10,7 @@ from fp4scope.deploy.engines import Form
 from fp4scope.deploy.schemes import SERVED_RULE
 from fp4scope.errors import FormatError, Fp4ScopeError, StudyError, UnitError
 from fp4scope.recipes import Recipe, Site, Sites, expert_name
+from fp4scope.stats import WITHOUT
 from fp4scope.treatments import Setting, Treatment
 
 MOST_EXCEPTIONS = 24
@@ -106,7 +107,7 @@ def published_recipes(name: str, data: Mapping[str, Any], sites: Sites) -> dict[
         whole, exceptions = recipe_of(config, sites), without_exceptions(config, sites)
     except Fp4ScopeError as error:
         raise type(error)(f"recipe {name}: {error}") from None
-    return {name: whole} | {f"{name} without {said}": recipe for said, recipe in exceptions.items()}
+    return {name: whole} | {f"{name}{WITHOUT}{said}": recipe for said, recipe in exceptions.items()}
 
 
 def _forms(config: Config, sites: Sites) -> dict[str, Form | None]:

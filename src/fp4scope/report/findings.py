@@ -105,6 +105,11 @@ class Findings:
         return stats.given_table(self.results)
 
     @cached_property
+    def exceptions(self) -> Table:
+        """Exceptions of recipes: what each saves and stores more, and whether it pays."""
+        return stats.exception_table(self.results)
+
+    @cached_property
     def wholes(self) -> list[Whole]:
         """Every whole model that was measured, with what it costs and stores."""
         return stats.wholes(self.results)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, number, plain, relative, share
-from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.report.section import Cell, Column, Section, naming, texts
 
 
 def given_recipes(found: Findings) -> Iterator[Section]:
-    """What each recipe costs and stores; nothing of a study without any."""
+    """What each recipe costs and stores, and its exceptions; nothing of a study without any."""
     columns = [
         naming("recipe"),
         Column("bits of the linears", "bits"),
@@ -46,6 +46,40 @@ def given_recipes(found: Findings) -> Iterator[Section]:
             note="Against the full-precision model, window by window. Bits count the scales of "
             "blocks; those of the model count embeddings, head and norms at 16.",
             id="recipes",
+        )
+    yield from exceptions(found)
+
+
+def exceptions(found: Findings) -> Iterator[Section]:
+    """Which exceptions of recipes pay; nothing of a study without any."""
+    columns = [
+        naming("recipe"),
+        naming("exception"),
+        Column("verdict"),
+        Column("KL saved, millinats", "KL saved"),
+        Column("millinats per token saved", "mnat saved"),
+        Column("stored more", "stored more"),
+        Column("bits of the linears more", "bits more"),
+    ]
+    rows = [
+        [
+            *texts(row["recipe"], row["exception"], row["verdict"]),
+            measured(row, "delta_kl"),
+            measured(row),
+            Cell(gigabytes(row["bytes"]), value=row["bytes"]),
+            Cell(number(row["bits"], digits=2), value=row["bits"]),
+        ]
+        for row in found.exceptions
+    ]
+    if rows:
+        yield Section(
+            "Which exceptions pay",
+            columns,
+            rows,
+            note="What the recipe costs more without the exception. It pays where the interval of "
+            "KL is above zero, and does not where it is below. Intervals hold for all exceptions "
+            "of a recipe at once.",
+            id="exceptions",
         )
 
 

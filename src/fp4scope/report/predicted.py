@@ -79,7 +79,7 @@ def draw_predicted(table: Table, theme: Theme = LIGHT) -> Figure:
         theme: Of the ground that it is to stand on.
     """
     with mpl.rc_context(theme.style):
-        figure, axes = new_figure(1, len(_MEASURES), (7.2, 3.9), one_x=False)
+        figure, axes = new_figure(1, len(_MEASURES), (7.2, 4.4), one_x=False)
         for axis, (measure, name) in zip(axes, _MEASURES.items(), strict=True):
             _panel(axis, table.where(measure=measure), theme)
             axis.set_title(f"{name}, millinats per token", loc="left")

@@ -1,6 +1,7 @@
 """Recipes that a user gives: read from their files at once, so that a study holds all of them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from fp4scope.files import named, read_bytes, refusing
 
 MOST_BYTES = 32 * 2**20
 """Of a file that holds a recipe."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_CONFIGS = ("config.json", "hf_quant_config.json")
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")
 _UNNAMED = ("recipe", "config", "hf_quant_config")
 
 
@@ -80,6 +84,8 @@ class Given:
         with refusing(f"cannot read the recipe {named(name)}", StudyError):
             path = Path(name).expanduser()
             path = _in_folder(path) if path.is_dir() else path
+        if (hub := _hub_id(name)) and not path.exists():
+            return cls.of(hub.rpartition("/")[2], _on_hub(hub))
         content = read_bytes(path, "recipe", StudyError)
         if len(content) > MOST_BYTES:
             raise StudyError(
@@ -95,6 +101,42 @@ class Given:
         if not isinstance(data, Mapping):
             raise StudyError(f"{named(path)} holds no recipe: {shown(data)}")
         return cls.of(path.resolve().parent.name if path.stem in _UNNAMED else path.stem, data)
+
+
+def _hub_id(name: str | Path) -> str | None:
+    """A name that may be of a model on the Hub: `ORG/NAME`, and no file of YAML or JSON."""
+    text = str(name)
+    known = Path(text).suffix.lower() in (".yaml", ".yml", ".json")
+    return text if _HUB_ID.fullmatch(text) and not known else None
+
+
+def _on_hub(name: str) -> Any:  # noqa: ANN401
+    """What a model on the Hub says of its quantization: configurations alone are fetched.
+
+    Raises:
+        StudyError: There is no such model or file, or it says nothing of a quantization.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    for file in _CONFIGS:
+        try:
+            path = hf_hub_download(name, file)
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StudyError(
+                f"{named(name)} is no file or folder here, and {file} cannot be had from the Hub "
+                f"({reason}); check the name and the network, or give a file"
+            ) from None
+        data = json.loads(read_bytes(Path(path), "recipe", StudyError))
+        if isinstance(data, Mapping) and any(key in data for key in _QUANTIZED):
+            return data
+    raise StudyError(
+        f"{named(name)} says nothing of a quantization in {' or '.join(_CONFIGS)}; give a "
+        "quantized model, or a file that holds a recipe"
+    )
 
 
 def _in_folder(path: Path) -> Path:
