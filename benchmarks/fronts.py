@@ -31,12 +31,12 @@ import fp4scope
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.allocate import least_cost
 from fp4scope.deploy.decide import Decider
-from fp4scope.deploy.found import decider
+from fp4scope.deploy.found import decider, written
 from fp4scope.groups import Group
 from fp4scope.ledger import Results
 from fp4scope.models import LoadedModel, load_model
 from fp4scope.recipes import Recipe
-from fp4scope.stats import by_window, holm
+from fp4scope.stats import Pairing, by_window, holm
 from fp4scope.study import Study
 
 FORMATS = "nvfp4,fp8"
@@ -101,6 +101,9 @@ def compare(loaded: LoadedModel, options: argparse.Namespace) -> None:
     for size in SIZES:
         for name, chosen in rivals.choices(size):
             recipes[f"{size} {name}"] = rivals.found.of(chosen).recipe
+    for size in SIZES:
+        recipe = written(rivals.found.results, rivals.found, rivals.found.under(size))
+        recipe.write(options.folder / f"{size}.yaml")
     asked = common(options) | {"windows": options.held_out, "first_window": options.windows}
     results = rivals.diagnose("measure", **asked, sweep=(), recipes=recipes)
     costs = {name: _cost(results, recipe) for name, recipe in recipes.items() if recipe.settings}
@@ -142,7 +145,11 @@ class Rivals:
         results = self.diagnose("designed sweep", **common(self.options), method="designed")
         self.found: Decider = decider(results, f"{FORMATS},bf16")
         self.names = [choice.name for choice in self.found.choices]
-        self.gradients = self._gradients()
+        self.singles = {
+            "gradient": self._singles("gradient", method="gradient", direction="only"),
+            "only": self._singles("only", direction="only"),
+            "keep": self._singles("keep", direction="keep"),
+        }
         self.outliers = self._outliers(results)
         said = self.options.folder / "modelopt.json"
         methods = json.loads(said.read_text())["methods"] if said.is_file() else {}
@@ -161,7 +168,8 @@ class Rivals:
         """What each chooses under a size: the option of every group."""
         groups, most = self.found.kl.groups, size * self.found.parameters
         yield "fp4scope", self.found.under(size).options
-        yield "gradient", least_cost(self.gradients, self.found.bits, most)
+        for name, costs in self.singles.items():
+            yield name, least_cost(costs, self.found.bits, most)
         yield "outliers first", self._upgraded(np.argsort(-self.outliers, kind="stable"), most)
         last = max(group.block or 0 for group in groups)
         ends = [min(group.block or 0, last - (group.block or 0)) for group in groups]
@@ -195,22 +203,25 @@ class Rivals:
                     chosen[place] = before
         return chosen
 
-    def _gradients(self) -> Floats:
-        """Groups by options: the mean square, over windows, of what the gradient predicts."""
+    def _singles(self, what: str, **asked: Any) -> Floats:  # noqa: ANN401
+        """Groups by options: what one group at a time says; of gradients the mean square."""
         groups = self.found.kl.groups
-        results = self.diagnose(
-            "gradient", **common(self.options), method="gradient", direction="only",
-            sweep="blocks:only", patterns=[_pattern(group) for group in groups],
-        )  # fmt: skip
+        patterns = [_pattern(group) for group in groups]
+        results = self.diagnose(what, **common(self.options), **asked, sweep=(), patterns=patterns)
         found = np.zeros((len(groups), len(self.names)))
         place = {group.names: g for g, group in enumerate(groups)}
+        pairing = Pairing.of(results, "kl")
         for contrast in results.contrasts:
             if contrast.unit is None or contrast.family.level != "patterns":
                 continue
-            series = by_window(results.ledger, contrast.own, "gradient")
+            if what == "gradient":
+                series = by_window(results.ledger, contrast.own, "gradient")
+            else:
+                series = pairing.difference(contrast)
             assert series is not None
+            values = np.square(series.values) if what == "gradient" else series.values
             option = self.names.index(contrast.family.setting.name)
-            found[place[contrast.unit.sites], option] = np.square(series.values).mean()
+            found[place[contrast.unit.sites], option] = values.mean()
         return found
 
     def _outliers(self, results: Results) -> Floats:
