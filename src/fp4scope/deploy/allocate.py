@@ -1,8 +1,8 @@
 """Exact choice of one setting for each unit under a bound: a multiple-choice knapsack.
 
-Costs add up over units, which is what effects of a designed sweep are made for. A bound is on what
-is stored, or on the sum of costs. Both are mixed-integer linear programs, which HiGHS solves to
-optimality in milliseconds at the sizes of models.
+Costs add up over units, which is what effects of a designed sweep are made for. The bound is on
+what is stored. That is a mixed-integer linear program, which HiGHS solves to optimality in
+milliseconds at the sizes of models.
 
 Costs are estimates, and the least of many estimates is too low. So costs are shrunk before they
 come here, and a choice is made again over resampled windows: how often an option is chosen says
@@ -51,27 +51,6 @@ def least_cost(costs: Floats, bits: Floats, most_bits: float) -> Integers:
     if fewest > most_bits * (1 + 1e-12):
         raise StudyError(f"no recipe stores {most_bits:.6g} bits; the smallest stores {fewest:.6g}")
     return _solved(costs, bits, most_bits)
-
-
-def fewest_bits(costs: Floats, bits: Floats, most_cost: float) -> Integers:
-    """The option of each unit that store least together, at no more than a sum of costs.
-
-    Args:
-        costs: Units by options; Inf where a unit cannot have an option.
-        bits: Units by options: what each stores.
-        most_cost: The bound on the sum of costs.
-
-    Raises:
-        StudyError: Even the cheapest options cost more.
-
-    Example:
-        >>> costs, bits = np.array([[0.0, 3.0], [0.0, 1.0]]), np.array([[16.0, 4.0]] * 2)
-        >>> fewest_bits(costs, bits, 2.0).tolist()
-        [0, 1]
-    """
-    if (least := _least(costs, costs)) > most_cost:
-        raise StudyError(f"no recipe costs {most_cost:.6g}; the cheapest costs {least:.6g}")
-    return _solved(bits, costs, most_cost)
 
 
 def _least(values: Floats, costs: Floats) -> float:
