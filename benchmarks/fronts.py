@@ -3,6 +3,7 @@ r"""Our recipes beside those of rules of thumb, gradients, chance and ModelOpt, 
     python benchmarks/fronts.py prepare MODEL DIR --text wikitext.txt --device cuda
     python benchmarks/engine/modelopt_choices.py DIR        # where ModelOpt is; may be left out
     python benchmarks/fronts.py compare MODEL DIR --text wikitext.txt --device cuda
+    python benchmarks/fronts.py draw docs/results/checks/fronts docs/pictures/fronts.svg
 
 Everybody has the same palette (NVFP4, FP8, full precision), the same units (what engines have as
 one), the same windows to choose on, and the same sizes, in average bits of the linears. Every
@@ -52,15 +53,18 @@ Options = NDArray[np.int64]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("prepare", "compare"))
-    parser.add_argument("model")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("step", choices=("prepare", "compare", "draw"))
+    parser.add_argument("model", help="of `draw`: a folder with files of `compare`")
+    parser.add_argument("folder", type=Path, help="of `draw`: the figure")
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--windows", type=int, default=32, help="to choose on")
     parser.add_argument("--held-out", type=int, default=64, help="to measure on")
     parser.add_argument("--seq-len", type=int, default=2048)
     options = parser.parse_args()
+    if options.step == "draw":
+        draw(Path(options.model), options.folder)
+        return
     print(machine(options.device))
     options.folder.mkdir(exist_ok=True)
     text = options.text.read_text(encoding="utf-8")
@@ -288,6 +292,40 @@ def _printed(said: dict[str, Any]) -> str:
             f"mnat more than ours: ours is {verdict}"
         )
     return "\n".join([*lines, json.dumps(said["seconds"])])
+
+
+LINES = {
+    "fp4scope": ("#0b6e4f", "o", 2.4),
+    "ModelOpt gradient": ("#c26a00", "s", 1.4),
+    "ModelOpt kl_div": ("#c26a00", "^", 1.4),
+    "first and last blocks": ("#5b6ee1", "v", 1.0),
+    "MLP first": ("#8a8a8a", "x", 1.0),
+    "outliers first": ("#b0489b", "+", 1.0),
+}
+
+
+def draw(folder: Path, target: Path) -> None:
+    """KL on windows that nobody has seen against bits, a panel for each model."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    files = sorted(folder.glob("*.json"))
+    figure = Figure(figsize=(4.2 * len(files), 3.6), layout="constrained")
+    for axes, path in zip(figure.subplots(1, len(files)), files, strict=True):
+        said = json.loads(path.read_text())
+        for rival, (color, marker, width) in LINES.items():
+            rows = [row for row in said["rows"] if row["name"].endswith(f" {rival}")]
+            bits, kl = zip(*((row["bits"], row["kl_mnat"]) for row in rows), strict=True)
+            axes.plot(bits, kl, color=color, marker=marker, lw=width, ms=5, label=rival)
+        for row in said["rows"][:2]:
+            axes.plot(row["bits"], row["kl_mnat"], "D", color="#444444", ms=5)
+            axes.annotate(f" all {row['name']}", (row["bits"], row["kl_mnat"]), fontsize=8)
+        axes.set(title=said["model"], xlabel="bits of a weight", ylim=(0, None), xlim=(4.3, 8.9))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("KL, millinats per token")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fronts"}):
+        figure.savefig(target, facecolor="white", metadata={"Date": None})
 
 
 if __name__ == "__main__":
