@@ -75,6 +75,12 @@ def test_the_cheapest_is_named_and_what_engines_serve(models):
     assert rules.endswith("+34.99% with floor, the rule of the MX specification and the paper.")
 
 
+def test_a_wider_format_is_for_comparison_and_never_the_answer(models):
+    both, *_ = said(models(COSTS | {("fp8", "W8A8"): (0.001, 0.002)}), "Which format?")
+    assert both.startswith("Weights with activations: nvfp4:4over6 W4A4 costs least, +2.53% of ")
+    assert "fp8 W8A8, for comparison: +0.10" in both
+
+
 def test_the_bar_is_met_missed_or_undecided(models):
     (line,) = said(models(COSTS, ["ppl<5%"]), "Ship?")
     assert line.startswith("ppl<5% and kl<0.04879: met by nvfp4:4over6 W4A4 (4.50 bits; +2.53%")

@@ -1,5 +1,6 @@
 """Which format costs least, and which an engine serves, in sentences."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from fp4scope.deploy.exactly import exactly
@@ -9,6 +10,7 @@ from fp4scope.stats import Whole, undecided
 from fp4scope.treatments import operands_of
 
 _SIDES = {"WA": "Weights with activations", "W": "Weights alone", "A": "Activations alone"}
+_QUANTIZED = re.compile(r"[WA](?!16)(\d+)")
 _RULES = {
     "mxfp4:even": "even, the rule of vLLM and llm-compressor",
     "mxfp4:rceil": "rceil, the rule of ModelOpt and torchao",
@@ -26,7 +28,7 @@ def which_format(found: Findings) -> list[str]:
             if whole.precision and operands_of(whole.precision) == operands
         ]
         if chosen:
-            lines.append(f"{words}: {_cheapest(found, chosen)}")
+            lines.append(f"{words}: {_smallest_first(found, chosen)}")
     return [*lines, *_rules(found)]
 
 
@@ -38,6 +40,25 @@ def cost_of(whole: Whole) -> str:
     cell = relative(whole.row)
     said = f"{cell.text} of perplexity {cell.aside}"
     return f"{said}, not significant" if undecided(whole.row) else said
+
+
+def _smallest_first(found: Findings, chosen: Sequence[Whole]) -> str:
+    """The cheapest of what has fewest bits; wider formats are what these are held against."""
+    bits = {whole.name: _element_bits(whole) for whole in chosen}
+    small = [whole for whole in chosen if bits[whole.name] == min(bits.values())]
+    wider = next((whole for whole in chosen if whole not in small), None)
+    said = _cheapest(found, small)
+    return said if wider is None else f"{said} {wider.title}, for comparison: {cost_of(wider)}."
+
+
+def _element_bits(whole: Whole) -> int:
+    """Of the widest operand that is quantized.
+
+    Example:
+        >>> max(map(int, _QUANTIZED.findall("W4A16"))), max(map(int, _QUANTIZED.findall("W4A8")))
+        (4, 8)
+    """
+    return max(map(int, _QUANTIZED.findall(whole.precision)), default=16)
 
 
 def _cheapest(found: Findings, chosen: Sequence[Whole]) -> str:
