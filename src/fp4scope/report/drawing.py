@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -198,7 +199,6 @@ def heatmap(shown: Shown) -> Figure:
     drawn = [1e3 * row["drawn"] for row in table]
     peak, linear = step_above(max(map(abs, drawn)) or 1.0), linear_threshold(drawn)
     norm = SymLogNorm(linear, vmin=-peak, vmax=peak)
-    image = None
     for axis, name in zip(axes, formats, strict=True):
         values = np.full((len(projections), len(blocks)), np.nan)
         unsure: list[tuple[int, int]] = []
@@ -208,7 +208,7 @@ def heatmap(shown: Shown) -> Figure:
                 unsure.append((j, i))
             else:
                 values[i, j] = 1e3 * row["drawn"]
-        image = axis.imshow(values, cmap=shown.theme.map, norm=norm, aspect="auto")
+        axis.imshow(values, cmap=shown.theme.map, norm=norm, aspect="auto")
         if unsure:
             axis.scatter(*zip(*unsure, strict=True), color=shown.theme.soft, **_DOT)
         axis.set_yticks(range(len(projections)), [visible(name) for name in projections])
@@ -220,7 +220,8 @@ def heatmap(shown: Shown) -> Figure:
         axis.set_title(name, loc="left")
     steps = steps_of_colour(peak, linear)
     ticks = [*(-step for step in steps), 0.0, *reversed(steps)]
-    bar = figure.colorbar(image, ax=axes, label=f"{shown.unit} per token", pad=0.01, ticks=ticks)
+    colours = ScalarMappable(norm, shown.theme.map)
+    bar = figure.colorbar(colours, ax=axes, label=f"{shown.unit} per token", pad=0.01, ticks=ticks)
     bar.ax.yaxis.set_major_formatter(_PLAIN)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
@@ -242,8 +243,9 @@ def new_figure(
     """A figure of panels; `shared`: with one vertical axis; `one_x`: with one horizontal."""
     width, height = (min(inches, _MOST_INCHES) for inches in size)
     figure = Figure(figsize=(width, height), layout="constrained")
-    sharing = {"sharex": one_x and rows * columns > 1, "sharey": shared}
-    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
+    axes = figure.subplots(
+        rows, columns, squeeze=False, sharex=one_x and rows * columns > 1, sharey=shared
+    )
     return figure, list(axes.flat)
 
 

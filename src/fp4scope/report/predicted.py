@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -115,7 +116,7 @@ def _panel(axis: Axes, table: Table, theme: Theme) -> None:
             [Interval.of(row, name).times(1e3) for row in rows]
             for name in ("predicted", "measured")
         )
-        x, y = [one.value for one in across], [one.value for one in up]
+        x, y = (np.array([one.value for one in by], np.float64) for by in (across, up))
         axis.errorbar(
             x, y, xerr=_reach(across), yerr=_reach(up), fmt="none", ecolor=theme.of(i),
             elinewidth=1, alpha=0.7,

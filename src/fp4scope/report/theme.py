@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Theme:
         return self.series[place % len(self.series)]
 
     @property
-    def map(self) -> LinearSegmentedColormap:
+    def map(self) -> Colormap:
         """From `cold` through `zero` to `hot`; what has no value is as `zero`."""
         found = LinearSegmentedColormap.from_list("fp4scope", [self.cold, self.zero, self.hot])
         return found.with_extremes(bad=self.zero)
