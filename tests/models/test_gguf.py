@@ -7,12 +7,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fp4scope.errors import ModelError, OutputError
@@ -117,6 +119,26 @@ def test_words_that_no_merge_reaches(tiny_model, cache, tmp_path):
     write(tmp_path / "lost.gguf", model, tokens=tokens)
     with pytest.raises(ModelError, match="entries and makes a token of nearly every character"):
         load_model(str(tmp_path / "lost.gguf"), device="cpu")
+    assert kept(cache) == []
+
+
+def test_words_that_are_lost_when_the_copy_is_saved(model, cache, tmp_path, monkeypatch):
+    class Lost:
+        def __len__(self) -> int:
+            return 5000
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": list(range(len(text)))}
+
+    read = AutoTokenizer.from_pretrained
+
+    def reads(*source: str, **options: Any) -> Any:
+        return read(*source, **options) if "gguf_file" in options else Lost()
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", reads)
+    write(tmp_path / "tiny.gguf", model)
+    with pytest.raises(ModelError, match="makes a token of nearly every character"):
+        load_model(str(tmp_path / "tiny.gguf"), device="cpu")
     assert kept(cache) == []
 
 

@@ -27,7 +27,7 @@ from fp4scope.errors import ModelError, OutputError
 from fp4scope.models.fusion import replaced
 
 _NOTES = "fp4scope.json"
-_CONVERTER = 3
+_CONVERTER = 4
 """Changes when the same file would be converted differently."""
 _FULL_PRECISION = {"F32", "F16", "BF16"}
 _PROBE = "The model was evaluated on the whole text."
@@ -144,8 +144,8 @@ def _sha256(path: Path) -> str:
 def _require_words(tokenizer: Any) -> None:  # noqa: ANN401
     """Refuse a tokenizer of many entries that still makes a token of every character.
 
-    `transformers` 5.17 read Gemma's so (5.23 does not): the model then sees text that it was
-    never trained on, and every number after that is wrong without an error.
+    `transformers` 5.17 read Gemma's so (5.23 does not), and does after a copy is saved: the model
+    then sees text that it was never trained on, and every number is wrong without an error.
     """
     tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     if len(tokenizer) > _MANY and len(tokens) > len(_PROBE) / 2:
@@ -201,6 +201,7 @@ def _convert(path: Path, folder: Path, digest: str) -> None:
             tokenizer = AutoTokenizer.from_pretrained(**source)
             _require_words(tokenizer)
             tokenizer.save_pretrained(folder)
+            _require_words(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
             read, info = AutoModelForCausalLM.from_pretrained(
                 **source, **unpacked, dtype=torch.float32, output_loading_info=True
             )  # type: ignore[misc]

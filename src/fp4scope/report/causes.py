@@ -129,14 +129,17 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def predictors(found: Findings) -> Iterator[Section]:
     """How well what is cheap to know orders what units cost."""
-    rows = [row for row in found.predictors if row["measure"] == "kl"]
+    of = {"gradient": "nll"}  # it estimates that; the rest says nothing of a sign
+    rows = [row for row in found.predictors if row["measure"] == of.get(row["predictor"], "kl")]
     columns = [
         naming("format"), naming("precision"), naming("among"), naming("predictor"),
-        Column("rank correlation with KL", "rho"), Column("ceiling", "ceiling"), Column("units"),
+        naming("measure"), Column("rank correlation", "rho"), Column("ceiling", "ceiling"),
+        Column("units"),
     ]  # fmt: skip
     shown = [
         [
             *texts(row["format"], row["precision"], row["among"], row["predictor"]),
+            Cell(row["measure"].upper()),
             _plain(row, "rho"),
             Cell(number(row["ceiling"], digits=2), value=row["ceiling"]),
             Cell(str(row["units"]), value=row["units"]),
@@ -148,10 +151,12 @@ def predictors(found: Findings) -> Iterator[Section]:
             "Do statistics predict what quantizing costs?",
             columns,
             shown,
-            intro="Spearman's rank correlation of each predictor with the KL of units that are "
-            "quantized alone, with 95% intervals over windows.",
+            intro="Spearman's rank correlation of each predictor with what units cost that are "
+            "quantized alone, with 95% intervals over windows: their KL, and for the gradient, "
+            "which estimates NLL, their NLL.",
             note="Ceiling: what a perfect predictor would reach, since the measured order has "
-            "noise of its own. That of NLL is in predictors.csv.",
+            "noise of its own. The gradient is taken on the same windows, and shares their noise. "
+            "Both measures of each are in predictors.csv.",
             id="predictors",
         )
 

@@ -14,6 +14,8 @@ from fp4scope.table import Interval
 
 _Row = Mapping[str, Any]
 _MILLI = "millinats of KL"
+_NEAR = 1.25
+"""What costs less than this many times as much is near chance, however certain it is."""
 
 
 def explained(found: Findings, unit: str | None = None) -> dict[str, list[str]]:
@@ -80,8 +82,9 @@ def _error_and_gain(found: Findings, row: _Row) -> Iterator[str]:
     if row["error"] is None or not row["gain"]:
         return
     yield (
-        f"Its output is off by {number(row['error_db'], digits=1)} dB. Noise of 1% of the output's "
-        f"energy costs {interval(row, 'gain', 10.0)} {_MILLI}."
+        f"Its output is off by {number(row['error_db'], digits=1)} dB. Noise of 0.1% of the "
+        f"output's energy costs {interval(row, 'gain', 1.0)} {_MILLI}; noise of 1% costs "
+        f"{number(10 * row['linear'])} times as much."
     )
     others = [
         other
@@ -95,7 +98,16 @@ def _error_and_gain(found: Findings, row: _Row) -> Iterator[str]:
     )
     if row["over_predicted_low"] is not None:
         over = Interval.of(row, "over_predicted")
-        yield f"KL is {_ratio(over)} times error times gain."
+        yield f"KL is {_ratio(over)} times error times gain.{_far(over)}"
+
+
+def _far(over: Interval) -> str:
+    """Which way the product is off by more than a factor of 2, if it is."""
+    if over.high is not None and over.high < 0.5:
+        return " Rounding does much less here than noise of that energy in its output."
+    if over.low is not None and over.low > 2:
+        return " Rounding does much more here than noise of that energy in its output."
+    return ""
 
 
 def _direction(row: _Row) -> Iterator[str]:
@@ -104,10 +116,15 @@ def _direction(row: _Row) -> Iterator[str]:
         return
     said = "no worse and no better than chance"
     if against.low > 1:
-        said = "worse than chance: its direction matters"
+        said = "worse than chance"
     elif against.high < 1:
-        said = "better than chance: its direction matters"
-    yield f"It costs {_ratio(against)} times what noise of the same energy does: {said}."
+        said = "better than chance"
+    if against.low > _NEAR or against.high < 1 / _NEAR:
+        said += "; the direction of the error matters"
+    yield (
+        f"It costs {_ratio(against)} times what noise of the same energy in its operands does: "
+        f"{said}."
+    )
 
 
 def _taken_apart(found: Findings, row: _Row, operand: str) -> Iterator[str]:
