@@ -75,3 +75,23 @@ def test_a_candidate_without_damage_explains_nothing():
 def test_too_few_windows():
     with pytest.raises(ValueError, match="at least 4 windows"):
         match(np.zeros((3, 8)), [np.zeros((3, 8))], np.zeros((3, 8)))
+
+
+@pytest.mark.parametrize("inputs_too", [True, False])
+def test_chaos_of_inputs_does_not_make_weights_alone_the_best(inputs_too):
+    """Damage of inputs that is mostly noise of its own, as rounding of activations is."""
+    rng = np.random.default_rng(3)
+    weights, full = rng.standard_normal((2, 32, 256)) + 0.25
+    predicted, served = weights + 0.2 + 1.5 * rng.standard_normal((2, 32, 256))
+    both, alone = match(served if inputs_too else weights, [predicted, weights], full)
+    if inputs_too:
+        assert alone.correlation.low > both.correlation.high  # which decided before
+    assert (both.near, both.same) == (inputs_too, inputs_too)
+    assert (alone.near, alone.same) == (not inputs_too, not inputs_too)
+
+
+def test_where_no_mean_is_near_the_correlation_decides():
+    served, candidates, full = damages(4)
+    right, half, wrong = match(served + 5, candidates, full)
+    assert not any(found.near for found in (right, half, wrong))
+    assert (right.same, half.same, wrong.same) == (True, False, False)

@@ -199,7 +199,9 @@ def _section(verdict: Verdict) -> Section:
             _cell(Interval(less.mean, less.low, less.high).times(_MNAT), "+.1f"),
             Cell("yes" if match.same else "no"),
         ]
-        for candidate, match, less in sorted(found, key=lambda each: each[1].behind.value or 0)
+        for candidate, match, less in sorted(
+            found, key=lambda each: (not each[1].near, each[1].behind.value or 0)
+        )
     ]
     return Section("What is served, token by token", columns, rows)
 
@@ -222,6 +224,7 @@ def _data(verdict: Verdict, wrong: list[str], served: Served) -> dict[str, Any]:
             "candidate": candidate.name,
             "cause": candidate.cause,
             "same": match.same,
+            "near": match.near,
             **match.correlation.columns("correlation"),
             **match.slope.columns("slope"),
             **match.behind.columns("behind"),

@@ -75,8 +75,13 @@ class Verdict:
 
     @property
     def best(self) -> int:
-        """The candidate with the highest correlation."""
-        return max(range(len(self.matches)), key=lambda i: self.matches[i].correlation.value or 0)
+        """The candidate with the highest correlation among those whose mean may be served."""
+
+        def order(place: int) -> tuple[bool, float]:
+            found = self.matches[place]
+            return found.near, found.correlation.value or 0.0
+
+        return max(range(len(self.matches)), key=order)
 
     @property
     def explained(self) -> bool:
