@@ -252,16 +252,20 @@ def test_folder_without_configuration(folder):
     assert "has no config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_damaged_json(name, folder):
-    (folder / name).write_text("{")
+def test_damaged_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{")
     assert refusal(folder).startswith(f"cannot load {folder}: ")
+
+
+def test_damaged_configuration(folder):
+    (folder / "config.json").write_text("{")
+    assert f"{folder / 'config.json'} is no model's configuration: it is no JSON" in refusal(folder)
 
 
 def test_the_word_in_a_path_is_not_the_reason(folder):
     """What a message quotes is no advice to open pickles."""
     folder = folder.rename(folder.parent / "my-safetensors")
-    (folder / "config.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{")
     message = refusal(folder)
     assert message.startswith(f"cannot load {folder}: ")
     assert "--allow-pickle" not in message

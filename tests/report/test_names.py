@@ -150,7 +150,7 @@ def test_planted_links_are_not_followed(known, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (out / "figures").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OutputError, match="is a link to another folder"):
-        list(files._write_figures([("x", known().plot("heatmap"))], out, ("svg",)))
+        files.write_figures([("x", known().plot("heatmap"))], out, ("svg",))
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
