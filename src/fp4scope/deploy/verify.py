@@ -25,7 +25,7 @@ from fp4scope.models import LoadedModel, Source
 from fp4scope.operands import Injector
 from fp4scope.recipes import expert_of
 from fp4scope.stats.inference.intervals import Estimate, paired
-from fp4scope.stats.inference.matching import Match, match
+from fp4scope.stats.inference.matching import Match, best_of, match
 from fp4scope.treatments import Amax, Setting, Treatment
 
 Losses = NDArray[np.float64]
@@ -76,12 +76,10 @@ class Verdict:
     @property
     def best(self) -> int:
         """The candidate with the highest correlation among those whose mean may be served."""
-
-        def order(place: int) -> tuple[bool, float]:
-            found = self.matches[place]
-            return found.near, found.correlation.value or 0.0
-
-        return max(range(len(self.matches)), key=order)
+        return best_of(
+            [found.near for found in self.matches],
+            [found.correlation.value or 0.0 for found in self.matches],
+        )
 
     @property
     def explained(self) -> bool:

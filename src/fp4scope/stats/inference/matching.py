@@ -74,7 +74,7 @@ def match(served: Floats, candidates: Sequence[Floats], full: Floats) -> list[Ma
     found = [_without_each(served, x, full) for x in candidates]
     near = [_is_near(served, x) for x in candidates]
     correlations = np.stack([correlation for correlation, _ in found])
-    best = max(range(len(found)), key=lambda i: (near[i], correlations[i, 0]))
+    best = best_of(near, correlations[:, 0].tolist())
     matches: list[Match] = []
     for place, (correlation, slope) in enumerate(found):
         behind = _interval(correlations[best] - correlation)
@@ -82,6 +82,11 @@ def match(served: Floats, candidates: Sequence[Floats], full: Floats) -> list[Ma
         same = same and near[place] == near[best]
         matches.append(Match(near[place], _interval(correlation), _interval(slope), behind, same))
     return matches
+
+
+def best_of(near: Sequence[bool], correlations: Sequence[float]) -> int:
+    """The place of the highest correlation, among those that are near if any is."""
+    return max(range(len(near)), key=lambda place: (near[place], correlations[place]))
 
 
 def _is_near(y: Floats, x: Floats) -> bool:
