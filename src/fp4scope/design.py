@@ -158,11 +158,16 @@ class Run:
         return self.contrast is not None and self.contrast.family.level == CAUSES
 
     @property
-    def by_router(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether it is a whole model, whose routing is kept router by router."""
         contrast = self.contrast
         whole = (ROUTING, GIVEN)
         return contrast is None or contrast.unit is None or contrast.family.level in whole
+
+    @property
+    def keeps_spread(self) -> bool:
+        """Whether it is told how its KL spreads over tokens: of whole models as they are."""
+        return self.is_whole and self.replica == 0 and self.recipe != NOTHING
 
     @property
     def measures(self) -> tuple[str, str, str]:

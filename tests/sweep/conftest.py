@@ -13,6 +13,7 @@ from fp4scope.study import Study
 from fp4scope.sweep import Worker, measure_naively, memory_for, schedule, self_check
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.routing import routers, routing_values
+from fp4scope.sweep.worker import spread_values
 
 SEED = 3
 PLENTY = 10**10
@@ -139,6 +140,7 @@ def naive_numbers():
             for name, value in [
                 *zip(run.measures, (m.nll, m.kl, m.top1), strict=True),
                 *((name, value) for name, (value,) in routing_values(run, [m]).items()),
+                *((name, value) for name, (value,) in spread_values(run, [m]).items()),
             ]
         }
 

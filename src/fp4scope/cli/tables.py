@@ -9,6 +9,7 @@ from fp4scope.diagnosis import Diagnosis
 from fp4scope.report import labels
 from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.designed import about_designed
+from fp4scope.report.divergence import divergence
 from fp4scope.report.files import outputs
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
@@ -103,6 +104,7 @@ def main_tables(found: Findings) -> Iterator[Section]:
 def so_far(found: Findings) -> Iterator[Section]:
     """What is known first: whole models, projections."""
     yield from costs(found, apart=True)
+    yield from divergence(found)
     yield from given_recipes(found)
     yield from routing(found)
     yield from replay(found)

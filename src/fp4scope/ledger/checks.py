@@ -8,7 +8,7 @@ from typing import Any
 
 from fp4scope.design import NOTHING, Contrast
 from fp4scope.errors import OutputError, shown
-from fp4scope.ledger.measures import ROUTERS
+from fp4scope.ledger.measures import MOST_BINS, ROUTERS
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger, Rows
 from fp4scope.ledger.schema import REPORTED
@@ -168,9 +168,14 @@ def require_sums(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) -> 
     for name, column in values.items():
         if name in ROUTERS.values():
             continue
+        if name == "kl_bins":
+            _require_counts(column, tokens)
+            continue
         known = [value for value in column if value is not None]
         largest = max(max(known, default=0.0), -min(known, default=0.0))
         # What an estimate may be knows no bounds.
+        if name == "kl_max" and largest > MOST_NATS * most:
+            raise ValueError(f"kl_max is {largest:.6g} nats, beyond any prediction")
         if name in ("nll", "kl", "rerun_kl") and largest > MOST_NATS * fewest:
             raise ValueError(
                 f"{name} has {largest:.6g} nats for {fewest} tokens; {MOST_NATS:g} for each is "
@@ -178,3 +183,9 @@ def require_sums(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) -> 
             )
         if name in ("top1", "rerun_top1") and largest > most:
             raise ValueError(f"{name} has {largest} of {most} tokens")
+
+
+def _require_counts(column: Sequence[Any], tokens: Sequence[int]) -> None:
+    for counts, own in zip(column, tokens, strict=True):
+        if counts is not None and (len(counts) > MOST_BINS or sum(counts) != own):
+            raise ValueError(f"kl_bins has {sum(counts)} tokens in {len(counts)} bins, not {own}")

@@ -1,13 +1,13 @@
 """What is measured, as data. Pure Python.
 
-Every value is a sum over the targets of one sample, such as the 2047 targets of a window, so that
-means of any weighting can be taken later.
+Every value but `kl_max` is a sum over the targets of one sample, such as the 2047 targets of a
+window, so that means of any weighting can be taken later.
 """
 
 from dataclasses import dataclass
 
-Value = float | int | list[float | None]
-"""A number, or one for each router."""
+Value = float | int | list[float | None] | list[int]
+"""A number, one for each router, or a count for each bin."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,15 @@ class Measure:
 
     def settled(self, value: Value) -> Value:
         """The value with the digits that mean something."""
+        if self.digits is None:
+            return value
         if isinstance(value, list):
             return [None if v is None else float(f"{v:.{self.digits}g}") for v in value]
-        return value if self.digits is None else float(f"{value:.{self.digits}g}")
+        return float(f"{value:.{self.digits}g}")
 
 
+MOST_BINS = 178
+"""As many bins as `kl_bins` can have."""
 _KINDS = ("kept", "same", "weight", "load", "kl")
 ROUTING = {kind: f"routing_{kind}" for kind in _KINDS}
 """Measures of models with routers, means over these."""
@@ -53,6 +57,10 @@ MEASURES = {
             for names in (ROUTING, ROUTERS)
             for kind, name in names.items()
         ),
+        # Of whole models, how KL spreads over targets: the largest, and how many targets are in
+        # each bin (`stats.inference.tails`).
+        Measure("kl_max", "nat", 6, "nll"),
+        Measure("kl_bins", "1", None, "nll"),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

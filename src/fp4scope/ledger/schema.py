@@ -100,6 +100,8 @@ class Values(TypedDict, total=False):
     nll: list[Number | None]
     kl: list[Number | None]
     top1: list[Count | None]
+    kl_max: list[Number | None]
+    kl_bins: list[list[Count] | None]
     rerun_kl: list[Number | None]
     rerun_top1: list[Count | None]
     routing_kept: list[Magnitude | None]

@@ -8,7 +8,7 @@ row counts for top-1 when the reference's most likely token is also the variant'
 it: BF16 logits are often tied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,22 +17,32 @@ from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from fp4scope.kernels import backend
+from fp4scope.stats.inference.tails import counts_in_bins
 
 _CPU_PIECE_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How KL spreads over the targets of one window: the largest, and the targets in each bin."""
+
+    largest: float
+    bins: list[int]
 
 
 @dataclass(frozen=True)
 class WindowMetrics:
     """Sums over the targets of one window; NLL and KL in nats.
 
-    `routing`: at each router what is left of the full-precision model's choices, NaN where that is
-    not known; None of a model without routers.
+    `spread` where it is wanted. `routing`: at each router what is left of the full-precision
+    model's choices, NaN where that is not known; None of a model without routers.
     """
 
     tokens: int
     nll: float
     kl: float
     top1: int
+    spread: Spread | None = field(default=None, compare=False)
     routing: Float64[np.ndarray, "routers kinds"] | None = field(default=None, compare=False)
 
 
@@ -56,13 +66,25 @@ class RowMetrics:
         self.kl[variants, rows] = other.kl
         self.top1[variants, rows] = other.top1
 
-    def windows(self) -> list[WindowMetrics]:
-        """The sums of each variant's rows, which make up one window."""
+    def windows(self, spread: Container[int] = ()) -> list[WindowMetrics]:
+        """The sums of each variant's rows, which make up one window.
+
+        Args:
+            spread: Variants of which it is also told how KL spreads over rows.
+        """
         rows = self.nll.shape[-1]
-        nll, kl = (x.cpu().numpy().astype(np.float64).sum(-1) for x in (self.nll, self.kl))
+        by_row = self.kl.cpu().numpy()
+        nll, kl = (x.astype(np.float64).sum(-1) for x in (self.nll.cpu().numpy(), by_row))
         top1 = self.top1.cpu().numpy().sum(-1)
         return [
-            WindowMetrics(rows, float(nll[v]), float(kl[v]), int(top1[v])) for v in range(len(nll))
+            WindowMetrics(
+                rows,
+                float(nll[v]),
+                float(kl[v]),
+                int(top1[v]),
+                Spread(float(own.max()), counts_in_bins(own)) if v in spread else None,
+            )
+            for v, own in enumerate(by_row)
         ]
 
 

@@ -25,6 +25,11 @@ class Findings:
         return stats.all_quantized_table(self.results)
 
     @cached_property
+    def divergence(self) -> Table:
+        """KL of every whole model over tokens: mean, 99%, maximum; and same top token."""
+        return stats.divergence_table(self.results)
+
+    @cached_property
     def noise_shares(self) -> Table:
         """How much of the variance of all-quantized models and kept units is run-to-run noise."""
         return stats.noise_shares(self.results)

@@ -10,6 +10,7 @@ from fp4scope.report import labels
 from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
+from fp4scope.report.divergence import divergence
 from fp4scope.report.figures import figure_names
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
@@ -56,7 +57,12 @@ def markdown(found: Findings) -> str:
         headlines=headlines(found),
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",
-        costs=[*costs(found), *given_recipes(found), *against_each_other(found)],
+        costs=[
+            *costs(found),
+            *divergence(found),
+            *given_recipes(found),
+            *against_each_other(found),
+        ],
         designed=about_designed(found),
         causes=about_causes(found),
         routing=about_routing(found),

@@ -25,6 +25,7 @@ from fp4scope.report import labels, sections
 from fp4scope.report.answer import DISTRUST, answer
 from fp4scope.report.causes import about_causes
 from fp4scope.report.designed import about_designed
+from fp4scope.report.divergence import divergence
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import percent
@@ -79,7 +80,7 @@ def page(found: Findings) -> str:
         DISTRUST=DISTRUST,
         next=shlex.join(next_step(found, Path("OUT"))),
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
-        costs=list(sections.costs(found)),
+        costs=[*sections.costs(found), *divergence(found)],
         benefit=list(benefit(found)),
         compared=[*given_recipes(found), *sections.against_each_other(found)],
         designed=about_designed(found),

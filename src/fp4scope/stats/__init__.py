@@ -10,6 +10,7 @@ from fp4scope.stats.between.orders import order_table
 from fp4scope.stats.between.scale import scale_table
 from fp4scope.stats.findings.agreement import agreement_table
 from fp4scope.stats.findings.causes import error_table, gain_table, split_table
+from fp4scope.stats.findings.divergence import divergence_table
 from fp4scope.stats.findings.effects import Effects, effects
 from fp4scope.stats.findings.exceptions import WITHOUT, exception_table
 from fp4scope.stats.findings.formats import format_table, operand_table

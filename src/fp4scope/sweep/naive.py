@@ -83,7 +83,8 @@ def measure_naively(
                 own = logits, chosen
                 if not _is(run, against):
                     own = forward(w, run.recipe, run.replica)
-                (metrics,) = compare(own[0][None], targets, reference).windows()
+                rows = compare(own[0][None], targets, reference)
+                (metrics,) = rows.windows({0} if run.keeps_spread else ())
                 results.append(replace(metrics, routing=_routing(routers, own[1], plain)))
     return measured
 

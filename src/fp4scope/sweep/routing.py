@@ -283,7 +283,7 @@ def routing_values(run: Run, metrics: Sequence[WindowMetrics]) -> dict[str, list
         if not counts[:, place].all():
             continue
         found[ROUTING[kind]] = means[:, place].tolist()
-        if run.by_router:
+        if run.is_whole:
             values = sums[:, :, place].tolist()
             found[ROUTERS[kind]] = [[None if v != v else v for v in row] for row in values]
     return found

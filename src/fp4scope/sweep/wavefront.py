@@ -93,6 +93,8 @@ class Wavefront:
         # In the head, those that are compared with the same one follow it.
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.end != p.against, p.end.head))
         self._order = {pair: place for place, pair in enumerate(pairs)}
+        told = zip(runs, self._wanted, strict=True)
+        self._spread = {self._order[pair] for run, pair in told if run.keeps_spread}
         self._heads = [dict(part.in_block(loaded.layout.sites.behind)) for part in tree.heads]
 
     @torch.no_grad()
@@ -250,7 +252,7 @@ class Wavefront:
                         )
                         found.put(places, rows, metrics)
                         advance(share * len(some))
-        sums = found.windows()
+        sums = found.windows(self._spread)
         return [sums[self._order[pair]] for pair in self._wanted]
 
     def _logits(

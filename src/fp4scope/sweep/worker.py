@@ -90,6 +90,7 @@ class Worker:
                 columns = zip(*((m.nll, m.kl, m.top1) for m in metrics), strict=True)
                 values = {name: list(c) for name, c in zip(run.measures, columns, strict=True)}
                 values |= routing_values(run, metrics)
+                values |= spread_values(run, metrics)
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
@@ -132,3 +133,11 @@ class Worker:
             lambda: advance(blocks),
             self._routers,
         )
+
+
+def spread_values(run: Run, metrics: Sequence[WindowMetrics]) -> dict[str, list[Any]]:
+    """How a run's KL spreads over targets, a value for each window; only of whole models."""
+    spreads = [m.spread for m in metrics if run.keeps_spread and m.spread is not None]
+    if not spreads:
+        return {}
+    return {"kl_max": [s.largest for s in spreads], "kl_bins": [s.bins for s in spreads]}
