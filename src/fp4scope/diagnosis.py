@@ -6,11 +6,12 @@ the folders that runs have written.
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.ledger import Results, read_results
+from fp4scope.ledger import TASKS, Results, TaskResults, read_results, read_tasks
 from fp4scope.report.findings import Findings
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.joint_page import page as joint_page
@@ -34,6 +35,16 @@ class Diagnosis(Findings):
     def __init__(self, results: Results, folder: Path | None = None) -> None:
         super().__init__(results)
         self.folder = folder
+
+    @cached_property
+    def scored(self) -> TaskResults | None:
+        """What `fp4scope tasks` has left in the same folder.
+
+        Raises:
+            OutputError: It is damaged.
+        """
+        path = None if self.folder is None else self.folder / TASKS
+        return read_tasks(path) if path is not None and path.exists() else None
 
     def plot(self, kind: str, **options: str) -> "Figure":
         """A matplotlib figure.

@@ -4,8 +4,10 @@ from math import log
 
 import pytest
 
-from fp4scope.deploy.bar import Verdict, parse_bar
+from fp4scope.deploy.bar import Verdict, parse_bar, verdict
+from fp4scope.deploy.bound import bound_of
 from fp4scope.errors import StudyError
+from fp4scope.stats import Estimate
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,8 @@ from fp4scope.errors import StudyError
         ("mnat<20", "nll", 0.02),
         ("kl<.05", "kl", 0.05),
         ("top1>95%", "top1", 0.95),
+        ("task:arc_easy<2", "task:arc_easy", 0.02),
+        (" task:Own-1 < .5 ", "task:Own-1", 0.005),
     ],
 )
 def test_what_bars_mean(text, measure, limit):
@@ -37,6 +41,10 @@ def test_what_bars_mean(text, measure, limit):
         ("pql<2%", "did you mean ppl"),
         ("", "give a bar such as"),
         ("kl<nan", "give a bar such as"),
+        ("task:arc_easy>2", "task:NAME<2"),
+        ("task:<2", "task:NAME<2"),
+        ("task:arc_easy<0", "points of a score"),
+        ("task:arc_easy<2%", "task:NAME<2"),
     ],
 )
 def test_what_is_no_bar(text, said):
@@ -60,3 +68,16 @@ def test_a_bar_on_perplexity_brings_one_on_kl():
     assert companion is not None
     assert (companion.measure, companion.limit) == ("kl", pytest.approx(log(1.02)))
     assert parse_bar("kl<0.02").companion is None
+
+
+def test_nothing_is_decided_on_what_was_not_measured():
+    bars = [parse_bar("kl<1"), parse_bar("task:arc_easy<2")]
+    kl = {"kl": Estimate(0.1, 0.01, 0.08, 0.12, 16)}
+    assert verdict(bars, kl) is Verdict.UNDECIDED
+    met = Estimate(0.0, 0.005, -0.01, 0.01, 400)
+    assert verdict(bars, kl | {"task:arc_easy": met}) is Verdict.MET
+
+
+def test_no_recipe_is_chosen_by_a_task():
+    with pytest.raises(StudyError, match="fp4scope tasks"):
+        bound_of("task:arc_easy<2")

@@ -39,6 +39,7 @@ _STATISTICS = (
 _PALETTE = {"formats": "nvfp4,fp8"}
 """What every engine loads layer by layer, beside full precision."""
 _STATISTICS_SIZE = {"seq_len": 512, "windows": 64}
+_NUMBER, _POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 
 
 def _accept(help: str) -> Option:
@@ -438,6 +439,110 @@ def verify(
         sys.exit(1)
 
 
+_TASKS = (
+    "revision", "exclude", "lm_head", "dataset", "calibration_text", "calibration_windows",
+    "calibration_seq_len", "bos", "dtype", "device", "scales", "seed", "allow_partial",
+    "trust_remote_code", "allow_pickle",
+)  # fmt: skip
+
+
+@command(
+    lambda: [
+        model_argument(required=True),
+        Option(
+            ["--tasks"],
+            multiple=True,
+            required=True,
+            metavar="TASKS",
+            help="Names that lm-eval knows, its configurations (.yaml), or NAME=FILE.jsonl with "
+            "lines of HumanEval; by commas or repeated",
+        ),
+        Option(
+            ["--recipes"],
+            multiple=True,
+            required=True,
+            metavar="RECIPES",
+            help="What is held against full precision: formats as nvfp4 or mxfp4:even/w4a16, and "
+            "files that hold recipes; by commas or repeated",
+        ),
+        Option(["--limit"], type=_POSITIVE, metavar="N", help="Documents of each task at most"),
+        Option(["--num-fewshot"], type=_NUMBER, metavar="N", help="Examples before each document"),
+        Option(["--chat"], is_flag=True, help="Ask through the model's chat template"),
+        Option(
+            ["--batch-size"],
+            type=_POSITIVE,
+            default=1,
+            metavar="N",
+            help="Requests in a forward  [default: 1]",
+        ),
+        Option(
+            ["--replicas"],
+            type=_NUMBER,
+            default=1,
+            metavar="N",
+            help="Second runs of every recipe, perturbed by one unit in the last place, which tell "
+            "the noise  [default: 1]",
+        ),
+        Option(
+            ["--problem"],
+            metavar="FIELD",
+            help="Documents that have this field in common are one problem  [default: by prompt]",
+        ),
+        Option(
+            ["--run-code"],
+            is_flag=True,
+            help="Run programs that the model writes: in processes of their own, under limits",
+        ),
+        Option(
+            ["--accept"],
+            multiple=True,
+            metavar="BAR",
+            help="Whether recipes meet it, in points of a score: 'task:arc_easy<2'; repeatable",
+        ),
+        out_option("Folder for tasks.json and tasks.csv  [default: fp4scope-MODEL]"),
+        quiet_option("No progress"),
+        *study_options(*_TASKS),
+    ],
+    "Qwen/Qwen2.5-0.5B --tasks arc_easy --recipes nvfp4 -o out",
+    "m.gguf --tasks humaneval=he.jsonl --run-code --recipes nvfp4",
+)
+def tasks(
+    tasks: tuple[str, ...],
+    recipes: tuple[str, ...],
+    num_fewshot: int | None,
+    out: Path | None,
+    quiet: bool,
+    limit: int | None,
+    batch_size: int,
+    chat: bool,
+    replicas: int,
+    problem: str | None,
+    run_code: bool,
+    accept: tuple[str, ...],
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """What recipes lose on tasks, through lm-eval."""
+    study = _study(options)
+    folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
+    with _stoppable(f"what was scored is kept in {folder}; repeat the same command to go on"):
+        from fp4scope.cli.tasks import print_tasks
+        from fp4scope.tasks import Wish
+
+        wish = Wish(
+            tasks=_listed(tasks),
+            recipes=_listed(recipes),
+            limit=limit,
+            batch_size=batch_size,
+            fewshot=num_fewshot,
+            chat=chat,
+            replicas=replicas,
+            problem=problem,
+            run_code=run_code,
+            accept=accept,
+        )
+        print_tasks(study, wish, folder, quiet)
+
+
 @command(
     lambda: [
         Argument(["config"], help="A quantization configuration, or a checkpoint's folder"),
@@ -494,8 +599,8 @@ class _Group(click.Group):
 
 
 _COMMANDS = (
-    run, plan, demo, stats, report, explain, compare, recipe, recommend, export, verify, lint,
-    formats, completion,
+    run, plan, demo, stats, report, explain, compare, recipe, recommend, export, verify, tasks,
+    lint, formats, completion,
 )  # fmt: skip
 
 
@@ -600,6 +705,11 @@ def _diagnose(
 
         diagnosis = run_study(study, output_dir=folder, progress=screen, accept=bars)
     wanted.show(diagnosis, folder)
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """What stands between commas, or comes repeated."""
+    return [word.strip() for value in values for word in value.split(",") if word.strip()]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _PHASES = {
     "observing": "observing activations",
     "estimating": "estimating to first order",
     "measuring": "measuring",
+    "scoring": "scoring tasks",
     "remedies": "measuring remedies",
     "probing": "probing speed and spread",
     "writing": "writing tables, figures and the report",

@@ -1,6 +1,6 @@
 """Evaluation and calibration text, cut into deterministic windows."""
 
-from fp4scope.data.text import Text, dataset, read_text
+from fp4scope.data.text import Text, cached_only_if_unreachable, dataset, read_text
 from fp4scope.data.windows import (
     WindowSet,
     calibration_text,

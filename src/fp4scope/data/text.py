@@ -52,7 +52,7 @@ def wikitext2(split: str) -> Text:
     try:
         import datasets
 
-        with _cached_only_if_unreachable():
+        with cached_only_if_unreachable():
             rows = datasets.load_dataset(_WIKITEXT, "wikitext-2-raw-v1", split=split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -64,7 +64,7 @@ def wikitext2(split: str) -> Text:
 
 
 @contextmanager
-def _cached_only_if_unreachable() -> Iterator[None]:
+def cached_only_if_unreachable() -> Iterator[None]:
     """Let `datasets` look into its cache at once where the hub does not answer."""
     import datasets
     from huggingface_hub import hf_hub_url

@@ -9,7 +9,8 @@ from math import log1p
 from fp4scope.errors import StudyError, nearest, shown
 from fp4scope.stats import Estimate
 
-EXAMPLES = "ppl<2%, mnat<20, kl<0.02 or top1>95%"
+EXAMPLES = "ppl<2%, mnat<20, kl<0.02, top1>95% or task:NAME<2"
+_ON_TASK = "task:"
 
 
 class Verdict(Enum):
@@ -25,8 +26,8 @@ class Bar:
     """A bound on one measure.
 
     Attributes:
-        measure: `nll` (a difference, nats per token), `kl` (nats per token) or `top1` (a share of
-            targets).
+        measure: `nll` (a difference, nats per token), `kl` (nats per token), `top1` (a share of
+            targets) or `task:NAME` (a score lost, between 0 and 1).
         limit: In the measure's unit; of `top1` from below.
         text: As it was written.
     """
@@ -39,6 +40,12 @@ class Bar:
     def above(self) -> bool:
         """Whether larger is better."""
         return self.measure == "top1"
+
+    @property
+    def task(self) -> str | None:
+        """Name of the task that it is on, if it is."""
+        name = self.measure.removeprefix(_ON_TASK)
+        return name if name != self.measure else None
 
     @property
     def companion(self) -> "Bar | None":
@@ -76,6 +83,8 @@ def parse_bar(text: str) -> Bar:
         >>> parse_bar("mnat<20").limit, round(parse_bar("ppl<2%").limit, 4)
         (0.02, 0.0198)
     """
+    if (on_task := _on_task(text)) is not None:
+        return on_task
     match = re.fullmatch(r"\s*(\w+)\s*([<>])\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text.lower())
     if match is None:
         raise StudyError(f"accept is {shown(text)}; give a bar such as {EXAMPLES}")
@@ -93,14 +102,28 @@ def parse_bar(text: str) -> Bar:
     return Bar(measure, limit, f"{name}{sign}{number}{percent}")
 
 
+def _on_task(text: str) -> Bar | None:
+    """A bar on a task, in points of its score: `task:humaneval<2`."""
+    match = re.fullmatch(r"\s*task:\s*([^\s<>]+)\s*<\s*(\d+(?:\.\d+)?|\.\d+)\s*", text)
+    if match is None:
+        return None
+    name, points = match[1], float(match[2])
+    if not 0 < points < 100:
+        raise StudyError(f"accept is {shown(text)}; give points of a score that has 100 of them")
+    return Bar(f"{_ON_TASK}{name}", points / 100, f"{_ON_TASK}{name}<{match[2]}")
+
+
 def verdict(bars: Iterable[Bar], found: Mapping[str, Estimate]) -> Verdict:
     """Of all bars together: met where each is, missed where one is.
 
     Args:
         bars: They.
-        found: By measure: `nll` and `kl` above the full-precision model, `top1` as a share.
+        found: By measure: `nll` and `kl` above the full-precision model, `top1` as a share, of
+            tasks what their scores lose. Nothing is decided on a measure that is not there.
     """
-    each = {bar.verdict(found[bar.measure].low, found[bar.measure].high) for bar in bars}
+    nothing = Estimate(0.0, None, None, None, 0)
+    known = [(bar, found.get(bar.measure, nothing)) for bar in bars]
+    each = {bar.verdict(estimate.low, estimate.high) for bar, estimate in known}
     for one in (Verdict.MISSED, Verdict.UNDECIDED):
         if one in each:
             return one

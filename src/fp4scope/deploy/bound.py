@@ -82,6 +82,12 @@ def bound_of(
     if max_bits is not None and not 0 < max_bits < inf:
         raise StudyError(f"max_bits is {max_bits:g}; give a number such as 5.0")
     size = None if max_size is None else float(parse_memory(max_size, "max_size"))
+    for bar in map(parse_bar, bars):
+        if bar.task is not None:
+            raise StudyError(
+                f"accept is {bar.text}, but no recipe can be chosen by what a task loses; choose "
+                "one by 'ppl<2%' or the like, then score it: fp4scope tasks"
+            )
     return Bound(tuple(with_companions(map(parse_bar, bars))), max_bits, size) if given else None
 
 

@@ -8,3 +8,4 @@ from fp4scope.ledger.measures import MEASURES, ROUTERS, ROUTING, Value
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Key, Ledger, Rows
 from fp4scope.ledger.schema import ActivationRecord, ErrorRecord, LocalError
+from fp4scope.ledger.tasks import TASKS, Documents, TaskResults, read_tasks

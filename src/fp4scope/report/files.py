@@ -53,9 +53,18 @@ def write_outputs(diagnosis: Findings, folder: Path) -> list[Path]:
     for name, table in _tables(diagnosis).items():
         if table.rows:
             numbers.append(_write(folder / f"{name}.csv", text_bytes(table.to_csv())))
-    reports = [_write(folder / "report.html", text_bytes(page(diagnosis)))]
-    reports.append(_write(folder / "report.md", text_bytes(markdown(diagnosis))))
+    reports = write_texts(diagnosis, folder)
     return [*reports, *numbers, *_write_both(diagnosis, folder, ("svg", "png"))]
+
+
+def write_texts(diagnosis: Findings, folder: Path) -> list[Path]:
+    """Write `report.html` and `report.md` alone.
+
+    Raises:
+        OutputError: One could not be written.
+    """
+    pages = {"report.html": page(diagnosis), "report.md": markdown(diagnosis)}
+    return [_write(folder / name, text_bytes(text)) for name, text in pages.items()]
 
 
 def summary(diagnosis: Findings) -> dict[str, list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ from fp4scope.deploy.decide import Decision
 from fp4scope.deploy.found import decider
 from fp4scope.deploy.remedies import remedies_served
 from fp4scope.errors import StudyError
-from fp4scope.ledger import Results
+from fp4scope.ledger import Results, TaskResults
 from fp4scope.stats import Whole
 from fp4scope.table import Table
 
@@ -18,6 +18,16 @@ class Findings:
 
     def __init__(self, results: Results) -> None:
         self.results = results
+
+    @cached_property
+    def scored(self) -> TaskResults | None:
+        """What recipes score on tasks, if that is known."""
+        return None
+
+    @cached_property
+    def tasks(self) -> Table:
+        """What recipes lose on tasks."""
+        return stats.task_table(self.scored)
 
     @cached_property
     def all_quantized(self) -> Table:
@@ -117,7 +127,15 @@ class Findings:
     @cached_property
     def wholes(self) -> list[Whole]:
         """Every whole model that was measured, with what it costs and stores."""
-        return stats.wholes(self.results)
+        found = stats.wholes(self.results)
+        if self.scored is not None and self._scaled_alike(self.scored):
+            for whole in found:
+                whole.costs.update(stats.task_costs(self.scored, whole.recipe))
+        return found
+
+    def _scaled_alike(self, scored: TaskResults) -> bool:
+        """Whether weights had the same tensor scales in both."""
+        return scored.identity.get("scales") == self.results.study["numerics"].get("scales")
 
     @cached_property
     def bars(self) -> list[Bar]:

@@ -23,6 +23,7 @@ from fp4scope.report.sections import activations, against_each_other, costs, uni
 from fp4scope.report.selection import LAYERS_SHOWN, groups, lowering
 from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
+from fp4scope.report.tasks import about_tasks
 from fp4scope.stats import MIN_WINDOWS
 
 
@@ -60,6 +61,7 @@ def markdown(found: Findings) -> str:
         costs=[
             *costs(found),
             *divergence(found),
+            *about_tasks(found.tasks, found.bars),
             *given_recipes(found),
             *against_each_other(found),
         ],

@@ -37,6 +37,7 @@ from fp4scope.report.section import Section
 from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
 from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step, sums
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
+from fp4scope.report.tasks import about_tasks
 from fp4scope.stats import MIN_WINDOWS, hypotheses
 
 
@@ -82,7 +83,11 @@ def page(found: Findings) -> str:
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=[*sections.costs(found), *divergence(found)],
         benefit=list(benefit(found)),
-        compared=[*given_recipes(found), *sections.against_each_other(found)],
+        compared=[
+            *about_tasks(found.tasks, found.bars),
+            *given_recipes(found),
+            *sections.against_each_other(found),
+        ],
         designed=about_designed(found),
         causes=about_causes(found),
         routing=about_routing(found),

@@ -33,6 +33,7 @@ from fp4scope.stats.findings.routing import (
 )
 from fp4scope.stats.findings.savings import Kept, kept, saves, saving_table
 from fp4scope.stats.findings.singles import SingleEffects, single_effects
+from fp4scope.stats.findings.tasks import POINT, task_costs, task_table
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,
     activation_table,
@@ -49,6 +50,7 @@ from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.agreement import agreement, spearman
 from fp4scope.stats.inference.decisions import BestSearch, Fate, search
 from fp4scope.stats.inference.dependence import standard_errors
+from fp4scope.stats.inference.flips import Flips, flips
 from fp4scope.stats.inference.intervals import (
     CONFIDENCE,
     MIN_WINDOWS,

@@ -6,11 +6,9 @@ hold the wavefront against it, the benchmark is a ratio to it, and it measures w
 cannot sweep.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -26,6 +24,7 @@ from fp4scope.metrics import (
 from fp4scope.models import Axes, LoadedModel
 from fp4scope.operands import Choice, Injector
 from fp4scope.recipes import Recipe
+from fp4scope.sweep.entrances import entering
 from fp4scope.sweep.routing import Routers, Seen, alike
 
 _Chosen = list[tuple[nn.Module, Choice]]
@@ -117,26 +116,17 @@ def _routing(
     return found
 
 
-@contextmanager
 def _moved(
     loaded: LoadedModel, tokens: int, replica: int, window: int, perturb: Perturb | None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Perturb what enters every block, until the `with` block ends."""
-    hooks: list[Any] = []
+    if not replica:
+        return nullcontext()
 
-    def move(index: int, _: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def move(index: int, hidden: Tensor) -> Tensor:
         assert perturb is not None
-        hidden = args[0] if args else kwargs["hidden_states"]
         axes = Axes.of_stream(hidden, tokens) or Axes(0)
         moved = perturb(axes.first(hidden, 1)[0], replica, window, index)
-        moved = axes.back(moved[None])
-        return ((moved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": moved})
+        return axes.back(moved[None])
 
-    blocks = loaded.model.get_submodule(loaded.layout.blocks_path).children() if replica else ()
-    for index, block in enumerate(blocks):
-        hooks.append(block.register_forward_pre_hook(partial(move, index), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
+    return entering(loaded, move)
