@@ -1,6 +1,7 @@
 """The answer: which format, whether it meets the bar, what to keep, what to distrust."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from fp4scope.deploy.exactly import exactly
 from fp4scope.design import Unit, of_units, whole
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.ledger import Ledger, Results
-from fp4scope.recipes import Recipe
+from fp4scope.recipes import Recipe, Sites
 from fp4scope.report.answer import answer
 from fp4scope.report.findings import Findings
 from fp4scope.report.repairs import _measured_recipes
-from fp4scope.stats import Estimate, Size, Whole, kept, saving_table
+from fp4scope.stats import Estimate, Size, Storage, Whole, saving_table
 from fp4scope.study import Direction
 from fp4scope.table import Table
 from fp4scope.treatments import Setting
@@ -194,6 +195,21 @@ def test_savings_are_sums_of_what_engines_have_as_one(layered):
     )
 
 
+def test_tables_of_units_say_what_keeping_them_takes(layered):
+    study = layered({"self_attn.q_proj": 2, "self_attn.k_proj": 3, "mlp.up_proj": 1})
+    (own,) = (
+        row for row in saving_table(study) if (row["unit"], row["block"]) == ("mlp.up_proj", 1)
+    )
+    (row,) = Diagnosis(study).layers.where(projection="mlp.up_proj", block=1)
+    assert row["bytes_kept"] == 16 * (16 - 4.5) / 8
+    for name in ("bytes_kept", "bits_kept", "nll_per_mb"):
+        assert row[name] == own[name] > 0
+    sites = (replace(site, rows=0, cols=0) for site in study.sites)
+    unknown = Sites(sites, 2)
+    (row, *_) = Diagnosis(replace(study, sites=unknown)).layers
+    assert [row[name] for name in ("bytes_kept", "bits_kept", "nll_per_mb")] == [None] * 3
+
+
 def test_the_cheapest_repair_is_the_one_with_most_for_a_byte(layered):
     diagnosis = Diagnosis(layered({"self_attn.q_proj": 2, "mlp.up_proj": 1.8}))
     line = said(diagnosis, "Keep what?")[0]
@@ -223,8 +239,9 @@ def test_an_implausible_reference_is_told(models):
 
 def test_kept_sites_store_what_full_precision_takes():
     study = Results(study={}, model={}, data={}, protocol={}, environment={}, sites=SITES)
-    assert kept(study, NVFP4, list(SITES)[:1]).bytes == 16 * 11.5 / 8
-    assert kept(study, NVFP4, SITES).bits is None
+    names = [site.name for site in SITES]
+    assert Storage(study).kept(NVFP4, names[:1]).bytes == 16 * 11.5 / 8
+    assert Storage(study).kept(NVFP4, names).bits is None
 
 
 def test_a_notebook_draws_what_whole_models_cost(models):

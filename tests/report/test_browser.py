@@ -348,7 +348,7 @@ def test_tables_sort(show):
     browser.find_element(By.CSS_SELECTOR, "#all-layers summary").click()
     table = browser.find_element(By.ID, "layer-table")
     heads = table.find_elements(By.CSS_SELECTOR, "th button")
-    (head,) = [h for h in heads if h.text.startswith("millinats")]
+    (head,) = [h for h in heads if h.text.startswith("millinats per token")]
     values = (
         "return [...arguments[0].tBodies[0].rows]"
         f".map((r) => parseFloat(r.cells[{heads.index(head)}].textContent.replace('\u2212', '-')))"

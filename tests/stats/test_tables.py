@@ -88,7 +88,7 @@ def test_columns_are_those_the_readme_promises(study):
         "delta_nll_low,delta_nll_high,delta_ppl,delta_ppl_low,delta_ppl_high,delta_kl,"
         "delta_kl_stderr,delta_kl_low,delta_kl_high,p,p_holm,p_kl,p_holm_kl,tier,p_top,p_top_kl,"
         "kl,kl_stderr,top1,windows,tokens,gradient_nll,gradient_nll_stderr,gradient_nll_low,"
-        "gradient_nll_high"
+        "gradient_nll_high,bytes_kept,bits_kept,nll_per_mb"
     )
     assert ",".join(unit_table(study, "projections").columns) == columns
     names = {"blocks": "block", "patterns": "pattern"}

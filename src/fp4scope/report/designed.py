@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fp4scope.report import labels
+from fp4scope.report.columns import is_muted
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, number, plain
 from fp4scope.report.section import Cell, Column, Section, naming, texts
-from fp4scope.report.sections import is_muted
 from fp4scope.report.selection import LAYERS_SHOWN
 
 TITLE = "What quantizing this costs, on average over what else is quantized"

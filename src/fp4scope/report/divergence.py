@@ -1,4 +1,4 @@
-"""The table of KL over tokens, in the words of llama.cpp's `--kl-divergence`."""
+"""The table of KL over tokens, in the words of llama.cpp's `llama-perplexity`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fp4scope.report import axes, labels
+from fp4scope.report.columns import Measure, is_muted, measures
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import in_percent, interval, number
 from fp4scope.report.pareto import pareto_points
-from fp4scope.report.sections import Measure, is_muted, measures
 from fp4scope.report.selection import compared_with, is_measured
 from fp4scope.stats import kind_of, only_estimated, sizes_known
 from fp4scope.table import Interval, Table

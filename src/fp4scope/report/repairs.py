@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fp4scope.report import labels
+from fp4scope.report.columns import is_muted
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import interval, measured, number, plain, relative
 from fp4scope.report.resolution import short_of
 from fp4scope.report.section import Cell, Column, Section, naming
-from fp4scope.report.sections import is_muted
 from fp4scope.report.selection import is_measured, swept
 from fp4scope.report.sentences import projection_lines
 from fp4scope.stats import Estimate, Whole, saves, sizes_known

@@ -1,12 +1,12 @@
 """The tables of one study's report, made from its findings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fp4scope.report import labels
+from fp4scope.report.columns import LISTED, Measure, measures
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import ESTIMATE, direction, precision
+from fp4scope.report.labels import direction, precision
 from fp4scope.report.numbers import interval, measured, number, percent, plain, relative, share
 from fp4scope.report.numbers import spread as plus_minus
 from fp4scope.report.resolution import resolution, short_of
@@ -16,12 +16,11 @@ from fp4scope.report.selection import (
     compared_with,
     costliest,
     groups,
-    is_estimated,
     is_measured,
     side_by_side,
 )
 from fp4scope.report.selection import lowering as lowering_of
-from fp4scope.stats import SIGNIFICANCE, TOP_K, Form, Hypothesis, significant
+from fp4scope.stats import Form, Hypothesis, significant
 from fp4scope.table import Table
 
 NAMED = 5
@@ -29,29 +28,10 @@ NAMED = 5
 _Row = Mapping[str, Any]
 _ONLY_APART = ("delta_ppl", "p_top")
 """Where formats stand side by side there is no room for these."""
-_LISTED = ("layers", "experts")
-"""Levels of many units, of which the largest are shown."""
 _UNIT = {
     "projections": ("projection",), "blocks": ("block",), "patterns": ("pattern",),
     "experts": ("block", "expert"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of every table of units.
-
-    Attributes:
-        key: Its name in the data of the page's charts.
-        label: Its heading.
-        show: A row's cell.
-        short: Its heading on a terminal, if it stands there.
-    """
-
-    key: str
-    label: str
-    show: Callable[[_Row], Cell]
-    short: str | None = None
 
 
 def costs(found: Findings, *, apart: bool = False) -> Iterator[Section]:
@@ -136,52 +116,6 @@ def _pairs(table: Table) -> dict[tuple[str, str, bool], dict[str, _Row]]:
     return dict(sorted(found.items(), key=lambda item: item[0][2]))
 
 
-def measures(level: str, rows: Sequence[_Row]) -> list[Measure]:
-    """The columns of a level's tables, as far as these rows have anything in them."""
-    found: list[Measure] = []
-    if is_measured(rows):
-        found = [_PERCENT, _EFFECT, _TIER, _PPL, _DELTA_PPL, _KL]
-        if level in _LISTED:
-            found = [_PERCENT, _EFFECT, _PPL, _DELTA_PPL, _P, _KL_EFFECT, _P_KL, _KL, _TOP1]
-        found.append(
-            Measure("p_top", f"among the {TOP_K[level]} most costly", lambda r: share(r["p_top"]))
-        )
-    if is_estimated(rows):
-        found.append(_ESTIMATE)
-    return found
-
-
-def is_muted(row: _Row, p: str = "p_holm") -> bool:
-    """Whether a unit was tested and is not significant."""
-    return row[p] is not None and row[p] > SIGNIFICANCE
-
-
-_PERCENT = Measure(
-    "percent", "% of PPL", lambda row: relative(row, muted=is_muted(row)), "% of PPL"
-)
-_EFFECT = Measure(
-    "nats", labels.EFFECT, lambda row: measured(row, muted=is_muted(row)), "millinats"
-)
-_TIER = Measure("tier", "tier", lambda row: Cell(row["tier"] or ""), "tier")
-_PPL = Measure("ppl", "PPL", lambda row: plain(row["ppl"]), "PPL")
-_DELTA_PPL = Measure("delta_ppl", "difference of PPL", lambda row: measured(row, "delta_ppl", 1.0))
-_P = Measure("p_holm", "p (Holm)", lambda row: plain(row["p_holm"]))
-_KL_EFFECT = Measure(
-    "kl",
-    "KL, millinats per token",
-    lambda row: measured(row, "delta_kl", muted=is_muted(row, "p_holm_kl")),
-)
-_P_KL = Measure("p_holm_kl", "p of KL (Holm)", lambda row: plain(row["p_holm_kl"]))
-_KL = Measure("kl_nats", "KL, nats", lambda row: plain(row["kl"]))
-_TOP1 = Measure("top1", "top-1", lambda row: share(row["top1"]))
-_ESTIMATE = Measure(
-    "gradient",
-    f"{ESTIMATE}, millinats",
-    lambda row: measured(row, "gradient_nll"),
-    f"{ESTIMATE}, millinats",
-)
-
-
 def units(
     found: Findings, level: str, *, apart: bool = False, most: int | None = None
 ) -> Iterator[Section]:
@@ -232,7 +166,7 @@ def _unit_section(
         ]
         for unit in order[:most]
     ]
-    alone = level in _LISTED or not is_measured(rows)
+    alone = level in LISTED or not is_measured(rows)
     control = [] if alone else [_control(found, rows, columns)]
     windows = sorted({row["windows"] for row in rows})
     seen = " to ".join(str(end) for end in dict.fromkeys((windows[0], windows[-1])))

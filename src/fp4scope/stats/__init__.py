@@ -31,8 +31,9 @@ from fp4scope.stats.findings.routing import (
     routing_table,
     seen_table,
 )
-from fp4scope.stats.findings.savings import Kept, kept, saves, saving_table
+from fp4scope.stats.findings.savings import saves, saving_table
 from fp4scope.stats.findings.singles import SingleEffects, single_effects
+from fp4scope.stats.findings.storage import Storage, sizes_known
 from fp4scope.stats.findings.tasks import POINT, task_costs, task_table
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,
@@ -45,7 +46,7 @@ from fp4scope.stats.findings.units import (
     unit_table,
 )
 from fp4scope.stats.findings.verdicts import Column, Form, Hypothesis, Verdict
-from fp4scope.stats.findings.wholes import Whole, sizes_known, wholes
+from fp4scope.stats.findings.wholes import Whole, wholes
 from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.agreement import agreement, spearman
 from fp4scope.stats.inference.decisions import BestSearch, Fate, search

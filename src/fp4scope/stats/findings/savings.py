@@ -16,12 +16,12 @@ from fp4scope.recipes import Site
 from fp4scope.stats.findings.effects import Effects, effects
 from fp4scope.stats.findings.mixtures import DESIGNED
 from fp4scope.stats.findings.pairing import Pairing
-from fp4scope.stats.findings.wholes import sizes_known
-from fp4scope.stats.inference.intervals import Estimate, mean
+from fp4scope.stats.findings.storage import Storage, sizes_known
+from fp4scope.stats.inference.intervals import mean
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm, p_value
 from fp4scope.stats.inference.series import Series, aligned
 from fp4scope.table import Table
-from fp4scope.treatments import FULL_PRECISION_BITS, Setting, stored_bits
+from fp4scope.treatments import Setting
 
 SAVING_COLUMNS = (
     "format", "precision", "direction", "unit", "block", "added", "delta_nll", "delta_nll_stderr",
@@ -50,34 +50,6 @@ class _Saving:
     added: int
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a unit stores more in full precision than in a format.
-
-    Attributes:
-        bytes: More than quantized.
-        bits: Of the whole model, for each parameter, if all else is quantized; None where the
-            number of parameters is not known.
-    """
-
-    bytes: float
-    bits: float | None
-
-
-def kept(results: Results, setting: Setting, sites: Iterable[Site]) -> Kept:
-    """What keeping some sites in full precision takes, all others being in a setting."""
-    own = {site.key for site in sites}
-    linears = [site for site in results.sites if site.is_linear]
-    stored = {site.key: stored_bits(setting, site.cols) * site.parameters for site in linears}
-    full = {site.key: FULL_PRECISION_BITS * site.parameters for site in linears}
-    more = sum(full[key] - stored[key] for key in own & full.keys())
-    parameters = results.model.get("parameters")
-    if parameters is None:
-        return Kept(more / 8, None)
-    rest = FULL_PRECISION_BITS * (parameters - sum(site.parameters for site in linears))
-    return Kept(more / 8, (sum(stored.values()) + more + rest) / parameters)
-
-
 def saving_table(results: Results) -> Table:
     """Every unit under every format, those first that save most of NLL for each byte.
 
@@ -86,16 +58,21 @@ def saving_table(results: Results) -> Table:
     """
     if not sizes_known(results):
         return Table(SAVING_COLUMNS, [])
+    storage = Storage(results)
     rows = [
         row
         for (setting, direction), family in _families(results).items()
-        for row in _rows(results, setting, direction, family)
+        for row in _rows(results, storage, setting, direction, family)
     ]
     return Table(SAVING_COLUMNS, rows)
 
 
 def _rows(
-    results: Results, setting: Setting, direction: str, family: Sequence[_Saving]
+    results: Results,
+    storage: Storage,
+    setting: Setting,
+    direction: str,
+    family: Sequence[_Saving],
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     found = [
@@ -108,7 +85,7 @@ def _rows(
         for measure in ("nll", "kl")
     }
     for place, (one, of) in enumerate(zip(family, found, strict=True)):
-        more = kept(results, setting, one.unit.sites)
+        more = storage.kept(setting, [site.key for site in one.unit.sites])
         row: dict[str, object] = {
             "format": setting.format, "precision": setting.precision, "direction": direction,
             "unit": one.unit.name, "block": one.unit.block, "added": one.added,
@@ -119,13 +96,9 @@ def _rows(
         }  # fmt: skip
         for measure, estimate in of.items():
             row |= estimate.columns(f"delta_{measure}")
-            row[f"{measure}_per_mb"] = _per_mb(estimate, more)
+            row[f"{measure}_per_mb"] = more.per_mb(estimate.mean)
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row["nll_per_mb"] or 0.0))  # type: ignore[arg-type]
-
-
-def _per_mb(estimate: Estimate, more: Kept) -> float | None:
-    return estimate.mean / (more.bytes / 1e6) if more.bytes > 0 else None
 
 
 def _families(results: Results) -> dict[tuple[Setting, str], list[_Saving]]:

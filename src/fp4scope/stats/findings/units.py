@@ -30,6 +30,7 @@ from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.noise import rerun_noise
 from fp4scope.stats.findings.pairing import Pairing, difference
 from fp4scope.stats.findings.projections import layer_type
+from fp4scope.stats.findings.storage import Storage, sizes_known
 from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.intervals import mean, paired, perplexity_difference
 from fp4scope.stats.inference.multiple import holm, p_value
@@ -53,7 +54,8 @@ _NOISE = ("noise_nll", "noise_kl")
 
 ALL_QUANTIZED_COLUMNS = ("format", "precision", *_MEASURES, *_DELTA, *_REST, *_NOISE)
 _DIFFERENCE = ("precision", *_MEASURES, *_DELTA, *_DELTA_PPL, *_DELTA_KL, *_TESTS)
-_BEHIND = (*_REST, *_ESTIMATE)
+_STORED = ("bytes_kept", "bits_kept", "nll_per_mb")
+_BEHIND = (*_REST, *_ESTIMATE, *_STORED)
 UNIT_COLUMNS = {
     "projections": ("format", "direction", "projection", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
     "blocks": ("format", "direction", "block", *_DIFFERENCE, "tier", *_TOP, *_BEHIND),
@@ -93,20 +95,22 @@ def all_quantized_table(results: Results) -> Table:
 def unit_table(results: Results, level: str) -> Table:
     """Every unit of a level (`projections`, `blocks`, `layers`, `patterns`), in sweep order.
 
-    A unit that was only estimated has nothing in the columns of what is measured. Layers also say
-    what their block is, where blocks differ by more than the projections that they have.
+    A unit that was only estimated has nothing in the columns of what is measured. `bytes_kept` is
+    what keeping the unit stores more, `bits_kept` the average bits of the model then. Layers also
+    say what their block is, where blocks differ by more than the projections that they have.
     """
     nll, kl = (Pairing.of(results, measure) for measure in ("nll", "kl"))
+    storage = Storage(results) if sizes_known(results) else None
     rows: list[dict[str, Any]] = []
     only: list[dict[str, Any]] = []
     families: dict[Family, list[_Member]] = defaultdict(list)
     for contrast in results.contrasts:
         if contrast.family.level != level:
             continue
-        row = _names(contrast) | _estimate(results, contrast)
+        row = _names(contrast) | _estimate(results, contrast) | _stored(storage, contrast)
         measures = measures_of(results, contrast.own)
         if measures is None:
-            only += [row] if "windows" in row else []
+            only += [_price(row)] if "windows" in row else []
             continue
         rows.append(row | measures)
         sides, kls = nll.sides(contrast), kl.sides(contrast)
@@ -114,6 +118,7 @@ def unit_table(results: Results, level: str) -> Table:
             rows[-1] |= _difference(sides, results.anytime) | _kl_difference(kls, results.anytime)
             member = _Member(rows[-1], difference(sides), difference(kls))
             families[contrast.family].append(member)
+        _price(rows[-1])
     for members in families.values():
         _compare(level, members, anytime=results.anytime)
     columns = UNIT_COLUMNS[level]
@@ -207,6 +212,21 @@ def _estimate(results: Results, contrast: Contrast) -> dict[str, Any]:
         return {}
     extent = _extent(results, contrast.own, "gradient")
     return mean(series.values).columns("gradient_nll") | extent
+
+
+def _stored(storage: Storage | None, contrast: Contrast) -> dict[str, Any]:
+    """What keeping a contrast's unit stores more."""
+    if storage is None or contrast.unit is None:
+        return {}
+    more = storage.kept(contrast.family.setting, contrast.unit.sites)
+    return {"bytes_kept": more.bytes, "bits_kept": more.bits}
+
+
+def _price(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what it costs for each million bytes; nothing of what stores nothing."""
+    costs, stored = row.get("delta_nll", row.get("gradient_nll")), row.get("bytes_kept")
+    row["nll_per_mb"] = costs / (stored / 1e6) if costs is not None and stored else None
+    return row
 
 
 def _noise(results: Results, recipe: Recipe) -> dict[str, Any]:

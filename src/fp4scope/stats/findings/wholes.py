@@ -7,6 +7,7 @@ from fp4scope.design import NOTHING
 from fp4scope.ledger import Results
 from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.given import Size, size
+from fp4scope.stats.findings.storage import sizes_known
 from fp4scope.stats.findings.windows import by_window
 from fp4scope.stats.inference.intervals import Estimate, mean, paired
 from fp4scope.stats.inference.series import aligned
@@ -97,8 +98,3 @@ def _whole(
     costs["top1"] = mean(top1.values, anytime=results.anytime)
     stored = size(results, recipe) if sizes_known(results) else None
     yield Whole(recipe, name, precision, given, costs, float(nll.values.mean()), stored)
-
-
-def sizes_known(results: Results) -> bool:
-    """Whether results say how large the linears are: those of version 0.1 do not."""
-    return any(site.is_linear for site in results.sites)
