@@ -408,8 +408,11 @@ def remedied(study: Study, sites: Sites, chosen: Iterable[tuple[Unit, Setting]])
     for unit, setting in chosen:
         control = wholes.setdefault(setting, whole(setting, fixed)).own
         own = replace(unit, level=REMEDIES)
-        widths = {sites.by_name[name].cols for name in unit.sites}
-        for other in remedies(setting, widths).values():
+        linears = [sites.by_name[name] for name in sorted(unit.sites)]
+        whole_only = any(site.part is not None or site.experts > 1 for site in linears)
+        for other in remedies(setting, [site.cols for site in linears]).values():
+            if other is not None and other.is_fitted and whole_only:
+                continue
             recipe = Recipe(setting, (*fixed, (unit.sites, other)))
             family = Family(REMEDIES, setting, Direction.KEEP)
             found.append(Contrast(((control, 1), (recipe, -1)), own, family))

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from fp4scope.formats import FORMATS, BlockFormat, get_format
-from fp4scope.treatments import Fault, Setting, Treatment
+from fp4scope.formats import FORMATS, BlockFormat, ScaleRule, Span, get_format
+from fp4scope.treatments import Fault, Fit, Setting, Treatment
 
 GAINS = (-30.0, -20.0)
 """Noise behind a product, in decibels of what leaves it, that its gain is measured with.
@@ -42,6 +42,8 @@ def gains() -> list[Setting]:
 _LARGER = tuple(map(get_format, ("mxfp8:e4m3:even", "fp8")))
 """Of eight bits, with the rules of engines."""
 _TURNED = (16, 32, 128)
+MOMENTS_BYTES = 4 << 30
+"""Of what is known of the inputs of a unit's linears; what needs more is not fitted."""
 
 
 def remedies(setting: Setting, widths: Iterable[int]) -> dict[str, Setting | None]:
@@ -49,11 +51,12 @@ def remedies(setting: Setting, widths: Iterable[int]) -> dict[str, Setting | Non
 
     Other rules for the scales, of weights alone and of both operands; NVFP4 in the place of MXFP4;
     inputs of eight bits or in full precision; weights in full precision; both of eight bits or in
-    full precision; and rotations. Nothing for a setting that treats one operand.
+    full precision; weights rounded to the second order; smoothing; and rotations. Nothing for a
+    setting that treats one operand.
 
     Args:
         setting: It.
-        widths: Inputs of the linears; they must hold whole blocks of what is turned.
+        widths: Inputs of each linear; they must hold whole blocks of what is turned.
 
     Example:
         >>> found = remedies(Setting.from_json("nvfp4"), [64])
@@ -75,12 +78,25 @@ def remedies(setting: Setting, widths: Iterable[int]) -> dict[str, Setting | Non
     found += [Setting(weight=weight), Setting(input=entering)]
     found += [Setting(Treatment(fmt), Treatment(fmt)) for fmt in _LARGER]
     widths = list(widths)
+    found += list(_fitted(weight, entering, widths))
     found += [
         Setting(replace(weight, hadamard=block), replace(entering, hadamard=block))
         for block in _TURNED
         if not any(width % block for width in widths)
     ]
     return {one.name: one for one in found if one != setting} | {"bf16": None}
+
+
+def _fitted(weight: Treatment, entering: Treatment, widths: list[int]) -> Iterator[Setting]:
+    """What is fitted to the calibration text; of formats whose blocks have a scale each."""
+    fmt = weight.format
+    if fmt.span is not Span.BLOCK or fmt.rule is ScaleRule.HIF4:
+        return
+    if sum(4 * width * width for width in widths) > MOMENTS_BYTES:
+        return
+    if not any(width % fmt.block_size for width in widths):
+        yield Setting(replace(weight, fit=Fit.GPTQ), entering)
+    yield Setting(replace(weight, fit=Fit.SMOOTH), replace(entering, fit=Fit.SMOOTH))
 
 
 def _alike(fmt: BlockFormat) -> Iterator[BlockFormat]:

@@ -55,6 +55,15 @@ class Fault(str, Enum):
     """Scales of blocks are not rounded."""
 
 
+class Fit(str, Enum):
+    """What of an image is fitted to the inputs of a calibration text (`operands/fitted.py`)."""
+
+    GPTQ = "gptq"
+    """A weight is rounded column by column; each makes up for the error of those before it."""
+    SMOOTH = "smooth"
+    """Channels of the input are divided by factors that the weight's columns are multiplied by."""
+
+
 FEWEST_TOKENS = 64
 """An expert that fewer tokens reached is not calibrated by them alone."""
 
@@ -69,31 +78,33 @@ class Treatment:
         hadamard: Blocks of so many numbers are turned by a Hadamard matrix before it is quantized,
             and back afterwards; 0 for none. Nothing is calibrated behind it.
         fault: What is changed in its error on purpose.
+        fit: What is fitted to inputs; of both operands where it is smoothing, else of weights.
     """
 
     format: BlockFormat
     amax: Amax = Amax.CALIBRATED
     hadamard: int = 0
     fault: Fault | None = None
+    fit: Fit | None = None
 
     @property
     def name(self) -> str:
         """Its format's, and what else is done: `nvfp4+hadamard32+noise`."""
         more = [f"hadamard{self.hadamard}"] if self.hadamard else []
-        more += [self.fault.value] if self.fault else []
+        more += [own.value for own in (self.fit, self.fault) if own]
         return "+".join([self.format.name, *more])
 
     @property
     def is_plain(self) -> bool:
         """Whether it is quantized and nothing else."""
-        return not self.hadamard and self.fault is None
+        return not self.hadamard and self.fault is None and self.fit is None
 
     @property
     def tensor_scale(self) -> Amax | None:
         """Where the amax of an input's tensor scale comes from; None for a format without one."""
         if not self.format.uses_tensor_amax or self.fault is Fault.EXACT_SCALE:
             return None
-        return Amax.WINDOW if self.hadamard else self.amax
+        return Amax.WINDOW if self.hadamard or self.fit is Fit.SMOOTH else self.amax
 
     @classmethod
     def named(cls, name: str, amax: Amax = Amax.CALIBRATED) -> "Treatment":
@@ -115,8 +126,11 @@ class Treatment:
                 found = replace(found, hadamard=int(size))
             elif word in [fault.value for fault in Fault]:
                 found = replace(found, fault=Fault(word))
+            elif word in [fit.value for fit in Fit]:
+                found = replace(found, fit=Fit(word))
             else:
-                known = [f"hadamard{n}" for n in HADAMARD_BLOCKS] + [f.value for f in Fault]
+                known = [f"hadamard{n}" for n in HADAMARD_BLOCKS]
+                known += [own.value for own in (*Fit, *Fault)]
                 raise StudyError(f"unknown {shown(word)} in {shown(name)}; {nearest(word, known)}")
         return found
 
@@ -173,6 +187,11 @@ class Setting:
             raise StudyError(
                 "a setting treats neither operand; use null for a site in full precision"
             )
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether an operand's image is fitted to inputs of a calibration text."""
+        return any(t is not None and t.fit is not None for t in (self.weight, self.input))
 
     @property
     def formats(self) -> tuple[BlockFormat, ...]:

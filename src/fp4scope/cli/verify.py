@@ -1,12 +1,13 @@
 """`fp4scope verify`: whether an engine serves what was predicted."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import RECIPE
@@ -27,6 +28,7 @@ from fp4scope.models import LoadedModel, Source, load_model, open_source
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats.inference.matching import FEWEST_WINDOWS
 from fp4scope.study import Study
+from fp4scope.sweep import Progress
 from fp4scope.table import Interval
 
 PREFILL = (
@@ -143,16 +145,30 @@ def _measured(
     reference: Served | None,
 ) -> Verdict:
     ids = torch.from_numpy(served.ids)
-    original = _loaded(study, source.where, source.revision)
-    original.require_known(ids, "the served file")
-    full = losses_of(original, ids)
-    del original  # two models need not fit
-    loaded = _loaded(study, packed.where)
-    loaded.require_known(ids, "the served file")
     candidates = candidates_of(export, packed.tensor_scales())
-    losses = [losses_under(loaded, export, candidate, ids) for candidate in candidates]
+    with Screen() as screen:
+        ran = _Counter(screen, len(ids), ["full precision", *(c.name for c in candidates)])
+        original = _loaded(study, source.where, source.revision)
+        original.require_known(ids, "the served file")
+        full = losses_of(original, ids, ran)
+        del original  # two models need not fit
+        loaded = _loaded(study, packed.where)
+        loaded.require_known(ids, "the served file")
+        losses = [losses_under(loaded, export, candidate, ids, ran) for candidate in candidates]
     own = None if reference is None else -reference.logprobs
     return judge(-served.logprobs, full, candidates, losses, own)
+
+
+class _Counter:
+    """Tells how far the windows are, one way of running them after another."""
+
+    def __init__(self, tell: Screen, windows: int, names: Sequence[str]) -> None:
+        self._tell, self._windows, self._names, self._done = tell, windows, names, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        name = self._names[(self._done - 1) // self._windows]
+        self._tell(Progress("measuring", self._done, self._windows * len(self._names), name))
 
 
 def _print(verdict: Verdict, wrong: list[str], export: Export, served: Served) -> None:

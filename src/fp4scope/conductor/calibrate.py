@@ -1,7 +1,7 @@
 """One pass of the full-precision model: what enters its linears."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from fp4scope.ledger import ActivationRecord
 from fp4scope.ledger.checks import first_problem
 from fp4scope.ledger.schema import Inputs
 from fp4scope.models import Layout, LoadedModel
-from fp4scope.operands import InputStatistics, nonfinite_cause, observe_inputs
+from fp4scope.operands import (
+    InputStatistics,
+    Moments,
+    nonfinite_cause,
+    observe_inputs,
+    observe_moments,
+)
 from fp4scope.stats import seen_table
 from fp4scope.sweep import Listener, Progress, is_out_of_memory
 from fp4scope.treatments import FEWEST_TOKENS
@@ -43,17 +49,30 @@ def observe(
 def _observe(
     loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str, batch: int
 ) -> dict[str, InputStatistics]:
+    forwards = _forwards(loaded, windows, tell, phase, batch)
+    return observe_inputs(loaded.model, loaded.layout.inputs, forwards)
+
+
+def _forwards(
+    loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str, batch: int
+) -> Iterator[None]:
     total = len(windows)
+    for done in range(0, total, batch):
+        tell(Progress(phase, done, total, f"{done} of {total} windows"))
+        together = windows.ids[done : done + batch]
+        loaded.logits(together if batch > 1 else together[0], last=1)
+        yield
+    tell(Progress(phase, total, total, f"{total} windows"))
 
-    def forwards() -> Iterator[None]:
-        for done in range(0, total, batch):
-            tell(Progress(phase, done, total, f"{done} of {total} windows"))
-            together = windows.ids[done : done + batch]
-            loaded.logits(together if batch > 1 else together[0], last=1)
-            yield
-        tell(Progress(phase, total, total, f"{total} windows"))
 
-    return observe_inputs(loaded.model, loaded.layout.inputs, forwards())
+def observe_moments_of(
+    loaded: LoadedModel, windows: WindowSet, linears: Collection[str], tell: Listener
+) -> dict[str, Moments]:
+    """Moments of what enters some linears, for treatments that are fitted to it."""
+    if not linears:
+        return {}
+    forwards = _forwards(loaded, windows, tell, "calibrating", 1)
+    return observe_moments(loaded.model, linears, forwards)
 
 
 def inputs_note(loaded: LoadedModel, observed: dict[str, InputStatistics]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from fp4scope.conductor.calibrate import observe_moments_of
 from fp4scope.conductor.prepare import Prepared, say
 from fp4scope.design import Design, keys_of, remedied
 from fp4scope.errors import StudyError
@@ -93,9 +94,19 @@ def _measure(
         return
     say(tell, f"remedies: {len(design.causes)} to try, windows {windows.start} to {windows[-1]}")
     loaded, ids = prepared.loaded, prepared.windows.ids
+    injector.fit(observe_moments_of(loaded, prepared.calibration, _fitted(design), tell))
     check = checked()
     memory = memory_for(check, loaded, design.runs, ids.shape[1], study.run.memory)
     worker = Worker(loaded, ids, injector, study.numerics.seed)
     sweep = schedule(worker, memory, log, check, windows=windows)
     say(tell, *sweep.notes)
     sweep.run(lambda event: tell(replace(event, phase="remedies")))
+
+
+def _fitted(design: Design) -> list[str]:
+    """Linears that some remedy treats in a way that is fitted to their inputs."""
+    found: set[str] = set()
+    for contrast in design.causes:
+        sites = contrast.unit.sites if contrast.unit else frozenset[str]()
+        found |= {name for name in sites if (own := contrast.own.at(name)) and own.is_fitted}
+    return sorted(found)

@@ -6,7 +6,7 @@ forward, and gives a loss for every token; `stats.inference.matching` tells whic
 losses are. What a checkpoint stores is held against the recipe beside it, weight by weight.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -245,14 +245,20 @@ def wrong_weights(export: Export, source: Source, packed: Source) -> list[str]:
 
 @torch.no_grad()
 def losses_of(
-    loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]
+    loaded: LoadedModel,
+    ids: Int[Tensor, "windows tokens"],
+    ran: Callable[[], None] = lambda: None,
 ) -> Float64[np.ndarray, "windows targets"]:
-    """The loss of every token but the first of its window, by the model's own forward, in nats."""
+    """The loss of every token but the first of its window, by the model's own forward, in nats.
+
+    `ran` is called after each window.
+    """
     rows = []
     for row in ids:
         logits = loaded.logits(row)[:-1].float()
         targets = row[1:].to(logits.device)
         rows.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+        ran()
     return torch.stack(rows).double().cpu().numpy()
 
 
@@ -261,6 +267,7 @@ def losses_under(
     export: Export,
     candidate: Candidate,
     ids: Int[Tensor, "windows tokens"],
+    ran: Callable[[], None] = lambda: None,
 ) -> Float64[np.ndarray, "windows targets"]:
     """The same of a checkpoint that is run in one of the ways.
 
@@ -269,6 +276,7 @@ def losses_under(
         export: What its recipe asks for.
         candidate: The way.
         ids: Token ids.
+        ran: Called after each window.
     """
     settings: dict[str, Setting] = {}
     amax: dict[str, float] = {}
@@ -282,7 +290,7 @@ def losses_under(
             amax[name] = max(each.input_amax, amax.get(name, 0.0))
     injector = Injector(loaded.model, amax)
     with _scaled(injector, candidate.factors), injector.applied(settings):
-        return losses_of(loaded, ids)
+        return losses_of(loaded, ids, ran)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.apply import Injector
 from fp4scope.operands.attention import attentions, cached, shared_caches
 from fp4scope.operands.experts import FEWEST_ROWS, Choice, experts_in, routed
+from fp4scope.operands.fitted import Moments, observe_moments
 from fp4scope.operands.multiplied import PV, QK
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import operand_at, product_at, products, watched

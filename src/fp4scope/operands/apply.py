@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fp4scope.errors import NonFiniteError, UnitError
 from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.experts import experts_in, routed
+from fp4scope.operands.fitted import Fits, Moments
 from fp4scope.operands.images import Images, places_of
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import operand_at, place_of, product_at
@@ -58,8 +59,11 @@ class Injector:
         self.calibrated = dict(calibrated or {})
         self.by_expert = {name: tuple(amaxes) for name, amaxes in (by_expert or {}).items()}
         self._fused = dict(fused or {})
+        self._fits = Fits(lambda name: self.product(name).shaped(self._original(name)))
         self._images = Images(
-            lambda name, weight: self._flag(name, "weight", weight), self._scale_partners
+            lambda name, weight: self._flag(name, "weight", weight),
+            self._scale_partners,
+            self._fits.of,
         )
         self._parts = {name: tuple(of) for name, of in (parts or {}).items()}
         # What a site is: a product, or one of its experts or parts.
@@ -223,6 +227,11 @@ class Injector:
         if images is None:
             self._images.forget_mixtures()
 
+    def fit(self, moments: Mapping[str, Moments]) -> None:
+        """Take in what some products' inputs are like, for treatments that are fitted to it."""
+        self._fits.take(moments)
+        self.forget()
+
     def moved(self, name: str, setting: Setting, entering: Input) -> Tensor:
         """By how much quantizing a linear as a setting says moves its output: Wq xq - W x.
 
@@ -332,8 +341,10 @@ class Injector:
 
     def _quantize_input(self, chosen: "Sequence[_Chosen]", name: str, entering: Input) -> Tensor:
         x = entering.x
-        # Parts of inputs are not those of another linear that reads the same tensor.
-        apart = name if name in self._parts else ""
+        # Parts of inputs are not those of another linear that reads the same tensor, nor is what
+        # is fitted to its weight.
+        fitted = any(treatment.fit for treatment, _, _ in chosen)
+        apart = name if fitted or name in self._parts else ""
         if self._shared is not None and self._shared.is_for(x, chosen, apart):
             for each in chosen:
                 self._check_amax(name, each.amax, x)
@@ -365,7 +376,8 @@ class Injector:
                 return None
             return self._scale_amax(name, entering._replace(x=x), amax)
 
-        return image_of(entering.x, treatment, scale_amax, flag, entering=True)
+        fits = self._fits.of(name, treatment)
+        return image_of(entering.x, treatment, scale_amax, flag, entering=True, **fits)
 
     def _check_amax(self, name: str, amax: "_Amax", x: Tensor) -> None:
         if amax == 0 and bool(x.any()):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import is_
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -95,14 +96,17 @@ class Images:
     Args:
         flag: Of a product's name and its weight: what is to be true if that is not finite.
         partners: Of a product's name: others that it shares a tensor scale with.
+        fits: Of a product's name and a treatment: what its image is fitted to (`image_of`).
     """
 
     def __init__(
         self,
         flag: Callable[[str, Tensor], Bool[Tensor, ""]],
         partners: Callable[[str], Sequence[Source]] = lambda name: (),
+        fits: Callable[[str, Treatment], Mapping[str, Any]] = lambda name, treatment: {},
     ) -> None:
         self._flag = flag
+        self._fits = fits
         self._partners = partners
         self._kept: dict[Image, _Kept] = {}
         self._mixtures: dict[str, _Mixture] = {}
@@ -197,8 +201,9 @@ class Images:
         product, weight = source[0], source[0].shaped(source[1])
         flag = self._flag(name, weight)
         others = [partner.shaped(own) for partner, own in partners]
+        fits = self._fits(name, treatment)
         if len(missing) > _MOST_ALONE * product.experts:
-            image = image_of(weight, treatment, _scale_amax(treatment, others), flag)
+            image = image_of(weight, treatment, _scale_amax(treatment, others), flag, **fits)
             kept.image = product.as_parameter(image)
             kept.made.update(range(product.experts))
             return

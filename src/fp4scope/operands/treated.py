@@ -4,6 +4,9 @@ A rotation (Hadamard) turns blocks of the last axis before an operand is quantiz
 back afterwards, so that the model's forward is untouched. Both operands of a product turned alike
 have the product of the turned ones, up to rounding, since the rotation is orthogonal.
 
+A fit takes what is known of inputs (`fitted.py`): weights are rounded to the second order, or both
+operands are smoothed.
+
 A fault changes the error on purpose, to find what matters in it. `noise` puts noise in the place of
 each block's rounding error: of the same energy, in a random direction. `exact-scale` does not round
 the scales of blocks.
@@ -25,6 +28,7 @@ from torch import Tensor
 from fp4scope.errors import UnitError
 from fp4scope.formats import BlockFormat, ScaleRule, Span
 from fp4scope.kernels import qdq
+from fp4scope.operands.fitted import Moments, second_order
 from fp4scope.treatments import Fault, Treatment
 
 _FEWEST = 16
@@ -38,6 +42,8 @@ def image_of(
     nonfinite: Bool[Tensor, ""] | None = None,
     *,
     entering: bool = False,
+    moments: Moments | None = None,
+    channels: Float[Tensor, " cols"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """What stands for an operand.
 
@@ -47,6 +53,8 @@ def image_of(
         amax: Of what is quantized, to the amax of its tensor scale; None for its own.
         nonfinite: Set to true if `x` holds NaN or Inf.
         entering: Whether it is an input, and no weight.
+        moments: Of the product's input, where a weight is rounded to the second order.
+        channels: Factors of smoothing, by which a weight's columns are multiplied.
 
     Raises:
         UnitError: Its rows are no whole number of the blocks that are turned.
@@ -56,13 +64,24 @@ def image_of(
         return qdq(x, fmt, amax(x), nonfinite)
     fmt = exactly_scaled(fmt) if treatment.fault is Fault.EXACT_SCALE else fmt
     turned = x.detach().to(torch.float32)
+    factor = None if channels is None else 1 / channels if entering else channels
+    if factor is not None:
+        turned = turned * factor
     if treatment.hadamard:
         turned = rotated(turned, treatment.hadamard)
-    found = qdq(turned, fmt, amax(turned) if fmt.uses_tensor_amax else None, nonfinite)
+    known = amax(turned) if fmt.uses_tensor_amax else None
+    if moments is not None:
+        if nonfinite is not None:
+            nonfinite.logical_or_(~turned.isfinite().all())
+        found = second_order(turned, fmt, moments.gram, known)
+    else:
+        found = qdq(turned, fmt, known, nonfinite)
     if treatment.fault is Fault.NOISE:
         found = scattered(turned, found, max(_FEWEST, fmt.block_size))
     if treatment.hadamard:
         found = rotated(found, treatment.hadamard)
+    if factor is not None:
+        found = found / factor
     limit = torch.finfo(x.dtype).max
     return found.clamp_(-limit, limit).to(x.dtype)
 
