@@ -195,6 +195,19 @@ def test_savings_are_sums_of_what_engines_have_as_one(layered):
     )
 
 
+@pytest.mark.parametrize(("more", "word"), [(4.0, "high for prose"), (70.0, "STOP: ")])
+def test_a_reference_that_predicts_nothing_is_told_loudly(models, more, word):
+    diagnosis = models(COSTS)
+    found = entries(diagnosis.results)
+    for one in found:
+        one.nll = [nll + more for nll in one.nll]  # ten tokens
+    (line,) = [
+        line for line in answer(Diagnosis(rebuilt(diagnosis.results, found))).caveats
+        if "perplexity" in line
+    ]  # fmt: skip
+    assert word in line
+
+
 def test_tables_of_units_say_what_keeping_them_takes(layered):
     study = layered({"self_attn.q_proj": 2, "self_attn.k_proj": 3, "mlp.up_proj": 1})
     (own,) = (

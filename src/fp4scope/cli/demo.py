@@ -14,7 +14,7 @@ INTRODUCTION = (
     "fp4scope demo: SmolLM2-135M-Instruct, a real language model, in 4-bit floating point.\n"
     "Whole models in NVFP4, MXFP4 and FP8; recipes that leave parts of NVFP4 in FP8; each of the "
     "seven projections kept out of NVFP4 (keep); each down_proj alone in NVFP4, block by block "
-    "(only). About seven minutes on two cores; Ctrl-C stops, and the same command goes on.\n"
+    "(only). About three minutes on two cores; Ctrl-C stops, and the same command goes on.\n"
 )
 IN_FP8 = {
     "qkv": ("*.q_proj", "*.k_proj", "*.v_proj"),

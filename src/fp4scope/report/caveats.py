@@ -6,10 +6,12 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import number, percent
 from fp4scope.report.selection import lowering
 from fp4scope.report.stopping import windows_measured
-from fp4scope.stats import MIN_WINDOWS, SIGNIFICANCE
+from fp4scope.stats import MIN_WINDOWS, SIGNIFICANCE, effects
 
 IMPLAUSIBLE = 30.0
 """A perplexity that a language model seldom has on prose."""
+USELESS = 1000.0
+"""A perplexity of a model that does not know the text, or of a wrong tokenizer."""
 LOWERING = 0.05
 """Of the layers: where more lower the loss, and not KL, the text may not be the model's own."""
 
@@ -18,13 +20,27 @@ def caveats(found: Findings) -> Iterator[str]:
     """Why the numbers of a study may not be those of the model in use."""
     results = found.results
     windows = windows_measured(results)
+    designed = effects(results)
+    if designed is not None and len(designed.levels) < len(designed.groups):
+        yield (
+            f"{len(designed.levels)} designed runs cannot tell {len(designed.groups)} groups "
+            "apart. Effects are drawn to zero and to each other, which their intervals do not "
+            "contain. "
+            f"Give --design-runs {2 * len(designed.groups)} or more, or leave it out."
+        )
     if windows < MIN_WINDOWS:
         yield (
             f"{windows} windows are too few for an interval. Measure {MIN_WINDOWS} or more before "
             "you rely on any order here."
         )
     ppl = next((row["ppl"] for row in found.all_quantized if not row["precision"]), None)
-    if ppl is not None and ppl > IMPLAUSIBLE:
+    if ppl is not None and ppl > USELESS:
+        yield (
+            f"STOP: the full-precision model's own perplexity is {number(ppl)}. It does not "
+            "predict this text at all, so costs on it mean nothing. Look for another tokenizer, "
+            "another text, or damaged weights."
+        )
+    elif ppl is not None and ppl > IMPLAUSIBLE:
         yield (
             f"The full-precision model's own perplexity is {number(ppl)}, high for prose. Is this "
             "text what the model is for, and are its weights intact?"

@@ -86,13 +86,13 @@ def number(value: float | None, sign: bool = False, digits: int | None = None) -
         digits: As many decimals instead.
 
     Example:
-        >>> number(-4.256), number(0.0000123), number(1e-9), number(0.5, sign=True, digits=1)
+        >>> number(-4.256), number(0.0000123), number(-1e-9), number(0.5, sign=True, digits=1)
         ('−4.26', '0.000012', '<0.00001', '+0.5')
     """  # noqa: RUF002
     if value is None:
         return ""
     text = _magnitude(value, sign) if digits is None else f"{abs(value):.{digits}f}"
-    if not text.strip("0."):
+    if text.startswith("<") or not text.strip("0."):
         return text
     return f"{MINUS if value < 0 else '+' if sign else ''}{text}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fp4scope.ledger import Results
 from fp4scope.report.axes import step_below
-from fp4scope.report.numbers import number
+from fp4scope.report.numbers import SMALLEST, number
 from fp4scope.stats import MIN_WINDOWS, windows_for
 from fp4scope.table import Interval
 
@@ -42,7 +42,7 @@ def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolutio
         return None
     half = median(1e3 * half for _, half in known)
     windows = round(median(row["windows"] for row, _ in known))
-    if half == 0:  # nothing differs in any window
+    if half < SMALLEST:  # nothing differs in any window
         return Resolution(0.0, windows, 0.0, windows, windows)
     target = USUAL if half > USUAL else step_below(half)
     needed = _rounded_up(windows_for(half, windows, target, anytime=results.anytime))

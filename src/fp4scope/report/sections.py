@@ -26,7 +26,7 @@ from fp4scope.table import Table
 NAMED = 5
 """Layers that are named in a list of the most costly."""
 _Row = Mapping[str, Any]
-_ONLY_APART = ("delta_ppl", "p_top")
+_ONLY_APART = ("delta_ppl", "p_top", "bits")
 """Where formats stand side by side there is no room for these."""
 _UNIT = {
     "projections": ("projection",), "blocks": ("block",), "patterns": ("pattern",),

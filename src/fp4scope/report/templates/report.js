@@ -47,10 +47,16 @@
   const kindOrder = unique([...Object.keys(kindClasses), ...Object.values(kinds).filter(Boolean), null]);
   const kindClass = (kind) => kindClasses[kind] || "other";
 
+  /** The chosen direction, or where a level was measured in another one alone, that. */
+  const directionOf = (level) => {
+    const there = unique(data.units[level].map((f) => f.direction));
+    return there.length === 1 ? there[0] : state.direction;
+  };
+
   /** The families of a level that the controls choose. */
   const chosen = (level) =>
     data.units[level].filter(
-      (f) => f.direction === state.direction && f.precision === state.precision && (!state.format || f.format === state.format),
+      (f) => f.direction === directionOf(level) && f.precision === state.precision && (!state.format || f.format === state.format),
     );
 
   /** What a metric says quantizing costs, as colours show it. */
@@ -58,7 +64,7 @@
 
   /** What the controls choose, as Python has described it; `format`: of one format alone. */
   const view = (level, format = state.format) =>
-    data.views[level][[state.direction, state.precision, format].join("|")]?.[state.metric];
+    data.views[level][[directionOf(level), state.precision, format].join("|")]?.[state.metric];
 
   /** Tested by the chosen metric's own test, and not significant. */
   const isMuted = (row) => get(row, state.metric === "kl" ? "muted_kl" : "muted");
@@ -266,7 +272,9 @@
   /** Above a chart: what it shows, or what there is instead; what belongs to an empty one is hidden. */
   function caption(level, charts) {
     const there = unique(data.units[level].map((f) => [f.direction, f.precision].join(", ")));
-    byId(`said-${level}`).textContent = charts.length ? view(level).said
+    const other = directionOf(level) !== state.direction;
+    const alone = other ? `Of ${level} there is ${directionOf(level)} alone. ` : "";
+    byId(`said-${level}`).textContent = charts.length ? alone + view(level).said
       : `No ${level} were measured for ${state.direction}, ${state.precision}${state.format && `, ${state.format}`}; there is ${there.join("; ")}.`;
     byId(`drawn-${level}`).hidden = !charts.length;
   }
