@@ -22,7 +22,9 @@ def test_where_all_are_lost():
     assert high == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("lost", "gained", "n"), [(12.0, 2.0, 44.0), (3.0, 9.0, 164.0), (0.0, 5.0, 60.0)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "n"), [(12.0, 2.0, 44.0), (3.0, 9.0, 164.0), (0.0, 5.0, 60.0)]
+)
 def test_the_ends_are_where_the_score_test_rejects(lost, gained, n):
     def statistic(difference):
         """The score, with the likeliest share of gained documents found by search."""
