@@ -171,6 +171,10 @@ def test_a_run_shows_tasks_of_its_folder(fp4scope, small, score, tmp_path):
     bars = ["--accept", "ppl<99%", "--accept", "task:words<99"]
     assert fp4scope("report", "out", *bars)[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
+    # The other way round they are shown as well.
+    assert score("-o", "first", "--replicas", 0)[0] == 0
+    assert fp4scope("run", *small, "--formats", "nvfp4", "-o", "first", "-q")[0] == 0
+    assert "Task words: 48 documents" in (tmp_path / "first" / "report.md").read_text()
     assert "meets task:words&lt;99" in page
     assert "ppl&lt;99% and" in page
 
