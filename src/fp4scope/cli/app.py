@@ -58,6 +58,7 @@ def _accept(help: str) -> Option:
     "Qwen/Qwen2.5-0.5B -o out",
     "./model --text my.txt --windows 64 --formats nvfp4,mxfp4:even",
     "model.gguf --sweep projections --direction keep",
+    "./model --text prose=a.txt,code=b.py,chat=c.jsonl -o out",
     "./model --sweep '' --keep 're:.*[qkv]_proj' --keep '*.23.mlp.*'",
     "./model --method designed --formats nvfp4,fp8 -o out/choose",
     "./model --preset paper",
@@ -65,6 +66,10 @@ def _accept(help: str) -> Option:
 def run(config: Path | None, accept: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
     """Diagnose a model: formats, projections, layers, activations. A rerun goes on."""
     wanted = _wanted(options)
+    if (domains := _domains(options.get("text"))) is not None:
+        study = _study(options | {"text": str(next(iter(domains.values())))}, config)
+        _diagnose_domains(study, domains, wanted, accept)
+        return
     study = _study(options, config)
     _diagnose(study, wanted, Path(f"fp4scope-{_slug(study.model.name)}"), accept)
 
@@ -705,6 +710,32 @@ def _diagnose(
 
         diagnosis = run_study(study, output_dir=folder, progress=screen, accept=bars)
     wanted.show(diagnosis, folder)
+
+
+def _domains(text: str | None) -> dict[str, Path] | None:
+    """Texts by domain, if several are named."""
+    if text is None or "=" not in text or "," not in text:
+        return None
+    from fp4scope.conductor.domains import parse_domains
+
+    return parse_domains(text)
+
+
+def _diagnose_domains(
+    study: Any,  # noqa: ANN401
+    domains: dict[str, Path],
+    wanted: "Wanted",
+    accept: Sequence[str],
+) -> None:
+    from fp4scope.cli.domains import print_domains
+    from fp4scope.deploy.bar import parse_bar
+
+    if wanted.json is not None or wanted.open:
+        raise StudyError("--json and --open are of one text; several leave a report each")
+    folder = wanted.out or Path(f"fp4scope-{_slug(study.model.name)}")
+    with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
+        bars = [parse_bar(text).text for text in accept]
+        print_domains(study, domains, folder, bars, wanted.quiet)
 
 
 def _listed(values: Sequence[str]) -> list[str]:
