@@ -81,6 +81,8 @@ def test_the_candidate_that_is_served_is_named(checkpoint, losses, tmp_path, nam
     assert said in found.stdout
     assert "all 14 packed weights are what the recipe makes" in found.stdout
     assert "prove what runs at prefill" in found.stdout
+    assert "Correlation" in found.stdout
+    assert "Off by, mnat" in found.stdout
     expected = name == "what was predicted"
     assert found.exit_code == (0 if expected else 1)
     data = json.loads((tmp_path / "verdict.json").read_text())

@@ -201,19 +201,19 @@ def _section(verdict: Verdict) -> Section:
     """Each candidate, the best first."""
     columns = [
         naming("Candidate"),
-        Column("Correlation"),
-        Column("Slope"),
-        Column("Served less predicted, mnat"),
-        Column("May be it"),
+        Column("Correlation", "Correlation"),
+        Column("Served less predicted, millinats", "Off by, mnat"),
+        Column("May be it", "May be it"),
+        Column("Slope", "Slope"),
     ]
     found = zip(verdict.candidates, verdict.matches, verdict.less_predicted, strict=True)
     rows = [
         [
             Cell(candidate.name),
             _cell(match.correlation, ".3f"),
-            _cell(match.slope, ".3f"),
             _cell(Interval(less.mean, less.low, less.high).times(_MNAT), "+.1f"),
             Cell("yes" if match.same else "no"),
+            _cell(match.slope, ".3f"),
         ]
         for candidate, match, less in sorted(
             found, key=lambda each: (not each[1].near, each[1].behind.value or 0)

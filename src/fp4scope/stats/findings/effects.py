@@ -70,7 +70,7 @@ class Effects:
 
     @cached_property
     def _errors(self) -> Floats:
-        return standard_errors(self.by_window)
+        return np.hypot(standard_errors(self.by_window), self.fit.lack)
 
     def level(self, group: Group, recipe: Recipe) -> int:
         """Which level a group has in a recipe.

@@ -43,6 +43,8 @@ class Fit:
         middle: M of each window: the mean over runs of the sum of effects.
         misfit: a and b, in nats squared.
         residuals: Windows by runs: what effects and curvature leave.
+        lack: Groups by settings: how far effects are off because their sum misses something, as
+            standard deviations. It is the same in all windows, so errors over windows lack it.
     """
 
     effects: Floats
@@ -50,6 +52,7 @@ class Fit:
     middle: Floats
     misfit: tuple[float, float]
     residuals: Floats
+    lack: Floats
 
     def by_window(self, total: Floats) -> Floats:
         """What a recipe costs in each window, as far as that is linear in effects and curvature.
@@ -95,7 +98,8 @@ def fit(levels: Integers, costs: Floats, settings: int, kinds: Sequence[str]) ->
     left_out = residuals / np.maximum(1 - leverage, 1 / runs)
     by_group = effects.reshape(len(costs), settings, groups).transpose(0, 2, 1)
     misfit = _misfit(left_out, place) if len(costs) > 1 else (0.0, 0.0)
-    return Fit(by_group, curvature, middle, misfit, residuals)
+    lack = np.sqrt(misfit[0] * np.square(solve).sum(axis=1)).reshape(settings, groups).T
+    return Fit(by_group, curvature, middle, misfit, residuals, lack)
 
 
 def _kinds(kinds: Sequence[str], settings: int) -> Integers:
