@@ -266,6 +266,7 @@ def recipe(out: Path, path: Path | None, measured: str | None, **options: Any) -
             help="Hub id, local folder or GGUF file; or OUT, a folder of `run` or `recommend`",
         ),
         out_option("Folder for the studies and recipe.yaml  [default: OUT, or fp4scope-MODEL]"),
+        quiet_option("No progress"),
         *_bounds(),
         *whole_study(**_PALETTE),
     ],
@@ -273,6 +274,7 @@ def recipe(out: Path, path: Path | None, measured: str | None, **options: Any) -
 )
 def recommend(
     out: Path | None,
+    quiet: bool,
     config: Path | None,
     model: str | None,
     accept: tuple[str, ...],
@@ -295,13 +297,14 @@ def recommend(
     if model is not None and config is None and is_run(model):
         folder = out or Path(model)
         with _stoppable(kept.format(folder)):
-            found = print_going_on(Path(model), folder, bound, _given(options), **choice)
+            given = _given(options)
+            found = print_going_on(Path(model), folder, bound, given, quiet=quiet, **choice)
     else:
         own = {} if config else {"formats": default_formats(engine, serve_on)}
         study = _study(own | _given({"model": model} | options), config)
         folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
         with _stoppable(kept.format(folder)):
-            found = print_recommendation(study, folder, bound, **choice)
+            found = print_recommendation(study, folder, bound, quiet=quiet, **choice)
     sys.exit(0 if found else 1)
 
 
@@ -409,6 +412,7 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
         Option(["--save"], type=PATH, metavar="FILE", help="Keep what a server gave"),
         Option(["--model"], metavar="MODEL", help="Where the recipe's model is"),
         out_option("A JSON file for the verdict"),
+        quiet_option("No progress"),
         *study_options(*_VERIFY, **_VERIFY_SIZE),
     ],
     "model-fp4 --server http://localhost:8000",
@@ -423,6 +427,7 @@ def verify(
     save: Path | None,
     model: str | None,
     out: Path | None,
+    quiet: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Whether an engine serves what was predicted."""
@@ -439,6 +444,7 @@ def verify(
             ids_out=ids_out,
             save=save,
             out=out,
+            quiet=quiet,
         )
     if not same:
         sys.exit(1)

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def print_recommendation(
-    study: Study, folder: Path, bound: Bound, *, palette: str | None, **served: str | None
+    study: Study,
+    folder: Path,
+    bound: Bound,
+    *,
+    palette: str | None,
+    quiet: bool = False,
+    **served: str | None,
 ) -> bool:
     """Run, decide, measure, show and write.
 
@@ -30,12 +36,13 @@ def print_recommendation(
         folder: Where all is written.
         bound: What the recipe may cost or store.
         palette: What it may choose from.
+        quiet: Whether no progress is shown.
         served: `serve_on` and `engine`.
 
     Returns:
         Whether there is a recommendation.
     """
-    with Screen() as screen:
+    with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
         from fp4scope.conductor.recommendation import begin
 
@@ -53,9 +60,10 @@ def print_going_on(
     palette: str | None,
     engine: str | None,
     serve_on: str | None,
+    quiet: bool = False,
 ) -> bool:
     """The same from a run that is there: run what is missing."""
-    with Screen() as screen:
+    with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
         from fp4scope.conductor.recommendation import go_on
 

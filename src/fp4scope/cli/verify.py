@@ -49,6 +49,7 @@ def print_verdict(
     ids_out: Path | None = None,
     save: Path | None = None,
     out: Path | None = None,
+    quiet: bool = False,
 ) -> bool:
     """Verify, and print what was found.
 
@@ -62,6 +63,7 @@ def print_verdict(
         ids_out: Where the windows are written, and nothing else is done.
         save: Where what a server gave is written.
         out: Where the verdict is written.
+        quiet: Whether no progress is shown.
 
     Returns:
         Whether all is as predicted.
@@ -102,7 +104,8 @@ def print_verdict(
     packed = open_source(str(checkpoint), named=written.recipe.edited, head=_has_head(written))
     export = plan_export(written, source)
     wrong = wrong_weights(export, source, packed)
-    verdict = _measured(study, export, source, packed, found, full)
+    with Screen(quiet) as progress:
+        verdict = _measured(study, export, source, packed, found, full, progress)
     _print(verdict, wrong, export, found)
     if out is not None:
         content = _data(verdict, wrong, found)
@@ -143,18 +146,18 @@ def _measured(
     packed: Source,
     served: Served,
     reference: Served | None,
+    tell: Screen,
 ) -> Verdict:
     ids = torch.from_numpy(served.ids)
     candidates = candidates_of(export, packed.tensor_scales())
-    with Screen() as screen:
-        ran = _Counter(screen, len(ids), ["full precision", *(c.name for c in candidates)])
-        original = _loaded(study, source.where, source.revision)
-        original.require_known(ids, "the served file")
-        full = losses_of(original, ids, ran)
-        del original  # two models need not fit
-        loaded = _loaded(study, packed.where)
-        loaded.require_known(ids, "the served file")
-        losses = [losses_under(loaded, export, candidate, ids, ran) for candidate in candidates]
+    ran = _Counter(tell, len(ids), ["full precision", *(c.name for c in candidates)])
+    original = _loaded(study, source.where, source.revision)
+    original.require_known(ids, "the served file")
+    full = losses_of(original, ids, ran)
+    del original  # two models need not fit
+    loaded = _loaded(study, packed.where)
+    loaded.require_known(ids, "the served file")
+    losses = [losses_under(loaded, export, candidate, ids, ran) for candidate in candidates]
     own = None if reference is None else -reference.logprobs
     return judge(-served.logprobs, full, candidates, losses, own)
 
