@@ -195,6 +195,15 @@ def test_savings_are_sums_of_what_engines_have_as_one(layered):
     )
 
 
+def test_how_far_to_trust_it_is_said_with_numbers(models):
+    diagnosis = models(COSTS)
+    row = diagnosis.all_quantized[0]
+    first, *rest = said(diagnosis, "Can I trust it?")
+    assert first.startswith(f"{row['windows']} windows, {row['tokens']} tokens, with 95%")
+    noise = [row for row in diagnosis.all_quantized if row["noise_nll"] is not None]
+    assert any("Rounding alone moves" in line for line in rest) == bool(noise)
+
+
 @pytest.mark.parametrize(("more", "word"), [(4.0, "high for prose"), (70.0, "STOP: ")])
 def test_a_reference_that_predicts_nothing_is_told_loudly(models, more, word):
     diagnosis = models(COSTS)

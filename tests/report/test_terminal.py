@@ -86,7 +86,7 @@ def test_no_number_and_no_name_is_broken(width, wide, monkeypatch):
     assert set(text.split()) - {"\\"} == whole
     long = [line for line in text.splitlines() if len(line.rstrip()) > width]
     assert all(line.startswith(("Open: ", "Written to ", "  ")) for line in long)
-    assert len(long) < 5
+    assert len(long) < 8  # two commands
     assert "[" not in {word for line in text.splitlines() for word in line[-1:]}
 
 
@@ -106,7 +106,7 @@ def test_findings_are_last_then_where_to_go_on(wide, monkeypatch):
     page = (wide.folder / "report.html").resolve().as_uri()
     places += [text.index(f"\nOpen: {page}\n"), text.index("\nNext: fp4scope ")]
     assert places == sorted(places)
-    assert text.count("\n", places[-1]) <= 5
+    assert text.count("\n", places[-1]) <= 9  # two commands with long paths
 
 
 def test_a_long_command_can_be_copied(tmp_path):

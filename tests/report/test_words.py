@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from asking import BOTH, REFERENCE, all_quantized, asked, entries, entry, rebuilt
+from fp4scope.cli.app import app
 from fp4scope.cli.tables import main_tables
 from fp4scope.cli.terminal import in_grid
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.report.numbers import number
 from fp4scope.report.selection import swept
-from fp4scope.report.sentences import headlines, neighbour_line, next_step, sums
+from fp4scope.report.sentences import headlines, neighbour_line, next_step, sums, then_step
 
 FORMATS = ["mxfp4:floor", "nvfp4"]
 
@@ -225,3 +226,15 @@ def test_the_next_step(known, tmp_path):
     barred = known()
     barred.results.protocol["accept"] = ["kl<0.02"]
     assert step(barred) == chosen.replace("ppl<2%", "kl<0.02")
+
+
+def test_what_makes_the_checkpoint_stands_behind_the_next_step():
+    export = "fp4scope export {} --to compressed-tensors --checkpoint {}"
+    recommend = ["fp4scope", "recommend", "--config", "out/study.yaml", "-o", "out-recipe"]
+    made = export.format("out-recipe/recipe.yaml", "out-recipe-checkpoint")
+    assert " ".join(then_step(recommend)) == made
+    recipe = ["fp4scope", "recipe", "out", "--accept", "ppl<2%"]
+    assert " ".join(then_step(recipe)) == export.format("out/recipe.yaml", "out-checkpoint")
+    assert then_step(["fp4scope", "run", "-o", "out"]) == []
+    for _, *words in map(str.split, (made, export.format("out/recipe.yaml", "d"))):
+        app.commands[words[0]].make_context(words[0], words[1:])

@@ -17,7 +17,7 @@ from fp4scope.report.routing import replay, routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN
-from fp4scope.report.sentences import agreements, headlines, next_step
+from fp4scope.report.sentences import agreements, headlines, next_step, then_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 
 
@@ -89,6 +89,8 @@ def _further(out: Console, diagnosis: Diagnosis) -> None:
         out.print(f"Open: {page.resolve().as_uri()}", soft_wrap=True)
     if words := next_step(diagnosis, diagnosis.folder):
         command(out, "Next:", words)
+        if then := then_step(words):
+            command(out, "Then:", then)
 
 
 def main_tables(found: Findings) -> Iterator[Section]:

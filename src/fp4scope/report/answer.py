@@ -17,6 +17,7 @@ from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import number, plain, relative, share
 from fp4scope.report.repairs import repairs
 from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.report.trust import trust
 from fp4scope.report.verdict import verdicts
 from fp4scope.stats import Estimate, Whole, sizes_known
 
@@ -51,6 +52,7 @@ def answer(found: Findings) -> Answer:
         ("Which format?", which_format(found)),
         ("Ship?", verdicts(found)),
         ("Keep what?", repairs(found)),
+        ("Can I trust it?", list(trust(found))),
     ]
     return Answer(
         formats(found), [(name, said) for name, said in points if said], list(caveats(found))

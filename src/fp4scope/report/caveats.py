@@ -30,7 +30,7 @@ def caveats(found: Findings) -> Iterator[str]:
         )
     if windows < MIN_WINDOWS:
         yield (
-            f"{windows} windows are too few for an interval. Measure {MIN_WINDOWS} or more before "
+            f"{windows} window{'s are' if windows > 1 else ' is'} too few for an interval. Measure {MIN_WINDOWS} or more before "
             "you rely on any order here."
         )
     ppl = next((row["ppl"] for row in found.all_quantized if not row["precision"]), None)

@@ -37,9 +37,11 @@ def page(comparison: JointFindings) -> str:
 
 
 def matrices(comparison: JointFindings) -> list[Section]:
-    """How alike each two outputs order their projections, a matrix for each format and way."""
+    """How alike each two of several outputs order projections: a matrix for each format and way."""
     rows = comparison.agreement.where(level="projections")
     names = list(comparison.runs)
+    if len(names) < 3:  # one number of each, which the table of pairs has
+        return []
     found: list[Section] = []
     for family in dict.fromkeys((r["format"], r["precision"], r["direction"]) for r in rows):
         fmt, precision, way = family

@@ -21,7 +21,7 @@ from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.sections import activations, against_each_other, costs, units
 from fp4scope.report.selection import LAYERS_SHOWN, groups, lowering
-from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step
+from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step, then_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.tasks import about_tasks
 from fp4scope.stats import MIN_WINDOWS
@@ -55,6 +55,7 @@ def markdown(found: Findings) -> str:
         benefit=list(benefit(found)),
         DISTRUST=DISTRUST,
         next=_Safe(escaped(shlex.join(next_step(found, Path("OUT"))))),
+        then=_Safe(escaped(shlex.join(then_step(next_step(found, Path("OUT")))))),
         headlines=headlines(found),
         agreements=agreements(found),
         estimates_mean=labels.ESTIMATES_MEAN if results.estimated else "",

@@ -35,7 +35,14 @@ from fp4scope.report.repairs import benefit
 from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
 from fp4scope.report.selection import LAYERS_SHOWN, sole_precision
-from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step, sums
+from fp4scope.report.sentences import (
+    agreements,
+    headlines,
+    neighbour_line,
+    next_step,
+    sums,
+    then_step,
+)
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.tasks import about_tasks
 from fp4scope.stats import MIN_WINDOWS, hypotheses
@@ -80,6 +87,7 @@ def page(found: Findings) -> str:
         answer=answer(found),
         DISTRUST=DISTRUST,
         next=shlex.join(next_step(found, Path("OUT"))),
+        then=shlex.join(then_step(next_step(found, Path("OUT")))),
         headlines=[*stopping_lines(results), *headlines(found, short=True)],
         costs=[*sections.costs(found), *divergence(found)],
         benefit=list(benefit(found)),

@@ -55,7 +55,8 @@ def short_of(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
     known = resolution(results, rows)
     if known is None:
         windows = rows[0]["windows"]
-        return f": {windows} windows are too few for intervals ({MIN_WINDOWS} or more)"
+        are = "s are" if windows > 1 else " is"
+        return f": {windows} window{are} too few for intervals ({MIN_WINDOWS} or more)"
     line = f": ±{number(known.half)} millinats on {known.windows} windows"
     if known.needed > known.windows:
         line += f"; about {known.needed:,} would give ±{known.target:g}"

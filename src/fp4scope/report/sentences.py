@@ -152,6 +152,15 @@ def next_step(found: Findings, folder: Path) -> list[str]:
     return ["fp4scope", "recommend", *study, *accept, "-o", f"{folder}-recipe"]
 
 
+def then_step(words: Sequence[str]) -> list[str]:
+    """What makes a checkpoint of the recipe that the next command writes; nothing of another."""
+    if words[1] not in ("recipe", "recommend"):
+        return []
+    folder = words[-1] if words[1] == "recommend" else words[2]
+    written, made = str(Path(folder) / "recipe.yaml"), f"{folder}-checkpoint"
+    return ["fp4scope", "export", written, "--to", "compressed-tensors", "--checkpoint", made]
+
+
 def _bars(found: Findings) -> Sequence[str]:
     """Those of the study, as they were written; without any a usual one."""
     return found.results.protocol.get("accept") or ("ppl<2%",)

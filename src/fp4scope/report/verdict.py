@@ -25,7 +25,7 @@ def verdicts(found: Findings) -> list[str]:
     windows = max(whole.costs["nll"].n for whole in candidates)
     if windows < MIN_WINDOWS:
         return [
-            f"{windows} windows are too few to decide on any bar: {MIN_WINDOWS} or more have "
+            f"{windows} window{'s are' if windows > 1 else ' is'} too few to decide on any bar: {MIN_WINDOWS} or more have "
             "intervals."
         ]
     if found.bars:
