@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fp4scope.report.findings import Findings
+from fp4scope.report.labels import windows_are
 from fp4scope.report.numbers import number, percent
 from fp4scope.report.selection import lowering
 from fp4scope.report.stopping import windows_measured
@@ -30,7 +31,7 @@ def caveats(found: Findings) -> Iterator[str]:
         )
     if windows < MIN_WINDOWS:
         yield (
-            f"{windows} window{'s are' if windows > 1 else ' is'} too few for an interval. Measure {MIN_WINDOWS} or more before "
+            f"{windows_are(windows)} too few for an interval. Measure {MIN_WINDOWS} or more before "
             "you rely on any order here."
         )
     ppl = next((row["ppl"] for row in found.all_quantized if not row["precision"]), None)

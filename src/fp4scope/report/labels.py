@@ -114,6 +114,16 @@ def blocks(model: Mapping[str, Any]) -> str:
     return f"{model['blocks']} blocks ({told})" if told else f"{model['blocks']} blocks"
 
 
+def windows_are(count: int) -> str:
+    """As sentences begin.
+
+    Example:
+        >>> windows_are(1), windows_are(3)
+        ('1 window is', '3 windows are')
+    """
+    return f"{count} window{'s are' if count != 1 else ' is'}"
+
+
 def full_precision(results: Results) -> str:
     """The dtype that the unquantized model runs in, as the field writes it."""
     dtype = str(results.model.get("dtype"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from fp4scope.ledger import Results
 from fp4scope.report.axes import step_below
+from fp4scope.report.labels import windows_are
 from fp4scope.report.numbers import SMALLEST, number
 from fp4scope.stats import MIN_WINDOWS, windows_for
 from fp4scope.table import Interval
@@ -55,8 +56,7 @@ def short_of(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
     known = resolution(results, rows)
     if known is None:
         windows = rows[0]["windows"]
-        are = "s are" if windows > 1 else " is"
-        return f": {windows} window{are} too few for intervals ({MIN_WINDOWS} or more)"
+        return f": {windows_are(windows)} too few for intervals ({MIN_WINDOWS} or more)"
     line = f": ±{number(known.half)} millinats on {known.windows} windows"
     if known.needed > known.windows:
         line += f"; about {known.needed:,} would give ±{known.target:g}"

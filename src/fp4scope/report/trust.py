@@ -16,8 +16,8 @@ def trust(found: Findings) -> Iterator[str]:
     tokens = next((row["tokens"] for row in found.all_quantized), 0)
     intervals = "with 95% intervals" if windows >= MIN_WINDOWS else "too few for intervals"
     yield (
-        f"{windows} window{'s' * (windows != 1)}, {tokens:,} tokens, {intervals}. Every difference is taken "
-        "window by window."
+        f"{windows} window{'s' * (windows != 1)}, {tokens:,} tokens, {intervals}. Every difference "
+        "is taken window by window."
     )
     for row in swept(found)[:1]:
         if row["noise_nll"] is not None and row["delta_nll"] is not None:

@@ -10,6 +10,7 @@ from fp4scope.errors import StudyError
 from fp4scope.report.choice import cost_of
 from fp4scope.report.findings import Findings
 from fp4scope.report.given import gigabytes
+from fp4scope.report.labels import windows_are
 from fp4scope.report.numbers import number
 from fp4scope.stats import MIN_WINDOWS, Whole
 
@@ -25,7 +26,7 @@ def verdicts(found: Findings) -> list[str]:
     windows = max(whole.costs["nll"].n for whole in candidates)
     if windows < MIN_WINDOWS:
         return [
-            f"{windows} window{'s are' if windows > 1 else ' is'} too few to decide on any bar: {MIN_WINDOWS} or more have "
+            f"{windows_are(windows)} too few to decide on any bar: {MIN_WINDOWS} or more have "
             "intervals."
         ]
     if found.bars:
