@@ -30,7 +30,8 @@ def trust(found: Findings) -> Iterator[str]:
     if check and not check.get("reason"):
         apart = check["difference"]
         yield "Run block by block, the full-precision model " + (
-            f"differs from its own forward by {apart:.1e} of its logits."
+            f"differs from its own forward by {apart:.1e} of its logits; rounding explains "
+            f"{check['allowed']:.1e}."
             if apart
             else "gives the logits of its own forward, bit for bit."
         )
