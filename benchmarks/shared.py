@@ -106,7 +106,7 @@ def opened(
     ):
         check = self_check(loaded, ids)
         memory = Memory(loaded, runs, ids.shape[1], check.captured_bytes, budget)
-        yield schedule(Worker(loaded, ids, injector), memory, log, check)
+        yield schedule(Worker(loaded, ids, injector, check=check), memory, log, check)
 
 
 def wait(device: torch.device) -> None:

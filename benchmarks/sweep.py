@@ -39,7 +39,7 @@ from fp4scope.metrics import ReferencePredictions, compare, reference_prediction
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.sweep import Shape, check, measure_naively, scheduler
+from fp4scope.sweep import Shape, check, measure_naively, worker
 from fp4scope.sweep.wavefront import head_in_blocks
 
 # More windows at a time than a rival needs to keep the GPU busier than its own Python.
@@ -160,7 +160,7 @@ def _swept(case: _Case) -> _Swept:
             check.still_the_same(*args)
             del blocks[before:]
 
-        with patch.object(scheduler, "still_the_same", check_again):
+        with patch.object(worker, "still_the_same", check_again):
             sweep.run()
         wait(loaded.device)
         seconds = time.perf_counter() - begun

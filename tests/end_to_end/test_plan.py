@@ -15,7 +15,7 @@ from fp4scope.conductor.forecast import _TOKENS
 from fp4scope.models import load_model
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
-from fp4scope.sweep import scheduler
+from fp4scope.sweep import worker
 
 LEVELS = ("projections", "blocks", "layers", "patterns")
 
@@ -61,7 +61,7 @@ def executed(study, tmp_path_factory):
     for block in loaded.model.model.layers:
         block.input_layernorm.register_forward_pre_hook(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "still_the_same", lambda *_: None)  # it runs blocks as well
+        patch.setattr(worker, "still_the_same", lambda *_: None)  # it runs blocks as well
         diagnosis = library.diagnose(
             loaded.model,
             tokenizer=loaded.tokenizer,

@@ -182,7 +182,7 @@ def _require_equal(loaded, check, runs, ids) -> None:
     weights = {site.name: products[site.product].parameter for site in loaded.layout.sites}
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        worker = Worker(loaded, ids, injector)
+        worker = Worker(loaded, ids, injector, check=check)
         memory = memory_for(check, loaded, runs, _TOKENS, _PLENTY)
         schedule(worker, memory, log, check).run()
         ledger = log.ledger

@@ -88,8 +88,8 @@ def open_sweep(tmp_path):
             logs.append(log)
         if shape is not None:
             log.shapes.append(shape.to_json())
-        worker = Worker(loaded, ids, injector, seed)
         check = self_check(loaded, ids)
+        worker = Worker(loaded, ids, injector, seed, check)
         taken = memory_for(check, loaded, runs, ids.shape[1], memory)
         sweep = schedule(worker, taken, log, check)
         assert shape is None or sweep.shape == shape

@@ -22,7 +22,7 @@ from fp4scope.errors import ModelError, NonFiniteError
 from fp4scope.models import BlockStack, adopt
 from fp4scope.operands import Injector, experts
 from fp4scope.sweep import check as check_module
-from fp4scope.sweep import scheduler
+from fp4scope.sweep import worker
 from fp4scope.sweep.check import self_check
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.shape import Shape
@@ -291,7 +291,7 @@ def test_a_forward_that_changes_while_a_sweep_goes_on_is_refused(
     variants = planned(loaded, formats="mxfp4", sweep="blocks")
     shape = Shape(windows=1, groups=1, block=2, head=9)
     sweep = open_sweep(loaded, long_ids, variants, Injector(loaded.model), shape=shape)
-    monkeypatch.setattr(scheduler, "FORWARDS_BETWEEN_CHECKS", 2)
+    monkeypatch.setattr(worker, "FORWARDS_BETWEEN_CHECKS", 2)
     # Every other forward from now on: the tail's is one, the own forward another.
     loaded.model.limit = loaded.model.forwards
     own = type(loaded.model).forward

@@ -331,8 +331,8 @@ def resident(name):
 def growth(budget):
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder) / "journal.jsonl", {})
-        worker = Worker(loaded, ids, Injector(loaded.model))
         check = self_check(loaded, ids)
+        worker = Worker(loaded, ids, Injector(loaded.model), check=check)
         taken = Memory(loaded, runs, 256, check.captured_bytes, budget)
         sweep = schedule(worker, taken, log, check)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew

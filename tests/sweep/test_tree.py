@@ -7,7 +7,7 @@ import pytest
 from fp4scope.design import NOTHING, ROUTING
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.sweep import routing, scheduler
+from fp4scope.sweep import routing, worker
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.tree import build_tree
 from fp4scope.sweep.wavefront import Wavefront
@@ -148,7 +148,7 @@ def test_blocks_really_run_that_often(
     shape = Shape(windows=2, groups=groups, block=6, head=8)
     sweep = open_sweep(loaded, ids, variants, calibrated(loaded, ids), shape=shape)
     # These run blocks as well.
-    monkeypatch.setattr(scheduler, "still_the_same", lambda *_: None)
+    monkeypatch.setattr(worker, "still_the_same", lambda *_: None)
     monkeypatch.setattr(routing, "find_scores", lambda *_: {})
     ran = []
     # The classes' forward, because the tail calls the blocks too but puts them aside.

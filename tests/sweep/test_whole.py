@@ -8,7 +8,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models import adopt
-from fp4scope.sweep import memory_for, scheduler, self_check
+from fp4scope.sweep import memory_for, self_check, worker
 from fp4scope.sweep.naive import forwards
 
 
@@ -59,7 +59,7 @@ def test_a_looped_model_is_measured_by_its_own_forward(
     injector = calibrated(looped, ids)
     runs = planned(looped, **STUDY)
     sweep = open_sweep(looped, ids, runs, injector)
-    assert sweep.check.reason is not None
+    assert sweep.worker.check.reason is not None
     assert "does not run its 2 blocks once each and in order" in sweep.check.reason
     assert sweep.shape.whole
     count = forwards(runs)
@@ -114,7 +114,7 @@ def test_a_forward_that_drifts_is_noticed(
     looped, ids, planned, calibrated, open_sweep, monkeypatch
 ):
     sweep = open_sweep(looped, ids, planned(looped, **STUDY), calibrated(looped, ids))
-    monkeypatch.setattr(scheduler, "FORWARDS_BETWEEN_CHECKS", 2)
+    monkeypatch.setattr(worker, "FORWARDS_BETWEEN_CHECKS", 2)
     looped.model.drifts_after = looped.model.forwards
     with pytest.raises(ModelError, match="forwards are not always the same"):
         sweep.run()

@@ -208,7 +208,7 @@ class _Probe:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
             log = Log(Path(folder) / "journal.jsonl", {})
             try:
-                worker = Worker(self._loaded, self.ids, injector)
+                worker = Worker(self._loaded, self.ids, injector, check=self._check)
                 memory = memory_for(self._check, self._loaded, runs, self.tokens, budget)
                 sweep = schedule(worker, memory, log, self._check)
                 begun = time.monotonic()

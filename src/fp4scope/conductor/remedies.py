@@ -97,7 +97,7 @@ def _measure(
     injector.fit(observe_moments_of(loaded, prepared.calibration, _fitted(design), tell))
     check = checked()
     memory = memory_for(check, loaded, design.runs, ids.shape[1], study.run.memory)
-    worker = Worker(loaded, ids, injector, study.numerics.seed)
+    worker = Worker(loaded, ids, injector, study.numerics.seed, check)
     sweep = schedule(worker, memory, log, check, windows=windows)
     say(tell, *sweep.notes)
     sweep.run(lambda event: tell(replace(event, phase="remedies")))

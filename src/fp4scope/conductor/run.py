@@ -397,7 +397,7 @@ def _measure(
 ) -> None:
     prepared, log = found.prepared, found.log
     windows = prepared.windows
-    worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed)
+    worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed, check)
     sweep = schedule(worker, memory, log, check, found.stopping)
     say(tell, *sweep.notes)
     keys = keys_of(prepared.runs)

@@ -1,32 +1,33 @@
-"""A study's windows, task by task, through a worker and into the log. In this process.
+"""A study's windows, task by task, through a crew and into the log.
 
 Tasks go through the windows in a seeded permutation, so that every prefix is a fair sample of the
-text, and their rows are committed in that order. If memory runs out on the way, the same windows
-are handed out again with less at once: fewer windows a task, then groups of runs, smaller
-batches, fewer rows of logits (`Memory.smaller`). After each task it is asked whether that is
-enough, and which runs are still wanted (`stopping`).
+text, and their rows are committed in that order, whoever is ready first. If memory runs out on the
+way, the same windows are handed out again with less at once: fewer windows a task, then groups of
+runs, smaller batches, fewer rows of logits (`Memory.smaller`). After each commit it is asked
+whether that is enough, and which runs are still wanted (`stopping`). What others have measured by
+then of runs that are not is left out, so the log is that of one worker.
 """
 
-import gc
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fp4scope.design import keys_of
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Found, Log
-from fp4scope.sweep.check import SelfCheck, still_the_same
-from fp4scope.sweep.memory import Memory, is_out_of_memory
+from fp4scope.sweep.check import SelfCheck
+from fp4scope.sweep.crew import Alone, Crew, Outcome
+from fp4scope.sweep.memory import Memory
 from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
 from fp4scope.sweep.worker import Task, Worker
 from fp4scope.treatments import Amax
 
-FORWARDS_BETWEEN_CHECKS = 256
-"""Two forwards in so many: less than one percent of a sweep."""
+_SHARES = 2
+"""Of what is left, a task of several workers is at most one part in so many times their number."""
 
 
 def schedule(
@@ -36,6 +37,7 @@ def schedule(
     check: SelfCheck,
     stopping: Stopping | None = None,
     windows: Sequence[int] | None = None,
+    crew: Crew | None = None,
 ) -> "Scheduler":
     """A sweep, its shape decided: that of the log's last job if that fits.
 
@@ -46,6 +48,7 @@ def schedule(
         check: What the self-check of these windows found.
         stopping: Says after each task what is still to be measured; by default everything is.
         windows: Which of the worker's to measure; by default all.
+        crew: Who measures; by default the worker alone.
 
     Raises:
         StudyError: No chunk is small enough for the memory.
@@ -79,7 +82,17 @@ def schedule(
                 "warning: less memory is free than when this folder was begun, so batches are "
                 "smaller now; W4A4 results of both shapes are compared with each other"
             )
-    return Scheduler(worker, memory, log, check, stopping, shape, notes, windows)
+    crew = crew or Alone(worker)
+    return Scheduler(worker, memory, log, stopping, shape, notes, windows, crew)
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Windows that are measured together: waiting, handed out as a task, or done."""
+
+    windows: list[int]
+    task: Task | None = None
+    rows: Sequence[Found] | None = None
 
 
 @dataclass
@@ -89,13 +102,15 @@ class Scheduler:
     worker: Worker
     memory: Memory
     log: Log
-    check: SelfCheck
     stopping: Stopping
     shape: Shape
     notes: list[str]
     windows: Sequence[int]
-    _unchecked: int = 0
-    """Blocks run since the last comparison with the model's own forward."""
+    crew: Crew
+    _left: list[int] = field(default_factory=list)
+    """Windows that are in no piece yet."""
+    _line: deque[_Piece] = field(default_factory=deque)
+    """What has been cut and not been committed, in the order of commits."""
 
     @property
     def memory_bytes(self) -> int:
@@ -125,65 +140,85 @@ class Scheduler:
         shuffled = torch.randperm(len(self.worker.ids), generator=generator).tolist()
         order = [window for window in shuffled if window in self.windows]
         known = set(self.log.done(keys_of(self.memory.runs)))
-        left = [w for w in order if w not in known]
+        self._left = [w for w in order if w not in known]
+        self._line.clear()
         work = self.work
         spent = Counter({work: len(known)})  # windows by the work that each took
 
-        def told(done: float, note: str | None = None) -> None:
+        def told(note: str | None = None) -> None:
             before = sum(each * windows for each, windows in spent.items())
-            ahead = 0 if self.stopping.reached else len(left) * work
-            windows = len(order) - len(left)
+            cut = sum(len(piece.windows) for piece in self._line)
+            done = sum(len(piece.windows) for piece in self._line if piece.rows is not None)
+            left = cut + len(self._left)
+            ahead = 0 if self.stopping.reached else left * work
+            share = min(self.crew.under_way, work * (cut - done))  # shares are rounded
+            windows = len(order) - left
             detail = f"{windows} of {len(order)} windows"
-            done = before + min(done, work * len(left[: self.shape.windows]))  # shares are rounded
-            tell(Progress("measuring", done, before + ahead, detail, note, windows))
+            so_far = before + done * work + share
+            tell(Progress("measuring", so_far, before + ahead, detail, note, windows))
 
-        told(0.0)
+        def heard(note: str | None) -> None:
+            if note is not None:
+                self.notes.append(note)
+            told(note)
+
+        told()
         self.stopping.begin()
-        while left and not self.stopping.reached:
-            passes = self.memory.passes(self.shape.groups)
-            task = Task(self.memory.runs, left[: self.shape.windows], self.shape, passes)
-            rows = self._tried(task, told)
-            if rows is None:
+        while (self._left or self._line) and not self.stopping.reached:
+            self._hand_out()
+            if not self._take(self.crew.wait(heard)):
                 work = self.work
-                told(0.0, self.notes[-1])
+                told(self.notes[-1])
                 continue
-            targets = [self.worker.ids.shape[1] - 1] * len(task.windows)
-            self.log.add(task.windows, targets, rows, task.shape.to_json())
-            left = left[len(task.windows) :]
-            spent[work] += len(task.windows)
-            self._look()
-            work = self.work
-            told(0.0)
+            while self._line and self._line[0].rows is not None and not self.stopping.reached:
+                piece = self._line.popleft()
+                self._commit(piece)
+                spent[work] += len(piece.windows)
+                self._look()
+                work = self.work
+                told()
 
-    def _tried(self, task: Task, told: Callable[[float], None]) -> list[Found] | None:
-        """What a task gave; None where memory ran out, and then the next has a smaller shape."""
-        done = 0.0
+    def _hand_out(self) -> None:
+        """Keep everybody busy: first with what has come back, then with new windows."""
+        for piece in self._line:
+            if piece.task is None and self.crew.takes_more:
+                self._hand(piece)
+        while self._left and self.crew.takes_more:
+            size = self.shape.windows
+            if self.crew.size > 1 and self.stopping.goal is None:
+                # Ever smaller, so that all end at about the same time. Under a goal the jobs are
+                # those of one worker, since it is looked at behind each.
+                size = min(size, -(-len(self._left) // (_SHARES * self.crew.size)))
+            self._line.append(piece := _Piece(self._left[:size]))
+            self._left = self._left[size:]
+            self._hand(piece)
 
-        def advance(share: float) -> None:
-            nonlocal done
-            done += share
-            told(done)
+    def _hand(self, piece: _Piece) -> None:
+        passes = self.memory.passes(self.shape.groups)
+        piece.task = Task(self.memory.runs, piece.windows, self.shape, passes)
+        self.crew.hand(piece.task)
 
-        try:
-            rows = self.worker.execute(task, advance)
-            self._compare_again(task.windows)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # Not the error itself: its traceback holds the states that must go.
-            reason = str(error)
-        else:
-            return rows
-        self._shrink(reason)
-        return None
+    def _take(self, outcome: Outcome) -> bool:
+        """Keep what a task gave; where memory ran out, cut its windows again, for less at once."""
+        place = next(i for i, piece in enumerate(self._line) if piece.task is outcome.task)
+        if outcome.rows is not None:
+            self._line[place].rows = outcome.rows
+            return True
+        if outcome.task.shape == self.shape:  # others may have run out of memory before
+            self._shrink(outcome.reason)
+        windows, size = self._line[place].windows, self.shape.windows
+        del self._line[place]
+        for start in reversed(range(0, len(windows), size)):
+            self._line.insert(place, _Piece(windows[start : start + size]))
+        return False
 
-    def _compare_again(self, windows: Sequence[int]) -> None:
-        """Once in many forwards' work: is the wavefront still the model's own forward?"""
-        loaded, ids = self.worker.loaded, self.worker.ids
-        self._unchecked += len(windows) * self.executions
-        if self._unchecked >= FORWARDS_BETWEEN_CHECKS * loaded.layout.blocks:
-            self._unchecked = 0
-            still_the_same(loaded, ids, windows[0], self.check)
+    def _commit(self, piece: _Piece) -> None:
+        assert piece.task is not None
+        assert piece.rows is not None
+        wanted = {(run.recipe, run.replica) for run in self.memory.runs}
+        rows = [found for found in piece.rows if (found.recipe, found.replica) in wanted]
+        targets = [self.worker.ids.shape[1] - 1] * len(piece.windows)
+        self.log.add(piece.windows, targets, rows, piece.task.shape.to_json())
 
     def _look(self) -> None:
         """Ask what the next task has to measure; fewer runs may need fewer passes."""
@@ -203,6 +238,3 @@ class Scheduler:
             )
         self.notes.append(f"out of memory with {self.shape}; going on with {shape}")
         self.shape = shape
-        gc.collect()
-        if self.worker.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
+from fp4scope.sweep.check import SelfCheck, still_the_same
 from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.nonfinite import require_finite
 from fp4scope.sweep.passes import Pass
@@ -27,9 +28,11 @@ from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
 
 NUMERICS_VERSION = 2
 """Changes when any number that a task gives does: rows of two versions must not be mixed."""
+FORWARDS_BETWEEN_CHECKS = 256
+"""Two forwards in so many: less than one percent of a sweep."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What to measure together: a job to be, once the log has its rows.
 
@@ -54,6 +57,8 @@ class Worker:
         ids: Token ids of all windows.
         injector: Of the same model.
         seed: Of the perturbations.
+        check: What the self-check found. Then the wavefront is compared with the model's own
+            forward again, once in many forwards' work.
     """
 
     def __init__(
@@ -62,8 +67,11 @@ class Worker:
         ids: Int[Tensor, "windows tokens"],
         injector: Injector,
         seed: int = 0,
+        check: SelfCheck | None = None,
     ) -> None:
         self.loaded, self.ids, self.seed = loaded, ids, seed
+        self.check = check
+        self._unchecked = 0.0
         self._injector = injector
         self._routers = Routers(loaded, ids[0])
 
@@ -78,12 +86,18 @@ class Worker:
                 blocks run on one window.
 
         Raises:
+            ModelError: The model's forwards are not always the same.
             NonFiniteError: The NLL or KL of a run, or a quantized input.
         """
+
+        def counted(share: float) -> None:
+            self._unchecked += share
+            advance(share)
+
         found: dict[tuple[Recipe, int], dict[str, list[Any]]] = {}
         measure = self._one_by_one if task.shape.whole else self._together
         for part in task.passes:
-            results = measure(task, part, advance)
+            results = measure(task, part, counted)
             for run, metrics in list(zip(part.runs, results, strict=True))[part.carried :]:
                 for window, one in zip(task.windows, metrics, strict=True):
                     require_finite(self.loaded, self._injector, run, one, self.ids, window)
@@ -92,8 +106,16 @@ class Worker:
                 values |= routing_values(run, metrics)
                 values |= spread_values(run, metrics)
                 found.setdefault((run.recipe, run.replica), {}).update(values)
+        self._compare_again(task.windows[0])
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
         return [Found(recipe, replica, found[recipe, replica]) for recipe, replica in realisations]
+
+    def _compare_again(self, window: int) -> None:
+        """Once in many forwards' work: is the wavefront still the model's own forward?"""
+        enough = FORWARDS_BETWEEN_CHECKS * self.loaded.layout.blocks
+        if self.check is not None and self._unchecked >= enough:
+            self._unchecked = 0.0
+            still_the_same(self.loaded, self.ids, window, self.check)
 
     def _together(
         self, task: Task, part: Pass, advance: Callable[[float], None]
