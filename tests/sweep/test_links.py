@@ -27,7 +27,7 @@ def test_linked_blocks_are_equal_to_the_bit(
     injector = calibrated(loaded, ids)
     variants = planned(loaded, formats="nvfp4", sweep="blocks", replicas=2)
     sweep = open_sweep(loaded, ids, variants, injector)
-    assert sweep.check.batches
+    assert sweep.worker.check.batches
     assert sweep.shape.block > 2
     with unchanged(loaded.model):
         sweep.run()

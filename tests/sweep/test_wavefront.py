@@ -90,7 +90,7 @@ def test_equal_to_the_bit(
     # Two realisations and a control; each all-quantized model has a replica besides.
     assert len(variants) == 2 + 2 * (3 + 1) + 3 * 2 * 4
     sweep = open_sweep(loaded, ids, variants, injector)
-    assert sweep.check.difference == 0
+    assert sweep.worker.check.difference == 0
     assert sweep.shape.windows == 2
     assert sweep.shape.block > 2
     with unchanged(loaded.model):
@@ -157,7 +157,7 @@ def test_experts_are_equal_to_the_bit(
     variants = planned(loaded, formats="nvfp4", sweep="blocks")
     alone = Shape(2, 1, block=1, head=1) if family == "qwen2-moe" else None
     sweep = open_sweep(loaded, ids, variants, injector, shape=alone)
-    assert sweep.check.batches
+    assert sweep.worker.check.batches
     with unchanged(loaded.model):
         sweep.run()
     assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))

@@ -60,7 +60,7 @@ def test_a_looped_model_is_measured_by_its_own_forward(
     runs = planned(looped, **STUDY)
     sweep = open_sweep(looped, ids, runs, injector)
     assert sweep.worker.check.reason is not None
-    assert "does not run its 2 blocks once each and in order" in sweep.check.reason
+    assert "does not run its 2 blocks once each and in order" in sweep.worker.check.reason
     assert sweep.shape.whole
     count = forwards(runs)
     assert f"one at a time: {count} forwards of each window" in sweep.notes[0]
