@@ -6,6 +6,7 @@ the cache, else asked for once, with one retry: libraries that fetch retry for h
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
     _require_calibrated_head(study)
     _require_weights(study)
     _require_recipes(study)
+    _require_ray(study)
     if not in_memory:
         check_device(study.numerics.device)
         check_name(study.model.name, study.model.revision)
@@ -84,6 +86,16 @@ def _require_calibrated_head(study: Study) -> None:
                 f"{setting.input.format.name} then needs; use --activation-scale calibrated, or "
                 "leave --lm-head out"
             )
+
+
+def _require_ray(study: Study) -> None:
+    """Refuse workers where there is nothing that starts them."""
+    workers = study.run.workers
+    if not workers.is_here and importlib.util.find_spec("ray") is None:
+        raise StudyError(
+            f"workers is {workers}, which takes Ray, and it is not installed; "
+            "pip install 'fp4scope[ray]', or leave --workers out"
+        )
 
 
 def _require_recipes(study: Study) -> None:

@@ -300,6 +300,10 @@ class Recipe:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """Made anew in another process, where texts have other hashes."""
+        return type(self), (self.base, self.edits, self.replay)
+
     def _is_news(self, names: Set[str], setting: Setting | None) -> bool:
         return bool(names) and setting != self.base
 

@@ -37,6 +37,7 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.conductor.remedies import measure_remedies, require_windows
+from fp4scope.conductor.workers import budget_of, crew_of, require_same_kind
 from fp4scope.data import WindowSet, evaluation_text, evaluation_windows
 from fp4scope.deploy.bar import parse_bar
 from fp4scope.design import keys_of
@@ -53,6 +54,7 @@ from fp4scope.sweep import (
     Listener,
     Memory,
     Progress,
+    Scheduler,
     SelfCheck,
     Stopping,
     Worker,
@@ -109,6 +111,11 @@ def diagnose(
     require_model(model, tokenizer)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     study = Study.build(model=name, **options)
+    if not study.run.workers.is_here:
+        raise StudyError(
+            f"workers is {study.run.workers}, and others cannot load a model in memory; save it, "
+            "and give its folder"
+        )
     with _as_it_was(model):
         loaded = adopt(
             model,
@@ -248,7 +255,8 @@ def _run_in(
         check = _checked(prepared, log, tell) if wanted else None
         memory = None
         if check is not None:
-            runs, budget = stopping.remaining, study.run.memory
+            require_same_kind(study, loaded)
+            runs, budget = stopping.remaining, budget_of(study, loaded)
             memory = memory_for(check, loaded, runs, windows.seq_len, budget)
             # Before the calibration: perhaps no batch makes the sweep small enough.
             memory.shape(len(windows))
@@ -395,11 +403,17 @@ def _goal(study: Study) -> Goal | None:
 def _measure(
     found: _Findings, injector: Injector, memory: Memory, check: SelfCheck, tell: Listener
 ) -> None:
+    prepared, log, windows = found.prepared, found.log, found.prepared.windows
+    worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed, check)
+    with crew_of(found.study, prepared, worker, injector, check, tell) as crew:
+        sweep = schedule(worker, memory, log, check, found.stopping, crew=crew)
+        say(tell, *sweep.notes)
+        _run(found, sweep, tell)
+
+
+def _run(found: _Findings, sweep: Scheduler, tell: Listener) -> None:
     prepared, log = found.prepared, found.log
     windows = prepared.windows
-    worker = Worker(prepared.loaded, windows.ids, injector, found.study.numerics.seed, check)
-    sweep = schedule(worker, memory, log, check, found.stopping)
-    say(tell, *sweep.notes)
     keys = keys_of(prepared.runs)
     if before := log.done(keys):
         say(tell, f"{len(before)} of {len(windows)} windows were measured before")

@@ -24,6 +24,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 from fp4scope.errors import FormatError, nearest, shown
 
@@ -163,6 +164,11 @@ class BlockFormat:
     scale_bits: int
     rule: ScaleRule
     span: Span = Span.BLOCK
+
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """By name, so that another process finds its own object."""
+        named = (FORMATS | CACHE_FORMATS).get(self.name) is self
+        return (get_treatment_format, (self.name,)) if named else super().__reduce__()
 
     @property
     def bits_per_element(self) -> float:

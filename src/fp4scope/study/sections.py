@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fp4scope.study.places import Place
 from fp4scope.study.values import (
     Bytes,
     CacheFormat,
@@ -25,6 +26,7 @@ from fp4scope.study.values import (
     Recipes,
     SomeOperands,
     Swept,
+    Workers,
 )
 from fp4scope.study.words import (
     ActivationScale,
@@ -316,6 +318,12 @@ class Run(Section):
         (Method.EXACT,),
         description="measure units (exact), estimate them to first order (gradient), measure "
         "designed mixtures of the groups that engines have (designed), or several of these",
+    )
+    workers: Annotated[Workers, Option(value="WORKERS")] = Field(
+        Place(),
+        description="how many share the windows, this process among them; ray: one for each GPU, "
+        "which Ray starts on this host; ray:N: so many; or the address of a Ray cluster",
+        examples=["ray", "HOST:6379"],
     )
     memory: Annotated[Bytes | None, Option(value="SIZE", absent="what is free")] = Field(
         None,

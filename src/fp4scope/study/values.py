@@ -19,6 +19,7 @@ from fp4scope.formats import (
 from fp4scope.study.given import Given, apart
 from fp4scope.study.given import listed as _listed
 from fp4scope.study.goals import Goal, parse_goal
+from fp4scope.study.places import Place
 from fp4scope.study.words import Choice, Direction, Level, Method, Operands
 from fp4scope.treatments import Configuration
 
@@ -178,6 +179,7 @@ Name = Annotated[
 Number = Annotated[int, BeforeValidator(_number), Field(le=_MOST)]
 Bytes = Annotated[int, BeforeValidator(parse_memory), PlainSerializer(written_memory)]
 GoalText = Annotated[Goal, Written(_goal)]
+Workers = Annotated[Place, Written(Place.parse)]
 CacheFormat = Annotated[BlockFormat, Written(get_cache_format, cache_format_name)]
 _Configuration = Annotated[Configuration, Written(_configuration)]
 _Swept = Annotated[Swept, Written(Swept.parse)]

@@ -27,6 +27,7 @@ from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.shape import TILE_ROWS
 
 _LAST_ROWS = 64
+_WITNESSED = 8
 _MOST_REROUTED = 0.5
 """Of the logits: no more is explained by rounding, whatever a router does."""
 
@@ -116,6 +117,23 @@ def still_the_same(
             "counter), so what was measured may hold the same error; make it deterministic and "
             "use a new folder"
         )
+
+
+@torch.no_grad()
+def witness(loaded: LoadedModel, ids: Int[Tensor, "windows tokens"]) -> Float[Tensor, "rows vocab"]:
+    """Logits of the last rows of the first window, FP32: other workers must give these too."""
+    return loaded.logits(ids[0], last=_WITNESSED).float().cpu()
+
+
+def apart(one: Tensor, two: Tensor) -> float:
+    """Root mean square of what two have different, relative to that of `two`; same NaN are equal.
+
+    Infinite where their shapes differ.
+    """
+    if one.shape != two.shape:
+        return float("inf")
+    both = one.isnan() & two.isnan()
+    return _relative(one.masked_fill(both, 0.0), two.masked_fill(both, 0.0))
 
 
 @contextmanager

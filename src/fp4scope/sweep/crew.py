@@ -59,12 +59,15 @@ class Crew(ABC):
     """Takes tasks and gives back their outcomes.
 
     Attributes:
-        size: How many workers it is meant to have; tasks are cut for so many.
         under_way: What has been done of tasks that have not ended, in blocks run on one window.
     """
 
-    size: int = 1
     under_way: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """How many workers it is meant to have; tasks are cut for so many."""
+        return 1
 
     @property
     @abstractmethod
@@ -76,8 +79,8 @@ class Crew(ABC):
         """Give a task to somebody who is free."""
 
     @abstractmethod
-    def wait(self, tell: Callable[[str | None], None]) -> Outcome:
-        """The next task that ends, of those that were handed.
+    def wait(self, tell: Callable[[str | None], None]) -> Outcome | None:
+        """The next task that ends, of those that were handed; None after a while.
 
         Args:
             tell: Called as the work goes on, now and then with a line for the user.

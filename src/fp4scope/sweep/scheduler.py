@@ -166,7 +166,9 @@ class Scheduler:
         self.stopping.begin()
         while (self._left or self._line) and not self.stopping.reached:
             self._hand_out()
-            if not self._take(self.crew.wait(heard)):
+            if (outcome := self.crew.wait(heard)) is None:
+                continue
+            if not self._take(outcome):
                 work = self.work
                 told(self.notes[-1])
                 continue

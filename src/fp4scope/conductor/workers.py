@@ -1,0 +1,146 @@
+"""Who measures the windows of a study: this process, or others beside it."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_silent
+from fp4scope.errors import ModelError, StudyError
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
+from fp4scope.study import Study
+from fp4scope.sweep import Alone, Crew, Listener, SelfCheck, Worker, free_memory
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a worker in another process is made from; the model is loaded there.
+
+    Attributes:
+        study: Of which the model and the device matter, as it was resolved in this process.
+        fingerprint: Of the model, which has to be the same.
+        ids: Token ids of all windows.
+        inputs: Amax of what enters each linear, and of each expert, and products that share a
+            tensor scale.
+        check: What the self-check of this process found.
+    """
+
+    study: Study
+    fingerprint: str
+    ids: torch.Tensor
+    inputs: tuple[Mapping[str, float], Mapping[str, Sequence[float]], Mapping[str, Sequence[str]]]
+    check: SelfCheck
+
+    def __call__(self) -> Worker:
+        """The worker.
+
+        Raises:
+            ModelError: The model is another there.
+        """
+        loaded = load(self.study, lambda event: None)
+        if loaded.fingerprint != self.fingerprint:
+            raise ModelError(f"it loads other weights as {loaded.name}; give all the same files")
+        loaded = with_parts(self.study, without_silent(self.study, loaded, self.ids[0]))
+        amax, by_expert, fused = self.inputs
+        injector = Injector(loaded.model, amax, by_expert, loaded.layout.parts, fused)
+        return Worker(loaded, self.ids, injector, self.study.numerics.seed, self.check)
+
+
+def blueprint(study: Study, prepared: Prepared, injector: Injector, check: SelfCheck) -> Blueprint:
+    """What another process makes a worker like that of this one from."""
+    loaded = prepared.loaded
+    name = os.path.expanduser(study.model.name)
+    resolved = study.but(
+        model=os.path.abspath(name) if os.path.exists(name) else name,
+        device=loaded.device.type,
+        dtype=loaded.dtype_name,
+        offload="no" if loaded.offloaded is None else "yes",
+    )
+    inputs = injector.calibrated, injector.by_expert, dict(prepared.fused)
+    return Blueprint(resolved, loaded.fingerprint, prepared.windows.ids, inputs, check)
+
+
+@contextmanager
+def crew_of(
+    study: Study,
+    prepared: Prepared,
+    worker: Worker,
+    injector: Injector,
+    check: SelfCheck,
+    tell: Listener,
+) -> Iterator[Crew]:
+    """Who measures, until the block ends.
+
+    Args:
+        study: It says so.
+        prepared: Its model and windows.
+        worker: That of this process.
+        injector: Its injector.
+        check: What the self-check found.
+        tell: Hears of it.
+
+    Raises:
+        StudyError: The others cannot be started.
+    """
+    place = study.run.workers
+    alone = place.is_here
+    if place.address is None and place.count is None and prepared.loaded.device.type == "cuda":
+        alone = torch.cuda.device_count() == 1
+        if alone:
+            say(tell, "there is one GPU, so this process measures by itself")
+    if alone:
+        yield Alone(worker)
+        return
+    require_same_kind(study, prepared.loaded)
+    from fp4scope.sweep.remote import Remote
+
+    say(tell, f"starting workers: {place}")
+    with closing(Remote(place, blueprint(study, prepared, injector, check), worker)) as crew:
+        yield crew
+
+
+def require_same_kind(study: Study, loaded: LoadedModel) -> None:
+    """Refuse workers that there cannot be.
+
+    Raises:
+        StudyError: Neither CPU nor CUDA, or a worker for each of no GPUs.
+    """
+    place, kind = study.run.workers, loaded.device.type
+    if kind not in ("cpu", "cuda"):
+        raise StudyError(f"workers is {place}, which is for cuda and cpu, but the device is {kind}")
+    if kind == "cpu" and place.count is None and place.address is None:
+        raise StudyError(
+            f"workers is {place}, one for each GPU, but the device is cpu; say how many, as "
+            "ray:2, or leave --workers out"
+        )
+
+
+def budget_of(study: Study, loaded: LoadedModel) -> int | None:
+    """What each worker's sweep may take: all of a GPU's memory, of a host's its share.
+
+    Raises:
+        StudyError: The host has no memory for so many models.
+    """
+    place = study.run.workers
+    shared = place.address is None and not place.is_here and loaded.device.type == "cpu"
+    if study.run.memory is not None or not shared or place.count is None:
+        return study.run.memory
+    size = sum(p.nbytes for p in loaded.model.parameters())
+    free = free_memory(loaded.device) - (place.count - 1) * size
+    if free <= 0:
+        raise StudyError(
+            f"workers is {place}, each with a model of {size / 1e9:.2f} GB in this host's memory, "
+            "which has no room for so many; give fewer"
+        )
+    return free // place.count
+
+
+def shared_among(study: Study, loaded: LoadedModel) -> int:
+    """How many will measure, as far as it is known before they are started."""
+    place = study.run.workers
+    if place.count is not None:
+        return place.count
+    return torch.cuda.device_count() if loaded.device.type == "cuda" else 1

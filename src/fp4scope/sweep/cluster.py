@@ -1,0 +1,129 @@
+"""Ray, started on this host or found at an address, and quiet. Nothing else imports it.
+
+A Ray of our own has a folder and a token of its own, no dashboard, no statistics of usage and a
+small object store: what travels is text, numbers of windows and sums. It goes when it is left, and
+with this process, however that ends.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fp4scope.errors import StudyError
+from fp4scope.study import Place
+
+_OBJECT_STORE = 80 << 20
+"""Bytes; Ray takes no fewer than 75 MB."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # as nice as this process, which takes tasks too
+}
+_LONGEST = 32
+"""Characters of a temporary folder: paths of sockets in it may have 107."""
+
+
+def ray_library() -> Any:  # noqa: ANN401
+    """The module.
+
+    Raises:
+        StudyError: It is not installed, or not whole.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+            import ray.exceptions
+    except ImportError as error:
+        raise StudyError(
+            f"workers take Ray, and it cannot be imported ({error}); "
+            "pip install 'fp4scope[ray]', or leave --workers out"
+        ) from None
+    return ray
+
+
+@contextmanager
+def connected(place: Place, *, gpus: bool) -> Iterator[Any]:
+    """Ray, until the block ends; one that was there before stays.
+
+    Args:
+        place: Where.
+        gpus: Whether workers compute on GPUs.
+
+    Raises:
+        StudyError: Ray is not installed, does not start, or does not answer.
+    """
+    if place.address is None and "ray" not in sys.modules and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Or Ray writes one into the home, for every cluster.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray = ray_library()
+    if ray.is_initialized():
+        yield ray
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="fp4scope-", dir=_short(), ignore_cleanup_errors=True
+    ) as folder:
+        with _handlers_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _start(ray, place, folder, gpus)
+        try:
+            yield ray
+        finally:
+            with _handlers_kept():
+                ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, place: Place, folder: str, gpus: bool) -> None:  # noqa: ANN401
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.CRITICAL,
+        "configure_logging": True,
+    }
+    if place.address is None:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        options |= {
+            "address": "local",
+            "num_cpus": place.count or os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+            "_temp_dir": folder,
+        }
+        options |= {} if gpus else {"num_gpus": 0}
+    else:
+        options["address"] = place.address
+    try:
+        ray.init(**options)
+    except Exception as error:  # of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        what = "does not start" if place.address is None else f"does not answer at {place.address}"
+        advice = "look for what keeps it from that, or leave --workers out"
+        raise StudyError(f"workers is {place}, but Ray {what} ({reason}); {advice}") from None
+
+
+def _short() -> str | None:
+    """Where a folder may be whose sockets' paths are not too long."""
+    return "/tmp" if len(tempfile.gettempdir()) > _LONGEST and os.path.isdir("/tmp") else None
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
