@@ -150,12 +150,14 @@ class Scheduler:
             cut = sum(len(piece.windows) for piece in self._line)
             done = sum(len(piece.windows) for piece in self._line if piece.rows is not None)
             left = cut + len(self._left)
-            ahead = 0 if self.stopping.reached else left * work
-            share = min(self.crew.under_way, work * (cut - done))  # shares are rounded
+            ahead = left * work
+            # Shares are rounded.
+            so_far = done * work + min(self.crew.under_way, work * (cut - done))
+            if self.stopping.reached:
+                ahead = so_far = 0
             windows = len(order) - left
             detail = f"{windows} of {len(order)} windows"
-            so_far = before + done * work + share
-            tell(Progress("measuring", so_far, before + ahead, detail, note, windows))
+            tell(Progress("measuring", before + so_far, before + ahead, detail, note, windows))
 
         def heard(note: str | None) -> None:
             if note is not None:
