@@ -170,9 +170,10 @@ class Scheduler:
             self._hand_out()
             if (outcome := self.crew.wait(heard)) is None:
                 continue
+            shape = self.shape
             if not self._take(outcome):
                 work = self.work
-                told(self.notes[-1])
+                told(self.notes[-1] if self.shape != shape else None)
                 continue
             while self._line and self._line[0].rows is not None and not self.stopping.reached:
                 piece = self._line.popleft()

@@ -1,0 +1,281 @@
+"""Workers in other processes: the same bytes as one, whatever becomes of them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import crooked
+import fp4scope
+from crooked import Crooked, Slow
+from fp4scope.conductor import workers
+from fp4scope.errors import StudyError
+from fp4scope.study import Place
+from fp4scope.sweep import memory, remote
+from fp4scope.sweep.cluster import connected, ray_library
+
+pytest.importorskip("ray", reason="Ray is not installed, or there is none for this Python")
+
+KEPT = ("projections.csv", "layers.csv", "all_quantized.csv", "activations.csv")
+WINDOWS = 60
+
+
+@pytest.fixture(autouse=True)
+def a_task_for_each_window(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "cpu", replace(memory.SIZES["cpu"], chunk_tokens=1))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One Ray for all of them, which takes its processes along when it goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        here = str(Path(crooked.__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        with connected(Place(4), gpus=False) as ray:
+            ours = psutil.Process().children(recursive=True)
+            assert any("raylet" in process.name() for process in ours)
+            yield ray
+    assert psutil.wait_procs(ours, timeout=20)[1] == []
+
+
+@pytest.fixture(scope="module")
+def study(model_folder, text_file):
+    return {
+        "model": str(model_folder),
+        "text": str(text_file),
+        "seq_len": 32,
+        "windows": WINDOWS,
+        "calibration_windows": 2,
+        "calibration_seq_len": 32,
+        "all_quantized": "",
+        "formats": "nvfp4",
+        "direction": "keep",
+        "sweep": "projections,layers",
+        "replicas": 2,
+    }
+
+
+def read(folder):
+    """Its tables, and the lines of its journal that have numbers."""
+    lines = (folder / "journal.jsonl").read_bytes().splitlines()
+    return {name: (folder / name).read_bytes() for name in KEPT} | {
+        "jobs": [line for line in lines if line.startswith(b'{"job"')]
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(study, tmp_path_factory):
+    """What one process leaves."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(memory.SIZES, "cpu", replace(memory.SIZES["cpu"], chunk_tokens=1))
+        patch.setattr("fp4scope.report.files.figures", lambda *_, **__: ())
+        fp4scope.diagnose(output_dir=folder, **study)
+    found = read(folder)
+    assert len(found["jobs"]) == WINDOWS
+    return found
+
+
+class Gate:
+    """Holds this process's own tasks back until it is opened; keeps what was told."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.notes = threading.Event(), []
+        own = remote.attempt
+
+        def attempt(worker, task, advance):
+            while not self.opened.wait(0.05):
+                advance(0.0)  # which ends it when the crew is closed
+            return own(worker, task, advance)
+
+        monkeypatch.setattr(remote, "attempt", attempt)
+
+    def listen(self, event):
+        if event.note:
+            self.notes.append(event.note)
+
+    def told(self, *words):
+        """Notes that have all of these words."""
+        return [note for note in self.notes if all(word in note for word in words)]
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    return Gate(monkeypatch)
+
+
+def built(monkeypatch, wrap):
+    own = workers.blueprint
+    monkeypatch.setattr(workers, "blueprint", lambda *args: wrap(own(*args)))
+
+
+def test_stopped_and_gone_on_with_the_bytes_are_those_of_one_process(
+    ray, alone, study, gate, tmp_path
+):
+    """Others measure, then this process too; between them Ctrl-C, and another number of workers."""
+
+    def interrupt(event):
+        gate.listen(event)
+        if event.windows == WINDOWS // 3:
+            raise KeyboardInterrupt
+
+    def open_it(event):
+        if event.done > 0:  # by others: nothing is done here yet
+            gate.opened.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        fp4scope.diagnose(
+            output_dir=tmp_path, workers="ray:2", progress=lambda e: (open_it(e), interrupt(e)),
+            **study,
+        )  # fmt: skip
+    left = read_jobs(tmp_path)
+    assert left == alone["jobs"][: len(left)]
+    assert 0 < len(left) < WINDOWS
+    assert gate.told("starting workers: ray:2")
+    fp4scope.diagnose(output_dir=tmp_path, workers=3, **study)
+    assert read(tmp_path) == alone
+
+
+def read_jobs(folder):
+    lines = (folder / "journal.jsonl").read_bytes().splitlines()
+    return [line for line in lines if line.startswith(b'{"job"')]
+
+
+def test_killed_twenty_times_at_random_moments(ray, alone, study, gate, tmp_path, monkeypatch):
+    """SIGKILL while they start, load or measure; others take their places, and their windows."""
+    built(monkeypatch, lambda blueprint: Slow(blueprint, 0.3))
+    monkeypatch.setattr(remote, "_MOST_IN_A_ROW", 1000)
+    dice, killed = random.Random(0), set()
+
+    def kill():
+        while len(killed) < 20 and not gate.opened.is_set():
+            time.sleep(0.6 * dice.random())
+            alive = [p for p in psutil.Process().children(recursive=True) if is_worker(p)]
+            alive = [p for p in alive if p.pid not in killed]
+            if alive:
+                chosen = dice.choice(alive)
+                chosen.send_signal(signal.SIGKILL)
+                killed.add(chosen.pid)
+        gate.opened.set()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        fp4scope.diagnose(output_dir=tmp_path, workers="ray:3", progress=gate.listen, **study)
+    finally:
+        gate.opened.set()
+        killer.join()
+    assert len(killed) == 20
+    assert read(tmp_path) == alone
+    lost = gate.told("is lost: its process has ended")
+    assert len(lost) >= 15  # of the last nobody need hear
+    assert any("its 1 windows go to another" in note for note in lost)
+
+
+def is_worker(process):
+    try:
+        return process.is_running() and "ray::Station" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_who_hangs_is_given_up_and_who_is_wrong_is_refused(
+    ray, alone, study, gate, tmp_path, monkeypatch
+):
+    faults = ("other weights", "other logits", "raises", "hangs")
+    built(monkeypatch, lambda blueprint: Crooked(blueprint, tmp_path, faults))
+    monkeypatch.setattr(remote.Patience, "is_over", lambda self, task, seconds: seconds > 2)
+    expected = {
+        "refused": ["is refused", "it loads other weights"],
+        "differs": ["is refused", "its full-precision logits differ"],
+        "raises": ["is refused", "has NaN or Inf; that is measured again by this process"],
+        "hangs": ["is lost: it has not answered for 2 seconds"],
+    }
+
+    def listen(event):
+        gate.listen(event)
+        if all(gate.told(*words) for words in expected.values()):
+            gate.opened.set()
+
+    late = threading.Timer(30, gate.opened.set)
+    late.start()
+    try:
+        fp4scope.diagnose(output_dir=tmp_path, workers="ray:5", progress=listen, **study)
+    finally:
+        late.cancel()
+        print(gate.notes)
+    assert {name: len(gate.told(*words)) for name, words in expected.items()} == dict.fromkeys(
+        expected, 1
+    )
+    assert read(tmp_path) == alone
+
+
+def test_a_driver_that_is_killed_takes_ray_along(alone, study, tmp_path, monkeypatch):
+    """By itself on the command line; then the same command goes on."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in study.items()][1:]
+    command = [sys.executable, "-c", STARTED, "run", study["model"], *options]
+    command += ["--workers", "2", "-o", str(tmp_path), "--quiet"]
+    environment = os.environ | {"COLUMNS": "200"}
+    with subprocess.Popen(command, env=environment) as driver:
+        journal, ours = tmp_path / "journal.jsonl", []
+        while not journal.exists() or b'{"job"' not in journal.read_bytes():
+            time.sleep(0.1)
+            assert driver.poll() is None
+        ours = psutil.Process(driver.pid).children(recursive=True)
+        assert any("raylet" in process.name() for process in ours)
+        driver.kill()
+    assert psutil.wait_procs(ours, timeout=30)[1] == []
+    assert 0 < len(read_jobs(tmp_path)) < WINDOWS
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert read(tmp_path) == alone
+
+
+STARTED = """
+import torch
+torch.set_num_threads(1)
+import time
+from dataclasses import replace
+from fp4scope.cli import main
+from fp4scope.report import files
+from fp4scope.sweep import memory, remote
+memory.SIZES["cpu"] = replace(memory.SIZES["cpu"], chunk_tokens=1)
+files.figures = lambda *_, **__: ()
+main()
+"""
+
+
+def test_a_model_in_memory_cannot_be_loaded_by_others(study):
+    class Model:
+        config = None
+
+    with pytest.raises(StudyError, match="needs its tokenizer"):
+        fp4scope.diagnose(Model(), workers=2)
+
+
+def test_without_ray_one_line_says_how_to_get_it(study, fp4scope, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = fp4scope("run", study["model"], "--workers", "ray:2", "-o", tmp_path)
+    assert code == 2
+    assert "pip install 'fp4scope[ray]', or leave --workers out" in " ".join(err.split())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(StudyError, match="it cannot be imported"):
+        ray_library()
+
+
+def test_a_worker_for_each_of_no_gpus_is_refused(study, fp4scope, tmp_path):
+    code, _, err = fp4scope("run", study["model"], "--workers", "ray", "--device", "cpu",
+                            "--text", study["text"], "--seq-len", 32, "-o", tmp_path)  # fmt: skip
+    assert code == 2
+    assert "say how many, as ray:2" in " ".join(err.split())
+
+
+def test_an_address_where_nobody_answers(study, fp4scope, tmp_path):
+    pass
