@@ -149,7 +149,9 @@ def read_jobs(folder):
     return [line for line in lines if line.startswith(b'{"job"')]
 
 
-def test_killed_twenty_times_at_random_moments(ray, alone, study, gate, tmp_path, monkeypatch):
+def test_killed_twenty_times_at_random_moments(
+    ray, alone, study, gate, tmp_path, monkeypatch, capsys
+):
     """SIGKILL while they start, load or measure; others take their places, and their windows."""
     built(monkeypatch, lambda blueprint: Slow(blueprint, 0.3))
     monkeypatch.setattr(remote, "_MOST_IN_A_ROW", 1000)
@@ -157,8 +159,10 @@ def test_killed_twenty_times_at_random_moments(ray, alone, study, gate, tmp_path
 
     def kill():
         while len(killed) < 20 and not gate.opened.is_set():
-            time.sleep(0.6 * dice.random())
-            alive = [p for p in psutil.Process().children(recursive=True) if is_worker(p)]
+            time.sleep(0.3 * dice.random())
+            # A quarter of them while they measure: to get there takes each some seconds.
+            title = "ray::Station" + (".execute" if len(killed) % 4 == 0 else "")
+            alive = [p for p in psutil.Process().children(recursive=True) if titled(p, title)]
             alive = [p for p in alive if p.pid not in killed]
             if alive:
                 chosen = dice.choice(alive)
@@ -178,11 +182,12 @@ def test_killed_twenty_times_at_random_moments(ray, alone, study, gate, tmp_path
     lost = gate.told("is lost: its process has ended")
     assert len(lost) >= 15  # of the last nobody need hear
     assert any("its 1 windows go to another" in note for note in lost)
+    assert capsys.readouterr().out == ""  # Ray would print a page for each
 
 
-def is_worker(process):
+def titled(process, title):
     try:
-        return process.is_running() and "ray::Station" in " ".join(process.cmdline())
+        return title in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
@@ -205,13 +210,12 @@ def test_who_hangs_is_given_up_and_who_is_wrong_is_refused(
         if all(gate.told(*words) for words in expected.values()):
             gate.opened.set()
 
-    late = threading.Timer(30, gate.opened.set)
+    late = threading.Timer(100, gate.opened.set)
     late.start()
     try:
         fp4scope.diagnose(output_dir=tmp_path, workers="ray:5", progress=listen, **study)
     finally:
         late.cancel()
-        print(gate.notes)
     assert {name: len(gate.told(*words)) for name, words in expected.items()} == dict.fromkeys(
         expected, 1
     )
@@ -275,7 +279,3 @@ def test_a_worker_for_each_of_no_gpus_is_refused(study, fp4scope, tmp_path):
                             "--text", study["text"], "--seq-len", 32, "-o", tmp_path)  # fmt: skip
     assert code == 2
     assert "say how many, as ray:2" in " ".join(err.split())
-
-
-def test_an_address_where_nobody_answers(study, fp4scope, tmp_path):
-    pass

@@ -62,7 +62,11 @@ def connected(place: Place, *, gpus: bool) -> Iterator[Any]:
     Raises:
         StudyError: Ray is not installed, does not start, or does not answer.
     """
-    if place.address is None and "ray" not in sys.modules and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    if (
+        place.address is None
+        and "ray" not in sys.modules
+        and "RAY_AUTH_TOKEN_PATH" not in os.environ
+    ):
         # Or Ray writes one into the home, for every cluster.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray = ray_library()
@@ -76,7 +80,8 @@ def connected(place: Place, *, gpus: bool) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             _start(ray, place, folder, gpus)
         try:
-            yield ray
+            with _unheard(ray):
+                yield ray
         finally:
             with _handlers_kept():
                 ray.shutdown()
@@ -109,6 +114,18 @@ def _start(ray: Any, place: Place, folder: str, gpus: bool) -> None:  # noqa: AN
         what = "does not start" if place.address is None else f"does not answer at {place.address}"
         advice = "look for what keeps it from that, or leave --workers out"
         raise StudyError(f"workers is {place}, but Ray {what} ({reason}); {advice}") from None
+
+
+@contextmanager
+def _unheard(ray: Any) -> Iterator[None]:  # noqa: ANN401
+    """Ray prints on stdout that a worker died, whatever `log_to_driver` says; we say it ourselves."""
+    printing = ray._private.worker
+    own = getattr(printing, "print_to_stdstream", None)
+    printing.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        printing.print_to_stdstream = own
 
 
 def _short() -> str | None:

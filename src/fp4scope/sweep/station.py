@@ -21,6 +21,7 @@ from fp4scope.sweep.passes import Pass, passes
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.worker import NUMERICS_VERSION, Task, Worker
 
+
 @dataclass(frozen=True)
 class Card:
     """Where a worker computes.
