@@ -15,7 +15,7 @@ from fp4scope.ledger import Log
 from fp4scope.models import LoadedModel, adopt, load_model
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
-from fp4scope.sweep import Memory, Worker, schedule, self_check
+from fp4scope.sweep import Crew, Memory, Worker, schedule, self_check
 from fp4scope.sweep.scheduler import Scheduler
 
 _SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
@@ -98,6 +98,7 @@ def opened(
     runs: Sequence[Run],
     injector: Injector,
     budget: int | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Scheduler]:
     """A sweep that has passed its self-check, with its log in a folder that goes afterwards."""
     with (
@@ -106,7 +107,7 @@ def opened(
     ):
         check = self_check(loaded, ids)
         memory = Memory(loaded, runs, ids.shape[1], check.captured_bytes, budget)
-        yield schedule(Worker(loaded, ids, injector, check=check), memory, log, check)
+        yield schedule(Worker(loaded, ids, injector, check=check), memory, log, check, crew=crew)
 
 
 def wait(device: torch.device) -> None:

@@ -94,7 +94,7 @@ def sweep_by(asked, tmp_path):
 
 
 def test_a_log_does_not_show_who_was_ready_first(sweep_by, numbers_of):
-    """Smaller tasks, so that all end together; the order of windows and the numbers are the same."""
+    """Tasks get smaller, so that all end together; order of windows and numbers are the same."""
     alone, _ = sweep_by()
     for seed in range(3):
         sweep, _ = sweep_by(lambda worker, s=seed: Scrambled(worker, 3, seed=s))
@@ -122,7 +122,7 @@ def test_what_a_goal_decides_does_not_depend_on_who_measures(seed, sweep_by):
     """Units are dropped on the way: what others have measured of them by then is left out."""
     goal = BestGoal(k=2)
     shape = Shape(windows=1, groups=1, block=4, head=4)
-    alone, lines = sweep_by(goal=goal, shape=shape)
+    _, lines = sweep_by(goal=goal, shape=shape)
     sweep, same = sweep_by(lambda worker: Scrambled(worker, 4, seed=seed), goal=goal, shape=shape)
     assert same == lines
     assert len(sweep.log.windows) == 9

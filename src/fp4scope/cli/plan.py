@@ -71,6 +71,8 @@ def _print(study: Study, found: "StudyForecast") -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if found.workers > 1:
+        rows["time"] += f"; {found.workers} workers share the sweep, each loads the model first"
     if found.whole is not None:
         del rows["chunk"], rows["passes"]
         forwards = found.executions // model["blocks"]

@@ -16,6 +16,7 @@ from fp4scope.conductor.calibrate import activation_records, amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.conductor.remedies import measuring, require_windows
+from fp4scope.conductor.workers import budget_of, require_same_kind, shared_among
 from fp4scope.design import NOTHING, Contrast, Run, like_remedied
 from fp4scope.design import Family as Asked
 from fp4scope.ledger import Ledger, Log
@@ -67,9 +68,9 @@ class StudyForecast:
     `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
     window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
     why every recipe takes forwards of the whole model, if it does. `unseen` are how many experts
-    will probably see few tokens at calibration, and of how many. Of `variants`, `causes` tell why
-    units cost what they do. `remedies` come after these, at most so many; `remedies_s` is how long
-    they take.
+    will probably see few tokens at calibration, and of how many. `workers` share
+    the sweep; those of a cluster are not counted. Of `variants`, `causes` tell why units cost what
+    they do. `remedies` come after these, at most so many; `remedies_s` is how long they take.
     """
 
     study: Study
@@ -93,6 +94,7 @@ class StudyForecast:
     unseen: tuple[int, int]
     probe: str
     whole: str | None = None
+    workers: int = 1
 
 
 def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
@@ -108,7 +110,9 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    memory = memory_for(checked, loaded, prepared.runs, windows.seq_len, study.run.memory)
+    require_same_kind(study, loaded)
+    budget = budget_of(study, loaded)
+    memory = memory_for(checked, loaded, prepared.runs, windows.seq_len, budget)
     goal = study.question.stop_when
     shape = memory.shape(len(windows) if goal is None else min(len(windows), MOST_WINDOWS))
     probe = _Probe(prepared, checked)
@@ -117,6 +121,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     work = memory.work(shape) * len(windows)
     tried, more = _remedies(study, prepared, memory)
     calibration = prepared.calibration
+    shared = shared_among(study, loaded)
     return StudyForecast(
         study=study,
         model=describe_model(loaded),
@@ -136,8 +141,8 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         * calibration.seq_len
         / probe.tokens
         * probe.seconds_per_block,
-        sweep_s=work * longer * probe.seconds_per_block,
-        remedies_s=more * longer * probe.seconds_per_block,
+        sweep_s=work * longer * probe.seconds_per_block / shared,
+        remedies_s=more * longer * probe.seconds_per_block / shared,
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
@@ -146,6 +151,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         probe=f"{len(probe.runs)} of {len(prepared.runs)} variants on "
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
         whole=checked.reason,
+        workers=shared,
     )
 
 

@@ -118,7 +118,7 @@ def _start(ray: Any, place: Place, folder: str, gpus: bool) -> None:  # noqa: AN
 
 @contextmanager
 def _unheard(ray: Any) -> Iterator[None]:  # noqa: ANN401
-    """Ray prints on stdout that a worker died, whatever `log_to_driver` says; we say it ourselves."""
+    """Ray prints on stdout that a worker died, whatever `log_to_driver` says; we say it too."""
     printing = ray._private.worker
     own = getattr(printing, "print_to_stdstream", None)
     printing.print_to_stdstream = lambda *_, **__: None

@@ -14,7 +14,7 @@ A task has one outcome: what comes from a worker that was given up is not listen
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
@@ -68,8 +68,8 @@ def _size(task: Task) -> int:
     return len(task.windows) * len(task.runs)
 
 
-class _Stopped(BaseException):  # noqa: N818 - no error: nobody wants the task any more
-    pass
+class _Stopped(BaseException):
+    """No error: nobody wants the task any more."""
 
 
 @dataclass(eq=False)
@@ -107,6 +107,9 @@ class Remote(Crew):
         home: The worker of this process.
         patience: With tasks elsewhere.
 
+    Attributes:
+        measured: Windows by who measured them; 0 is this process.
+
     Raises:
         StudyError: Ray is not installed, or does not start.
     """
@@ -124,6 +127,7 @@ class Remote(Crew):
         self._on_gpus = device.type == "cuda"
         self._card = card_of(str(device))
         self._witness = witness(home.loaded, home.ids)
+        self.measured: Counter[int] = Counter()
         self._members: list[_Member] = []
         self._started = self._lost_in_a_row = 0
         self._lost: deque[Task] = deque()
@@ -147,6 +151,11 @@ class Remote(Crew):
     def size(self) -> int:
         """As many as are asked for, or there is room for."""
         return self._place.count or max(2, self._room())
+
+    @property
+    def ready(self) -> int:
+        """How many can measure by now, this process among them."""
+        return 1 + sum(member.asked == "execute" for member in self._members)
 
     @property
     def takes_more(self) -> bool:
@@ -216,6 +225,7 @@ class Remote(Crew):
         task, future, since = self._at_home
         self._at_home, self.under_way = None, 0.0
         outcome = future.result()
+        self.measured[0] += len(task.windows)
         self._patience.learn(task, time.monotonic() - since)
         return outcome
 
@@ -336,6 +346,7 @@ class Remote(Crew):
         self._lost_in_a_row = 0
         if answer.values is None:
             return Outcome(task, None, answer.reason)
+        self.measured[member.number] += len(task.windows)
         self._patience.learn(task, seconds)
         return Outcome(task, rows_of(task, answer))
 

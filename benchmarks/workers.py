@@ -1,0 +1,160 @@
+r"""Throughput of a sweep by 1, 2 and 4 workers of one host, each on its own GPU, or on the CPU.
+
+    python benchmarks/workers.py --device cuda --config qwen2.5-0.5b --workers 1,2,4
+    python benchmarks/workers.py --device cuda --config qwen2.5-7b --layers down_proj
+    python benchmarks/workers.py --model FOLDER --windows 12 --seq-len 64 --workers 1,2
+
+Random weights, or a model by its name; random text. All counts in one run, one after the other, on
+the same windows. Each count sweeps twice, and the second is timed: the first compiles kernels in
+every worker. Loading is apart: how long it took from starting the others until all were ready. The
+ratio is to the first count. Also: how many windows each worker measured, and how far NLL of a
+window is from that of the first count. --csv writes the table to a file too.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from shared import CONFIGS, layer_runs, machine, model_of, opened, random_text, wait
+
+from fp4scope.design import Run
+from fp4scope.operands import Injector
+from fp4scope.recipes import Recipe
+from fp4scope.study import Place
+from fp4scope.sweep import Alone, Crew, Worker, self_check
+from fp4scope.sweep.cluster import connected
+from fp4scope.sweep.remote import Remote
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes the same worker in every process."""
+
+    model: str | None
+    config: str
+    device: str
+    windows: int
+    seq_len: int
+
+    def __call__(self) -> Worker:
+        loaded = model_of(self.model, self.config, self.device)
+        ids = random_text(loaded, self.windows, self.seq_len)
+        injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
+        return Worker(loaded, ids, injector, check=self_check(loaded, ids))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A count, in seconds; `shares` are windows by worker, this process first."""
+
+    workers: int
+    load_s: float
+    sweep_s: float
+    tokens_a_second: float
+    ratio: float
+    shares: str
+    nll_apart: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--config", default="qwen2.5-0.5b", choices=CONFIGS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--format", default="nvfp4")
+    parser.add_argument("--layers", default="")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    counts = [int(count) for count in options.workers.split(",")]
+    cuda = options.device.startswith("cuda")
+    # Others import this file's neighbours too.
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    begun = time.perf_counter()
+    given = (options.model, options.config, options.device, options.windows, options.seq_len)
+    build = Build(*given)
+    home = build()
+    loaded = time.perf_counter() - begun
+    runs = layer_runs(home.loaded, options.format, options.layers)
+    print(
+        f"{machine(options.device)}, {home.loaded.dtype_name}, {home.loaded.name}, "
+        f"{len(runs)} runs on {options.windows} windows of {options.seq_len}, {options.format}; "
+        f"this process loaded in {loaded:.1f} s"
+    )
+    rows: list[Row] = []
+    first: dict[Recipe, list[float | None]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(connected(Place(max(counts)), gpus=cuda))
+        for count in counts:
+            begun = time.perf_counter()
+            crew = Alone(home) if count == 1 else Remote(Place(count), build, home)
+            with closing(crew):
+                while isinstance(crew, Remote) and crew.ready < count:
+                    crew.wait(lambda note: print(note) if note else None)
+                load_s = time.perf_counter() - begun
+                _sweep(home, runs, crew)
+                sweep_s, nll, shares = _sweep(home, runs, crew)
+            first = first or nll
+            rate = len(runs) * home.ids.numel() / sweep_s
+            ratio = rate / rows[0].tokens_a_second if rows else 1.0
+            apart = max(
+                abs(a - b) / options.seq_len
+                for recipe, values in first.items()
+                for a, b in zip(values, nll[recipe], strict=True)
+                if a is not None and b is not None
+            )
+            rows.append(Row(count, load_s, sweep_s, rate, ratio, shares, apart))
+            print(f"{count} workers: {sweep_s:.1f} s, {ratio:.2f} times", flush=True)
+    print("\n| workers | load s | sweep s | tokens a second | ratio | windows | NLL apart |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(
+            f"| {row.workers} | {row.load_s:.1f} | {row.sweep_s:.2f} | {row.tokens_a_second:,.0f} "
+            f"| {row.ratio:.2f} | {row.shares} | {row.nll_apart:.2g} |"
+        )
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(asdict(rows[0])))
+            table.writeheader()
+            table.writerows(asdict(row) for row in rows)
+    return 0
+
+
+def _sweep(
+    home: Worker, runs: list[Run], crew: Crew
+) -> tuple[float, dict[Recipe, list[float | None]], str]:
+    """Seconds, NLL by recipe in the order of windows, and who measured how many."""
+    before = Counter(crew.measured) if isinstance(crew, Remote) else Counter()
+    with opened(home.loaded, home.ids, runs, Injector(home.loaded.model), crew=crew) as sweep:
+        wait(home.loaded.device)
+        begun = time.perf_counter()
+        sweep.run()
+        wait(home.loaded.device)
+        seconds = time.perf_counter() - begun
+    ledger = sweep.log.ledger
+    nll = {
+        recipe: [
+            value
+            for _, value in sorted(
+                zip(ledger[recipe].indices, ledger[recipe].values["nll"], strict=True)
+            )
+        ]
+        for recipe in ledger
+    }
+    shares = crew.measured - before if isinstance(crew, Remote) else {0: len(home.ids)}
+    return seconds, nll, " + ".join(str(shares[number]) for number in sorted(shares))
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())
