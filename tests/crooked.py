@@ -11,25 +11,6 @@ from fp4scope.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
-class Slow:
-    """Its worker takes so many seconds more for a task."""
-
-    blueprint: Blueprint
-    seconds: float
-
-    def __call__(self):
-        worker = self.blueprint()
-        own = worker.execute
-
-        def execute(*args):
-            time.sleep(self.seconds)
-            return own(*args)
-
-        worker.execute = execute
-        return worker
-
-
-@dataclass(frozen=True)
 class Crooked:
     """Each worker that is built takes the next of these faults, and the last ones have none."""
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -15,17 +15,20 @@ import pytest
 
 import crooked
 import fp4scope
-from crooked import Crooked, Slow
+import light
+from crooked import Crooked
 from fp4scope.conductor import workers
 from fp4scope.errors import StudyError
 from fp4scope.study import Place
-from fp4scope.sweep import memory, remote
+from fp4scope.sweep import crew, memory, remote
 from fp4scope.sweep.cluster import connected, ray_library
 
 pytest.importorskip("ray", reason="Ray is not installed, or there is none for this Python")
 
 KEPT = ("projections.csv", "layers.csv", "all_quantized.csv", "activations.csv")
 WINDOWS = 60
+known = {}
+"""What each window gives, once `alone` has measured them."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +76,21 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def alone(study, tmp_path_factory):
-    """What one process leaves."""
-    folder = tmp_path_factory.mktemp("alone")
+    """What one process leaves, and what each window gave it."""
+    folder, table, own = tmp_path_factory.mktemp("alone"), {}, crew.attempt
+
+    def attempt(worker, task, advance):
+        outcome = own(worker, task, advance)
+        table[task.windows[0]] = [dict(found.values) for found in outcome.rows]
+        return outcome
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(memory.SIZES, "cpu", replace(memory.SIZES["cpu"], chunk_tokens=1))
         patch.setattr("fp4scope.report.files.figures", lambda *_, **__: ())
+        patch.setattr(crew, "attempt", attempt)
         fp4scope.diagnose(output_dir=folder, **study)
     found = read(folder)
+    known.update(table)
     assert len(found["jobs"]) == WINDOWS
     return found
 
@@ -153,7 +164,15 @@ def test_killed_twenty_times_at_random_moments(
     ray, alone, study, gate, tmp_path, monkeypatch, capsys
 ):
     """SIGKILL while they start, load or measure; others take their places, and their windows."""
-    built(monkeypatch, lambda blueprint: Slow(blueprint, 0.3))
+    signs, out = tmp_path / "signs", tmp_path / "out"
+    signs.mkdir()
+    monkeypatch.setattr(remote, "Station", light.Station)
+
+    def knows(study, prepared, injector, check):
+        witness = remote.witness(prepared.loaded, prepared.windows.ids).numpy()
+        return light.Known(asdict(remote.card_of("cpu")), witness, known, signs)
+
+    monkeypatch.setattr(workers, "blueprint", knows)
     monkeypatch.setattr(remote, "_MOST_IN_A_ROW", 1000)
     dice, killed = random.Random(0), set()
 
@@ -161,33 +180,33 @@ def test_killed_twenty_times_at_random_moments(
         while len(killed) < 20 and not gate.opened.is_set():
             time.sleep(0.3 * dice.random())
             # A quarter of them while they measure: to get there takes each some seconds.
-            title = "ray::Station" + (".execute" if len(killed) % 4 == 0 else "")
-            alive = [p for p in psutil.Process().children(recursive=True) if titled(p, title)]
-            alive = [p for p in alive if p.pid not in killed]
-            if alive:
-                chosen = dice.choice(alive)
-                chosen.send_signal(signal.SIGKILL)
-                killed.add(chosen.pid)
+            alive = {int(sign.name) for sign in signs.iterdir()}
+            if len(killed) % 4:
+                alive = {p.pid for p in psutil.Process().children(recursive=True) if is_worker(p)}
+            if alive := sorted(alive - killed):
+                killed.add(chosen := dice.choice(alive))
+                os.kill(chosen, signal.SIGKILL)
+        (signs / "opened").touch()
         gate.opened.set()
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        fp4scope.diagnose(output_dir=tmp_path, workers="ray:3", progress=gate.listen, **study)
+        fp4scope.diagnose(output_dir=out, workers="ray:3", progress=gate.listen, **study)
     finally:
         gate.opened.set()
         killer.join()
     assert len(killed) == 20
-    assert read(tmp_path) == alone
+    assert read(out) == alone
     lost = gate.told("is lost: its process has ended")
     assert len(lost) >= 15  # of the last nobody need hear
     assert any("its 1 windows go to another" in note for note in lost)
     assert capsys.readouterr().out == ""  # Ray would print a page for each
 
 
-def titled(process, title):
+def is_worker(process):
     try:
-        return title in " ".join(process.cmdline())
+        return "ray::Station" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 

@@ -160,6 +160,7 @@ _PATTERNS = st.lists(_WORDS.filter(lambda word: not word.startswith("re:")), max
             "layers": _PATTERNS,
             "exclude": _PATTERNS,
             "memory": st.integers(0, 2**63 - 1),
+            "workers": st.integers(1, 4096),
             "jitter": st.integers(1, 1000),
             "stop_when": _GOALS,
         },
@@ -197,8 +198,8 @@ LOADED = {
 }  # fmt: skip
 """What only loading resolves: the identity then holds what it was found to mean."""
 RUN = {
-    "method": "gradient", "memory": "1GB", "offload": "no", "allow_partial": True,
-    "trust_remote_code": True, "allow_pickle": True,
+    "method": "gradient", "memory": "1GB", "workers": "ray:2", "offload": "no",
+    "allow_partial": True, "trust_remote_code": True, "allow_pickle": True,
 }  # fmt: skip
 
 
