@@ -142,7 +142,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         / probe.tokens
         * probe.seconds_per_block,
         sweep_s=work * longer * probe.seconds_per_block / shared,
-        remedies_s=more * longer * probe.seconds_per_block / shared,
+        remedies_s=more * longer * probe.seconds_per_block,
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
