@@ -159,8 +159,11 @@ class Remote(Crew):
 
     @property
     def takes_more(self) -> bool:
-        free = sum(member.is_free for member in self._members) + (self._at_home is None)
-        return free > len(self._lost)
+        # What waits for this process keeps nobody else from working.
+        here = sum(map(self._is_for_here, self._lost))
+        free = sum(member.is_free for member in self._members)
+        free += self._at_home is None and not here
+        return free > len(self._lost) - here
 
     def hand(self, task: Task) -> None:
         self._lost.append(task)
@@ -197,7 +200,7 @@ class Remote(Crew):
     def _hand_on(self) -> None:
         """Give what waits to whoever is free; what was lost too often waits for this process."""
         for task in list(self._lost):
-            here = self._losses.get(id(task), 0) >= _MOST_LOSSES
+            here = self._is_for_here(task)
             free = next((m for m in self._members if m.is_free and not here), None)
             if self._at_home is None and (here or free is None):
                 self._lost.remove(task)
@@ -210,6 +213,9 @@ class Remote(Crew):
                     free.runs = task.runs
                     free.actor.learn.remote(list(task.runs))  # calls keep their order
                 self._ask(free, "execute", list(task.windows), task.shape)
+
+    def _is_for_here(self, task: Task) -> bool:
+        return self._losses.get(id(task), 0) >= _MOST_LOSSES
 
     def _execute(self, task: Task) -> Outcome:
         def advance(share: float) -> None:
