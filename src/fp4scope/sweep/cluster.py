@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -80,7 +81,7 @@ def connected(place: Place, *, gpus: bool) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             _start(ray, place, folder, gpus)
         try:
-            with _unheard(ray):
+            with _unheard(ray), _not_survived(folder):
                 yield ray
         finally:
             with _handlers_kept():
@@ -126,6 +127,39 @@ def _unheard(ray: Any) -> Iterator[None]:  # noqa: ANN401
         yield
     finally:
         printing.print_to_stdstream = own
+
+
+_WATCH = """
+read -r _
+for process in "$@"; do
+    if grep -aqE 'ray(::|let|/)|gcs_server' "/proc/$process/cmdline"; then kill -9 "$process"; fi
+done
+rm -rf "$0"
+"""
+"""Waits for the end of its input, which comes when whoever writes it is gone, however that was."""
+
+
+@contextmanager
+def _not_survived(folder: str) -> Iterator[None]:
+    """If this process is killed, so are Ray's: its raylet goes by itself, but its agents stay."""
+    import psutil
+
+    if sys.platform != "linux":
+        yield
+        return
+    # What else this process has started has no such word in its command.
+    ours = [str(process.pid) for process in psutil.Process().children(recursive=True)]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, folder, *ours],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as watcher:
+        try:
+            yield
+        finally:
+            watcher.kill()
 
 
 def _short() -> str | None:
