@@ -283,6 +283,7 @@ _SLOW = (
     "end_to_end/test_gradient.py", "end_to_end/test_interruption.py",
     "end_to_end/test_odd_options.py", "end_to_end/test_offload.py", "end_to_end/test_outputs.py",
     "end_to_end/test_plan.py", "end_to_end/test_real_model.py", "end_to_end/test_stopping.py",
+    "end_to_end/test_workers.py",
     "families/test_families.py",
     "kernels/test_backends.py", "kernels/test_fused.py", "kernels/test_odd_tensors.py",
     "kernels/test_packed.py", "kernels/test_peers.py", "kernels/test_qdq.py",

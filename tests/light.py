@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -15,14 +14,17 @@ from typing import Any
 class Known:
     """What it answers: `card`, `witness`, and `table`: values by window and realisation.
 
-    No task ends before `opened` is in the folder; meanwhile a file there has its process's number as
-    its name.
+    No task ends before `opened` is in the folder; meanwhile a file there has its process's number
+    as its name.
     """
 
     card: dict[str, Any]
     witness: Any
     table: dict[int, list[dict[str, Any]]]
     folder: Path
+
+    def __call__(self):
+        raise NotImplementedError("a blueprint can be called; this one's station does not")
 
 
 class Station:
@@ -32,7 +34,7 @@ class Station:
         self._known = known
 
     def card(self):
-        return SimpleNamespace(**self._known.card)
+        return Sent("Card", self._known.card)
 
     def open(self):
         return self._known.witness
@@ -52,4 +54,20 @@ class Station:
             {name: [value for one in of for value in one[name]] for name in of[0]}
             for of in zip(*by_window, strict=True)
         ]
-        return SimpleNamespace(values=values, reason="", error=None)
+        return Sent("Answer", {"values": values})
+
+
+class Sent:
+    """What becomes one of `fp4scope.sweep.station`'s where it arrives."""
+
+    def __init__(self, kind, values):
+        self._made = kind, values
+
+    def __reduce__(self):
+        return arrived, self._made
+
+
+def arrived(kind, values):
+    from fp4scope.sweep import station
+
+    return getattr(station, kind)(**values)
