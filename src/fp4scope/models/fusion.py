@@ -23,6 +23,11 @@ from torch._dynamo.exc import TorchDynamoException
 
 Function = Callable[..., Any]
 _ROTARY = "apply_rotary_pos_emb"
+_KERNELS = 32
+"""Of one function: a norm of hidden states and of heads, in the widths and strides that there are.
+
+Beyond eight, its default, PyTorch would say so and run the function eagerly.
+"""
 
 
 @contextmanager
@@ -34,6 +39,7 @@ def fused(model: nn.Module, gated: Sequence[nn.Module] = ()) -> Iterator[None]:
         gated: Those of its modules that `is_gated`.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch._dynamo.config.patch({_limit(): _KERNELS}))
         for norm in _norms(model):
             forward = MethodType(_compiled(type(norm).forward), norm)
             stack.enter_context(replaced(norm.__dict__, "forward", forward))
@@ -43,6 +49,12 @@ def fused(model: nn.Module, gated: Sequence[nn.Module] = ()) -> Iterator[None]:
             if callable(names.get(_ROTARY)):
                 stack.enter_context(replaced(names, _ROTARY, _compiled(names[_ROTARY])))
         yield
+
+
+def _limit() -> str:
+    """What PyTorch calls the number of kernels: another name before 2.7."""
+    known = ("recompile_limit", "cache_size_limit")
+    return next(name for name in known if hasattr(torch._dynamo.config, name))
 
 
 def namespaces(model: nn.Module) -> list[dict[str, Any]]:

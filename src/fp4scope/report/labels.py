@@ -114,6 +114,18 @@ def blocks(model: Mapping[str, Any]) -> str:
     return f"{model['blocks']} blocks ({told})" if told else f"{model['blocks']} blocks"
 
 
+def so_many_windows(counts: Iterable[int]) -> str:
+    """The fewest and the most.
+
+    Example:
+        >>> so_many_windows([1]), so_many_windows([16, 8])
+        ('1 window', '8 to 16 windows')
+    """
+    known = sorted(counts)
+    ends = [*dict.fromkeys((known[0], known[-1]))]
+    return f"{' to '.join(map(str, ends))} window{'s' * (ends != [1])}"
+
+
 def windows_are(count: int) -> str:
     """As sentences begin.
 

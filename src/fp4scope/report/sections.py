@@ -6,7 +6,7 @@ from typing import Any
 from fp4scope.report import labels
 from fp4scope.report.columns import LISTED, Measure, measures
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import direction, precision
+from fp4scope.report.labels import direction, precision, so_many_windows
 from fp4scope.report.numbers import interval, measured, number, percent, plain, relative, share
 from fp4scope.report.numbers import spread as plus_minus
 from fp4scope.report.resolution import resolution, short_of
@@ -168,8 +168,7 @@ def _unit_section(
     ]
     alone = level in LISTED or not is_measured(rows)
     control = [] if alone else [_control(found, rows, columns)]
-    windows = sorted({row["windows"] for row in rows})
-    seen = " to ".join(str(end) for end in dict.fromkeys((windows[0], windows[-1])))
+    seen = so_many_windows(row["windows"] for row in rows)
     return Section(
         title,
         [
@@ -181,7 +180,7 @@ def _unit_section(
             ),
         ],
         [*control, *shown],
-        intro=f"{way.meaning[0].upper()}{way.meaning[1:]}. Over {seen} windows; differences are "
+        intro=f"{way.meaning[0].upper()}{way.meaning[1:]}. Over {seen}; differences are "
         f"from the {way.control}.",
         note=_told_apart(found, level, rows),
         controls=len(control),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fp4scope.report.findings import Findings
+from fp4scope.report.labels import so_many_windows
 from fp4scope.report.numbers import number, spread
 from fp4scope.report.selection import swept
 from fp4scope.report.stopping import windows_measured
@@ -16,8 +17,8 @@ def trust(found: Findings) -> Iterator[str]:
     tokens = next((row["tokens"] for row in found.all_quantized), 0)
     intervals = "with 95% intervals" if windows >= MIN_WINDOWS else "too few for intervals"
     yield (
-        f"{windows} window{'s' * (windows != 1)}, {tokens:,} tokens, {intervals}. Every difference "
-        "is taken window by window."
+        f"{so_many_windows([windows])}, {tokens:,} tokens, {intervals}. Every difference is taken "
+        "window by window."
     )
     for row in swept(found)[:1]:
         if row["noise_nll"] is not None and row["delta_nll"] is not None:
