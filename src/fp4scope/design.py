@@ -21,7 +21,7 @@ from fp4scope.designs import mixtures
 from fp4scope.errors import StudyError, UnitError
 from fp4scope.groups import fused_groups
 from fp4scope.probes import gains, remedies, variants
-from fp4scope.recipes import Edit, Recipe, Sites
+from fp4scope.recipes import Edit, Recipe, Sites, expert_of
 from fp4scope.study import BestGoal, Direction, Level, More, Study
 from fp4scope.treatments import Amax, Setting, Treatment
 
@@ -409,7 +409,9 @@ def remedied(study: Study, sites: Sites, chosen: Iterable[tuple[Unit, Setting]])
         control = wholes.setdefault(setting, whole(setting, fixed)).own
         own = replace(unit, level=REMEDIES)
         linears = [sites.by_name[name] for name in sorted(unit.sites)]
-        whole_only = any(site.part is not None or site.experts > 1 for site in linears)
+        whole_only = any(
+            site.part is not None or site.experts > 1 or expert_of(site.name) for site in linears
+        )
         for other in remedies(setting, [site.cols for site in linears]).values():
             if other is not None and other.is_fitted and whole_only:
                 continue

@@ -60,7 +60,7 @@ def remedies(setting: Setting, widths: Iterable[int]) -> dict[str, Setting | Non
 
     Example:
         >>> found = remedies(Setting.from_json("nvfp4"), [64])
-        >>> [name for name in found if name.startswith("nvfp4+")], found["bf16"]
+        >>> [name for name in found if name.startswith("nvfp4+h")], found["bf16"]
         (['nvfp4+hadamard16', 'nvfp4+hadamard32'], None)
     """
     weight, entering = setting.weight, setting.input

@@ -243,3 +243,11 @@ def test_damaged_scores_are_refused(score, tmp_path, content):
     code, _, err = score()
     assert code == 2
     assert "is damaged" in err
+
+
+def test_results_of_other_sites_are_not_mixed(score, tmp_path):
+    """A recipe of one format is the same recipe, whatever is left out."""
+    assert score("--limit", 8, "--replicas", 0)[0] == 0
+    code, _, err = score("--limit", 8, "--replicas", 0, "--exclude", "*.down_proj")
+    assert code == 2
+    assert "results of another excluded" in err

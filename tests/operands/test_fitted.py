@@ -149,8 +149,8 @@ def test_names_and_engines():
     fitted = Setting.from_json("nvfp4+gptq/nvfp4")
     assert fitted.name == "nvfp4+gptq/nvfp4"
     assert Setting.from_json(fitted.to_json()) == fitted
-    # How a weight was rounded no engine sees; smoothing needs other linears.
-    assert exactly(Recipe(fitted)) == exactly(Recipe(Setting.from_json("nvfp4")))
-    assert exactly(Recipe(Setting.from_json("nvfp4+smooth"))) == {}
+    # Engines could run the first, but nothing exports it.
+    for name in ("nvfp4+gptq/nvfp4", "nvfp4+smooth"):
+        assert exactly(Recipe(Setting.from_json(name))) == {}
     with pytest.raises(StudyError, match="gptq"):
         Setting.from_json("nvfp4+gptp/nvfp4")

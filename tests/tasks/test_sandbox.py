@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import pytest
 
@@ -22,6 +23,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems ignore
         ("print('passed'); raise KeyError", "KeyError"),
         ("import sys; assert sys.stdin.read() == ''", "passed"),
         ("import torch", "ModuleNotFoundError"),
+        ("if __name__ == '__main__': raise KeyError", "passed"),
     ],
 )
 def test_only_what_runs_to_its_end_passes(program, became):
@@ -33,6 +35,14 @@ def test_it_ends_with_its_time():
     # What it has started ends too: it would hold stdout open.
     child = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; "
     assert run_program(f"{child}time.sleep(60)'])", timeout_s=20.0) == "passed"
+
+
+def test_nobody_waits_for_what_left_its_group():
+    code = "import os, time\nif not os.fork(): os.setsid()\ntime.sleep(15)"
+    # The child holds the pipe of the verdict for a while longer.
+    begun = time.monotonic()
+    assert run_program(code, timeout_s=0.5) == "timed out"
+    assert time.monotonic() - begun < 10
 
 
 @linux

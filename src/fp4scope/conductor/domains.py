@@ -5,6 +5,7 @@ model's own chat template.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,7 +52,7 @@ def parse_domains(text: str | None) -> dict[str, Path] | None:
     """
     items = (text or "").split(",")
     found = [_NAMED.fullmatch(item) for item in items]
-    if len(items) < 2 or Path(text or "").exists() or not any(found):
+    if len(items) < 2 or os.path.exists(text or "") or not any(found):
         return None
     texts: dict[str, Path] = {}
     for item, match in zip(items, found, strict=True):
@@ -163,10 +164,11 @@ def _together(parts: Sequence[WindowSet]) -> WindowSet:
     distinct = list({part.sha256: part for part in parts}.values())
     if len(distinct) == 1:
         return distinct[0]
+    shortest = min(part.ids.shape[1] for part in distinct)
     joined = "".join(part.text_sha256 for part in distinct)
     return replace(
         distinct[0],
-        ids=torch.cat([part.ids for part in distinct]),
+        ids=torch.cat([part.ids[:, :shortest] for part in distinct]),
         source=" + ".join(dict.fromkeys(part.source for part in distinct)),
         text_sha256=sha256(joined.encode()).hexdigest(),
         tokens_in_text=sum(part.tokens_in_text for part in distinct),

@@ -94,7 +94,10 @@ def _measure(
         return
     say(tell, f"remedies: {len(design.causes)} to try, windows {windows.start} to {windows[-1]}")
     loaded, ids = prepared.loaded, prepared.windows.ids
-    injector.fit(observe_moments_of(loaded, prepared.calibration, _fitted(design), tell))
+    calibration = prepared.calibration
+    if calibration.evaluated:  # what is fitted must not see the windows that judge it
+        calibration = replace(prepared.windows, ids=ids[: windows.start])
+    injector.fit(observe_moments_of(loaded, calibration, _fitted(design), tell))
     check = checked()
     memory = memory_for(check, loaded, design.runs, ids.shape[1], study.run.memory)
     worker = Worker(loaded, ids, injector, study.numerics.seed, check)

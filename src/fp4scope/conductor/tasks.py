@@ -37,7 +37,7 @@ from fp4scope.recipes import Recipe, Sites
 from fp4scope.report.files import write_texts
 from fp4scope.stats import task_table
 from fp4scope.study import Dataset, Given, Scales, Study
-from fp4scope.sweep import Listener
+from fp4scope.sweep import NUMERICS_VERSION, Listener
 from fp4scope.tasks import Asked, Harness, Wish, cuts_network, open_tasks, parse_recipes
 from fp4scope.treatments import Amax
 
@@ -149,6 +149,9 @@ def _begun(
         "model": loaded.fingerprint,
         "dtype": loaded.dtype_name,
         "device": loaded.device.type,
+        "numerics": NUMERICS_VERSION,
+        "excluded": [f"{e.projection}: {len(e.linears)}" for e in loaded.layout.excluded],
+        "head": study.model.lm_head,
         "limit": wish.limit,
         "fewshot": wish.fewshot,
         "chat": wish.chat,

@@ -116,6 +116,9 @@ def require_same_kind(study: Study, loaded: LoadedModel) -> None:
             f"workers is {place}, one for each GPU, but the device is cpu; say how many, as "
             "ray:2, or leave --workers out"
         )
+    known = torch.cuda.device_count() if kind == "cuda" and place.address is None else None
+    if known is not None and (place.count or 1) > known:
+        raise StudyError(f"workers is {place}, but this host has {known} GPUs; give no more")
 
 
 def budget_of(study: Study, loaded: LoadedModel) -> int | None:

@@ -5,13 +5,12 @@ that a setting is served exactly only where its inputs have the kernel's rule.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fp4scope.deploy.engines import SERVING, loads
 from fp4scope.deploy.schemes import SERVED_RULE
 from fp4scope.errors import StudyError
 from fp4scope.recipes import Recipe
-from fp4scope.treatments import Amax, Fit, Setting, Treatment
+from fp4scope.treatments import Amax, Setting
 
 CHECKPOINTS = ("compressed-tensors", "modelopt")
 """Containers that `fp4scope export` writes."""
@@ -60,20 +59,15 @@ def served(engines: Mapping[str, str]) -> str:
 def _loads(engine: str, setting: Setting, container: str) -> str | None:
     """On which GPUs an engine does this; None where it does not load it."""
     try:
-        verdict = loads(engine, replace(setting, weight=_stored(setting.weight)), container)
+        verdict = loads(engine, setting, container)
     except StudyError:
         return None
     return verdict.gpus if verdict.loads else None
 
 
-def _stored(weight: Treatment | None) -> Treatment | None:
-    """How a stored weight is read: which way it was rounded no kernel knows."""
-    return replace(weight, fit=None) if weight and weight.fit is Fit.GPTQ else weight
-
-
 def _as_kernels_do(setting: Setting) -> bool:
     own = setting.input
-    if any(not t.is_plain for t in (_stored(setting.weight), own) if t is not None):
+    if any(not t.is_plain for t in (setting.weight, own) if t is not None):
         return False
     if own is None:
         return True

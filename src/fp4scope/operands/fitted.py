@@ -4,12 +4,13 @@
 made up for by those that are not rounded yet. Of all ways the squared error of the product's
 output is then close to the least, where rounding each weight to the nearest has the least error of
 weights. A block takes its scale as its turn comes, from what its columns have become. What is
-stored has the same format, so engines run it as any other.
+stored has the same format, and engines would run it as any other.
 
 *Smoothing* (SmoothQuant): an input's channels are divided by factors, and the weight's columns are
 multiplied by them, so that outliers of inputs move into weights. A factor is the square root of the
 largest input over the largest weight, rounded to a power of two, so that neither operand is rounded
-by it. The factors of all that read one input can be folded into what makes that input.
+by it. If all that read one input had the same factors, these could be folded into what makes it;
+here each product has its own.
 
 Source: Frantar et al., GPTQ (arXiv 2210.17323), sections 3.2 and 3.3; Xiao et al., SmoothQuant
 (arXiv 2211.10438), equation 4 with alpha 0.5.

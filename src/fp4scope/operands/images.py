@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fp4scope.operands.adapters import Product
 from fp4scope.operands.treated import image_of, rotated
 from fp4scope.recipes import Part
-from fp4scope.treatments import Treatment
+from fp4scope.treatments import Fit, Treatment
 
 Image = tuple[str, Treatment]
 """A product by name, or one of its experts, and how its weight is treated."""
@@ -174,7 +174,9 @@ class Images:
         whole: bool,
     ) -> nn.Parameter:
         """The image of a weight; only these experts of it need be right, if it is not of parts."""
-        partners = self._partners(name) if treatment.format.uses_tensor_amax else ()
+        # Smoothed weights are none that an engine fuses as they are.
+        alone = not treatment.format.uses_tensor_amax or treatment.fit is Fit.SMOOTH
+        partners = () if alone else self._partners(name)
         weights = [original, *(weight for _, weight in partners)]
         kept = self._kept.get((name, treatment))
         if kept is None or not kept.is_for(weights):

@@ -22,12 +22,13 @@ def caveats(found: Findings) -> Iterator[str]:
     results = found.results
     windows = windows_measured(results)
     designed = effects(results)
-    if designed is not None and len(designed.levels) < len(designed.groups):
+    if designed is not None and designed.fit.drawn:
+        unknowns = len(designed.groups) * len(designed.settings)
         yield (
             f"{len(designed.levels)} designed runs cannot tell {len(designed.groups)} groups "
             "apart. Effects are drawn to zero and to each other, which their intervals do not "
             "contain. "
-            f"Give --design-runs {2 * len(designed.groups)} or more, or leave it out."
+            f"Leave --design-runs out, or give about {3 * unknowns}."
         )
     if windows < MIN_WINDOWS:
         yield (

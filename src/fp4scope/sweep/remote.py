@@ -131,7 +131,7 @@ class Remote(Crew):
         self._members: list[_Member] = []
         self._started = self._lost_in_a_row = 0
         self._lost: deque[Task] = deque()
-        self._losses: dict[int, int] = {}
+        self._losses: dict[Task, int] = {}
         self._at_home: tuple[Task, Future[Outcome], float] | None = None
         self._stopped = False
         self._lines: deque[str] = deque()
@@ -215,7 +215,7 @@ class Remote(Crew):
                 self._ask(free, "execute", list(task.windows), task.shape)
 
     def _is_for_here(self, task: Task) -> bool:
-        return self._losses.get(id(task), 0) >= _MOST_LOSSES
+        return self._losses.get(task, 0) >= _MOST_LOSSES
 
     def _execute(self, task: Task) -> Outcome:
         def advance(share: float) -> None:
@@ -346,7 +346,7 @@ class Remote(Crew):
         assert task is not None
         if answer.error is not None:
             self._refuse(member, f"{answer.error}; that is measured again by this process")
-            self._losses[id(task)] = _MOST_LOSSES
+            self._losses[task] = _MOST_LOSSES
             self._lost.appendleft(task)
             return None
         self._lost_in_a_row = 0
@@ -364,7 +364,7 @@ class Remote(Crew):
         task, then = member.task, ""
         if task is not None:
             self._lost.appendleft(task)
-            self._losses[id(task)] = losses = self._losses.get(id(task), 0) + 1
+            self._losses[task] = losses = self._losses.get(task, 0) + 1
             where = "this process" if losses >= _MOST_LOSSES else "another"
             then = f"; its {len(task.windows)} windows go to {where}"
         self._lines.append(f"{member.name} is lost: {why}{then}")

@@ -210,7 +210,7 @@ class Scheduler:
             self._line[place].rows = outcome.rows
             return True
         if outcome.task.shape == self.shape:  # others may have run out of memory before
-            self._shrink(outcome.reason)
+            self._shrink(outcome.reason, len(outcome.task.windows))
         windows, size = self._line[place].windows, self.shape.windows
         del self._line[place]
         for start in reversed(range(0, len(windows), size)):
@@ -233,13 +233,15 @@ class Scheduler:
             self.memory = self.memory.of(remaining)
             self.shape = self.memory.fewer_groups(self.shape)
 
-    def _shrink(self, reason: str) -> None:
-        shape = self.memory.smaller(self.shape)
+    def _shrink(self, reason: str, ran: int) -> None:
+        """Take less at once than what ran out of memory, which had so many windows."""
+        tried = replace(self.shape, windows=min(self.shape.windows, ran))
+        shape = self.memory.smaller(tried)
         if shape is None:
             raise StudyError(
                 f"out of memory with one window of {self.worker.ids.shape[1]} tokens and one "
                 f"recipe at a time ({reason}); use a smaller --seq-len, or a device with more "
                 "memory"
             )
-        self.notes.append(f"out of memory with {self.shape}; going on with {shape}")
+        self.notes.append(f"out of memory with {tried}; going on with {shape}")
         self.shape = shape

@@ -7,6 +7,7 @@ quantized is put into the model around all of that.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
 from itertools import product
 from typing import Any
 
@@ -197,8 +198,10 @@ def documents(
     problems: dict[int, str] = {}
     for sample in samples:
         number = sample["doc_id"]
-        prompts[number] = sample["prompt_hash"]
-        problems[number] = prompts[number]
+        # What is asked and what is right: both may change in a file.
+        whole = "".join(sample[f"{part}_hash"] for part in ("prompt", "doc", "target"))
+        prompts[number] = sha256(whole.encode()).hexdigest()
+        problems[number] = sample["prompt_hash"]
         if problem is not None:
             if problem not in sample["doc"]:
                 raise StudyError(

@@ -76,7 +76,7 @@ def open_tasks(wish: Wish) -> dict[str, Any]:
             for name, task in _opened(item, manager, wish.chat).items():
                 if name in found:
                     raise StudyError(f"task {shown(name)} is given twice; give each once")
-                _require_code(name, task, own="=" in item, allowed=wish.run_code)
+                _require_code(name, task, own=item.endswith(_LINES), allowed=wish.run_code)
                 _set_fewshot(task, wish.fewshot)
                 found[name] = task
     return found

@@ -45,6 +45,7 @@ class Fit:
         residuals: Windows by runs: what effects and curvature leave.
         lack: Groups by settings: how far effects are off because their sum misses something, as
             standard deviations. It is the same in all windows, so errors over windows lack it.
+        drawn: Whether runs are too few to tell all effects, which are then drawn to their kinds.
     """
 
     effects: Floats
@@ -53,6 +54,7 @@ class Fit:
     misfit: tuple[float, float]
     residuals: Floats
     lack: Floats
+    drawn: bool
 
     def by_window(self, total: Floats) -> Floats:
         """What a recipe costs in each window, as far as that is linear in effects and curvature.
@@ -98,8 +100,9 @@ def fit(levels: Integers, costs: Floats, settings: int, kinds: Sequence[str]) ->
     left_out = residuals / np.maximum(1 - leverage, 1 / runs)
     by_group = effects.reshape(len(costs), settings, groups).transpose(0, 2, 1)
     misfit = _misfit(left_out, place) if len(costs) > 1 else (0.0, 0.0)
-    lack = np.sqrt(misfit[0] * np.square(solve).sum(axis=1)).reshape(settings, groups).T
-    return Fit(by_group, curvature, middle, misfit, residuals, lack)
+    missed = misfit[0] + misfit[1] * (2 * place - 1) ** 2
+    lack = np.sqrt(np.square(solve) @ missed).reshape(settings, groups).T
+    return Fit(by_group, curvature, middle, misfit, residuals, lack, not _tells(centred))
 
 
 def _kinds(kinds: Sequence[str], settings: int) -> Integers:
@@ -111,12 +114,11 @@ def _kinds(kinds: Sequence[str], settings: int) -> Integers:
 
 def _solution(centred: Floats, mean: Floats, kinds: Integers) -> Floats:
     """The matrix that makes effects of what runs cost: unknowns by runs."""
-    runs, unknowns = centred.shape
-    if runs > unknowns and np.linalg.matrix_rank(centred) == unknowns:
+    if _tells(centred):
         # A constant adds nothing: columns are centred.
         return np.asarray(linalg.pinv(centred))
     alike = kinds[:, None] == kinds
-    prior = np.eye(unknowns) + _KINDS * alike
+    prior = np.eye(len(kinds)) + _KINDS * alike
     spread = centred @ prior @ centred.T
     values, vectors = np.linalg.eigh(spread)
     known = values > 1e-9 * max(values[-1], 1e-300)  # the mean of all runs is not
@@ -124,6 +126,12 @@ def _solution(centred: Floats, mean: Floats, kinds: Integers) -> Floats:
     turned = vectors.T @ mean
     noise = min(_GRID * values.mean(), key=lambda noise: _surprise(values + noise, turned))
     return np.asarray(prior @ centred.T @ (vectors / (values + noise)) @ vectors.T)
+
+
+def _tells(centred: Floats) -> bool:
+    """Whether these runs tell all unknowns apart; a row and its complement say one thing."""
+    runs, unknowns = centred.shape
+    return runs > unknowns and int(np.linalg.matrix_rank(centred)) == unknowns
 
 
 def _surprise(variances: Floats, values: Floats) -> float:
