@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import closing
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fp4scope
 from fp4scope.ledger import read_tasks
+from fp4scope.ledger.claim import Claim
 from fp4scope.stats import task_table
 from fp4scope.stats.inference.flips import flips
 from fp4scope.tasks.harness import Harness
@@ -243,6 +245,14 @@ def test_damaged_scores_are_refused(score, tmp_path, content):
     code, _, err = score()
     assert code == 2
     assert "is damaged" in err
+
+
+def test_a_folder_is_of_one_command_at_a_time(score, tmp_path):
+    assert score("--limit", 4, "--replicas", 0)[0] == 0
+    with closing(Claim(tmp_path / "out" / "tasks.lock")):
+        code, _, err = score("--limit", 4, "--replicas", 0)
+    assert code == 2
+    assert "another run is writing" in err
 
 
 def test_results_of_other_sites_are_not_mixed(score, tmp_path):

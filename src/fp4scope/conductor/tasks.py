@@ -6,8 +6,10 @@ scores are on disk, so that a stopped command goes on.
 
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fp4scope.conductor.calibrate import inputs_note, observe
 from fp4scope.conductor.prepare import load, say, without_silent
@@ -30,6 +32,7 @@ from fp4scope.errors import StudyError
 from fp4scope.files import named, replace_file, text_bytes
 from fp4scope.groups import scale_partners
 from fp4scope.ledger import TASKS, TaskResults, read_tasks
+from fp4scope.ledger.claim import Claim
 from fp4scope.models import LoadedModel, resolve_device
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
@@ -78,15 +81,31 @@ def run_tasks(study: Study, wish: Wish, folder: Path, tell: Listener) -> TaskRes
     loaded = without_silent(study, loaded, probe.ids[0][:_PROBE])
     recipes = _recipes(asked, loaded.layout.sites)
     calibration = windows if any(map(_is_static, recipes.values())) else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(Claim(folder / "tasks.lock")):
+        return _scored(study, loaded, opened, recipes, calibration, wish, folder, tell)
+
+
+def _scored(
+    study: Study,
+    loaded: LoadedModel,
+    tasks: Mapping[str, Any],
+    recipes: Mapping[str, Recipe],
+    calibration: WindowSet | None,
+    wish: Wish,
+    folder: Path,
+    tell: Listener,
+) -> TaskResults:
+    """Score what the folder lacks, and write."""
     results = _begun(folder, loaded, study, wish, calibration)
     _add_recipes(results, recipes, folder)
-    results.accept = [bar.text for bar in bars] or results.accept
+    results.accept = [parse_bar(text).text for text in wish.accept] or results.accept
     more = {"batch_size": wish.batch_size, "network_cut": cuts_network() if wish.run_code else None}
     results.environment = environment_of(loaded) | more
     if more["network_cut"] is False:
         say(tell, "warning: this system lets the programs that the model writes use the network")
     injector = _injector(study, loaded, calibration, tell)
-    harness = Harness(loaded, opened, wish, injector, study.numerics.seed)
+    harness = Harness(loaded, tasks, wish, injector, study.numerics.seed)
     for _ in harness.score(results, recipes, tell):
         _write(results, folder)
     _write(results, folder)
