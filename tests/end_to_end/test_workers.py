@@ -9,7 +9,6 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,7 +20,7 @@ import light
 from crooked import Crooked
 from fp4scope.conductor import workers
 from fp4scope.errors import StudyError
-from fp4scope.study import Place, Study
+from fp4scope.study import Place
 from fp4scope.sweep import crew, memory, remote
 from fp4scope.sweep.cluster import connected, ray_library
 
@@ -304,8 +303,7 @@ def test_a_worker_for_each_of_no_gpus_is_refused(study, fp4scope, tmp_path):
 
 def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    asked = Study.build(model="m", workers="ray:3")
-    loaded = SimpleNamespace(device=torch.device("cuda"))
     with pytest.raises(StudyError, match="workers is ray:3, but this host has 2 GPUs"):
-        workers.require_same_kind(asked, loaded)
-    workers.require_same_kind(Study.build(model="m", workers="ray:2"), loaded)
+        workers.require_same_kind(Place(3), torch.device("cuda"))
+    workers.require_same_kind(Place(2), torch.device("cuda"))
+    workers.require_same_kind(Place(1), torch.device("mps"))

@@ -110,7 +110,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    require_same_kind(study, loaded)
+    require_same_kind(study.run.workers, loaded.device)
     budget = budget_of(study, loaded)
     memory = memory_for(checked, loaded, prepared.runs, windows.seq_len, budget)
     goal = study.question.stop_when

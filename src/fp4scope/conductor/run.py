@@ -255,7 +255,7 @@ def _run_in(
         check = _checked(prepared, log, tell) if wanted else None
         memory = None
         if check is not None:
-            require_same_kind(study, loaded)
+            require_same_kind(study.run.workers, loaded.device)
             runs, budget = stopping.remaining, budget_of(study, loaded)
             memory = memory_for(check, loaded, runs, windows.seq_len, budget)
             # Before the calibration: perhaps no batch makes the sweep small enough.

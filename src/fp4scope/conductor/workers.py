@@ -11,7 +11,7 @@ from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
-from fp4scope.study import Study
+from fp4scope.study import Place, Study
 from fp4scope.sweep import Alone, Crew, Listener, SelfCheck, Worker, free_memory
 
 
@@ -94,7 +94,7 @@ def crew_of(
     if alone:
         yield Alone(worker)
         return
-    require_same_kind(study, prepared.loaded)
+    require_same_kind(study.run.workers, prepared.loaded.device)
     from fp4scope.sweep.remote import Remote
 
     say(tell, f"starting workers: {place}")
@@ -102,13 +102,15 @@ def crew_of(
         yield crew
 
 
-def require_same_kind(study: Study, loaded: LoadedModel) -> None:
+def require_same_kind(place: Place, device: torch.device) -> None:
     """Refuse workers that there cannot be.
 
     Raises:
         StudyError: Neither CPU nor CUDA, or a worker for each of no GPUs.
     """
-    place, kind = study.run.workers, loaded.device.type
+    kind = device.type
+    if place.is_here:
+        return
     if kind not in ("cpu", "cuda"):
         raise StudyError(f"workers is {place}, which is for cuda and cpu, but the device is {kind}")
     if kind == "cpu" and place.count is None and place.address is None:
