@@ -83,10 +83,13 @@ def run_tasks(study: Study, wish: Wish, folder: Path, tell: Listener) -> TaskRes
     calibration = windows if any(map(_is_static, recipes.values())) else None
     folder.mkdir(parents=True, exist_ok=True)
     with closing(Claim(folder / "tasks.lock")):
-        return _scored(study, loaded, opened, recipes, calibration, wish, folder, tell)
+        results = _begun(folder, loaded, study, wish, calibration)
+        results.accept = [bar.text for bar in bars] or results.accept
+        return _scored(results, study, loaded, opened, recipes, calibration, wish, folder, tell)
 
 
 def _scored(
+    results: TaskResults,
     study: Study,
     loaded: LoadedModel,
     tasks: Mapping[str, Any],
@@ -97,9 +100,7 @@ def _scored(
     tell: Listener,
 ) -> TaskResults:
     """Score what the folder lacks, and write."""
-    results = _begun(folder, loaded, study, wish, calibration)
     _add_recipes(results, recipes, folder)
-    results.accept = [parse_bar(text).text for text in wish.accept] or results.accept
     more = {"batch_size": wish.batch_size, "network_cut": cuts_network() if wish.run_code else None}
     results.environment = environment_of(loaded) | more
     if more["network_cut"] is False:

@@ -94,7 +94,6 @@ def crew_of(
     if alone:
         yield Alone(worker)
         return
-    require_same_kind(study.run.workers, prepared.loaded.device)
     from fp4scope.sweep.remote import Remote
 
     say(tell, f"starting workers: {place}")

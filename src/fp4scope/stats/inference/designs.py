@@ -87,7 +87,11 @@ def fit(levels: Integers, costs: Floats, settings: int, kinds: Sequence[str]) ->
     indicators = np.concatenate([levels == s for s in range(1, settings + 1)], axis=1)
     design = indicators.astype(np.float64)
     centred = design - design.mean(axis=0)
-    solve = _solution(centred, costs.mean(axis=0), _kinds(kinds, settings))
+    drawn = not _tells(centred)
+    if drawn:
+        solve = _drawn(centred, costs.mean(axis=0), _kinds(kinds, settings))
+    else:  # a constant adds nothing: columns are centred
+        solve = np.asarray(linalg.pinv(centred))
     effects = costs @ solve.T
     totals = effects @ design.T
     middle = totals.mean(axis=1)
@@ -102,7 +106,7 @@ def fit(levels: Integers, costs: Floats, settings: int, kinds: Sequence[str]) ->
     misfit = _misfit(left_out, place) if len(costs) > 1 else (0.0, 0.0)
     missed = misfit[0] + misfit[1] * (2 * place - 1) ** 2
     lack = np.sqrt(np.square(solve) @ missed).reshape(settings, groups).T
-    return Fit(by_group, curvature, middle, misfit, residuals, lack, not _tells(centred))
+    return Fit(by_group, curvature, middle, misfit, residuals, lack, drawn)
 
 
 def _kinds(kinds: Sequence[str], settings: int) -> Integers:
@@ -112,11 +116,8 @@ def _kinds(kinds: Sequence[str], settings: int) -> Integers:
     return np.concatenate([one + s * len(known) for s in range(settings)])
 
 
-def _solution(centred: Floats, mean: Floats, kinds: Integers) -> Floats:
-    """The matrix that makes effects of what runs cost: unknowns by runs."""
-    if _tells(centred):
-        # A constant adds nothing: columns are centred.
-        return np.asarray(linalg.pinv(centred))
+def _drawn(centred: Floats, mean: Floats, kinds: Integers) -> Floats:
+    """What makes effects of runs that are too few for least squares: unknowns by runs."""
     alike = kinds[:, None] == kinds
     prior = np.eye(len(kinds)) + _KINDS * alike
     spread = centred @ prior @ centred.T
