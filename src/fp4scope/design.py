@@ -165,9 +165,14 @@ class Run:
         return contrast is None or contrast.unit is None or contrast.family.level in whole
 
     @property
+    def keeps_strata(self) -> bool:
+        """Whether sums over strata of its targets are kept: of whole models as they are."""
+        return self.is_whole and self.replica == 0
+
+    @property
     def keeps_spread(self) -> bool:
-        """Whether it is told how its KL spreads over tokens: of whole models as they are."""
-        return self.is_whole and self.replica == 0 and self.recipe != NOTHING
+        """Whether it is told how its KL spreads over tokens: the same but full precision."""
+        return self.keeps_strata and self.recipe != NOTHING
 
     @property
     def measures(self) -> tuple[str, str, str]:

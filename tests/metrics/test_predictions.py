@@ -33,12 +33,14 @@ def rows_of(variant, targets, reference):
 
 def assert_same_rows(first, second):
     """Bit for bit."""
-    for name in ("nll", "kl", "top1"):
+    for name in ("nll", "kl", "top1", "confidence"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def part(metrics, variants, rows):
-    return RowMetrics(*(getattr(metrics, n)[variants, rows] for n in ("nll", "kl", "top1")))
+    return RowMetrics(
+        *(getattr(metrics, n)[variants, rows] for n in ("nll", "kl", "top1", "confidence"))
+    )
 
 
 def nll_fp64(logits, targets):
@@ -140,6 +142,7 @@ def test_the_sum_of_a_window_is_fp64():
         torch.tensor([[2.0**24, 1.0, 1.0]]),
         torch.tensor([[0.0, 2.0**-30, 1.0]]),
         torch.ones(1, 3) > 0,
+        torch.ones(1, 3),
     )
     assert rows.windows() == [WindowMetrics(3, 2.0**24 + 2, 1 + 2.0**-30, 3)]
 

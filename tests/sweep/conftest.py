@@ -5,6 +5,7 @@ from itertools import count
 import pytest
 import torch
 
+from fp4scope.data import strata_of
 from fp4scope.design import design
 from fp4scope.ledger import Log
 from fp4scope.models import adopt
@@ -13,7 +14,7 @@ from fp4scope.study import Study
 from fp4scope.sweep import Worker, measure_naively, memory_for, schedule, self_check
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.routing import routers, routing_values
-from fp4scope.sweep.worker import spread_values
+from fp4scope.sweep.worker import token_values
 
 SEED = 3
 PLENTY = 10**10
@@ -132,7 +133,8 @@ def naive_numbers():
             key = {"seed": SEED, "replica": replica, "window": window, "block": block}
             return perturbed(entering, perturbation(entering.shape, **key))
 
-        results = measure_naively(loaded, ids, runs, injector, perturb)
+        strata = strata_of(loaded.tokenizer, ids)
+        results = measure_naively(loaded, ids, runs, injector, perturb, strata=strata)
         return {
             (run.recipe, run.replica, name, window): (m.tokens, value)
             for run, metrics in zip(runs, results, strict=True)
@@ -140,7 +142,7 @@ def naive_numbers():
             for name, value in [
                 *zip(run.measures, (m.nll, m.kl, m.top1), strict=True),
                 *((name, value) for name, (value,) in routing_values(run, [m]).items()),
-                *((name, value) for name, (value,) in spread_values(run, [m]).items()),
+                *((name, value) for name, (value,) in token_values(run, [m]).items()),
             ]
         }
 

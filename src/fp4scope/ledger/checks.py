@@ -8,10 +8,11 @@ from typing import Any
 
 from fp4scope.design import NOTHING, Contrast
 from fp4scope.errors import OutputError, shown
-from fp4scope.ledger.measures import MOST_BINS, ROUTERS
+from fp4scope.ledger.measures import MOST_BINS, ROUTERS, STRATA
 from fp4scope.ledger.results import Results
 from fp4scope.ledger.rows import Ledger, Rows
 from fp4scope.ledger.schema import REPORTED
+from fp4scope.ledger.strata import MOST_STRATA, STRATIFICATIONS
 from fp4scope.names import visible
 from fp4scope.recipes import Recipe
 
@@ -165,8 +166,9 @@ def require_sums(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) -> 
         ValueError: One is too large for its tokens.
     """
     fewest, most = min(tokens, default=1), max(tokens, default=1)
+    _require_strata(values, tokens)
     for name, column in values.items():
-        if name in ROUTERS.values():
+        if name in ROUTERS.values() or name in STRATA.values():
             continue
         if name == "kl_bins":
             _require_counts(column, tokens)
@@ -189,3 +191,21 @@ def _require_counts(column: Sequence[Any], tokens: Sequence[int]) -> None:
     for counts, own in zip(column, tokens, strict=True):
         if counts is not None and (len(counts) > MOST_BINS or sum(counts) != own):
             raise ValueError(f"kl_bins has {sum(counts)} tokens in {len(counts)} bins, not {own}")
+
+
+def _require_strata(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) -> None:
+    """Every target is in one stratum of each kind, and every stratum has its sums."""
+    missing = [None] * len(tokens)
+    columns = [values.get(name, missing) for name in STRATA.values()]
+    for own, *kept in zip(tokens, *columns, strict=True):
+        if all(sums is None for sums in kept):
+            continue
+        shapes = [[len(strata) for strata in sums or ()] for sums in kept]
+        if any(shape != shapes[0] for shape in shapes) or len(shapes[0]) != len(STRATIFICATIONS):
+            raise ValueError(f"strata_tokens, strata_nll and strata_kl have strata {shapes}")
+        for name, counts in zip(STRATIFICATIONS, kept[0], strict=True):
+            if sum(counts) != own or len(counts) > MOST_STRATA:
+                raise ValueError(
+                    f"strata_tokens has {sum(counts)} tokens in {len(counts)} strata of {name}, "
+                    f"not {own}"
+                )

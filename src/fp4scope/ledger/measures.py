@@ -6,8 +6,8 @@ window, so that means of any weighting can be taken later.
 
 from dataclasses import dataclass
 
-Value = float | int | list[float | None] | list[int]
-"""A number, one for each router, or a count for each bin."""
+Value = float | int | list[float | None] | list[int] | list[list[float]] | list[list[int]]
+"""A number, one for each router, a count for each bin, or one for each stratum of each kind."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Measure:
         if self.digits is None:
             return value
         if isinstance(value, list):
-            return [None if v is None else float(f"{v:.{self.digits}g}") for v in value]
+            return [v if v is None else self.settled(v) for v in value]  # type: ignore[return-value]
         return float(f"{value:.{self.digits}g}")
 
 
@@ -42,6 +42,8 @@ ROUTING = {kind: f"routing_{kind}" for kind in _KINDS}
 """Measures of models with routers, means over these."""
 ROUTERS = {kind: f"router_{kind}" for kind in _KINDS}
 """The same router by router: of each sample a list, with None where it is not known."""
+STRATA = {kind: f"strata_{kind}" for kind in ("tokens", "nll", "kl")}
+"""Measures of whole models: targets of each stratum (`strata`), and sums over these."""
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -61,6 +63,10 @@ MEASURES = {
         # each bin (`stats.inference.tails`).
         Measure("kl_max", "nat", 6, "nll"),
         Measure("kl_bins", "1", None, "nll"),
+        # The same models' sums over strata of the targets.
+        Measure(STRATA["tokens"], "1", None, "nll"),
+        Measure(STRATA["nll"], "nat", 9, "nll"),
+        Measure(STRATA["kl"], "nat", 6, "nll"),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped, UInt8
 from torch import Tensor
 
 from fp4scope.kernels import backend
+from fp4scope.metrics.strata import Strata, sums_over
 from fp4scope.stats.inference.tails import counts_in_bins
 
 _CPU_PIECE_ROWS = 16
@@ -34,7 +35,7 @@ class Spread:
 class WindowMetrics:
     """Sums over the targets of one window; NLL and KL in nats.
 
-    `spread` where it is wanted. `routing`: at each router what is left of the full-precision
+    `spread` and `strata` where they are wanted. `routing`: at each router what is left of the full-precision
     model's choices, NaN where that is not known; None of a model without routers.
     """
 
@@ -43,38 +44,50 @@ class WindowMetrics:
     kl: float
     top1: int
     spread: Spread | None = field(default=None, compare=False)
+    strata: Strata | None = field(default=None, compare=False)
     routing: Float64[np.ndarray, "routers kinds"] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class RowMetrics:
-    """The same before summing: one value for each row of logits."""
+    """The same before summing: one value for each row of logits.
+
+    `confidence` is the probability that the reference gives to its most likely token.
+    """
 
     nll: Float[Tensor, "variants rows"]
     kl: Float[Tensor, "variants rows"]
     top1: Bool[Tensor, "variants rows"]
+    confidence: Float[Tensor, "variants rows"]
 
     @classmethod
     def empty(cls, variants: int, rows: int, device: torch.device) -> "RowMetrics":
         """Room for so many values."""
-        nll, kl = (torch.empty(variants, rows, device=device) for _ in range(2))
-        return cls(nll, kl, torch.empty(variants, rows, dtype=torch.bool, device=device))
+        nll, kl, sure = (torch.empty(variants, rows, device=device) for _ in range(3))
+        return cls(nll, kl, torch.empty(variants, rows, dtype=torch.bool, device=device), sure)
 
     def put(self, variants: slice, rows: slice, other: "RowMetrics") -> None:
         """Fill in a part."""
         self.nll[variants, rows] = other.nll
         self.kl[variants, rows] = other.kl
         self.top1[variants, rows] = other.top1
+        self.confidence[variants, rows] = other.confidence
 
-    def windows(self, spread: Container[int] = ()) -> list[WindowMetrics]:
+    def windows(
+        self,
+        whole: Container[int] = (),
+        strata: UInt8[np.ndarray, "kinds rows"] | None = None,
+    ) -> list[WindowMetrics]:
         """The sums of each variant's rows, which make up one window.
 
         Args:
-            spread: Variants of which it is also told how KL spreads over rows.
+            whole: Variants of which it is also told how KL spreads over rows, and over strata.
+            strata: Those of each row.
         """
         rows = self.nll.shape[-1]
         by_row = self.kl.cpu().numpy()
-        nll, kl = (x.astype(np.float64).sum(-1) for x in (self.nll.cpu().numpy(), by_row))
+        losses = self.nll.cpu().numpy()
+        nll, kl = (x.astype(np.float64).sum(-1) for x in (losses, by_row))
         top1 = self.top1.cpu().numpy().sum(-1)
         return [
             WindowMetrics(
@@ -82,7 +95,10 @@ class RowMetrics:
                 float(nll[v]),
                 float(kl[v]),
                 int(top1[v]),
-                Spread(float(own.max()), counts_in_bins(own)) if v in spread else None,
+                Spread(float(own.max()), counts_in_bins(own)) if v in whole else None,
+                sums_over(strata, self.confidence[v].cpu().numpy(), losses[v], own)
+                if v in whole and strata is not None
+                else None,
             )
             for v, own in enumerate(by_row)
         ]
@@ -92,13 +108,17 @@ class RowMetrics:
 class ReferencePredictions:
     """What others are compared with: logits, probabilities, log-sum-exp and best token.
 
-    On CUDA the probabilities are made where they are used.
+    On CUDA the probabilities are made where they are used; `confidence` is that of the best token.
     """
 
     logits: Shaped[Tensor, "rows vocab"]
     probabilities: Float[Tensor, "rows vocab"] | None
     logsumexp: Float[Tensor, " rows"]
     best: Int[Tensor, " rows"]
+
+    @property
+    def confidence(self) -> Float[Tensor, " rows"]:
+        return (_at(self.logits, self.best).float() - self.logsumexp).exp_()
 
 
 def reference_predictions(logits: Shaped[Tensor, "rows vocab"]) -> ReferencePredictions:
@@ -138,8 +158,9 @@ def compare(
         found = fused.compare_rows(
             logits, targets, reference.logits, reference.logsumexp, reference.best
         )
-        return RowMetrics(*found[:3])
+        return RowMetrics(*found[:3], reference.confidence.expand_as(found[0]))
     out = RowMetrics.empty(logits.shape[0], logits.shape[1], logits.device)
+    out.confidence[:] = reference.confidence
     # On a CPU one variant at a time, so that a piece stays in the cache.
     for v in range(len(logits)) if logits.device.type == "cpu" else (slice(None),):
         for r in _pieces(logits):
@@ -170,6 +191,6 @@ def _logsumexp(z: Float[Tensor, "*lead vocab"], peak: Float[Tensor, "*lead"]) ->
     return (z - peak[..., None]).exp_().sum(-1).log_().add_(peak)
 
 
-def _at(z: Float[Tensor, "*lead vocab"], tokens: Int[Tensor, " rows"]) -> Tensor:
+def _at(z: Shaped[Tensor, "*lead vocab"], tokens: Int[Tensor, " rows"]) -> Tensor:
     index = tokens.expand(z.shape[:-1])[..., None]
     return z.gather(-1, index)[..., 0]

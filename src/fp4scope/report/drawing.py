@@ -28,6 +28,8 @@ _DOT = {"marker": ".", "s": 6, "linewidths": 0}
 """On what is not significant."""
 MARKERS = "osD^vP"
 """One for each series, which tell without colours."""
+_LEGEND_LETTERS, _MARK_LETTERS = 100, 6
+"""Letters beside each other in a legend, and the room of a mark in them."""
 UNITS = {"nll": "millinats", "kl": "millinats of KL"}
 """By metric. Each has its own test."""
 
@@ -251,7 +253,9 @@ def new_figure(
 def legend(figure: Figure, axis: Any) -> None:  # noqa: ANN401
     """What the marks of a panel mean, below the figure."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    longest = max(map(len, labels), default=0)
+    columns = min(5, len(labels), max(1, _LEGEND_LETTERS // (longest + _MARK_LETTERS)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _panels(

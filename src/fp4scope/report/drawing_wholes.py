@@ -1,4 +1,4 @@
-"""Figures of whole models: what formats and recipes cost, and what bits buy."""
+"""Figures of whole models: what they cost, what bits buy, and damage along the window."""
 
 from collections.abc import Sequence
 from math import log10
@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from fp4scope.ledger import POSITION, octave_of
 from fp4scope.names import visible
 from fp4scope.report import axes as scales
 from fp4scope.report.drawing import MARKERS, legend, new_figure
@@ -16,6 +17,7 @@ from fp4scope.report.labels import so_many_windows
 from fp4scope.report.pareto import Point, pareto_points
 from fp4scope.report.stopping import windows_measured
 from fp4scope.report.theme import Theme
+from fp4scope.report.tokens import shown_models
 from fp4scope.table import Interval
 
 _APART = 0.055
@@ -79,6 +81,38 @@ def pareto(found: Findings, theme: Theme) -> Figure:
     axis.set_xlabel("bits of each parameter of the model")
     axis.set_ylabel("KL, millinats per token")
     axis.set_title(_title(found, "Bits against damage"), loc="left")
+    legend(figure, axis)
+    return figure
+
+
+def positions(found: Findings, theme: Theme) -> Figure:
+    """KL along the window, one line for each model, with bands; both axes are logarithmic."""
+    figure, (axis,) = new_figure(1, 1, (7.2, 3.6))
+    values: list[float] = []
+    for i, model in enumerate(shown_models(found)[: len(MARKERS)]):
+        rows = found.tokens.where(name=model.name, precision=model.precision, by=POSITION).rows
+        spans = [Interval.of(row, "kl").times(1e3) for row in rows]
+        # Of a stratum its middle, as its axis has it.
+        x = [2 ** octave_of(place, found.results.data["seq_len"] - 1) for place in range(len(rows))]
+        y = [span.value or 0.0 for span in spans]
+        colour = theme.of(i)
+        axis.plot(x, y, marker=MARKERS[i], markersize=4, color=colour, linewidth=1.2,
+                  label=visible(model.title))  # fmt: skip
+        if all(span.half is not None for span in spans):
+            ends = [span.low for span in spans], [span.high for span in spans]
+            axis.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
+        values += [value for value in y if value > 0]
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scales.tick(value)))
+    axis.set_yscale("log")
+    low, high = min(values) / 1.5, max(values) * 1.5
+    axis.set_ylim(low, high)
+    axis.set_yticks(scales.decades(low, high))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scales.tick(value)))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("tokens of the window in front of the target")
+    axis.set_ylabel("KL, millinats per token")
+    axis.set_title(_title(found, "Damage along the window"), loc="left")
     legend(figure, axis)
     return figure
 

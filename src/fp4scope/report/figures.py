@@ -53,7 +53,11 @@ KINDS = {
     "percent": Kind(drawing.percent, metrics=False),
     "effects": Kind(drawing.effects, "effects"),
 }
-WHOLES = {"costs": drawing_wholes.costs, "pareto": drawing_wholes.pareto}
+WHOLES = {
+    "costs": drawing_wholes.costs,
+    "pareto": drawing_wholes.pareto,
+    "positions": drawing_wholes.positions,
+}
 """Figures of whole models: these have no directions, and show all precisions."""
 
 
@@ -129,7 +133,9 @@ def save(figure: Figure, path: Path | BytesIO, suffix: str) -> None:
 def _of_wholes(found: Findings) -> list[str]:
     """Figures of whole models for which there is something to draw."""
     measured = any(not whole.is_full_precision for whole in found.wholes)
-    return [*(["costs"] if measured else []), *(["pareto"] if pareto_points(found) else [])]
+    along = [row for row in found.positions if row["measure"] == "kl" and row["mean"] > 0]
+    known = {"costs": measured, "pareto": pareto_points(found), "positions": along}
+    return [name for name in WHOLES if known[name]]
 
 
 def _drawable(found: Findings, every: bool) -> dict[str, tuple[str, dict[str, str]]]:

@@ -22,7 +22,7 @@ from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
 TABLES = (
-    "all_quantized", "divergence", "given", "exceptions", "savings", "projections", "blocks",
+    "all_quantized", "divergence", "tokens", "positions", "given", "exceptions", "savings", "projections", "blocks",
     "layers", "patterns", "experts", "split", "gains", "errors", "predictors", "interactions",
     "additivity", "lowering", "remedies", "effects", "effect_sums", "effect_pairs", "routing",
     "routers", "replay", "experts_seen", "agreement", "activations",

@@ -40,6 +40,16 @@ class Findings:
         return stats.divergence_table(self.results)
 
     @cached_property
+    def tokens(self) -> Table:
+        """What whole models cost by position, class, frequency and confidence of the targets."""
+        return stats.token_table(self.results)
+
+    @cached_property
+    def positions(self) -> Table:
+        """How what whole models cost changes along the window."""
+        return stats.position_table(self.results)
+
+    @cached_property
     def noise_shares(self) -> Table:
         """How much of the variance of all-quantized models and kept units is run-to-run noise."""
         return stats.noise_shares(self.results)

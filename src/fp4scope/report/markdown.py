@@ -24,6 +24,7 @@ from fp4scope.report.selection import LAYERS_SHOWN, groups, lowering
 from fp4scope.report.sentences import agreements, headlines, neighbour_line, next_step, then_step
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.tasks import about_tasks
+from fp4scope.report.tokens import tokens
 from fp4scope.stats import MIN_WINDOWS
 
 
@@ -66,6 +67,7 @@ def markdown(found: Findings) -> str:
             *given_recipes(found),
             *against_each_other(found),
         ],
+        tokens=list(tokens(found)),
         designed=about_designed(found),
         causes=about_causes(found),
         routing=about_routing(found),

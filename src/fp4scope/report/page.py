@@ -45,6 +45,7 @@ from fp4scope.report.sentences import (
 )
 from fp4scope.report.stopping import intervals_used, stopping_lines, windows_measured
 from fp4scope.report.tasks import about_tasks
+from fp4scope.report.tokens import tokens
 from fp4scope.stats import MIN_WINDOWS, hypotheses
 
 
@@ -96,6 +97,7 @@ def page(found: Findings) -> str:
             *given_recipes(found),
             *sections.against_each_other(found),
         ],
+        tokens=list(tokens(found)),
         designed=about_designed(found),
         causes=about_causes(found),
         routing=about_routing(found),

@@ -11,6 +11,7 @@ from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import interval, number, percent, relative
 from fp4scope.report.resolution import resolution, short_of
 from fp4scope.report.selection import groups, is_measured, lowering, sole_precision, swept
+from fp4scope.report.tokens import token_lines
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
 from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
@@ -34,6 +35,7 @@ def headlines(found: Findings, *, short: bool = False) -> list[str]:
         *_rule_lines(found),
         *projection_lines(found),
         *(_significant_layers(found) if short else layers),
+        *token_lines(found),
     ]
     only = sole_precision(found)
     return [line.replace(f" ({only})", "") for line in lines] if only else lines

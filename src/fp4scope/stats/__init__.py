@@ -34,6 +34,7 @@ from fp4scope.stats.findings.routing import (
 from fp4scope.stats.findings.savings import saves, saving_table
 from fp4scope.stats.findings.singles import SingleEffects, single_effects
 from fp4scope.stats.findings.storage import Storage, sizes_known
+from fp4scope.stats.findings.strata import position_table, token_table
 from fp4scope.stats.findings.tasks import POINT, task_costs, task_table
 from fp4scope.stats.findings.units import (
     FULL_PRECISION,

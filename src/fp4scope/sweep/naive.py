@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, UInt8
 from torch import Tensor, nn
 
 from fp4scope.design import NOTHING, Run
@@ -41,6 +41,7 @@ def measure_naively(
     perturb: Perturb | None = None,
     ran: Callable[[], None] = lambda: None,
     routers: Routers | None = None,
+    strata: UInt8[np.ndarray, "windows kinds targets"] | None = None,
 ) -> list[list[WindowMetrics]]:
     """Metrics of every run on every window, one forward each.
 
@@ -52,6 +53,7 @@ def measure_naively(
         perturb: What a replica does to the entrance of a block; only needed if there are any.
         ran: Called after every forward (`forwards` of them a window).
         routers: Of the model, if they are known already.
+        strata: Of the targets, if sums over these are wanted.
     """
     routers = Routers(loaded, ids[0]) if routers is None else routers
     plain: _Chosen = []
@@ -83,7 +85,8 @@ def measure_naively(
                 if not _is(run, against):
                     own = forward(w, run.recipe, run.replica)
                 rows = compare(own[0][None], targets, reference)
-                (metrics,) = rows.windows({0} if run.keeps_spread else ())
+                whole = {0} if run.keeps_strata else ()
+                (metrics,) = rows.windows(whole, None if strata is None else strata[w])
                 results.append(replace(metrics, routing=_routing(routers, own[1], plain)))
     return measured
 

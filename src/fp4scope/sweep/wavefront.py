@@ -13,8 +13,9 @@ from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from fp4scope.design import Run
@@ -68,6 +69,7 @@ class Wavefront:
         shape: How much runs at once.
         seed: Of the perturbations.
         routers: Of the model.
+        strata: Of all targets of the text.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Wavefront:
         shape: Shape,
         seed: int,
         routers: Routers,
+        strata: UInt8[np.ndarray, "windows kinds targets"],
     ) -> None:
-        self._runs, self._routers = runs, routers
+        self._runs, self._routers, self._strata = runs, routers, strata
         self._stack = loaded.stack
         self._device = loaded.device
         self._injector = injector
@@ -94,7 +97,7 @@ class Wavefront:
         pairs = sorted(set(self._wanted), key=lambda p: (p.against, p.end != p.against, p.end.head))
         self._order = {pair: place for place, pair in enumerate(pairs)}
         told = zip(runs, self._wanted, strict=True)
-        self._spread = {self._order[pair] for run, pair in told if run.keeps_spread}
+        self._whole = {self._order[pair] for run, pair in told if run.keeps_strata}
         self._heads = [dict(part.in_block(loaded.layout.sites.behind)) for part in tree.heads]
 
     @torch.no_grad()
@@ -125,7 +128,13 @@ class Wavefront:
                 self._blocks(states, inputs, windows, advance)
             with self._stack.tail() as tail:
                 measured = [
-                    self._head(tail, {n: s.hidden[w] for n, s in states.items()}, ids[w], advance)
+                    self._head(
+                        tail,
+                        {n: s.hidden[w] for n, s in states.items()},
+                        ids[w],
+                        self._strata[windows[w]],
+                        advance,
+                    )
                     for w in range(len(ids))
                 ]
         self._injector.check()
@@ -222,6 +231,7 @@ class Wavefront:
         tail: Tail,
         states: dict[int, Tensor],
         ids: Int[Tensor, " tokens"],
+        strata: UInt8[np.ndarray, "kinds targets"],
         advance: Callable[[float], None],
     ) -> list[WindowMetrics]:
         """One window's final states to metrics, variants in the order of the plan."""
@@ -252,7 +262,7 @@ class Wavefront:
                         )
                         found.put(places, rows, metrics)
                         advance(share * len(some))
-        sums = found.windows(self._spread)
+        sums = found.windows(self._whole, strata)
         return [sums[self._order[pair]] for pair in self._wanted]
 
     def _logits(

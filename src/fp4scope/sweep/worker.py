@@ -6,13 +6,16 @@ worker was made with: not on what it has run before, nor on who else works.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from jaxtyping import Int
+import numpy as np
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from fp4scope.data import strata_of
 from fp4scope.design import Run
-from fp4scope.ledger import Found
+from fp4scope.ledger import STRATA, Found
 from fp4scope.metrics import WindowMetrics
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
@@ -75,6 +78,11 @@ class Worker:
         self._injector = injector
         self._routers = Routers(loaded, ids[0])
 
+    @cached_property
+    def _strata(self) -> UInt8[np.ndarray, "windows kinds targets"]:
+        """Those of all targets of the text, whoever measures which window."""
+        return strata_of(self.loaded.tokenizer, self.ids)
+
     def execute(
         self, task: Task, advance: Callable[[float], None] = lambda share: None
     ) -> list[Found]:
@@ -104,7 +112,7 @@ class Worker:
                 columns = zip(*((m.nll, m.kl, m.top1) for m in metrics), strict=True)
                 values = {name: list(c) for name, c in zip(run.measures, columns, strict=True)}
                 values |= routing_values(run, metrics)
-                values |= spread_values(run, metrics)
+                values |= token_values(run, metrics)
                 found.setdefault((run.recipe, run.replica), {}).update(values)
         self._compare_again(task.windows[0])
         realisations = dict.fromkeys((run.recipe, run.replica) for run in task.runs)
@@ -129,6 +137,7 @@ class Worker:
             task.shape,
             self.seed,
             self._routers,
+            self._strata,
         )
         return wavefront.measure(ids, task.windows, advance)
 
@@ -154,12 +163,20 @@ class Worker:
             perturb,
             lambda: advance(blocks),
             self._routers,
+            self._strata[list(task.windows)],
         )
 
 
-def spread_values(run: Run, metrics: Sequence[WindowMetrics]) -> dict[str, list[Any]]:
-    """How a run's KL spreads over targets, a value for each window; only of whole models."""
+def token_values(run: Run, metrics: Sequence[WindowMetrics]) -> dict[str, list[Any]]:
+    """What is kept of a run's targets, a value for each window; only of whole models.
+
+    How its KL spreads over them, and sums over their strata.
+    """
     spreads = [m.spread for m in metrics if run.keeps_spread and m.spread is not None]
-    if not spreads:
-        return {}
-    return {"kl_max": [s.largest for s in spreads], "kl_bins": [s.bins for s in spreads]}
+    strata = [m.strata for m in metrics if run.keeps_strata and m.strata is not None]
+    found: dict[str, list[Any]] = {}
+    if spreads:
+        found |= {"kl_max": [s.largest for s in spreads], "kl_bins": [s.bins for s in spreads]}
+    if strata:
+        found |= {name: [getattr(s, kind) for s in strata] for kind, name in STRATA.items()}
+    return found

@@ -1,0 +1,136 @@
+"""Which targets the damage is in, by position, class, frequency and confidence: table and words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fp4scope.ledger import CLASS
+from fp4scope.report import labels
+from fp4scope.report.findings import Findings
+from fp4scope.report.numbers import measured, number, percent, plain, share
+from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.stats import Whole
+from fp4scope.table import Interval
+from fp4scope.treatments import operands_of
+
+_SHOWN = 2
+"""Models in the table and in words."""
+
+
+def tokens(found: Findings) -> Iterator[Section]:
+    """Strata by rows, models side by side; nothing where sums over strata were not kept."""
+    models = shown_models(found)[:_SHOWN]
+    if not models:
+        return
+    columns = [
+        naming("by"), naming("targets"), Column("% of targets"), Column("NLL in full precision"),
+    ]  # fmt: skip
+    for model in models:
+        columns += [
+            Column(label, group=model.title)
+            for label in ("millinats per token", "KL, millinats per token", "% of the KL")
+        ]
+    of = [found.tokens.where(name=model.name, precision=model.precision) for model in models]
+    known = [{(row["by"], row["stratum"]): row for row in table} for table in of]
+    rows = [
+        [
+            Cell(row["by"], value=place),
+            Cell(row["stratum"], value=place),
+            share(row["share"]),
+            plain(row["nll"]),
+            *(cell for own in known for cell in _costs(own.get((row["by"], row["stratum"])))),
+        ]
+        for place, row in enumerate(of[0])
+    ]
+    full = labels.full_precision(found.results)
+    yield Section(
+        "Where the damage is: positions and tokens",
+        columns,
+        rows,
+        note="Position: how many tokens of the window are in front of the target. Frequency: "
+        "quarters of the targets by how often their token comes in this text. Confidence: what the "
+        f"{full} model gives its most likely token. With 95% intervals over windows. {labels.SIGN} "
+        "All models are in tokens.csv.",
+        id="tokens",
+    )
+
+
+def shown_models(found: Findings) -> list[Whole]:
+    """Recipes, and the formats that the study asks for, by cost, where sums over strata are known.
+
+    Of a format in several precisions, the one that quantizes most.
+    """
+    known = {(row["name"], row["precision"]) for row in found.tokens}
+    asked = found.results.study.get("question", {}).get("formats", ())
+    widest: dict[str, Whole] = {}
+    for whole in found.wholes:
+        if not whole.given and whole.name in asked:
+            other = widest.setdefault(whole.name, whole)
+            if len(operands_of(whole.precision)) > len(operands_of(other.precision)):
+                widest[whole.name] = whole
+    return [
+        whole
+        for whole in found.wholes
+        if (whole.name, whole.precision) in known
+        and (whole.given or whole is widest.get(whole.name))
+    ]
+
+
+def token_lines(found: Findings) -> list[str]:
+    """Whether damage grows along the window, and which class of tokens has more than its share."""
+    models = [model for model in shown_models(found) if not model.given]
+    named = [(f"{m.name} ({m.precision})", m) for m in models[:_SHOWN]]
+    return [
+        line
+        for name, model in named
+        for line in (*_along(found, name, model), *_over_its_share(found, name, model))
+    ]
+
+
+def _along(found: Findings, name: str, model: Whole) -> Iterator[str]:
+    same = {"name": model.name, "precision": model.precision, "measure": "kl"}
+    for row in found.positions.where(**same):
+        slope = Interval.of(row, "relative").times(100)
+        if slope.value is None or slope.low is None:
+            continue
+        low, high = (number(end, sign=True, digits=1) for end in slope[1:])
+        span = f"{number(slope.value, sign=True, digits=1)}% [{low}, {high}]"
+        if slope.holds_zero:
+            change = "does not change significantly along the window"
+        else:
+            change = f"{'grows' if slope.value > 0 else 'falls'} along the window"
+        yield f"Under {name} KL {change}: {span} with each doubling of the position."
+
+
+def _over_its_share(found: Findings, name: str, model: Whole) -> Iterator[str]:
+    rows = found.tokens.where(name=model.name, precision=model.precision, by=CLASS)
+    over = [row for row in rows if (row["kl_share_low"] or 0.0) > row["share"]]
+    if over:
+        row = max(over, key=_concentration)
+        low, high = (number(100 * row[f"kl_share_{end}"], digits=1) for end in ("low", "high"))
+        yield (
+            f"Under {name} targets of the class “{row['stratum']}” are {percent(row['share'])} of "
+            f"all, and have {percent(row['kl_share'])} [{low}, {high}] of the KL."
+        )
+
+
+def _concentration(row: Mapping[str, Any]) -> float:
+    return row["kl_share"] / row["share"]
+
+
+def _costs(row: Mapping[str, Any] | None) -> Sequence[Cell]:
+    if row is None:
+        return [Cell()] * 3
+    part = Interval.of(row, "kl_share").times(100)
+    low, high = (number(end, digits=1) for end in part[1:])
+    ends = f"[{low}, {high}]" if low and high else ""
+    kl = Interval.of(row, "kl").times(1e3)
+    return [
+        measured(row),
+        Cell(number(kl.value), _unsigned(kl), row["kl"]),
+        Cell(percent(row["kl_share"]), ends, row["kl_share"]),
+    ]
+
+
+def _unsigned(span: Interval) -> str:
+    low, high = (number(end) for end in span[1:])
+    return f"[{low}, {high}]" if low and high else ""

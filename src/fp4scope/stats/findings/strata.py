@@ -1,0 +1,158 @@
+"""What quantizing costs by position, class, frequency and confidence of the targets.
+
+A stratum's cost is a ratio of sums over all windows: nats of its targets over their number, with
+the windows' error of a ratio. So is its share of the whole KL. Costs are paired: of the same
+targets, those of the full-precision model are taken off.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from fp4scope.design import NOTHING
+from fp4scope.ledger import STRATA, STRATIFICATIONS, Results, Rows, names_of, octave_of
+from fp4scope.stats.findings.wholes import Whole, wholes
+from fp4scope.stats.inference.intervals import mean, ratio
+from fp4scope.table import Table
+
+TOKEN_COLUMNS = (
+    "name", "precision", "by", "stratum", "tokens", "share", "nll",
+    "delta_nll", "delta_nll_stderr", "delta_nll_low", "delta_nll_high",
+    "kl", "kl_stderr", "kl_low", "kl_high",
+    "kl_share", "kl_share_stderr", "kl_share_low", "kl_share_high", "windows",
+)  # fmt: skip
+POSITION_COLUMNS = (
+    "name", "precision", "measure", "mean",
+    "slope", "slope_stderr", "slope_low", "slope_high",
+    "relative", "relative_stderr", "relative_low", "relative_high", "windows",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Sums of one whole model over the strata of one stratification, window by window.
+
+    `nll` is that of the full-precision model, `delta_nll` what quantizing adds, in nats.
+    """
+
+    tokens: Float[np.ndarray, "windows strata"]
+    nll: Float[np.ndarray, "windows strata"]
+    delta_nll: Float[np.ndarray, "windows strata"]
+    kl: Float[np.ndarray, "windows strata"]
+
+
+def token_table(results: Results) -> Table:
+    """Every whole model's cost and KL in every stratum that has targets, nats per token.
+
+    `share` is that of the targets, `kl_share` that of the model's whole KL.
+    """
+    rows = [
+        {"name": whole.name, "precision": whole.precision, "by": by, **row}
+        for whole, place, by in _asked(results)
+        for kept in _kept(results, whole, place)
+        for row in _rows(results, by, kept)
+    ]
+    return Table(TOKEN_COLUMNS, rows)
+
+
+def position_table(results: Results) -> Table:
+    """How cost and KL change with each doubling of the position: a row for every whole model.
+
+    The slope is that of least squares over positions, each target alike, in nats per token. What is
+    `relative` is the slope over the mean. Only windows with targets in three strata have a slope.
+    """
+    rows = [
+        {"name": whole.name, "precision": whole.precision, **row}
+        for whole, place, _ in _asked(results)
+        if not place
+        for kept in _kept(results, whole, place)
+        for row in _slopes(results, kept)
+    ]
+    return Table(POSITION_COLUMNS, rows)
+
+
+def _asked(results: Results) -> Iterator[tuple[Whole, int, str]]:
+    for whole in wholes(results):
+        if not whole.is_full_precision:
+            for place, by in enumerate(STRATIFICATIONS):
+                yield whole, place, by
+
+
+def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
+    """On the windows where both it and the full-precision model have it; nothing without any."""
+    both = [_sums(results.ledger.rows(one)) for one in (whole.recipe, NOTHING)]
+    windows = sorted(both[0].keys() & both[1].keys())
+    if not windows:
+        return
+    own, plain = (
+        [_matrix([sums[w][kind][place] for w in windows]) for kind in range(len(STRATA))]
+        for sums in both
+    )
+    tokens, nll, kl = own
+    yield _Kept(tokens, plain[1], nll - plain[1], kl)
+
+
+def _sums(rows: Rows | None) -> dict[int, list[list[list[float]]]]:
+    """By window what is kept: targets, NLL and KL, each by stratification and stratum."""
+    if rows is None:
+        return {}
+    columns = [rows.values.get(name, [None] * len(rows.indices)) for name in STRATA.values()]
+    found = zip(rows.indices, *columns, strict=True)
+    return {window: kept for window, *kept in found if None not in kept}
+
+
+def _matrix(lists: Sequence[Sequence[float]]) -> Float[np.ndarray, "windows strata"]:
+    """A row for each window, all as long as the longest."""
+    found = np.zeros((len(lists), max(map(len, lists))))
+    for row, own in zip(found, lists, strict=True):
+        row[: len(own)] = own
+    return found
+
+
+def _rows(results: Results, by: str, kept: _Kept) -> Iterator[dict[str, Any]]:
+    anytime = results.anytime
+    every, whole = kept.tokens.sum(axis=1), kept.kl.sum(axis=1)
+    for stratum, name in enumerate(names_of(by, int(every[0]))[: kept.tokens.shape[1]]):
+        tokens = kept.tokens[:, stratum]
+        count = int(tokens.sum())
+        if not count:
+            continue
+        row: dict[str, Any] = {
+            "stratum": name,
+            "tokens": count,
+            "share": count / float(every.sum()),
+            "nll": float(kept.nll[:, stratum].sum()) / count,
+            "windows": len(tokens),
+        }
+        for column, of, to in (
+            ("delta_nll", kept.delta_nll[:, stratum], tokens),
+            ("kl", kept.kl[:, stratum], tokens),
+            ("kl_share", kept.kl[:, stratum], whole),
+        ):
+            found = ratio(of, to, anytime=anytime)
+            row |= {} if found is None else found.columns(column)
+        yield row
+
+
+def _slopes(results: Results, kept: _Kept) -> Iterator[dict[str, Any]]:
+    """Of what a target costs on the binary logarithm of its position."""
+    counts = kept.tokens[0]
+    if len(counts) < 3:
+        return
+    octaves = np.array([octave_of(place, int(counts.sum())) for place in range(len(counts))])
+    apart = octaves - (counts * octaves).sum() / counts.sum()
+    # Least squares with each target alike is linear in the sums of the strata.
+    weights = apart / (counts * apart**2).sum()
+    for measure, sums in (("delta_nll", kept.delta_nll), ("kl", kept.kl)):
+        slope, level = sums @ weights, sums.sum(axis=1) / counts.sum()
+        relative = ratio(slope, level, anytime=results.anytime)
+        yield {
+            "measure": measure,
+            "mean": float(level.mean()),
+            "windows": len(slope),
+            **mean(slope, anytime=results.anytime).columns("slope"),
+            **({} if relative is None else relative.columns("relative")),
+        }
