@@ -50,8 +50,8 @@ class Diagnosis(Findings):
         """A matplotlib figure.
 
         Args:
-            kind: `projections`, `layers`, `heatmap`, `ppl`, `percent` or `effects`; `costs` and
-                `pareto` show whole models.
+            kind: `projections`, `layers`, `heatmap`, `ppl`, `percent` or `effects`; `costs`,
+                `pareto` and `positions` show whole models.
             options: `direction` (`keep` or `only`) and `precision` (`W4A4`, `W4A16`, ...), by
                 default the first that the study has; `format`, by default all; of
                 `projections`, `layers` and `heatmap` also `metric` (`nll` or `kl`). Of all of them

@@ -91,7 +91,7 @@ def test_files(finished):
         "activations.csv", "all_quantized.csv", "blocks.csv", "layers.csv", "projections.csv",
         "figures", "journal.jsonl", "journal.lock", "patterns.csv", "report.html", "report.md",
         "results.json", "study.yaml", "savings.csv", "predictors.csv", "interactions.csv",
-        "additivity.csv", "divergence.csv",
+        "additivity.csv", "divergence.csv", "tokens.csv", "positions.csv",
     }  # fmt: skip
     layers = read_csv(finished.folder / "layers.csv")
     assert len(layers) == 8 * 21

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_confidence_is_that_of_the_full_precision_model(found, by_hand):
     edges = [0, *EDGES, 1]
     rows = {row["stratum"]: row for row in rows_by(found, "confidence")}
     assert len(rows) > 1
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         chosen = (sure >= low) & (sure < high)
         name = f"{100 * low:g}-{100 * high:g}%"
         assert (name in rows) == chosen.any()

@@ -9,6 +9,7 @@ from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predi
 # One row, around the pieces of 16 that a CPU takes, several with and without a rest.
 ROWS = (1, 15, 16, 17, 32, 300)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = ("nll", "kl", "top1", "confidence")
 PARTS = ("logits", "probabilities", "logsumexp", "best")
 
 
@@ -33,14 +34,12 @@ def rows_of(variant, targets, reference):
 
 def assert_same_rows(first, second):
     """Bit for bit."""
-    for name in ("nll", "kl", "top1", "confidence"):
+    for name in NAMES:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def part(metrics, variants, rows):
-    return RowMetrics(
-        *(getattr(metrics, n)[variants, rows] for n in ("nll", "kl", "top1", "confidence"))
-    )
+    return RowMetrics(*(getattr(metrics, n)[variants, rows] for n in NAMES))
 
 
 def nll_fp64(logits, targets):

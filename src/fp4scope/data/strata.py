@@ -1,4 +1,4 @@
-"""Which stratum every target of a text is in: by position, class and frequency (`ledger.strata`)."""
+"""The stratum of every target of a text: by position, class and frequency (`ledger.strata`)."""
 
 from typing import Any
 

@@ -14,6 +14,7 @@ last that holds a target.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 
 POSITION, CLASS, FREQUENCY, CONFIDENCE = "position", "class", "frequency", "confidence"
@@ -71,7 +72,7 @@ def names_of(stratification: str, targets: int) -> Sequence[str]:
         return [f"{low}-{high}" if high > low else f"{low}" for low, high in ends]
     if stratification == CONFIDENCE:
         edges = [f"{100 * edge:g}" for edge in (0, *EDGES, 1)]
-        return [f"{low}-{high}%" for low, high in zip(edges, edges[1:], strict=False)]
+        return [f"{low}-{high}%" for low, high in pairwise(edges)]
     return CLASSES if stratification == CLASS else QUARTERS
 
 

@@ -35,8 +35,8 @@ class Spread:
 class WindowMetrics:
     """Sums over the targets of one window; NLL and KL in nats.
 
-    `spread` and `strata` where they are wanted. `routing`: at each router what is left of the full-precision
-    model's choices, NaN where that is not known; None of a model without routers.
+    `spread` and `strata` where they are wanted. `routing`: at each router what is left of the
+    full-precision model's choices, NaN where that is not known; None of a model without routers.
     """
 
     tokens: int

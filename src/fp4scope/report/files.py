@@ -22,10 +22,10 @@ from fp4scope.stats import CONFIDENCE
 from fp4scope.table import Table
 
 TABLES = (
-    "all_quantized", "divergence", "tokens", "positions", "given", "exceptions", "savings", "projections", "blocks",
-    "layers", "patterns", "experts", "split", "gains", "errors", "predictors", "interactions",
-    "additivity", "lowering", "remedies", "effects", "effect_sums", "effect_pairs", "routing",
-    "routers", "replay", "experts_seen", "agreement", "activations",
+    "all_quantized", "divergence", "tokens", "positions", "given", "exceptions", "savings",
+    "projections", "blocks", "layers", "patterns", "experts", "split", "gains", "errors",
+    "predictors", "interactions", "additivity", "lowering", "remedies", "effects", "effect_sums",
+    "effect_pairs", "routing", "routers", "replay", "experts_seen", "agreement", "activations",
 )  # fmt: skip
 """Those that have a CSV file, if there is anything in them."""
 ON_DARK = "-dark"
