@@ -89,7 +89,7 @@ def token_lines(found: Findings) -> list[str]:
 def _along(found: Findings, name: str, model: Whole) -> Iterator[str]:
     same = {"name": model.name, "precision": model.precision, "measure": "kl"}
     for row in found.positions.where(**same):
-        slope = Interval.of(row, "relative").times(100)
+        slope = Interval.of(row, "relative").times(100.0)
         if slope.value is None or slope.low is None:
             continue
         low, high = (number(end, sign=True, digits=1) for end in slope[1:])
@@ -120,7 +120,7 @@ def _concentration(row: Mapping[str, Any]) -> float:
 def _costs(row: Mapping[str, Any] | None) -> Sequence[Cell]:
     if row is None:
         return [Cell()] * 3
-    part = Interval.of(row, "kl_share").times(100)
+    part = Interval.of(row, "kl_share").times(100.0)
     low, high = (number(end, digits=1) for end in part[1:])
     ends = f"[{low}, {high}]" if low and high else ""
     kl = Interval.of(row, "kl").times(1e3)

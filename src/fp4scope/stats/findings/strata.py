@@ -95,7 +95,7 @@ def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
     yield _Kept(tokens, plain[1], nll - plain[1], kl)
 
 
-def _sums(rows: Rows | None) -> dict[int, list[list[list[float]]]]:
+def _sums(rows: Rows | None) -> dict[int, list[Any]]:
     """By window what is kept: targets, NLL and KL, each by stratification and stratum."""
     if rows is None:
         return {}
@@ -104,7 +104,7 @@ def _sums(rows: Rows | None) -> dict[int, list[list[list[float]]]]:
     return {window: kept for window, *kept in found if None not in kept}
 
 
-def _matrix(lists: Sequence[Sequence[float]]) -> Float[np.ndarray, "windows strata"]:
+def _matrix(lists: Sequence[Sequence[float | int]]) -> Float[np.ndarray, "windows strata"]:
     """A row for each window, all as long as the longest."""
     found = np.zeros((len(lists), max(map(len, lists))))
     for row, own in zip(found, lists, strict=True):
