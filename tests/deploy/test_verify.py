@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from fp4scope.cli.app import app
 from fp4scope.deploy.checkpoint import write_checkpoint
+from fp4scope.deploy.held import wrong_weights
+from fp4scope.deploy.losses import losses_of
 from fp4scope.deploy.served import Served, ask_server
-from fp4scope.deploy.verify import candidates_of, losses_of, losses_under, wrong_weights
+from fp4scope.deploy.verify import candidates_of, losses_under
 from fp4scope.errors import DataError, Fp4ScopeError, StudyError
 from fp4scope.models import load_model, open_source
 from fp4scope.treatments import Setting
@@ -121,8 +123,8 @@ def test_a_weight_that_is_not_the_recipes(checkpoint, tmp_path):
     name = "model.layers.1.mlp.up_proj"
     tensors[f"{name}.weight_global_scale"] = 1 / tensors[f"{name}.weight_global_scale"]
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    assert wrong_weights(export, source, open_source(str(other))) == [f"{name}.weight"]
-    assert wrong_weights(export, source, open_source(str(folder))) == []
+    assert list(wrong_weights(export, source, open_source(str(other)))) == [f"{name}.weight"]
+    assert wrong_weights(export, source, open_source(str(folder))) == {}
 
 
 def test_unequal_scales_of_what_is_fused_are_a_candidate(checkpoint):
@@ -176,9 +178,11 @@ def test_what_cannot_be_verified(checkpoint, losses, tmp_path):
     source, _, folder = checkpoint
     path = served_as(losses, "full", tmp_path / "served.json")
     with pytest.raises(StudyError, match="give what was served"):
-        verify(checkpoint)
-    with pytest.raises(StudyError, match="nothing is predicted of it"):
+        CliRunner().invoke(app, ["verify", str(folder)], catch_exceptions=False)
+    with pytest.raises(StudyError, match=r"has no recipe\.yaml"):
         verify((source, None, tmp_path), "--served", path)
+    with pytest.raises(StudyError, match="declares no quantization"):
+        verify((source, None, source.where), "--served", path)
     few = {"ids": WINDOWS[:3].tolist(), "logprobs": (-losses["full"][:3]).tolist()}
     with pytest.raises(DataError, match="3 windows were served"):
         verify(checkpoint, "--served", served_as(losses, "full", tmp_path / "few.json", **few))

@@ -385,7 +385,7 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
 
 @command(
     lambda: [
-        Argument(["checkpoint"], type=PATH, help="A folder, as `export --checkpoint` leaves it"),
+        Argument(["checkpoint"], type=PATH, help="A folder of `export`, or of another program"),
         Option(
             ["--served"],
             type=PATH,
@@ -410,7 +410,11 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
             help="The original as the same engine serves it  [default: as its forward here gives]",
         ),
         Option(["--save"], type=PATH, metavar="FILE", help="Keep what a server gave"),
-        Option(["--model"], metavar="MODEL", help="Where the recipe's model is"),
+        Option(
+            ["--original", "--model", "model"],
+            metavar="MODEL",
+            help="The model in full precision  [default: where the checkpoint's recipe says]",
+        ),
         out_option("A JSON file for the verdict"),
         quiet_option("No progress"),
         *study_options(*_VERIFY, **_VERIFY_SIZE),
@@ -430,7 +434,7 @@ def verify(
     quiet: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Whether an engine serves what was predicted."""
+    """Is served what was predicted, and whose fault if not."""
     from fp4scope.cli.verify import print_verdict
 
     with _stoppable("nothing was written"):

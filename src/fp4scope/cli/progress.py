@@ -33,6 +33,7 @@ _PHASES = {
     "loading": "loading",
     "calibrating": "calibrating on the full-precision model",
     "observing": "observing activations",
+    "asking": "asking the server",
     "estimating": "estimating to first order",
     "measuring": "measuring",
     "scoring": "scoring tasks",

@@ -1,7 +1,8 @@
-"""`fp4scope verify`: whether an engine serves what was predicted."""
+"""`fp4scope verify`: whether an engine serves what was predicted, and whose fault it is if not."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from math import isinf, log10
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,15 @@ import torch
 
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
-from fp4scope.data import evaluation_text, evaluation_windows
-from fp4scope.deploy.checkpoint import RECIPE
-from fp4scope.deploy.plan import Export, plan_export
+from fp4scope.conductor.triage import Checked, Found, open_checkpoint, run_triage, windows_of_text
+from fp4scope.deploy.held import SUSPICIOUS
 from fp4scope.deploy.served import Served, ask_server
-from fp4scope.deploy.verify import (
-    Verdict,
-    candidates_of,
-    judge,
-    losses_of,
-    losses_under,
-    wrong_weights,
-)
-from fp4scope.deploy.written import WrittenRecipe
+from fp4scope.deploy.triage import QUANTIZATION, SERVING, Triage
+from fp4scope.deploy.verify import Verdict
 from fp4scope.errors import DataError, StudyError
 from fp4scope.files import replace_file, require_writable
-from fp4scope.models import LoadedModel, Source, load_model, open_source
 from fp4scope.report.section import Cell, Column, Section, naming
+from fp4scope.stats.inference.intervals import Estimate
 from fp4scope.stats.inference.matching import FEWEST_WINDOWS
 from fp4scope.study import Study
 from fp4scope.sweep import Progress
@@ -36,6 +29,7 @@ PREFILL = (
     "time may be others, and are not seen here."
 )
 _MNAT = 1e3
+_SAYS = {"beyond": "off", "within": "as predicted", "open": "cannot tell"}
 
 
 def print_verdict(
@@ -54,7 +48,7 @@ def print_verdict(
     """Verify, and print what was found.
 
     Args:
-        checkpoint: The folder, as `export` leaves it.
+        checkpoint: The folder, as `export` or another program leaves it.
         served: What an engine served.
         server: Address of one that is asked.
         options: Of the study: the text, windows, device and dtype.
@@ -66,138 +60,170 @@ def print_verdict(
         quiet: Whether no progress is shown.
 
     Returns:
-        Whether all is as predicted.
+        Whether nothing is off.
     """
-    if sum(given is not None for given in (served, server, ids_out)) != 1:
+    given = sum(one is not None for one in (served, server, ids_out))
+    if given > 1 or (not given and model is None):
         raise StudyError(
             "give what was served (--served FILE), a server (--server URL), or a file for the "
-            "windows that are to be served (--ids FILE)"
+            "windows that are to be served (--ids FILE); with --original MODEL the checkpoint "
+            "alone is verified too"
         )
     for path in filter(None, (ids_out, save, out)):
         require_writable(path)
-    if not (checkpoint / RECIPE).is_file():
-        raise StudyError(
-            f"{checkpoint} has no {RECIPE}, so nothing is predicted of it; give a folder that "
-            "`fp4scope export --checkpoint` has written"
-        )
-    written = WrittenRecipe.read(checkpoint / RECIPE)
     study = Study.build(**{"model": str(checkpoint), **options})
-    screen = console()
     if ids_out is not None:
-        windows = _windows(study, str(checkpoint)).tolist()
-        replace_file(ids_out, json.dumps(windows).encode(), "choose another file")
-        screen.print(f"Written: {ids_out}", soft_wrap=True)
+        write_windows(study, str(checkpoint), ids_out)
         return True
+    with Screen(quiet) as progress:
+        found, full = what_was_served(study, str(checkpoint), served, server, reference, progress)
+        if save is not None and found is not None:
+            found.write(save)
+        checked = open_checkpoint(checkpoint, model)
+        ids = windows_of_text(study, str(checkpoint)) if found is None else found.ids
+        told = run_triage(study, checked, torch.as_tensor(ids), found, full, progress)
+    _print(told, checked, found)
+    if out is not None:
+        content = _data(told, checked, found)
+        replace_file(out, json.dumps(content, allow_nan=False).encode(), "choose another file")
+    return _is_right(told, checked)
+
+
+def write_windows(study: Study, tokenizer_of: str, path: Path) -> None:
+    """Write the windows of token ids that are to be served."""
+    windows = windows_of_text(study, tokenizer_of).tolist()
+    replace_file(path, json.dumps(windows).encode(), "choose another file")
+    console().print(f"Written: {path}", soft_wrap=True)
+
+
+def what_was_served(
+    study: Study,
+    tokenizer_of: str,
+    served: Path | None,
+    server: str | None,
+    reference: Path | None,
+    tell: Screen,
+) -> tuple[Served | None, Served | None]:
+    """What an engine gave, and what it gave with the original; None where it was not asked.
+
+    Raises:
+        DataError: Too few windows, or two files of different ones.
+    """
     found = Served.read(served) if served is not None else None
     full = None if reference is None else Served.read(reference)
-    if found is None:
-        found = ask_server(server or "", _windows(study, str(checkpoint)).tolist())
-        if save is not None:
-            found.write(save)
-    if len(found.ids) < FEWEST_WINDOWS:
+    if server is not None:
+        ids = windows_of_text(study, tokenizer_of).tolist()
+        total = len(ids)
+        found = ask_server(
+            server,
+            ids,
+            ran=lambda done: tell(Progress("asking", done, total, f"{done} of {total} windows")),
+        )
+    if found is not None and len(found.ids) < FEWEST_WINDOWS:
         raise DataError(
             f"{len(found.ids)} windows were served; the verdict takes {FEWEST_WINDOWS} or more"
         )
-    if full is not None and (full.ids.shape != found.ids.shape or (full.ids != found.ids).any()):
+    if full is not None and (
+        found is None or full.ids.shape != found.ids.shape or (full.ids != found.ids).any()
+    ):
         raise DataError("the reference was served on other windows; serve both on one file of ids")
-    source = _opened(written, model or written.model.name, written.model.revision, model is None)
-    packed = open_source(str(checkpoint), named=written.recipe.edited, head=_has_head(written))
-    export = plan_export(written, source)
-    wrong = wrong_weights(export, source, packed)
-    with Screen(quiet) as progress:
-        verdict = _measured(study, export, source, packed, found, full, progress)
-    _print(verdict, wrong, export, found)
-    if out is not None:
-        content = _data(verdict, wrong, found)
-        replace_file(out, json.dumps(content, allow_nan=False).encode(), "choose another file")
-    return verdict.as_predicted and not wrong
+    return found, full
 
 
-def _has_head(written: WrittenRecipe) -> bool:
-    return any(name.rpartition(".")[2] == "lm_head" for name in written.recipe.edited)
+def _is_right(told: Found, checked: Checked) -> bool:
+    served = told.verdict is None or told.verdict.as_predicted
+    return served and checked.is_whole and not told.triage.faults
 
 
-def _opened(written: WrittenRecipe, model: str, revision: str | None, own: bool) -> Source:
-    named = written.recipe.edited
-    return open_source(model, revision if own else None, named=named, head=_has_head(written))
-
-
-def _windows(study: Study, checkpoint: str) -> torch.Tensor:
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    kind = AutoConfig.from_pretrained(checkpoint).model_type
-    return evaluation_windows(study.data, evaluation_text(study.data), tokenizer, kind).ids
-
-
-def _loaded(study: Study, where: str, revision: str | None = None) -> LoadedModel:
-    return load_model(
-        where,
-        revision=revision,
-        device=study.numerics.device,
-        dtype=study.numerics.dtype.value,
-    )
-
-
-def _measured(
-    study: Study,
-    export: Export,
-    source: Source,
-    packed: Source,
-    served: Served,
-    reference: Served | None,
-    tell: Screen,
-) -> Verdict:
-    ids = torch.from_numpy(served.ids)
-    candidates = candidates_of(export, packed.tensor_scales())
-    ran = _Counter(tell, len(ids), ["full precision", *(c.name for c in candidates)])
-    original = _loaded(study, source.where, source.revision)
-    original.require_known(ids, "the served file")
-    full = losses_of(original, ids, ran)
-    del original  # two models need not fit
-    loaded = _loaded(study, packed.where)
-    loaded.require_known(ids, "the served file")
-    losses = [losses_under(loaded, export, candidate, ids, ran) for candidate in candidates]
-    own = None if reference is None else -reference.logprobs
-    return judge(-served.logprobs, full, candidates, losses, own)
-
-
-class _Counter:
-    """Tells how far the windows are, one way of running them after another."""
-
-    def __init__(self, tell: Screen, windows: int, names: Sequence[str]) -> None:
-        self._tell, self._windows, self._names, self._done = tell, windows, names, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        name = self._names[(self._done - 1) // self._windows]
-        self._tell(Progress("measuring", self._done, self._windows * len(self._names), name))
-
-
-def _print(verdict: Verdict, wrong: list[str], export: Export, served: Served) -> None:
+def _print(told: Found, checked: Checked, served: Served | None) -> None:
     screen = console()
-    total = len(export.packed)
-    if wrong:
-        say(
-            screen,
-            f"checkpoint is off: {len(wrong)} of {total} packed weights are not what the recipe "
-            f"makes of the original, {wrong[0]} first",
-            style="bold",
+    for line, is_right in _stored(told, checked):
+        say(screen, line, style=None if is_right else "bold")
+    screen.print()
+    show(screen, in_grid(_steps(told.triage)))
+    screen.print()
+    if told.verdict is not None and served is not None:
+        windows, tokens = served.logprobs.shape
+        say(screen, f"served by {served.engine}: {windows} windows of {tokens} targets")
+        screen.print()
+        show(screen, in_grid(_section(told.verdict)))
+        screen.print()
+    for said in told.triage.sentences():
+        say(screen, said, style="bold")
+    if told.verdict is not None:
+        say(screen, _served(told.triage, told.verdict), style="bold")
+        say(screen, PREFILL, style="dim")
+
+
+def _served(found: Triage, verdict: Verdict) -> str:
+    """Which way of running it is served, unless none that was tried costs what that does."""
+    if SERVING in found.faults and verdict.as_predicted:
+        return (
+            f"{SERVING} is off in a way that is none of these; {verdict.candidates[0].name} is the "
+            "closest. Look at the engine's log, at its kernels, and at single layers"
         )
+    return verdict.sentence()
+
+
+def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
+    """What the checkpoint stores, in lines, and whether it is right."""
+    total = len(checked.export.packed)
+    wrong = checked.weights
+    lines: list[tuple[str, bool]] = []
+    if checked.own and wrong:
+        first = next(iter(wrong))
+        said = f"{len(wrong)} of {total} packed weights are not what the recipe makes of the "
+        lines.append((f"checkpoint is off: {said}original, {_energy(first, wrong)}", False))
+    elif wrong:
+        first = next(iter(wrong))
+        said = f"checkpoint: {len(wrong)} of {total} packed weights are not rounded to nearest"
+        lines.append((f"{said}, {_energy(first, wrong)}", wrong[first] <= SUSPICIOUS))
     else:
-        say(
-            screen,
-            f"checkpoint: all {total} packed weights are what the recipe makes of the original",
-        )
-    windows, tokens = served.logprobs.shape
-    say(screen, f"served by {served.engine}: {windows} windows of {tokens} targets")
-    cost = Interval(verdict.cost.mean, verdict.cost.low, verdict.cost.high).times(_MNAT)
-    say(screen, f"served less full precision: {_shown(cost)} millinats per token")
-    screen.print()
-    show(screen, in_grid(_section(verdict)))
-    screen.print()
-    say(screen, verdict.sentence(), style="bold")
-    say(screen, PREFILL, style="dim")
+        said = f"checkpoint: all {total} packed weights are what the recipe makes of the original"
+        lines.append((said, True))
+    if checked.plain:
+        said = f"{len(checked.plain)} tensors in full precision are not the original's"
+        lines.append((f"{said}, {checked.plain[0]} first", not checked.own))
+    if checked.own and checked.scales:
+        site, ratio = next(iter(checked.scales.items()))
+        said = f"{len(checked.scales)} of {len(checked.stored)} input scales are not the recipe's"
+        lines.append((f"{said}, {site} first ({ratio:.3g} times it)", False))
+    if told.far:
+        site, ratio = next(iter(told.far.items()))
+        said = f"{len(told.far)} input scales are far from what enters here"
+        lines.append((f"{said}, {site} first ({ratio:.3g} times its largest)", False))
+    elif checked.stored:
+        lines.append((f"all {len(checked.stored)} input scales are near what enters here", True))
+    return lines
+
+
+def _energy(name: str, wrong: Mapping[str, float]) -> str:
+    ratio = wrong[name]
+    if isinf(ratio):
+        return f"{name} first, which is absent or of another shape"
+    return f"{name} first (its error has {10 * log10(max(ratio, 1e-30)):+.1f} dB more)"
+
+
+def _steps(found: Triage) -> Section:
+    """What each step adds."""
+    columns = [
+        naming("Step"),
+        Column("Adds, millinats", "Adds, mnat"),
+        Column("Verdict", "Verdict"),
+    ]
+    rows = [[Cell(QUANTIZATION), _change(found.quantization), Cell("what the format costs")]]
+    rows += [
+        [Cell(name), _change(step.change), Cell(_SAYS[step.state])]
+        for name, step in found.steps.items()
+    ]
+    rows.append([Cell("all of it"), _change(found.damage), Cell()])
+    if found.rerun is not None:
+        rows.append([Cell("a second run"), _change(found.rerun), Cell("noise of rounding")])
+    return Section("Where the damage comes from", columns, rows)
+
+
+def _change(found: Estimate) -> Cell:
+    return _cell(Interval(found.mean, found.low, found.high).times(_MNAT), "+.1f")
 
 
 def _section(verdict: Verdict) -> Section:
@@ -232,12 +258,17 @@ def _cell(interval: Interval, how: str) -> Cell:
     return Cell(shown, aside, value)
 
 
-def _shown(interval: Interval) -> str:
-    value, low, high = interval
-    return f"{value:+.1f}" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
-
-
-def _data(verdict: Verdict, wrong: list[str], served: Served) -> dict[str, Any]:
+def _data(told: Found, checked: Checked, served: Served | None) -> dict[str, Any]:
+    verdict = told.verdict
+    content: dict[str, Any] = {
+        "version": 1,
+        "as_predicted": _is_right(told, checked),
+        "wrong_weights": list(checked.weights) if checked.own else [],
+        "far_input_scales": told.far,
+        "triage": told.triage.to_json(),
+    }
+    if verdict is None or served is None:
+        return content | {"engine": None, "verdict": None, "candidates": []}
     rows = [
         {
             "candidate": candidate.name,
@@ -253,11 +284,8 @@ def _data(verdict: Verdict, wrong: list[str], served: Served) -> dict[str, Any]:
             verdict.candidates, verdict.matches, verdict.less_predicted, strict=True
         )
     ]
-    return {
-        "version": 1,
+    return content | {
         "engine": served.engine,
-        "verdict": verdict.sentence(),
-        "as_predicted": verdict.as_predicted and not wrong,
-        "wrong_weights": wrong,
+        "verdict": _served(told.triage, verdict),
         "candidates": rows,
     }

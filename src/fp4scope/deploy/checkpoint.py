@@ -118,7 +118,7 @@ def _write_tensors(
 ) -> None:
     packed = export.by_key
     with source.opened() as tensors:
-        amaxes = _amaxes(export, tensors)
+        amaxes = tensor_amaxes(export, tensors)
         shards = _Shards(folder, shard_bytes)
         for done, key in enumerate(source.stored):
             tell(done, len(source.stored))
@@ -132,7 +132,7 @@ def _write_tensors(
         tell(len(source.stored), len(source.stored))
 
 
-def _amaxes(export: Export, tensors: Tensors) -> dict[Scale, Tensor]:
+def tensor_amaxes(export: Export, tensors: Tensors) -> dict[Scale, Tensor]:
     """Of all weights that share a tensor scale, the largest magnitude, in FP32."""
     found: dict[Scale, Tensor] = {}
     for each in export.packed:

@@ -11,7 +11,7 @@ must come from prompts of token ids, with prefix caching off.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,12 @@ def _matrix(data: Any, what: str, kind: type) -> NDArray[Any]:  # noqa: ANN401
         raise DataError(f"{what} holds a number that is too large") from None
 
 
-def ask_server(url: str, ids: Sequence[Sequence[int]], model: str | None = None) -> Served:
+def ask_server(
+    url: str,
+    ids: Sequence[Sequence[int]],
+    model: str | None = None,
+    ran: Callable[[int], None] = lambda done: None,
+) -> Served:
     """What an OpenAI-compatible server gives for windows of token ids.
 
     It is asked for completions with `echo` and `logprobs`, a window at a time.
@@ -138,6 +143,7 @@ def ask_server(url: str, ids: Sequence[Sequence[int]], model: str | None = None)
         url: Such as `http://localhost:8000`, with or without `/v1`.
         ids: Windows of token ids.
         model: What the server calls the model; by default the first that it lists.
+        ran: Called with the windows that are done.
 
     Raises:
         DataError: It cannot be reached, or gives no log-probabilities of prompts.
@@ -152,7 +158,8 @@ def ask_server(url: str, ids: Sequence[Sequence[int]], model: str | None = None)
         if not isinstance(model, str):
             raise DataError(f"{base}/models lists no model; start the server with one")
     rows: list[list[float]] = []
-    for window in ids:
+    for done, window in enumerate(ids):
+        ran(done)
         body = {
             "model": model,
             "prompt": list(window),

@@ -3,25 +3,24 @@
 A candidate is one way to run a checkpoint: inputs quantized as predicted, weights alone, inputs
 under another scale rule, tensor scales taken for their inverse. Each is run by the model's own
 forward, and gives a loss for every token; `stats.inference.matching` tells which of them the served
-losses are. What a checkpoint stores is held against the recipe beside it, weight by weight.
+losses are. `triage` says where the damage comes from, `held` what is stored otherwise.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from fp4scope.deploy.losses import losses_of, scaled
 from fp4scope.deploy.plan import Export, Packed
 from fp4scope.deploy.schemes import SERVED_RULE, Kind
 from fp4scope.formats import get_format
-from fp4scope.kernels import quantize
-from fp4scope.models import LoadedModel, Source
+from fp4scope.groups import scale_partners
+from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import expert_of
 from fp4scope.stats.inference.intervals import Estimate, paired
@@ -211,98 +210,53 @@ def _from_one(export: Export, stored: Mapping[str, float]) -> dict[str, float]:
     return {site: factor for site, factor in factors.items() if factor != 1}
 
 
-def wrong_weights(export: Export, source: Source, packed: Source) -> list[str]:
-    """Weights of a checkpoint that are not what its recipe makes of the original.
-
-    Args:
-        export: What the recipe asks for.
-        source: The original.
-        packed: The checkpoint.
-
-    Returns:
-        Names of tensors that are absent, in another format, or differ by more than the last bit of
-        16.
-    """
-    amaxes: dict[object, Tensor] = {}
-    wrong: list[str] = []
-    with source.opened() as original, packed.opened() as found:
-        for each in export.packed:
-            if each.format.uses_tensor_amax:
-                own = original[each.key].abs().amax().float()
-                amaxes[each.scale] = torch.maximum(own, amaxes.get(each.scale, own))
-        for each in export.packed:
-            stored = packed.stored.get(each.key)
-            if stored is None or stored.shape != source.stored[each.key].shape:
-                wrong.append(each.key)
-                continue
-            amax = amaxes.get(each.scale)
-            expected = quantize(original[each.key].float(), each.format, amax=amax).dequantize()
-            near = torch.isclose(found[each.key].float(), expected, rtol=2.0**-8, atol=0.0)
-            if not bool(near.all()):
-                wrong.append(each.key)
-    return wrong
-
-
-@torch.no_grad()
-def losses_of(
-    loaded: LoadedModel,
-    ids: Int[Tensor, "windows tokens"],
-    ran: Callable[[], None] = lambda: None,
-) -> Float64[np.ndarray, "windows targets"]:
-    """The loss of every token but the first of its window, by the model's own forward, in nats.
-
-    `ran` is called after each window.
-    """
-    rows = []
-    for row in ids:
-        logits = loaded.logits(row)[:-1].float()
-        targets = row[1:].to(logits.device)
-        rows.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
-        ran()
-    return torch.stack(rows).double().cpu().numpy()
-
-
 def losses_under(
     loaded: LoadedModel,
     export: Export,
     candidate: Candidate,
     ids: Int[Tensor, "windows tokens"],
     ran: Callable[[], None] = lambda: None,
+    *,
+    amaxes: Mapping[str, float] | None = None,
+    quantize: bool = False,
+    replica: int = 0,
 ) -> Float64[np.ndarray, "windows targets"]:
-    """The same of a checkpoint that is run in one of the ways.
+    """The same of a checkpoint, or of its original, that is run in one of the ways.
 
     Args:
-        loaded: The checkpoint, its weights dequantized.
+        loaded: The checkpoint, its weights dequantized; the original where they are quantized here.
         export: What its recipe asks for.
         candidate: The way.
         ids: Token ids.
         ran: Called after each window.
+        amaxes: What static scales of inputs come from, by site or product; by default what the
+            recipe has.
+        quantize: Whether weights are quantized as the recipe says, with tensor scales as served.
+        replica: As `losses_of` has it.
     """
     settings: dict[str, Setting] = {}
-    amax: dict[str, float] = {}
     for each in export.packed:
         treatment = candidate.inputs.get(each.scheme.kind) if each.scheme.inputs else None
-        if treatment is not None:
-            settings[each.site] = Setting(input=treatment)
-        if each.input_amax is not None:
-            expert = expert_of(each.site)  # of a stack the product is calibrated
-            name = each.site if expert is None else expert[0]
-            amax[name] = max(each.input_amax, amax.get(name, 0.0))
-    injector = Injector(loaded.model, amax)
-    with _scaled(injector, candidate.factors), injector.applied(settings):
-        return losses_of(loaded, ids, ran)
+        setting = export.written.recipe.at(each.site)
+        weight = setting.weight if quantize and setting is not None else None
+        if weight is not None or treatment is not None:
+            settings[each.site] = Setting(weight, treatment)
+    fused = scale_partners(loaded.layout.sites) if quantize else {}
+    known = by_product(
+        {each.site: each.input_amax for each in export.packed if each.input_amax is not None}
+        if amaxes is None
+        else amaxes
+    )
+    injector = Injector(loaded.model, known, fused=fused)
+    with scaled(injector, candidate.factors), injector.applied(settings):
+        return losses_of(loaded, ids, ran, replica=replica)
 
 
-@contextmanager
-def _scaled(injector: Injector, factors: Mapping[str, float]) -> Iterator[None]:
-    """Weights times a factor each, until the `with` block ends."""
-    undo = []
-    try:
-        for site, factor in factors.items():
-            product = injector.product(site)
-            scaled = (product.parameter.detach().float() * factor).to(product.parameter.dtype)
-            undo.append(product.put(nn.Parameter(scaled, requires_grad=False)))
-        yield
-    finally:
-        for put_back in undo:
-            put_back()
+def by_product(amaxes: Mapping[str, float]) -> dict[str, float]:
+    """What enters a product, from what enters its sites: the largest of a stack's experts."""
+    found: dict[str, float] = {}
+    for site, amax in amaxes.items():
+        expert = expert_of(site)
+        name = site if expert is None else expert[0]
+        found[name] = max(amax, found.get(name, 0.0))
+    return found

@@ -33,6 +33,9 @@ from fp4scope.preflight import check_name
 from fp4scope.recipes import Site, Sites, expert_of
 from fp4scope.study import More
 
+_INPUT_SCALES = {True: "input_global_scale", False: "input_scale"}
+"""What compressed-tensors divides inputs by, and what ModelOpt multiplies them by."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -89,6 +92,11 @@ class Source:
     _files: tuple[str, ...]
     _packed: Contents | None
 
+    @property
+    def codes(self) -> frozenset[str]:
+        """Tensors that are packed."""
+        return frozenset() if self._packed is None else frozenset(self._packed.packed)
+
     def file(self, name: str) -> Path | None:
         """A file beside the weights; None if there is none of this name."""
         found = beside(self.where, name, self.revision)
@@ -109,6 +117,21 @@ class Source:
                     scale = places[tensors["tensor"]].get_tensor(tensors["tensor"]).float()
                     if scale.numel() == 1:
                         found[key] = float(1 / scale if packing.divides else scale)
+        return found
+
+    def input_scales(self) -> dict[str, float]:
+        """The scale that multiplies what enters a packed weight, by the weight's name, where one is
+        stored and is one number.
+        """
+        found: dict[str, float] = {}
+        packed = self._packed.packed if self._packed is not None else {}
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in self._files]
+            places = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+            for key, (packing, _) in packed.items():
+                name = f"{key.removesuffix('.weight')}.{_INPUT_SCALES[packing.divides]}"
+                if name in places and (scale := places[name].get_tensor(name)).numel() == 1:
+                    found[key] = float(1 / scale.float() if packing.divides else scale.float())
         return found
 
     @contextmanager

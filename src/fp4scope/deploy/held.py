@@ -1,0 +1,98 @@
+"""What a checkpoint stores, held against what its recipe makes of the original."""
+
+from collections.abc import Mapping
+from math import inf
+
+import torch
+
+from fp4scope.deploy.checkpoint import NV_DIVISOR, tensor_amaxes
+from fp4scope.deploy.plan import Export
+from fp4scope.kernels import quantize
+from fp4scope.models import Source
+
+SUSPICIOUS = 4.0
+"""How many times the energy of rounding to nearest an error may have: rounding to the second order,
+or under another scale rule, has less."""
+FAR = 2.0
+"""Input scales that are so many times off what enters, either way, are named."""
+ROUNDED = 1.001
+"""What rounding to an inverse and back leaves."""
+
+
+def wrong_weights(export: Export, source: Source, packed: Source) -> dict[str, float]:
+    """Weights of a checkpoint that are not what its recipe makes of the original.
+
+    Args:
+        export: What the recipe asks for.
+        source: The original.
+        packed: The checkpoint.
+
+    Returns:
+        Of each that differs by more than the last bit of 16: the energy of its error over that of
+        rounding to nearest as the recipe says, the largest first. Infinite for one that is absent
+        or of another shape.
+    """
+    wrong: dict[str, float] = {}
+    with source.opened() as original, packed.opened() as found:
+        amaxes = tensor_amaxes(export, original)
+        for each in export.packed:
+            stored = packed.stored.get(each.key)
+            if stored is None or stored.shape != source.stored[each.key].shape:
+                wrong[each.key] = inf
+                continue
+            whole, held = original[each.key].float(), found[each.key].float()
+            amax = amaxes.get(each.scale)
+            expected = quantize(whole, each.format, amax=amax).dequantize()
+            if not bool(torch.isclose(held, expected, rtol=2.0**-8, atol=0.0).all()):
+                errors = [float((own - whole).square().sum()) for own in (held, expected)]
+                wrong[each.key] = errors[0] / errors[1] if errors[1] else inf
+    return dict(sorted(wrong.items(), key=lambda item: -item[1]))
+
+
+def wrong_plain(source: Source, packed: Source) -> list[str]:
+    """Tensors that a checkpoint has in full precision, and otherwise than the original has them.
+
+    Numbers that were rounded to 16 bits are the same.
+    """
+    with source.opened() as original, packed.opened() as found:
+        return [
+            key
+            for key in source.stored.keys() & packed.stored.keys() - packed.codes
+            if source.stored[key].shape != packed.stored[key].shape
+            or not torch.isclose(
+                found[key].float(), original[key].float(), rtol=2.0**-7, atol=1e-9
+            ).all()
+        ]
+
+
+def input_amaxes(export: Export, packed: Source) -> dict[str, float]:
+    """What the stored scales of inputs come from, by site: the largest of those of one."""
+    stored = packed.input_scales()
+    found: dict[str, float] = {}
+    for each in export.packed:
+        if each.scheme.static and each.key in stored:
+            amax = stored[each.key] * float(NV_DIVISOR)
+            found[each.site] = max(amax, found.get(each.site, 0.0))
+    return found
+
+
+def far_scales(
+    stored: Mapping[str, float], seen: Mapping[str, float], far: float = FAR
+) -> dict[str, float]:
+    """Stored amaxes of inputs that are far from what enters, by site.
+
+    Args:
+        stored: From the checkpoint.
+        seen: Largest magnitude that entered here, by the same sites.
+        far: How many times they are off, either way.
+
+    Returns:
+        Stored over seen, the farthest first.
+
+    Example:
+        >>> far_scales({"a": 8.0, "b": 1.1}, {"a": 1.0, "b": 1.0})
+        {'a': 8.0}
+    """
+    ratios = {site: stored[site] / seen[site] for site in stored if seen.get(site)}
+    off = {site: ratio for site, ratio in ratios.items() if not 1 / far <= ratio <= far}
+    return dict(sorted(off.items(), key=lambda item: -max(item[1], 1 / max(item[1], 1e-30))))
