@@ -19,20 +19,23 @@ FAMILIES = {
 DEPTH = 4
 
 
-@pytest.fixture(params=FAMILIES)
-def both(request, tiny_model):
+@pytest.fixture(params=[(f, where) for f in FAMILIES for where in ("yes", "disk")], ids="-".join)
+def both(request, tiny_model, tmp_path, monkeypatch):
     """The same model as it is, and with its blocks on the host."""
+    monkeypatch.setenv("FP4SCOPE_CACHE", str(tmp_path))
+    family, where = request.param
 
     def build():
-        return tiny_model(request.param, **{FAMILIES[request.param]: DEPTH})
+        return tiny_model(family, **{FAMILIES[family]: DEPTH})
 
-    waiting = adopt(build(), None, device=DEVICE, offload="yes", allow_partial=True)
+    waiting = adopt(build(), None, device=DEVICE, offload=where, allow_partial=True)
     return adopt(build(), None, device=DEVICE, allow_partial=True), waiting
 
 
 def test_the_same_logits_and_fingerprint(both, ids):
     whole, waiting = both
     assert waiting.offloaded is not None
+    assert waiting.offloaded.kind in ("yes", "disk")
     assert whole.offloaded is None
     assert whole.fingerprint == waiting.fingerprint
     for row in ids:

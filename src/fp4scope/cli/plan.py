@@ -71,6 +71,8 @@ def _print(study: Study, found: "StudyForecast") -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if found.blocks is not None:
+        rows["blocks"] = found.blocks.removeprefix("the blocks ")
     if found.workers > 1:
         rows["time"] += f"; {found.workers} workers share the sweep, each loads the model first"
     if found.whole is not None:

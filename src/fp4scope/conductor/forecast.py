@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fp4scope.conductor.calibrate import activation_records, amaxes, observe
-from fp4scope.conductor.prepare import Prepared, prepare
+from fp4scope.conductor.prepare import Prepared, prepare, where_blocks_wait
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.conductor.remedies import measuring, require_windows
 from fp4scope.conductor.workers import budget_of, require_same_kind, shared_among
@@ -67,7 +67,8 @@ class StudyForecast:
 
     `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
     window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
-    why every recipe takes forwards of the whole model, if it does. `unseen` are how many experts
+    why every recipe takes forwards of the whole model, if it does; `blocks`, where they wait if not
+    on the device. `unseen` are how many experts
     will probably see few tokens at calibration, and of how many. `workers` share
     the sweep; those of a cluster are not counted. Of `variants`, `causes` tell why units cost what
     they do. `remedies` come after these, at most so many; `remedies_s` is how long they take.
@@ -95,6 +96,7 @@ class StudyForecast:
     probe: str
     whole: str | None = None
     workers: int = 1
+    blocks: str | None = None
 
 
 def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
@@ -152,6 +154,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
         whole=checked.reason,
         workers=shared,
+        blocks=None if loaded.offloaded is None else where_blocks_wait(loaded.offloaded),
     )
 
 

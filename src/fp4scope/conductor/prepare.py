@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from fp4scope.groups import scale_partners
 from fp4scope.models import (
     NEVER_RUNS,
     LoadedModel,
+    Offloaded,
     find_layout,
     find_parts,
     listed,
@@ -96,9 +98,9 @@ def prepare(
         loaded = load(study, tell)
     if loaded.offloaded is not None and Method.GRADIENT in study.run.method:
         raise StudyError(
-            f"method is gradient, but the blocks of {loaded.name} wait in host memory, and a "
-            "backward pass needs them all on the device; use --method exact, or a device (--device "
-            "cpu) or dtype that they fit"
+            f"method is gradient, but the blocks of {loaded.name} wait {loaded.offloaded.place}, "
+            "and a backward pass needs them all on the device; use --method exact, or a device "
+            "(--device cpu) or dtype that they fit"
         )
     data = fitted(study.data, loaded)
     windows = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
@@ -171,6 +173,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         allow_pickle=study.run.allow_pickle,
         allow_partial=study.run.allow_partial,
         offload=study.run.offload.value,
+        sharing=_of_one_host(study),
         exclude=study.model.exclude,
         single=study.single_experts,
         random_weights=study.model.random_weights,
@@ -178,6 +181,23 @@ def load(study: Study, tell: Listener) -> LoadedModel:
     )
     say(tell, *_loading_notes(loaded))
     return loaded
+
+
+def where_blocks_wait(offloaded: Offloaded) -> str:
+    """In a line, and why."""
+    why = "" if offloaded.why == "as asked" else f", since {offloaded.why}"
+    return (
+        f"the blocks wait {offloaded.place} ({offloaded.size_bytes / 1e9:.1f} GB) and come to the "
+        f"device in turn, each once a pass{why}"
+    )
+
+
+def _of_one_host(study: Study) -> int:
+    """How many processes of this host load the model, as far as it is known."""
+    place = study.run.workers
+    if place.count is not None:
+        return place.count
+    return 1 if place.is_here or place.address else max(1, torch.cuda.device_count())
 
 
 def say(tell: Listener, *notes: str) -> None:
@@ -196,7 +216,7 @@ def _loading_notes(loaded: LoadedModel) -> Iterator[str]:
     for warning in loaded.warnings:
         yield f"warning: {warning}"
     if loaded.offloaded is not None:
-        yield f"the blocks wait in host memory and come to {loaded.device} in turn"
+        yield where_blocks_wait(loaded.offloaded)
     if loaded.prior_quantization:
         yield (
             f"these weights were quantized before ({loaded.prior_quantization}): the "

@@ -57,7 +57,7 @@ def blueprint(study: Study, prepared: Prepared, injector: Injector, check: SelfC
         model=os.path.abspath(name) if os.path.exists(name) else name,
         device=loaded.device.type,
         dtype=loaded.dtype_name,
-        offload="no" if loaded.offloaded is None else "yes",
+        offload="no" if loaded.offloaded is None else loaded.offloaded.kind,
     )
     inputs = injector.calibrated, injector.by_expert, dict(prepared.fused)
     return Blueprint(resolved, loaded.fingerprint, prepared.windows.ids, inputs, check)

@@ -8,6 +8,7 @@ from fp4scope.models.layout import NEVER_RUNS, ROUTER, Layer, Layout, find_layou
 from fp4scope.models.links import Axes
 from fp4scope.models.load import adopt, load_model
 from fp4scope.models.loaded import LoadedModel
+from fp4scope.models.offload import Offloaded
 from fp4scope.models.parts import find_parts
 from fp4scope.models.placement import choose_dtype, resolve_device
 from fp4scope.models.source import Piece, Source, Tensors, open_source

@@ -71,6 +71,20 @@ class Contents:
     activations: int
     cache: int
 
+    def values(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+        """Tensors as they are once they are dequantized.
+
+        Args:
+            stored: All of the checkpoint.
+        """
+        found = {key: stored[key] for key in self.plain}
+        for key, (packing, tensors) in self.packed.items():
+            shape = packing.shape(stored[tensors["codes"]].shape)
+            if packing.transposed:
+                shape = (*shape[:-2], shape[-1], shape[-2])
+            found[key] = Stored("F32", shape)
+        return found
+
     def described(self) -> str | None:
         """Such as `NVFP4 (196), FP8 by tensor (28); ModelOpt`; None if all weights are values."""
         if not self.packed:

@@ -3,28 +3,84 @@
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fp4scope.models.placement import has_room
+from fp4scope.models.ondisk import Files
 
 NOTE = "the weights are random: time and memory are those of the model, its losses mean nothing"
 
 
-def drawn(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:  # noqa: ANN401
-    """A model as its own code initializes it, the same each time.
+def empty(kind: Any, config: Any, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401
+    """A model without weights."""
+    with torch.device("meta"):
+        return kind.from_config(config, dtype=dtype)
 
-    It is made where it fits: large models take minutes on a CPU and seconds on a GPU.
+
+def drawn(
+    kind: Any,  # noqa: ANN401
+    config: Any,  # noqa: ANN401
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    whole: bool = True,
+    files: Files | None = None,
+) -> PreTrainedModel:
+    """A model as its own code initializes it, the same each time.
 
     Args:
         kind: One of transformers' auto classes.
         config: Of the model.
         dtype: Of the weights.
-        device: Where it is wanted.
+        device: Where they are drawn: large models take minutes on a CPU and seconds on a GPU.
+        whole: Whether it stays there. Otherwise the device has one module at a time, and what it
+            was given waits on the host.
+        files: Where it waits there, if not in memory.
     """
-    with torch.device("meta"):
-        shape = kind.from_config(config, dtype=dtype)
-    where = device if has_room(shape, device) else torch.device("cpu")
-    devices = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), where:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        return kind.from_config(config, dtype=dtype)
+        if whole:
+            with device:
+                return kind.from_config(config, dtype=dtype)
+        return _by_module(empty(kind, config, dtype), device, files)
+
+
+@torch.no_grad()
+def _by_module(
+    model: PreTrainedModel, device: torch.device, files: Files | None
+) -> PreTrainedModel:
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    """What has no data, and what has it instead, by the first's identity: some are in two places."""
+
+    def fill(module: nn.Module, owner: PreTrainedModel) -> None:
+        owner = module if isinstance(module, PreTrainedModel) else owner
+        for child in module.children():
+            fill(child, owner)
+        own = [
+            (names, n, t) for names in _tensors(module) for n, t in names.items() if t is not None
+        ]
+        new = [t for *_, t in own if id(t) not in kept]
+        for names, name, tensor in own:
+            on_device = torch.empty_like(tensor, device=device)
+            names[name] = (
+                nn.Parameter(on_device, requires_grad=False)
+                if isinstance(tensor, nn.Parameter)
+                else on_device
+            )
+        if new:
+            owner._init_weights(module)
+        for names, name, tensor in own:
+            if id(tensor) not in kept:
+                value = names[name]
+                host = value.detach().cpu()
+                value.data = host if files is None else files.stored(host)
+                kept[id(tensor)] = tensor, value
+            names[name] = kept[id(tensor)][1]
+
+    fill(model, model)
+    return model
+
+
+def _tensors(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    return module._parameters, module._buffers

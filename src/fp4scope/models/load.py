@@ -6,6 +6,7 @@ A name is a GGUF file, a local folder, or else a hub id. Nothing that a model br
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,21 @@ from fp4scope.models import checkpoint, checks
 from fp4scope.models.config import config_size, config_value, text_config
 from fp4scope.models.declared import declaration, require_undeclared
 from fp4scope.models.dequantize import Contents, contents, opened
-from fp4scope.models.drawn import NOTE, drawn
+from fp4scope.models.drawn import NOTE, drawn, empty
 from fp4scope.models.layout import find_layout
 from fp4scope.models.library import library
 from fp4scope.models.loaded import LoadedModel, fingerprint_of
 from fp4scope.models.names import resolve
-from fp4scope.models.placement import choose_dtype, dtype_note, placed, resolve_device
+from fp4scope.models.ondisk import Files
+from fp4scope.models.placement import (
+    Place,
+    choose_dtype,
+    chosen_place,
+    dtype_note,
+    placed,
+    resolve_device,
+    size_of,
+)
 from fp4scope.models.text import text_model, towers
 from fp4scope.operands import products, shared_caches, watched
 from fp4scope.preflight import check_name
@@ -47,6 +57,7 @@ def load_model(
     allow_pickle: bool = False,
     allow_partial: bool = False,
     offload: str = "auto",
+    sharing: int = 1,
     exclude: Sequence[str] = (),
     single: bool = False,
     random_weights: bool = False,
@@ -63,8 +74,9 @@ def load_model(
         trust_remote_code: Run Python code and kernels that the model brings.
         allow_pickle: Load weights that are not safetensors.
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
-        offload: `yes`: the blocks wait in host memory and come to the device in turn; `auto`: if
-            they do not fit there.
+        offload: `no`: the blocks are on the device; `yes`: they wait in host memory and come to it
+            in turn; `disk`: in files; `auto`: the first of these that has room.
+        sharing: How many processes of this host load it: room for all is needed.
         exclude: Patterns of linears that stay in full precision, beside the defaults.
         single: Experts in one tensor are a site each, not one together.
         random_weights: Weights are drawn; of the checkpoint only its configuration is read.
@@ -103,13 +115,25 @@ def load_model(
         options |= {"ignore_mismatched_sizes": True}  # refused below, by name
         kind = auto_class(transformers, config, name)
         info: dict[str, Any] = dict.fromkeys(_INFO, ())
+        place: Place | str = offload
         if random_weights:
-            model = drawn(kind, config, chosen, where)
-        elif packed is not None:
-            model, info = _from_values(kind, config, files, packed, options)
-        else:
-            options |= {"use_safetensors": None if allow_pickle else True}
-            model, info = kind.from_pretrained(source, config=config, **options)
+            size = size_of(empty(kind, config, chosen))
+            place = chosen_place(size, where, offload, sharing)
+        elif stored:
+            values = stored if packed is None else packed.values(stored)
+            size = sum(tensor.elements for tensor in values.values()) * chosen.itemsize
+            place = chosen_place(size, where, offload, sharing)
+        waits = place.offload if isinstance(place, Place) else place
+        waiting = Files() if waits == "disk" else None
+        with nullcontext() if waiting is None else waiting.taking():
+            if random_weights:
+                whole = waits == "no"
+                model = drawn(kind, config, chosen, where, whole=whole, files=waiting)
+            elif packed is not None:
+                model, info = _from_values(kind, config, files, packed, options)
+            else:
+                options |= {"use_safetensors": None if allow_pickle else True}
+                model, info = kind.from_pretrained(source, config=config, **options)
         adapter = json_beside(source, "adapter_config.json", revision)
     _require_all_read(name, info, stored.keys() | model.state_dict().keys())
     loaded = adopt(
@@ -119,7 +143,8 @@ def load_model(
         prior=prior or (packed.described() if packed else None),
         allow_partial=allow_partial,
         device=where,
-        offload=offload,
+        offload=place,
+        files=waiting,
         exclude=exclude,
         single=single,
         more=more,
@@ -143,7 +168,8 @@ def adopt(
     prior: str | None = None,
     allow_partial: bool = False,
     device: torch.device | None = None,
-    offload: str = "no",
+    offload: str | Place = "no",
+    files: Files | None = None,
     exclude: Sequence[str] = (),
     single: bool = False,
     more: Collection[More] = (),
@@ -157,7 +183,8 @@ def adopt(
         prior: How its weights were quantized before.
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
         device: Where to move it; by default it stays.
-        offload: As for `load_model`; `yes` and `auto` need a device.
+        offload: As for `load_model`; all but `no` need a device.
+        files: Where its blocks lie already, if they are to wait on disk.
         exclude: As for `load_model`.
         single: As for `load_model`.
         more: As for `load_model`.
@@ -178,7 +205,10 @@ def adopt(
     checks.require_plain(model, layout, name)
     offloaded = None
     if device is not None:
-        offloaded = placed(model, layout, device, offload)
+        place = offload
+        if not isinstance(place, Place):
+            place = chosen_place(size_of(model), device, place)
+        offloaded = placed(model, layout, device, place, files)
     try:
         copies = _run_shortly(model)
         if More.KV_CACHE in more:

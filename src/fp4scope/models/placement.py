@@ -1,11 +1,19 @@
 """Where a model runs, and in which dtype."""
 
+import sys
+from typing import NamedTuple
+
+import psutil
 import torch
 from transformers import PreTrainedModel
 
 from fp4scope.errors import StudyError
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
+from fp4scope.models.ondisk import Files
+
+_SHARE = 0.8
+"""Of free memory that weights may take: a sweep needs some too."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -62,11 +70,51 @@ def dtype_note(
     return None
 
 
+class Place(NamedTuple):
+    """Where the blocks of a model wait, and why, for the user.
+
+    Attributes:
+        offload: `no`: on the device; `yes`: in host memory; `disk`: in files.
+        why: In a few words.
+    """
+
+    offload: str
+    why: str
+
+
+def chosen_place(size: int, device: torch.device, offload: str, sharing: int = 1) -> Place:
+    """Where the blocks wait: as asked, or the first of device, host memory and disk with room.
+
+    Args:
+        size: Bytes of the model's weights.
+        device: Where it runs.
+        offload: What was asked: `auto`, `yes`, `disk` or `no`.
+        sharing: How many processes of this host have the model.
+    """
+    if offload != "auto":
+        return Place(offload, "as asked")
+    if device.type != "cuda":
+        return Place("no", "the device is the host's own memory")
+    free, _ = torch.cuda.mem_get_info(device)
+    if size < _SHARE * free:
+        return Place("no", f"{_gb(size)} of weights leave room for a sweep in {_gb(free)}")
+    why = f"{_gb(size)} of weights leave too little of the {_gb(free)} that are free on {device}"
+    available = psutil.virtual_memory().available
+    if sharing * size < _SHARE * available or sys.platform != "linux":
+        return Place("yes", why)
+    copies = "" if sharing == 1 else f" for {sharing} processes"
+    return Place("disk", f"{why}, and of the {_gb(available)} of this host{copies}")
+
+
 def placed(
-    model: PreTrainedModel, layout: Layout, device: torch.device, offload: str
+    model: PreTrainedModel,
+    layout: Layout,
+    device: torch.device,
+    place: Place,
+    files: Files | None = None,
 ) -> Offloaded | None:
     """Move a model to a device, or all of it but its blocks."""
-    if offload == "no" or (offload == "auto" and has_room(model, device)):
+    if place.offload == "no":
         model.to(device)  # type: ignore[arg-type]
         return None
     blocks = list(model.get_submodule(layout.blocks_path).children())
@@ -74,12 +122,15 @@ def placed(
     for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in waiting:
             tensor.data = tensor.data.to(device)
-    return Offloaded(blocks, device)
+    if place.offload == "disk":
+        files = files or Files()
+    return Offloaded(blocks, device, files if place.offload == "disk" else None, place.why)
 
 
-def has_room(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether a device has room for a model's weights, and some more to work in."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(t.nbytes for t in (*model.parameters(), *model.buffers())) < 0.8 * free
+def size_of(model: PreTrainedModel) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

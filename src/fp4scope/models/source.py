@@ -193,7 +193,7 @@ def open_source(
         else:
             packed = contents(name, stored, declared)
         dtype = checkpoint.main_dtype(stored)
-        values = dict(stored) if packed is None else _values(stored, packed)
+        values = dict(stored) if packed is None else packed.values(stored)
         kind = auto_class(transformers, config, name)
         with torch.device("meta"):
             whole = kind.from_config(config, dtype=dtype or torch.bfloat16)
@@ -237,17 +237,6 @@ def open_source(
         _files=tuple(files),
         _packed=packed,
     )
-
-
-def _values(stored: Mapping[str, Stored], packed: Contents) -> dict[str, Stored]:
-    """Tensors as they are once they are dequantized."""
-    found = {key: stored[key] for key in packed.plain}
-    for key, (packing, tensors) in packed.packed.items():
-        shape = packing.shape(stored[tensors["codes"]].shape)
-        if packing.transposed:
-            shape = (*shape[:-2], shape[-1], shape[-2])
-        found[key] = Stored("F32", shape)
-    return found
 
 
 def _names(whole: nn.Module, model: nn.Module, keys: Collection[str]) -> dict[str, str]:

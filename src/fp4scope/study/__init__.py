@@ -18,6 +18,7 @@ from fp4scope.study.words import (
     Level,
     Method,
     More,
+    Offload,
     Operands,
     Parts,
     Scales,

@@ -37,6 +37,7 @@ from fp4scope.study.words import (
     Experts,
     Level,
     Method,
+    Offload,
     Operands,
     Parts,
     Scales,
@@ -330,8 +331,10 @@ class Run(Section):
         description="what a sweep may take beside the model",
         examples=["8GB"],
     )
-    offload: Switch = Field(
-        Switch.AUTO, description="keep blocks in host memory; auto: if the device cannot hold them"
+    offload: Offload = Field(
+        Offload.AUTO,
+        description="where blocks wait: on the device (no), in host memory (yes), or in their "
+        "files (disk); auto: the first of these that has room",
     )
     allow_partial: bool = Field(
         False, description="go on when under 95% of the blocks' parameters can be quantized"

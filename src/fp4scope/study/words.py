@@ -189,3 +189,14 @@ class Switch(Choice):
     AUTO = "auto"
     YES = "yes", "true"
     NO = "no", "false"
+
+
+class Offload(Choice):
+    """Where the blocks of the model wait."""
+
+    AUTO = "auto"
+    YES = "yes", "true", "memory", "host"
+    """In host memory."""
+    DISK = "disk"
+    NO = "no", "false"
+    """They are on the device."""

@@ -1,0 +1,43 @@
+"""Where blocks wait: the first of device, host memory and disk that has room."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fp4scope.models import placement
+from fp4scope.models.placement import chosen_place
+
+GB = 10**9
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A GPU with 80 GB free in a host with 200 GB available."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GB, 85 * GB))
+    free = SimpleNamespace(available=200 * GB)
+    monkeypatch.setattr(placement.psutil, "virtual_memory", lambda: free)
+    return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "sharing", "where"),
+    [(63, 1, "no"), (63, 8, "no"), (65, 1, "yes"), (65, 2, "yes"), (65, 3, "disk"),
+     (159, 1, "yes"), (161, 1, "disk")],
+)  # fmt: skip
+def test_the_first_that_has_room(machine, size, sharing, where):
+    place = chosen_place(size * GB, machine, "auto", sharing)
+    assert place.offload == where
+    assert f"{size}.0 GB of weights" in place.why
+    assert ("80.0 GB that are free on cuda:0" in place.why) == (where != "no")
+    assert ("200.0 GB of this host" in place.why) == (where == "disk")
+    assert ("3 processes" in place.why) == (sharing == 3)
+
+
+@pytest.mark.parametrize("asked", ["no", "yes", "disk"])
+def test_what_is_asked_for_is_done(machine, asked):
+    assert chosen_place(900 * GB, machine, asked) == (asked, "as asked")
+
+
+def test_a_cpu_computes_where_the_weights_are():
+    assert chosen_place(900 * GB, torch.device("cpu"), "auto").offload == "no"
