@@ -60,11 +60,16 @@ def folder_of(name: str, parent: Path) -> Path:
     """A model folder without weights: a configuration, and a tokenizer of numbers as words."""
     folder = parent / name
     SHAPES[name].save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"{n}": n for n in range(10_000)}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0")
-    tokenizer.save_pretrained(folder)
+    words(folder)
     return folder
+
+
+def words(folder: Path) -> None:
+    """A tokenizer of numbers as words, for a model's folder."""
+    numbers = Tokenizer(models.WordLevel({f"{n}": n for n in range(10_000)}, unk_token="0"))
+    numbers.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=numbers, unk_token="0")
+    tokenizer.save_pretrained(folder)
 
 
 def random_words(path: Path, count: int) -> Path:

@@ -34,6 +34,7 @@ CONFIGS = {
     "qwen2.5-0.5b": _config(_QWEN2, 151_936, 896, 4864, 24, 14, 2, tied=True),
     "qwen2.5-7b": _config(_QWEN2, 152_064, 3584, 18_944, 28, 28, 4),
     "qwen2.5-14b": _config(_QWEN2, 152_064, 5120, 13_824, 48, 40, 8),
+    "qwen2.5-32b": _config(_QWEN2, 152_064, 5120, 27_648, 64, 40, 8),
 }
 
 
@@ -56,10 +57,12 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def model_of(name: str | None, config: str, device: str = "cpu") -> LoadedModel:
+def model_of(
+    name: str | None, config: str, device: str = "cpu", offload: str = "auto"
+) -> LoadedModel:
     """A model by its name, or one with random weights: in BF16 on a GPU, else in FP32."""
     if name is not None:
-        return load_model(name, device=device)
+        return load_model(name, device=device, offload=offload)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with torch.device(device):
@@ -73,9 +76,9 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
     return torch.randint(5, loaded.config.vocab_size, (windows, seq_len), generator=generator)
 
 
-def layer_runs(loaded: LoadedModel, fmt: str, layers: str) -> list[Run]:
+def layer_runs(loaded: LoadedModel, fmt: str, layers: str, sweep: str = "layers") -> list[Run]:
     """`keep` of these layers, without what is perturbed: a rival would not have that."""
-    study = Study.build(model="-", formats=fmt, sweep="layers", layers=layers, direction="keep")
+    study = Study.build(model="-", formats=fmt, sweep=sweep, layers=layers, direction="keep")
     return [run for run in design(study, loaded.layout.sites).runs if not run.replica]
 
 

@@ -75,7 +75,7 @@ def test_nothing_is_left_behind(saved, tmp_path):
 
 
 def test_a_file_that_changes_is_told(tiny_model, tiny_tokenizer, tmp_path, ids):
-    """In a process of its own: what is mapped of a file that became shorter is not to be touched."""
+    """In a process of its own: a mapping of a file that became shorter is not to be touched."""
     folder = tmp_path / "llama"
     tiny_model("llama", num_hidden_layers=4).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -103,7 +103,7 @@ def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OutputError, match="No space left on device.*FP4SCOPE_CACHE"):
+    with pytest.raises(OutputError, match=r"No space left on device.*FP4SCOPE_CACHE"):
         Files(tmp_path).stored(torch.ones(4))
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,28 @@ def test_a_shape_needs_no_more_than_the_budget(memory, kind):
     assert windows[-1] == 1
     assert max(groups) > 1
     assert any(s.spill for s in found.values()) == (kind == "cuda")
+
+
+@pytest.mark.parametrize("family", ["qwen2-sliding", "qwen3-moe"])
+def test_a_pass_has_tokens_enough_to_hide_what_it_copies(adopted, planned, family):
+    """More from a disk than from memory, more where few of many experts compute; if they fit."""
+    plain = adopted(family)
+    few = planned(plain, sweep="projections")[:3]
+    waiting = [replace(plain, offloaded=SimpleNamespace(kind=k)) for k in ("yes", "disk")]
+    found = []
+    for loaded in (plain, *waiting):
+        sizes = replace(SIZES["cuda"], block_tokens=1 << 12)
+        memory = Memory(loaded, few, 2048, 0, budget=1 << 40, kind="cuda", sizes=sizes)
+        shape = memory.shape(1000)
+        found.append(shape.windows)
+        tokens = shape.windows * 2048 * memory.executions(shape) / loaded.layout.blocks
+        if loaded.offloaded is not None:
+            held = sum(p.rows * p.cols * p.experts for p in loaded.block_products)
+            rate = {"yes": 450e12 / 50e9, "disk": 450e12 / 3e9}[loaded.offloaded.kind]
+            assert tokens > rate * held / loaded.active
+            memory.budget = memory.needed(replace(shape, windows=1, block=1, head=1))
+            assert memory.shape(1000).windows == 1
+    assert found[0] == 2 <= found[1] < found[2]
 
 
 def test_less_memory_than_the_least_is_an_error_with_both_numbers(memory):

@@ -46,6 +46,9 @@ from fp4scope.sweep import (
     routers,
 )
 
+_MUCH = 1 << 27
+"""Bytes of a scratch file that a user is told of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -185,10 +188,13 @@ def load(study: Study, tell: Listener) -> LoadedModel:
 
 def where_blocks_wait(offloaded: Offloaded) -> str:
     """In a line, and why."""
+    size = f"{offloaded.size_bytes / 1e9:.1f} GB"
+    if offloaded.scratch_bytes > _MUCH:
+        size += f", {offloaded.scratch_bytes / 1e9:.1f} GB of it in a scratch file"
     why = "" if offloaded.why == "as asked" else f", since {offloaded.why}"
     return (
-        f"the blocks wait {offloaded.place} ({offloaded.size_bytes / 1e9:.1f} GB) and come to the "
-        f"device in turn, each once a pass{why}"
+        f"the blocks wait {offloaded.place} ({size}) and come to the device in "
+        f"turn, each once a pass{why}"
     )
 
 

@@ -51,7 +51,7 @@ def _by_module(
     model: PreTrainedModel, device: torch.device, files: Files | None
 ) -> PreTrainedModel:
     kept: dict[int, tuple[Tensor, Tensor]] = {}
-    """What has no data, and what has it instead, by the first's identity: some are in two places."""
+    """What has no data, and what has it instead, by the first's identity: some are twice there."""
 
     def fill(module: nn.Module, owner: PreTrainedModel) -> None:
         owner = module if isinstance(module, PreTrainedModel) else owner

@@ -76,6 +76,11 @@ class Offloaded:
         return sum(self._host.sizes)
 
     @property
+    def scratch_bytes(self) -> int:
+        """Of these, what no file had as it is wanted."""
+        return self._host.scratch_bytes
+
+    @property
     def place(self) -> str:
         """Where blocks wait."""
         return "in host memory" if self._thread is None else "on disk"
@@ -162,6 +167,7 @@ class _Host(ABC):
     Attributes:
         sizes: Bytes of each block, packed.
         largest: Of the largest.
+        scratch_bytes: In a file of our own.
         copied: By block, what tells that its last copy to the device is done.
     """
 
@@ -169,6 +175,7 @@ class _Host(ABC):
         self._blocks = blocks
         self.sizes = [max((p.stop for _, p in _places(tensors)), default=0) for tensors in blocks]
         self.largest = max(self.sizes)
+        self.scratch_bytes = 0
         self.copied: dict[int, torch.cuda.Event] = {}
 
     @abstractmethod
@@ -213,6 +220,7 @@ class _OnDisk(_Host):
         for tensor, extent in zip(every, files.extents(every), strict=True):
             if extent is None:
                 tensor.data = files.stored(tensor)
+        self.scratch_bytes = files.written
         self._mapped = [[t.data for t in tensors] for tensors in blocks]
         found = dict(zip(map(id, every), files.extents(every), strict=True))
         self._extents = [[found[id(t)] for t in tensors] for tensors in blocks]

@@ -1,8 +1,8 @@
 """Weights that lie in files: where each one does, and how it is read from there.
 
-Safetensors are mapped into memory, and a parameter that is stored as it is wanted is such a piece of
-its file: nothing of it need be in memory before it is used. What has to be made instead (experts in
-one tensor, another dtype, dequantized codes) goes to a scratch file, which has no name and ends
+Safetensors are mapped into memory, and a parameter that is stored as it is wanted is such a piece
+of its file: nothing of it need be in memory before it is used. What has to be made instead (experts
+in one tensor, another dtype, dequantized codes) goes to a scratch file, which has no name and ends
 with the process. Files are read, not touched through the mapping: many readers at a time keep a
 disk busy, and what is read stays in the host's page cache once, whoever reads it.
 """
@@ -120,9 +120,10 @@ class Files:
             OutputError: One cannot be read.
         """
         pieces = [
-            (extent.file, start, into[start - extent.start :][:_PIECE].numpy())
+            (extent.file, start, into[start - extent.start : stop - extent.start].numpy())
             for extent, into in wanted
             for start in range(extent.start, extent.stop, _PIECE)
+            for stop in [min(start + _PIECE, extent.stop)]
         ]
         try:
             for _ in self._readers.map(lambda piece: _read(*piece), pieces):

@@ -9,6 +9,7 @@ so that a study gives the same numbers on a busy machine and an idle one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 
@@ -23,6 +24,9 @@ from fp4scope.sweep.shape import TILE_ROWS, Shape
 # Passes over the weights that are cheaper than moving the states to the host and back.
 _MOST_GROUPS_BEFORE_SPILL = 8
 _MARGIN = 1 << 29
+_TOKENS_TO_HIDE = {"yes": 1 << 14, "disk": 1 << 18}
+"""Of a dense model's states in a pass: operations a second of a large card over bytes a second that
+reach it, with some to spare (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +261,16 @@ class Memory:
             return replace(shape, spill=True)
         return None
 
+    def _to_hide_copies(self) -> int:
+        """Windows of a pass that computes longer than blocks take to come to the device."""
+        loaded = self._loaded
+        if loaded.offloaded is None:
+            return 1
+        held = sum(p.rows * p.cols * p.experts for p in loaded.block_products)
+        tokens = _TOKENS_TO_HIDE[loaded.offloaded.kind] * held / loaded.active
+        states = executions(self.passes(1)) / loaded.layout.blocks
+        return ceil(tokens / (states * self._seq_len))
+
     def _preferred(self, windows: int) -> Shape:
         sizes = self._sizes
         block = max(1, sizes.block_tokens // self._seq_len)
@@ -264,7 +278,7 @@ class Memory:
         logits = min(self._seq_len, rows) * self._loaded.vocab_size * self._loaded.dtype.itemsize
         head = max(1, sizes.head_bytes // logits)
         chunk = -(-sizes.chunk_tokens // (len(self.runs) * self._seq_len))
-        together = max(1, min(windows, block, chunk))
+        together = max(1, min(windows, max(block, self._to_hide_copies()), chunk))
         return Shape(windows=together, groups=1, block=block, head=head, rows=rows)
 
 
