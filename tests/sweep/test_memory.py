@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,10 +79,12 @@ def test_a_shape_needs_no_more_than_the_budget(memory, kind):
 
 @pytest.mark.parametrize("family", ["qwen2-sliding", "qwen3-moe"])
 def test_a_pass_has_tokens_enough_to_hide_what_it_copies(adopted, planned, family):
-    """More from a disk than from memory, more where few of many experts compute; if they fit."""
+    """More from a disk than from memory, more where few of many experts compute."""
     plain = adopted(family)
     few = planned(plain, sweep="projections")[:3]
-    waiting = [replace(plain, offloaded=SimpleNamespace(kind=k)) for k in ("yes", "disk")]
+    waiting = [copy(plain), copy(plain)]
+    for loaded, kind in zip(waiting, ("yes", "disk"), strict=True):
+        loaded.offloaded = SimpleNamespace(kind=kind)
     found = []
     for loaded in (plain, *waiting):
         sizes = replace(SIZES["cuda"], block_tokens=1 << 12)
@@ -93,8 +96,6 @@ def test_a_pass_has_tokens_enough_to_hide_what_it_copies(adopted, planned, famil
             held = sum(p.rows * p.cols * p.experts for p in loaded.block_products)
             rate = {"yes": 450e12 / 50e9, "disk": 450e12 / 3e9}[loaded.offloaded.kind]
             assert tokens > rate * held / loaded.active
-            memory.budget = memory.needed(replace(shape, windows=1, block=1, head=1))
-            assert memory.shape(1000).windows == 1
     assert found[0] == 2 <= found[1] < found[2]
 
 

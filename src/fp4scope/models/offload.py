@@ -176,7 +176,7 @@ class _Host(ABC):
         self.sizes = [max((p.stop for _, p in _places(tensors)), default=0) for tensors in blocks]
         self.largest = max(self.sizes)
         self.scratch_bytes = 0
-        self.copied: dict[int, torch.cuda.Event] = {}
+        self.copied: dict[int, Any] = {}
 
     @abstractmethod
     def read(self, block: int) -> Tensor:

@@ -153,7 +153,7 @@ class Files:
 
         with ExitStack() as stack:
             if place is not None:
-                stack.enter_context(replaced(vars(loading), "set_param_for_module", placed))
+                stack.enter_context(replaced(loading.__dict__, "set_param_for_module", placed))
             stack.enter_context(_one_at_a_time())
             yield
 

@@ -132,5 +132,5 @@ def size_of(model: PreTrainedModel) -> int:
     return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 
 
-def _gb(size: float) -> str:
+def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
