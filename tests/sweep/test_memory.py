@@ -82,6 +82,7 @@ def test_a_pass_has_tokens_enough_to_hide_what_it_copies(adopted, planned, famil
     """More from a disk than from memory, more where few of many experts compute."""
     plain = adopted(family)
     few = planned(plain, sweep="projections")[:3]
+    assert len(plain.stack)  # made before: what copies have in place of blocks brings none
     waiting = [copy(plain), copy(plain)]
     for loaded, kind in zip(waiting, ("yes", "disk"), strict=True):
         loaded.offloaded = SimpleNamespace(kind=kind)
