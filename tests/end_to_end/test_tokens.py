@@ -16,6 +16,8 @@ from fp4scope.errors import OutputError
 from fp4scope.ledger.lines import decode, encode
 from fp4scope.ledger.strata import EDGES
 from fp4scope.report.figures import figure_names
+from fp4scope.report.payload import payload
+from fp4scope.report.tokens import shown_models
 
 WINDOWS, LENGTH = 9, 48
 TARGETS = WINDOWS * (LENGTH - 1)
@@ -189,6 +191,19 @@ def test_what_is_drawn_is_kl_by_position(found):
         assert 32 < line.get_xdata()[-1] < 47
 
 
+def test_the_page_draws_the_same(found):
+    drawn = payload(found)["positions"]
+    rows = found.tokens.where(by="position")
+    assert drawn["names"] == ["1", "2-15", "16-31", "32-47"]
+    assert [name for name, _ in drawn["lines"]] == [w.title for w in shown_models(found)]
+    for name, points in drawn["lines"]:
+        own = [row for row in rows if f"{row['name']} {row['precision']}".rstrip() == name]
+        assert [point[0] for point in points] == pytest.approx([1e3 * r["kl"] for r in own], 1e-3)
+    lowest = min(end for _, points in drawn["lines"] for _, *ends, _ in points for end in ends)
+    assert lowest >= drawn["axis"]["low"] * (1 - 1e-3)  # the axis is logarithmic
+    assert 'id="chart-positions"' in found.html()
+
+
 def test_it_comes_back_from_files(found):
     again = fp4scope.load(found.folder)
     assert again.tokens.rows == found.tokens.rows
@@ -215,6 +230,7 @@ def test_results_without_it_are_read_and_show_nothing(found, changed):
     assert not older.positions
     assert TITLE not in older.report()
     assert TITLE not in older.html()
+    assert payload(older)["positions"] is None
     assert "positions" not in figure_names(older)
     assert older.all_quantized.rows == found.all_quantized.rows
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fp4scope.ledger import POSITION, octave_of
+from fp4scope.ledger import octave_of
 from fp4scope.names import visible
 from fp4scope.report import axes as scales
 from fp4scope.report.drawing import MARKERS, legend, new_figure
@@ -17,7 +17,7 @@ from fp4scope.report.labels import so_many_windows
 from fp4scope.report.pareto import Point, pareto_points
 from fp4scope.report.stopping import windows_measured
 from fp4scope.report.theme import Theme
-from fp4scope.report.tokens import shown_models
+from fp4scope.report.tokens import along_window
 from fp4scope.table import Interval
 
 _APART = 0.055
@@ -89,15 +89,15 @@ def positions(found: Findings, theme: Theme) -> Figure:
     """KL along the window, one line for each model, with bands; both axes are logarithmic."""
     figure, (axis,) = new_figure(1, 1, (7.2, 3.6))
     values: list[float] = []
-    for i, model in enumerate(shown_models(found)[: len(MARKERS)]):
-        rows = found.tokens.where(name=model.name, precision=model.precision, by=POSITION).rows
-        spans = [Interval.of(row, "kl").times(1e3) for row in rows]
+    targets = found.results.data["seq_len"] - 1
+    for i, line in enumerate(along_window(found)[: len(MARKERS)]):
+        spans = line.spans
         # Of a stratum its middle, as its axis has it.
-        x = [2 ** octave_of(place, found.results.data["seq_len"] - 1) for place in range(len(rows))]
+        x = [2 ** octave_of(place, targets) for place in range(len(spans))]
         y = [span.value or 0.0 for span in spans]
         colour = theme.of(i)
         axis.plot(x, y, marker=MARKERS[i], markersize=4, color=colour, linewidth=1.2,
-                  label=visible(model.title))  # fmt: skip
+                  label=visible(line.model.title))  # fmt: skip
         if all(span.half is not None for span in spans):
             ends = [span.low for span in spans], [span.high for span in spans]
             axis.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)

@@ -19,6 +19,7 @@ from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import in_percent, interval, number
 from fp4scope.report.pareto import pareto_points
 from fp4scope.report.selection import compared_with, is_measured
+from fp4scope.report.tokens import along_window, unsigned
 from fp4scope.stats import kind_of, only_estimated, sizes_known
 from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
@@ -77,7 +78,30 @@ def payload(found: Findings) -> dict[str, Any]:
         "heads": [[column.key, column.label] for column in columns],
         "views": {name: dict(_views(families)) for name, families in units.items()},
         "activations": _activations(found),
+        "positions": _positions(found),
     }
+
+
+def _positions(found: Findings) -> dict[str, Any] | None:
+    """KL along the window, a line for each model, on a logarithmic axis."""
+    lines = along_window(found)
+    if not lines:
+        return None
+    values = [span.value for line in lines for span in line.spans if span.value and span.value > 0]
+    low, high = min(values, default=1.0) / 1.5, max(values, default=1.0) * 1.5
+    return {
+        "names": max((line.strata for line in lines), key=len),
+        "lines": [
+            [line.model.title, [_on_log(span, low) for span in line.spans]] for line in lines
+        ],
+        "axis": {"low": low, "high": high, "ticks": _ticks(axes.decades(low, high))},
+    }
+
+
+def _on_log(span: Interval, lowest: float) -> list[Any]:
+    """A value with its interval, no lower than an axis goes; and both in words."""
+    ends = [None if end is None else _short(max(end, lowest)) for end in span]
+    return [*ends, str(unsigned(span))]
 
 
 def _all_quantized(found: Findings) -> dict[str, Any] | None:

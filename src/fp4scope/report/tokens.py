@@ -1,9 +1,10 @@
 """Which targets the damage is in, by position, class, frequency and confidence: table and words."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fp4scope.ledger import CLASS
+from fp4scope.ledger import CLASS, POSITION
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, number, percent, plain, share
@@ -75,6 +76,37 @@ def shown_models(found: Findings) -> list[Whole]:
     ]
 
 
+@dataclass(frozen=True)
+class Line:
+    """KL of a model along the window: at each stratum of positions, millinats per token.
+
+    Attributes:
+        model: It.
+        strata: Names of the positions.
+        spans: KL there.
+    """
+
+    model: Whole
+    strata: Sequence[str]
+    spans: Sequence[Interval]
+
+
+def along_window(found: Findings) -> list[Line]:
+    """Lines of the models that are shown; nothing where sums over strata were not kept."""
+    lines: list[Line] = []
+    for model in shown_models(found):
+        rows = found.tokens.where(name=model.name, precision=model.precision, by=POSITION)
+        spans = [Interval.of(row, "kl").times(1e3) for row in rows]
+        lines.append(Line(model, rows["stratum"], spans))
+    return lines
+
+
+def unsigned(span: Interval) -> Cell:
+    """A number that has no sign, with its interval."""
+    low, high = (number(end) for end in span[1:])
+    return Cell(number(span.value), f"[{low}, {high}]" if low and high else "")
+
+
 def token_lines(found: Findings) -> list[str]:
     """Whether damage grows along the window, and which class of tokens has more than its share."""
     models = [model for model in shown_models(found) if not model.given]
@@ -123,14 +155,8 @@ def _costs(row: Mapping[str, Any] | None) -> Sequence[Cell]:
     part = Interval.of(row, "kl_share").times(100.0)
     low, high = (number(end, digits=1) for end in part[1:])
     ends = f"[{low}, {high}]" if low and high else ""
-    kl = Interval.of(row, "kl").times(1e3)
     return [
         measured(row),
-        Cell(number(kl.value), _unsigned(kl), row["kl"]),
+        replace(unsigned(Interval.of(row, "kl").times(1e3)), value=row["kl"]),
         Cell(percent(row["kl_share"]), ends, row["kl_share"]),
     ]
-
-
-def _unsigned(span: Interval) -> str:
-    low, high = (number(end) for end in span[1:])
-    return f"[{low}, {high}]" if low and high else ""

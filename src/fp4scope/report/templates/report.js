@@ -177,10 +177,10 @@
   // ---------------------------------------------------------------- curves over depth
 
   /**
-   * A panel whose pointer and arrow keys move over the blocks.
+   * A panel whose pointer and arrow keys move over the blocks, or over what `names` names instead.
    * `series`: {name, cls, index, points: [{block, y, low, high, muted, text}]}.
    */
-  function curves(title, series, { axis, map, zero, label, width = 350, height = 190, choose }) {
+  function curves(title, series, { axis, map, zero, label, width = 350, height = 190, choose, names, across = "block" }) {
     const left = 46;
     const bottom = height - 32;
     const blocks = unique(series.flatMap((s) => s.points.map((p) => p.block))).sort((a, b) => a - b);
@@ -189,7 +189,7 @@
     const x = (b) => (first === last ? (left + width) / 2 : left + 6 + ((b - first) / (last - first)) * (width - left - 16));
     const y = (v) => bottom - ((map(v) - low) / (high - low || 1)) * (bottom - 8);
     const svg = shape("svg", {
-      viewBox: `0 0 ${width} ${height}`, role: "slider", tabindex: "0", "aria-label": `${title} over depth, ${label}; block`,
+      viewBox: `0 0 ${width} ${height}`, role: "slider", tabindex: "0", "aria-label": `${title} over ${names ? across : "depth"}, ${label}; ${across}`,
       "aria-valuemin": first, "aria-valuemax": last, "aria-valuenow": first,
     });
     let above = Infinity;
@@ -202,9 +202,10 @@
     if (zero !== null && axis.low <= zero && zero <= axis.high) {
       svg.append(shape("line", { x1: left, x2: width, y1: y(zero), y2: y(zero), class: "axis" }));
     }
-    const every = Math.ceil((blocks.length * 26) / (width - left));
-    blocks.forEach((b, i) => i % every || svg.append(shape("text", { x: x(b), y: bottom + 15, "text-anchor": "middle" }, String(b))));
-    svg.append(shape("text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, "block"));
+    const room = names ? 6 + 7 * Math.max(...names.map((name) => name.length)) : 26;
+    const every = Math.ceil((blocks.length * room) / (width - left));
+    blocks.forEach((b, i) => i % every || svg.append(shape("text", { x: x(b), y: bottom + 15, "text-anchor": names && b === last ? "end" : "middle" }, names ? names[b] : String(b))));
+    svg.append(shape("text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, across));
     for (const s of series) {
       const group = shape("g", { class: s.cls });
       const known = s.points.filter((p) => p.y !== null);
@@ -227,7 +228,7 @@
       cursor.setAttribute("x2", x(block));
       cursor.setAttribute("visibility", "visible");
       const lines = series.flatMap((s) => s.points.filter((p) => p.block === block).map((p) => p.text));
-      const text = [`${title}, ${blockName(block)}`, ...lines].join("\n");
+      const text = [`${title}, ${names ? `${across} ${names[block]}` : blockName(block)}`, ...lines].join("\n");
       svg.setAttribute("aria-valuenow", block);
       svg.setAttribute("aria-valuetext", text.replaceAll("\n", "; "));
       return text;
@@ -602,6 +603,20 @@
     target.replaceChildren(key(series), curves("max / P99.9 of the input", series, { axis, map: Math.log10, zero: null, label: "logarithmic axis", width: Math.max(330, target.clientWidth), height: 280 }));
   }
 
+  // ---------------------------------------------------------------- positions
+
+  function drawPositions() {
+    const target = byId("chart-positions");
+    if (!target) return;
+    const { names, lines, axis } = data.positions;
+    const series = lines.map(([name, points], i) => ({
+      name, cls: `f${i % 6}`, index: i,
+      points: points.map(([y, low, high, said], block) => ({ block, y, low, high, text: `${name}: ${said}` })),
+    }));
+    const options = { names, across: "tokens in front of the target", axis, map: Math.log10, zero: null, label: "logarithmic axis" };
+    target.replaceChildren(key(series), curves("KL along the window, millinats per token", series, { ...options, width: Math.max(330, target.clientWidth), height: 280 }));
+  }
+
   // ---------------------------------------------------------------- sorting
 
   function sortable(table) {
@@ -772,6 +787,7 @@
   drawAllQuantized();
   drawPareto();
   drawActivations();
+  drawPositions();
   draw();
   unfold();
 })();
