@@ -62,7 +62,9 @@ def test_what_is_made_while_loading_goes_to_a_file_at_once(saved, tmp_path, monk
     files = Files(tmp_path)
     with files.taking():
         model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
-    assert all(files.extents([*model.parameters()]))
+    within = [p for name, p in model.named_parameters() if any(map(str.isdigit, name.split(".")))]
+    assert within
+    assert all(files.extents(within))
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 
 

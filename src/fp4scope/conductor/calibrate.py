@@ -26,15 +26,18 @@ from fp4scope.treatments import FEWEST_TOKENS
 
 _NAMED = 4
 """Blocks and experts that a note names."""
-_TOKENS_AT_ONCE = {"cuda": 1 << 13}
-"""Where a forward of one window is over before Python has started the next."""
+_TOKENS_AT_ONCE = {"cuda": 1 << 13, "disk": 1 << 16}
+"""Where a forward of one window is over before Python has started the next, or reads all blocks."""
 
 
 def observe(
     loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str
 ) -> dict[str, InputStatistics]:
     """What enters every linear, over all windows: several in a forward on a GPU, else one."""
-    batch = max(1, _TOKENS_AT_ONCE.get(loaded.device.type, 0) // windows.seq_len)
+    kind = loaded.device.type
+    if kind == "cuda" and loaded.offloaded is not None and loaded.offloaded.kind == "disk":
+        kind = "disk"
+    batch = max(1, _TOKENS_AT_ONCE.get(kind, 0) // windows.seq_len)
     while True:
         try:
             return _observe(loaded, windows, tell, phase, batch)

@@ -8,6 +8,7 @@ weights. They wait in pinned memory, since only from there a copy runs beside th
 files, from where a thread reads block b + 2 into pinned memory meanwhile.
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -194,7 +195,7 @@ class _InMemory(_Host):
         super().__init__(blocks)
         self._buffers: list[Tensor] = []
         for index, size in enumerate(self.sizes):
-            buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            buffer = _bytes(size, pinned)
             for tensor, place in _places(blocks[index]):
                 buffer[place].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             self._buffers.append(buffer)
@@ -225,9 +226,7 @@ class _OnDisk(_Host):
         found = dict(zip(map(id, every), files.extents(every), strict=True))
         self._extents = [[found[id(t)] for t in tensors] for tensors in blocks]
         assert all(found[id(t)] or not t.nbytes for t in every)
-        self._buffers = [
-            torch.empty(self.largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)
-        ]
+        self._buffers = [_bytes(self.largest, pinned) for _ in range(2)]
         self._holds: list[int | None] = [None, None]
         self._last = 0
 
@@ -248,6 +247,19 @@ class _OnDisk(_Host):
     def bind(self, block: int) -> None:
         for tensor, mapped in zip(self._blocks[block], self._mapped[block], strict=True):
             tensor.data = mapped
+
+
+def _bytes(size: int, pinned: bool) -> Tensor:
+    """Host memory, pinned where it is. PyTorch's own pinned memory comes in powers of two only."""
+    buffer = torch.empty(size, dtype=torch.uint8)
+    if not pinned or not size:
+        return buffer
+    cuda: Any = torch.cuda.cudart()
+    cuda.cudaHostRegister(buffer.data_ptr(), size, 0)
+    if not buffer.is_pinned():
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    weakref.finalize(buffer, cuda.cudaHostUnregister, buffer.data_ptr())
+    return buffer
 
 
 def _bind(tensors: Sequence[Tensor], buffer: Tensor) -> None:

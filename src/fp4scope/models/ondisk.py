@@ -136,7 +136,7 @@ class Files:
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """What `transformers` makes of a checkpoint goes to files until the `with` block ends.
+        """What `transformers` makes of a checkpoint's blocks goes to files, until the `with` ends.
 
         Parameter by parameter, so that memory holds one at a time.
         """
@@ -145,7 +145,10 @@ class Files:
         place: Any = getattr(loading, "set_param_for_module", None)
 
         def placed(model: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes > _SMALL:
+            # Blocks have numbers; what is around them goes to the device.
+            in_block = any(part.isdigit() for part in name.split("."))
+            large = isinstance(value, Tensor) and not value.is_cuda and value.nbytes > _SMALL
+            if in_block and large:
                 value = value.detach()
                 if self.extents([value])[0] is None:
                     value = self.stored(value)
