@@ -20,18 +20,10 @@ from fp4scope.models import load_model, open_source
 from fp4scope.operands import observe_inputs
 from fp4scope.treatments import Setting
 
-WINDOWS, TOKENS = 32, 60
+from .drawn import TOKENS, drawn
+
+WINDOWS = 32
 LAYER = "model.layers.1.mlp.up_proj"
-
-
-def drawn(loaded, windows, seed):
-    """Windows that the model writes itself, so that what moves it away costs it."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, 96, (windows, 1), generator=generator)
-    for _ in range(TOKENS - 1):
-        shares = loaded.logits(ids, last=1)[:, -1].float().softmax(-1)
-        ids = torch.cat([ids, torch.multinomial(shares, 1, generator=generator)], dim=1)
-    return ids
 
 
 @pytest.fixture(scope="module")

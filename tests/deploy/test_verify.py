@@ -1,9 +1,6 @@
 """What is served is told from what is not; what is wrong is named."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -15,11 +12,13 @@ from fp4scope.cli.app import app
 from fp4scope.deploy.checkpoint import write_checkpoint
 from fp4scope.deploy.held import wrong_weights
 from fp4scope.deploy.losses import losses_of
-from fp4scope.deploy.served import Served, ask_server
+from fp4scope.deploy.served import Served
 from fp4scope.deploy.verify import candidates_of, losses_under
-from fp4scope.errors import DataError, Fp4ScopeError, StudyError
+from fp4scope.errors import DataError, StudyError
 from fp4scope.models import load_model, open_source
 from fp4scope.treatments import Setting
+
+from .served import server
 
 WINDOWS = torch.randint(4, 96, (8, 40), generator=torch.Generator().manual_seed(3))
 
@@ -192,43 +191,6 @@ def test_what_cannot_be_verified(checkpoint, losses, tmp_path):
     assert folder.exists()
 
 
-# ---- a server -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def server(answer):
-    """A server that answers completions with `answer(prompt)`; yields its address and what came."""
-    came = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self._send({"data": [{"id": "a-model"}]})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            came.append(body)
-            self._send(answer(body["prompt"]))
-
-        def _send(self, content):
-            data = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}", came
-        finally:
-            http.shutdown()
-            thread.join()
-
-
 def test_a_server_is_asked(checkpoint, losses, tmp_path):
     text = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
@@ -244,7 +206,7 @@ def test_a_server_is_asked(checkpoint, losses, tmp_path):
     values = -losses_under(loaded, export, predicted, ids)
     by_prompt = {tuple(row): v for row, v in zip(ids.tolist(), values.tolist(), strict=True)}
 
-    def answer(prompt):
+    def answer(prompt, _):
         own = [None, *by_prompt[tuple(prompt)], -1.0]  # the last is a token that was written
         return {"choices": [{"logprobs": {"token_logprobs": own}}]}
 
@@ -256,14 +218,3 @@ def test_a_server_is_asked(checkpoint, losses, tmp_path):
     assert came[0]["model"] == "a-model"
     assert came[0]["echo"] is True
     assert (Served.read(save).ids == ids.numpy()).all()
-
-
-def test_servers_that_give_none():
-    window = [[1, 2, 3]]
-    none = server(lambda prompt: {"choices": [{"logprobs": None}]})
-    with none as (url, _), pytest.raises(DataError, match="no log-probability for each token"):
-        ask_server(url, window)
-    with pytest.raises(DataError, match="is the server running"):
-        ask_server(url, window)
-    with pytest.raises(Fp4ScopeError, match="write it as http://HOST:PORT"):
-        ask_server("localhost:8000", window)

@@ -385,7 +385,17 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
 
 @command(
     lambda: [
-        Argument(["checkpoint"], type=PATH, help="A folder of `export`, or of another program"),
+        Argument(
+            ["checkpoint"],
+            type=PATH,
+            required=False,
+            help="A folder of `export` or of another program; without it, --candidates are tried",
+        ),
+        Option(
+            ["--original", "--model", "model"],
+            metavar="MODEL",
+            help="The model in full precision  [default: where the checkpoint's recipe says]",
+        ),
         Option(
             ["--served"],
             type=PATH,
@@ -396,6 +406,24 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
             ["--server"],
             metavar="URL",
             help="Ask an OpenAI-compatible server that gives log-probabilities of prompts",
+        ),
+        Option(
+            ["--served-model"],
+            metavar="NAME",
+            help="What the server calls the model  [default: the first that it lists]",
+        ),
+        Option(
+            ["--top-logprobs", "top"],
+            type=_NUMBER,
+            default=0,
+            metavar="N",
+            help="Also ask for the N likeliest tokens, which bound KL from below  [default: 0]",
+        ),
+        Option(
+            ["--candidates"],
+            metavar="RECIPES",
+            help="What may be served, without a checkpoint: formats as nvfp4/w4a16, files of "
+            "recipes; by commas  [default: fp8, nvfp4 and mxfp4:even, these also w4a16]",
         ),
         Option(
             ["--ids", "ids_out"],
@@ -410,46 +438,58 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
             help="The original as the same engine serves it  [default: as its forward here gives]",
         ),
         Option(["--save"], type=PATH, metavar="FILE", help="Keep what a server gave"),
-        Option(
-            ["--original", "--model", "model"],
-            metavar="MODEL",
-            help="The model in full precision  [default: where the checkpoint's recipe says]",
-        ),
         out_option("A JSON file for the verdict"),
         quiet_option("No progress"),
         *study_options(*_VERIFY, **_VERIFY_SIZE),
     ],
     "model-fp4 --server http://localhost:8000",
     "model-fp4 --ids ids.json --text my.txt",
+    "their-nvfp4 --original ./model --served served.json",
+    "--original ./model --server http://localhost:8000",
 )
 def verify(
-    checkpoint: Path,
+    checkpoint: Path | None,
+    model: str | None,
+    candidates: str | None,
     served: Path | None,
     server: str | None,
+    served_model: str | None,
+    top: int,
     ids_out: Path | None,
     reference: Path | None,
     save: Path | None,
-    model: str | None,
     out: Path | None,
     quiet: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Is served what was predicted, and whose fault if not."""
-    from fp4scope.cli.verify import print_verdict
-
     with _stoppable("nothing was written"):
-        same = print_verdict(
-            checkpoint,
-            served,
-            server,
-            _VERIFY_SIZE | _given(options),
-            model=model,
+        if checkpoint is None and model is None:
+            raise StudyError("give a checkpoint, or the model that may be served: --original MODEL")
+        if checkpoint is not None and candidates is not None:
+            raise StudyError(
+                f"{checkpoint} says itself what is served; leave it out to try --candidates"
+            )
+        from fp4scope.cli.asked import Asked
+
+        asked = Asked(
+            served=served,
+            server=server,
+            served_model=served_model,
+            top=top,
             reference=reference,
             ids_out=ids_out,
             save=save,
-            out=out,
-            quiet=quiet,
         )
+        given = _VERIFY_SIZE | _given(options)
+        if checkpoint is None:
+            from fp4scope.cli.candidates import print_candidates
+
+            same = print_candidates(model or "", asked, given, candidates, out, quiet)
+        else:
+            from fp4scope.cli.verify import print_verdict
+
+            same = print_verdict(checkpoint, model, asked, given, out=out, quiet=quiet)
     if not same:
         sys.exit(1)
 

@@ -8,40 +8,35 @@ from typing import Any
 
 import torch
 
+from fp4scope.cli.asked import Asked, write_windows
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.conductor.triage import Checked, Found, open_checkpoint, run_triage, windows_of_text
 from fp4scope.deploy.held import SUSPICIOUS
-from fp4scope.deploy.served import Served, ask_server
+from fp4scope.deploy.served import Served
 from fp4scope.deploy.triage import QUANTIZATION, SERVING, Triage
 from fp4scope.deploy.verify import Verdict
-from fp4scope.errors import DataError, StudyError
-from fp4scope.files import replace_file, require_writable
+from fp4scope.errors import StudyError
+from fp4scope.files import replace_file
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats.inference.intervals import Estimate
-from fp4scope.stats.inference.matching import FEWEST_WINDOWS
 from fp4scope.study import Study
-from fp4scope.sweep import Progress
 from fp4scope.table import Interval
 
 PREFILL = (
     "Log-probabilities of prompts prove what runs at prefill. Kernels that decode one token at a "
     "time may be others, and are not seen here."
 )
-_MNAT = 1e3
+MNAT = 1e3
 _SAYS = {"beyond": "off", "within": "as predicted", "open": "cannot tell"}
 
 
 def print_verdict(
     checkpoint: Path,
-    served: Path | None,
-    server: str | None,
+    model: str | None,
+    asked: Asked,
     options: Mapping[str, Any],
     *,
-    model: str | None = None,
-    reference: Path | None = None,
-    ids_out: Path | None = None,
-    save: Path | None = None,
     out: Path | None = None,
     quiet: bool = False,
 ) -> bool:
@@ -49,36 +44,28 @@ def print_verdict(
 
     Args:
         checkpoint: The folder, as `export` or another program leaves it.
-        served: What an engine served.
-        server: Address of one that is asked.
-        options: Of the study: the text, windows, device and dtype.
         model: Where the original is, if not where the recipe says.
-        reference: The original as the same engine serves it.
-        ids_out: Where the windows are written, and nothing else is done.
-        save: Where what a server gave is written.
+        asked: What was served, or how to ask for it.
+        options: Of the study: the text, windows, device and dtype.
         out: Where the verdict is written.
         quiet: Whether no progress is shown.
 
     Returns:
         Whether nothing is off.
     """
-    given = sum(one is not None for one in (served, server, ids_out))
-    if given > 1 or (not given and model is None):
+    asked.require(out)
+    if not asked.anything and model is None:
         raise StudyError(
             "give what was served (--served FILE), a server (--server URL), or a file for the "
             "windows that are to be served (--ids FILE); with --original MODEL the checkpoint "
             "alone is verified too"
         )
-    for path in filter(None, (ids_out, save, out)):
-        require_writable(path)
     study = Study.build(**{"model": str(checkpoint), **options})
-    if ids_out is not None:
-        write_windows(study, str(checkpoint), ids_out)
+    if asked.ids_out is not None:
+        write_windows(study, str(checkpoint), asked.ids_out)
         return True
     with Screen(quiet) as progress:
-        found, full = what_was_served(study, str(checkpoint), served, server, reference, progress)
-        if save is not None and found is not None:
-            found.write(save)
+        found, full = asked.had(study, str(checkpoint), progress)
         checked = open_checkpoint(checkpoint, model)
         ids = windows_of_text(study, str(checkpoint)) if found is None else found.ids
         told = run_triage(study, checked, torch.as_tensor(ids), found, full, progress)
@@ -87,47 +74,6 @@ def print_verdict(
         content = _data(told, checked, found)
         replace_file(out, json.dumps(content, allow_nan=False).encode(), "choose another file")
     return _is_right(told, checked)
-
-
-def write_windows(study: Study, tokenizer_of: str, path: Path) -> None:
-    """Write the windows of token ids that are to be served."""
-    windows = windows_of_text(study, tokenizer_of).tolist()
-    replace_file(path, json.dumps(windows).encode(), "choose another file")
-    console().print(f"Written: {path}", soft_wrap=True)
-
-
-def what_was_served(
-    study: Study,
-    tokenizer_of: str,
-    served: Path | None,
-    server: str | None,
-    reference: Path | None,
-    tell: Screen,
-) -> tuple[Served | None, Served | None]:
-    """What an engine gave, and what it gave with the original; None where it was not asked.
-
-    Raises:
-        DataError: Too few windows, or two files of different ones.
-    """
-    found = Served.read(served) if served is not None else None
-    full = None if reference is None else Served.read(reference)
-    if server is not None:
-        ids = windows_of_text(study, tokenizer_of).tolist()
-        total = len(ids)
-        found = ask_server(
-            server,
-            ids,
-            ran=lambda done: tell(Progress("asking", done, total, f"{done} of {total} windows")),
-        )
-    if found is not None and len(found.ids) < FEWEST_WINDOWS:
-        raise DataError(
-            f"{len(found.ids)} windows were served; the verdict takes {FEWEST_WINDOWS} or more"
-        )
-    if full is not None and (
-        found is None or full.ids.shape != found.ids.shape or (full.ids != found.ids).any()
-    ):
-        raise DataError("the reference was served on other windows; serve both on one file of ids")
-    return found, full
 
 
 def _is_right(told: Found, checked: Checked) -> bool:
@@ -211,19 +157,20 @@ def _steps(found: Triage) -> Section:
         Column("Adds, millinats", "Adds, mnat"),
         Column("Verdict", "Verdict"),
     ]
-    rows = [[Cell(QUANTIZATION), _change(found.quantization), Cell("what the format costs")]]
+    rows = [[Cell(QUANTIZATION), estimate_cell(found.quantization), Cell("what the format costs")]]
     rows += [
-        [Cell(name), _change(step.change), Cell(_SAYS[step.state])]
+        [Cell(name), estimate_cell(step.change), Cell(_SAYS[step.state])]
         for name, step in found.steps.items()
     ]
-    rows.append([Cell("all of it"), _change(found.damage), Cell()])
+    rows.append([Cell("all of it"), estimate_cell(found.damage), Cell()])
     if found.rerun is not None:
-        rows.append([Cell("a second run"), _change(found.rerun), Cell("noise of rounding")])
+        rows.append([Cell("a second run"), estimate_cell(found.rerun), Cell("noise of rounding")])
     return Section("Where the damage comes from", columns, rows)
 
 
-def _change(found: Estimate) -> Cell:
-    return _cell(Interval(found.mean, found.low, found.high).times(_MNAT), "+.1f")
+def estimate_cell(found: Estimate) -> Cell:
+    """Nats per token as millinats, with the interval."""
+    return _cell(Interval(found.mean, found.low, found.high).times(MNAT), "+.1f")
 
 
 def _section(verdict: Verdict) -> Section:
@@ -240,7 +187,7 @@ def _section(verdict: Verdict) -> Section:
         [
             Cell(candidate.name),
             _cell(match.correlation, ".3f"),
-            _cell(Interval(less.mean, less.low, less.high).times(_MNAT), "+.1f"),
+            _cell(Interval(less.mean, less.low, less.high).times(MNAT), "+.1f"),
             Cell("yes" if match.same else "no"),
             _cell(match.slope, ".3f"),
         ]

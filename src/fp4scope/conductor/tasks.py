@@ -79,7 +79,7 @@ def run_tasks(study: Study, wish: Wish, folder: Path, tell: Listener) -> TaskRes
     windows = None if text is None else _windows(study, text, loaded)
     probe = _windows(study, dataset(Dataset.PYDOC_TOPICS), loaded) if windows is None else windows
     loaded = without_silent(study, loaded, probe.ids[0][:_PROBE])
-    recipes = _recipes(asked, loaded.layout.sites)
+    recipes = recipes_of(asked, loaded.layout.sites)
     calibration = windows if any(map(_is_static, recipes.values())) else None
     folder.mkdir(parents=True, exist_ok=True)
     with closing(Claim(folder / "tasks.lock")):
@@ -142,7 +142,7 @@ def _windows(study: Study, text: Text, loaded: LoadedModel) -> WindowSet:
     return found
 
 
-def _recipes(asked: Mapping[str, Asked], sites: Sites) -> dict[str, Recipe]:
+def recipes_of(asked: Mapping[str, Asked], sites: Sites) -> dict[str, Recipe]:
     """For this model; of a published configuration that alone, not without its exceptions."""
     found: dict[str, Recipe] = {}
     for name, one in asked.items():

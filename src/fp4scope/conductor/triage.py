@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import NV_DIVISOR, RECIPE
 from fp4scope.deploy.configs import is_published, read_config
 from fp4scope.deploy.held import ROUNDED, far_scales, input_amaxes, wrong_plain, wrong_weights
-from fp4scope.deploy.losses import losses_of
+from fp4scope.deploy.losses import Looked, Ran, losses_of
 from fp4scope.deploy.plan import Export, plan_export
 from fp4scope.deploy.published import recipe_of
 from fp4scope.deploy.served import Served
@@ -29,6 +30,7 @@ from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.errors import Fp4ScopeError, StudyError
 from fp4scope.files import named
 from fp4scope.models import LoadedModel, Source, load_model, open_source
+from fp4scope.models.names import resolve
 from fp4scope.operands import observe_inputs
 from fp4scope.study import Given, Study
 from fp4scope.sweep import Listener, Progress
@@ -156,12 +158,13 @@ def windows_of_text(study: Study, tokenizer_of: str) -> torch.Tensor:
 
     Args:
         study: Its text, and how it is cut.
-        tokenizer_of: Hub id or folder.
+        tokenizer_of: Hub id, folder or GGUF file.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
-    kind = AutoConfig.from_pretrained(tokenizer_of).model_type
+    where, _ = resolve(tokenizer_of)
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    kind = AutoConfig.from_pretrained(where).model_type
     return evaluation_windows(study.data, evaluation_text(study.data), tokenizer, kind).ids
 
 
@@ -193,10 +196,10 @@ def run_triage(
     names += ["the checkpoint's input scales"] * bool(stored)
     names += ["a second run"] * bool(predicted.inputs)
     names += [c.name for c in candidates[1:]] * (served is not None)
-    ran = _Counter(tell, len(ids), names)
+    ran = Counter(tell, len(ids), names)
     original = _loaded(study, checked.source)
     original.require_known(ids, "the windows")
-    full, seen = _observed(original, ids, ran)
+    full, seen = observed(original, ids, ran)
     asked = losses_under(original, export, predicted, ids, ran, amaxes=seen, quantize=True)
     del original  # two models need not fit
     loaded = _loaded(study, checked.packed)
@@ -229,23 +232,28 @@ def _loaded(study: Study, source: Source) -> LoadedModel:
     )
 
 
-def _observed(
-    loaded: LoadedModel, ids: torch.Tensor, ran: "_Counter"
+def observed(
+    loaded: LoadedModel, ids: torch.Tensor, ran: Ran, look: Looked | None = None
 ) -> tuple[Losses, dict[str, float]]:
     """Losses in full precision, and the largest magnitude that enters each linear meanwhile."""
     found: list[Losses] = []
 
     def forwards() -> Iterator[None]:
-        for row in ids:
-            found.append(losses_of(loaded, row[None], ran))
+        for number, row in enumerate(ids):
+            own = None if look is None else partial(_as, look, number)
+            found.append(losses_of(loaded, row[None], ran, look=own))
             yield
 
-    observed = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
-    shared, _ = amaxes(loaded.layout, observed)
+    statistics = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
+    shared, _ = amaxes(loaded.layout, statistics)
     return np.concatenate(found), shared
 
 
-class _Counter:
+def _as(look: Looked, number: int, _: int, logits: torch.Tensor) -> None:
+    look(number, logits)
+
+
+class Counter:
     """Tells how far the windows are, one way of running them after another."""
 
     def __init__(self, tell: Listener, windows: int, names: list[str]) -> None:

@@ -7,17 +7,15 @@ A served file is JSON:
 
 `ids` are windows of one length; `logprobs` has for each window the natural logarithms of the
 probabilities of its tokens after the first, each given all tokens before it in the window. They
-must come from prompts of token ids, with prefix caching off.
+must come from prompts of token ids, with prefix caching off. `top_ids` and `top_logprobs`, which
+may be left out, have for each of these places the tokens that are likeliest there: as many at each.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +24,8 @@ from fp4scope.errors import DataError, nearest, shown
 from fp4scope.files import named, read_bytes, replace_file
 
 VERSION = 1
-_KEYS = ("version", "engine", "checkpoint", "ids", "logprobs")
+_KEYS = ("version", "engine", "checkpoint", "ids", "logprobs", "top_ids", "top_logprobs")
 _LARGEST = 1 << 30
-_TIMEOUT_S = 600
 _HOW = "benchmarks/engine/served.py writes one with vLLM"
 
 
@@ -40,11 +37,15 @@ class Served:
         ids: Token ids, (windows, tokens).
         logprobs: Of the tokens after the first, (windows, tokens - 1), in nats.
         engine: What served them.
+        top_ids: The likeliest tokens at the places of `logprobs`, (windows, tokens - 1, most).
+        top_logprobs: Theirs, of the same shape.
     """
 
     ids: NDArray[np.int64]
     logprobs: NDArray[np.float64]
     engine: str = "an engine that is not named"
+    top_ids: NDArray[np.int64] | None = None
+    top_logprobs: NDArray[np.float64] | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Served":
@@ -85,7 +86,8 @@ class Served:
         if not np.isfinite(found).all() or found.max() > 1e-3:
             worst = found[~(np.isfinite(found) & (found <= 1e-3))][0]
             raise DataError(f"logprobs holds {worst}; logarithms of probabilities are 0 or below")
-        return cls(ids, found, str(data.get("engine") or cls.engine)[:200])
+        engine = str(data.get("engine") or cls.engine)[:200]
+        return cls(ids, found, engine, *_top(data, found.shape))
 
     def write(self, path: Path) -> None:
         """As a served file.
@@ -93,12 +95,15 @@ class Served:
         Raises:
             OutputError: It could not be written.
         """
-        content = {
+        content: dict[str, Any] = {
             "version": VERSION,
             "engine": self.engine,
             "ids": self.ids.tolist(),
             "logprobs": self.logprobs.tolist(),
         }
+        if self.top_ids is not None and self.top_logprobs is not None:
+            content["top_ids"] = self.top_ids.tolist()
+            content["top_logprobs"] = self.top_logprobs.tolist()
         replace_file(path, json.dumps(content).encode(), "choose another file")
 
 
@@ -114,6 +119,28 @@ def windows_of(data: Any) -> NDArray[np.int64]:  # noqa: ANN401
     return ids
 
 
+def _top(
+    data: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None]:
+    """The likeliest tokens at each place, where they are given."""
+    if data.get("top_ids") is None or data.get("top_logprobs") is None:
+        return None, None
+    try:
+        ids = np.array(data["top_ids"], dtype=np.int64)
+        found = np.array(data["top_logprobs"], dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError("top_ids and top_logprobs hold as many numbers at each place") from None
+    right = ids.shape == found.shape and ids.ndim == 3 and ids.shape[:2] == shape
+    if not right or not ids.shape[2] or ids.min() < 0 or not np.isfinite(found).all():
+        raise DataError(
+            f"top_ids has the shape {ids.shape}, top_logprobs {found.shape}, and logprobs {shape}; "
+            "give as many ids and finite numbers for each of its places"
+        )
+    if (np.exp(found).sum(-1) > 1 + 1e-3).any():
+        raise DataError("top_logprobs holds probabilities whose sum is above 1")
+    return ids, found
+
+
 def _matrix(data: Any, what: str, kind: type) -> NDArray[Any]:  # noqa: ANN401
     rows = data if isinstance(data, list) else []
     plain = all(
@@ -127,79 +154,3 @@ def _matrix(data: Any, what: str, kind: type) -> NDArray[Any]:  # noqa: ANN401
         return np.array(rows, dtype=kind)
     except OverflowError:
         raise DataError(f"{what} holds a number that is too large") from None
-
-
-def ask_server(
-    url: str,
-    ids: Sequence[Sequence[int]],
-    model: str | None = None,
-    ran: Callable[[int], None] = lambda done: None,
-) -> Served:
-    """What an OpenAI-compatible server gives for windows of token ids.
-
-    It is asked for completions with `echo` and `logprobs`, a window at a time.
-
-    Args:
-        url: Such as `http://localhost:8000`, with or without `/v1`.
-        ids: Windows of token ids.
-        model: What the server calls the model; by default the first that it lists.
-        ran: Called with the windows that are done.
-
-    Raises:
-        DataError: It cannot be reached, or gives no log-probabilities of prompts.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise DataError(f"{url!r} is no address of a server; write it as http://HOST:PORT")
-    base = url.rstrip("/").removesuffix("/v1") + "/v1"
-    if model is None:
-        listed = _asked(f"{base}/models", None)
-        model = _at(listed, "data", 0, "id")
-        if not isinstance(model, str):
-            raise DataError(f"{base}/models lists no model; start the server with one")
-    rows: list[list[float]] = []
-    for done, window in enumerate(ids):
-        ran(done)
-        body = {
-            "model": model,
-            "prompt": list(window),
-            "max_tokens": 1,
-            "temperature": 0,
-            "echo": True,
-            "logprobs": 1,
-        }
-        found = _at(_asked(f"{base}/completions", body), "choices", 0, "logprobs", "token_logprobs")
-        # The last is of a token that the model wrote; the first has nothing before it.
-        own = found[1 : len(window)] if isinstance(found, list) else []
-        if len(own) != len(window) - 1 or not all(isinstance(x, int | float) for x in own):
-            raise DataError(
-                f"{base}/completions gives no log-probability for each token of a prompt of ids; "
-                "the server must know `echo` with `logprobs`, as vLLM and SGLang do"
-            )
-        rows.append([float(x) for x in own])
-    content = {"version": VERSION, "engine": f"{model} at {parts.netloc}"}
-    return Served.from_json(content | {"ids": list(map(list, ids)), "logprobs": rows})
-
-
-def _at(data: Any, *path: str | int) -> Any:  # noqa: ANN401
-    """What lies there in an answer; None where nothing does."""
-    for key in path:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
-
-
-def _asked(url: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
-    content = None if body is None else json.dumps(body).encode()
-    request = Request(url, content, {"Content-Type": "application/json"})
-    try:
-        with urlopen(request, timeout=_TIMEOUT_S) as answer:
-            return json.loads(answer.read(_LARGEST))
-    except HTTPError as error:
-        said = error.read(300).decode("utf-8", "replace")
-        raise DataError(f"{url} answered {error.code}: {said}") from None
-    except (URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(f"cannot ask {url}: {reason}; is the server running?") from None

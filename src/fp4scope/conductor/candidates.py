@@ -1,0 +1,127 @@
+"""A model that is served without its weights: which recipes its log-probabilities go with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fp4scope.conductor.triage import Counter, observed
+from fp4scope.deploy.losses import Looked, losses_of
+from fp4scope.deploy.served import Served
+from fp4scope.deploy.verify import Losses
+from fp4scope.groups import scale_partners
+from fp4scope.models import LoadedModel
+from fp4scope.operands import Injector
+from fp4scope.recipes import Recipe
+from fp4scope.stats.inference.consistency import Consistency, coarse_kl, consistency
+from fp4scope.stats.inference.intervals import Estimate, mean
+from fp4scope.stats.inference.steps import total
+from fp4scope.sweep import Listener
+
+CANDIDATES = ("full", "fp8", "nvfp4", "nvfp4/w4a16", "mxfp4:even", "mxfp4:even/w4a16")
+"""What is tried where nothing is named."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate.
+
+    Attributes:
+        name: As it was asked for.
+        cost: What it costs here, nats per token.
+        found: How well it goes with what is served.
+        kl: At least so much KL is from it to what is served, nats per token; None where only the
+            tokens of the text were served.
+    """
+
+    name: str
+    cost: Estimate
+    found: Consistency
+    kl: Estimate | None
+
+
+def try_candidates(
+    loaded: LoadedModel,
+    recipes: Mapping[str, Recipe],
+    served: Served,
+    reference: Served | None,
+    tell: Listener,
+) -> list[Tried]:
+    """How well each recipe goes with what is served, the likeliest first.
+
+    Args:
+        loaded: The model in full precision.
+        recipes: What may be served, by name.
+        served: What an engine gave.
+        reference: What it gave with the original, where it is known that it did.
+        tell: Hears how far it is.
+
+    Raises:
+        DataError: Tokens that the model does not have.
+    """
+    ids = torch.from_numpy(served.ids)
+    loaded.require_known(ids, "the windows")
+    names = ["full precision", *(f"{name}{more}" for name in recipes for more in ("", ", again"))]
+    ran = Counter(tell, len(ids), names)
+    divergences: dict[str, Losses] = {}
+    full, seen = observed(loaded, ids, ran)
+    injector = Injector(
+        loaded.model,
+        seen,
+        parts=loaded.layout.parts,
+        fused=scale_partners(loaded.layout.sites),
+    )
+    runs: dict[str, tuple[Losses, Losses]] = {}
+    for name, recipe in recipes.items():
+        settings = dict(recipe.in_block(loaded.layout.sites.everywhere))
+        divergences[name] = np.zeros(len(ids))
+        look = None if served.top_ids is None else _looking(served, divergences[name])
+        with injector.applied(settings):
+            own = losses_of(loaded, ids, ran, look=look)
+            runs[name] = own, losses_of(loaded, ids, ran, replica=1)
+        injector.forget()
+    gave = -served.logprobs
+    rounding = None if reference is None else -reference.logprobs - full
+    firsts, seconds = ([pair[place] for pair in runs.values()] for place in (0, 1))
+    found = consistency(gave, full, firsts, seconds, rounding)
+    tried = [
+        Tried(
+            name,
+            total(first, full),
+            each,
+            mean(divergences[name]) if served.top_ids is not None else None,
+        )
+        for name, first, each in zip(runs, firsts, found, strict=True)
+    ]
+    return sorted(tried, key=lambda each: -each.found.log10_ratio)
+
+
+def _looking(served: Served, into: Losses) -> Looked:
+    assert served.top_ids is not None
+    assert served.top_logprobs is not None
+    places, theirs = served.top_ids, served.top_logprobs
+
+    def look(window: int, logits: torch.Tensor) -> None:
+        own = logits.log_softmax(-1)
+        at = torch.from_numpy(places[window]).to(logits.device)
+        known = own.gather(-1, at).double().cpu().numpy()
+        into[window] = coarse_kl(known, theirs[window]).mean()
+
+    return look
+
+
+def said(tried: list[Tried], windows: int) -> str:
+    """What it comes to."""
+    fit = [each for each in tried if each.found.is_consistent]
+    if not fit:
+        off = tried[0].found.off.mean * 1e3
+        return (
+            f"none of {len(tried)} candidates goes with what is served (the likeliest, "
+            f"{tried[0].name}, is off by {off:+.1f} millinats); it is something else, or served "
+            "from other ids: name more with --candidates"
+        )
+    names = ", ".join(each.name for each in fit)
+    if len(fit) == 1:
+        return f"consistent with {names} alone, of {len(tried)} candidates, on {windows} windows"
+    return f"consistent with {names}: not told apart on {windows} windows, so serve more"

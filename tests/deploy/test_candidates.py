@@ -1,0 +1,182 @@
+"""Of a model that is served without its weights: which recipes go with what it gives."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fp4scope.cli.app import app
+from fp4scope.deploy.losses import losses_of
+from fp4scope.errors import DataError, FormatError, StudyError
+from fp4scope.groups import scale_partners
+from fp4scope.models import load_model
+from fp4scope.operands import Injector, observe_inputs
+from fp4scope.recipes import Recipe
+from fp4scope.stats.inference.consistency import coarse_kl, consistency
+from fp4scope.treatments import Setting
+
+from .drawn import drawn
+from .served import server
+
+WINDOWS, TOP = 16, 8
+ASKED = ("fp8", "nvfp4", "nvfp4/w4a16", "mxfp4:even", "mxfp4:even/w4a16")
+
+
+@pytest.fixture(scope="module")
+def model(folder_of):
+    """A tiny model's folder, loaded, its own text, and what enters its linears."""
+    folder = folder_of("llama", intermediate_size=128)
+    loaded = load_model(str(folder), device="cpu")
+    ids = drawn(loaded, WINDOWS, seed=3)
+
+    def forwards():
+        for row in ids:
+            loaded.logits(row)
+            yield
+
+    seen = observe_inputs(loaded.model, loaded.layout.inputs, forwards())
+    return folder, loaded, ids, {name: found.max for name, found in seen.items()}
+
+
+def run(model, name, look=None):
+    """Losses under a recipe."""
+    _, loaded, ids, amax = model
+    settings = {}
+    if name != "full":
+        recipe = Recipe(Setting.from_json(name))
+        settings = dict(recipe.in_block(loaded.layout.sites.everywhere))
+    fused = scale_partners(loaded.layout.sites)
+    with Injector(loaded.model, amax, fused=fused).applied(settings):
+        return losses_of(loaded, ids, replica=2, look=look)
+
+
+def served_as(model, name, path):
+    """What an engine gives that rounds a little otherwise, with the likeliest tokens."""
+    tops = []
+    losses = run(model, name, lambda _, logits: tops.append(logits.log_softmax(-1).topk(TOP)))
+    noise = 0.002 * np.random.default_rng(0).standard_normal(losses.shape)
+    content = {
+        "version": 1,
+        "ids": model[2].tolist(),
+        "logprobs": np.minimum(noise - losses, 0).tolist(),
+        "top_ids": [top.indices.tolist() for top in tops],
+        "top_logprobs": [top.values.tolist() for top in tops],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def verify(model, *args):
+    command = ["verify", "--original", model[0], "--device", "cpu", *args]
+    found = CliRunner().invoke(app, list(map(str, command)))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found
+
+
+@pytest.mark.parametrize("name", ["full", *ASKED])
+def test_what_is_served_is_among_what_goes_with_it(model, tmp_path, name):
+    served = served_as(model, name, tmp_path / "served.json")
+    found = verify(model, "--served", served, "-o", tmp_path / "found.json")
+    assert found.exit_code == 0
+    data = json.loads((tmp_path / "found.json").read_text())
+    rows = {row["candidate"]: row for row in data["candidates"]}
+    own = "full precision" if name == "full" else name
+    assert len(rows) == 6
+    assert rows[own]["consistent"]
+    assert rows[own]["log10_likelihood_ratio"] == 0
+    assert sum(row["consistent"] for row in rows.values()) == 1
+    assert min(rows.values(), key=lambda row: row["kl_at_least_nats"]) == rows[own]
+    assert f"consistent with {own}" in found.stdout
+
+
+def test_what_is_none_of_them(model, tmp_path):
+    served = served_as(model, "mxfp4:floor", tmp_path / "served.json")
+    found = verify(model, "--served", served, "--candidates", "fp8, nvfp4/w4a16")
+    assert found.exit_code == 1
+    assert "none of 3 candidates goes with what is served" in found.stdout
+
+
+def test_a_reference_tells_the_engines_own_rounding(model, tmp_path):
+    served = served_as(model, "nvfp4/w4a16", tmp_path / "served.json")
+    reference = served_as(model, "full", tmp_path / "reference.json")
+    found = verify(model, "--served", served, "--reference", reference)
+    assert "consistent with nvfp4/w4a16 alone, of 6 candidates, on 16 windows" in found.stdout
+
+
+def test_a_server_is_asked_for_the_likeliest(model, tmp_path):
+    text = tmp_path / "text.txt"
+    words = [" ".join(f"w{token - 4}" for token in row if token > 3) for row in model[2].tolist()]
+    text.write_text(" ".join(words))
+    _, loaded, *_ = model
+
+    def answer(prompt, body):
+        logits = loaded.logits(torch.tensor(prompt))[:-1].log_softmax(-1)
+        own = [float(row[token]) for row, token in zip(logits, prompt[1:], strict=True)]
+        best = logits.topk(body["logprobs"])
+        tops = [
+            {f"token_id:{token}": value for token, value in zip(*pair, strict=True)}
+            for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        given = {"token_logprobs": [None, *own, -1.0], "top_logprobs": [None, *tops, {}]}
+        return {"choices": [{"logprobs": given}]}
+
+    size = ["--text", text, "--windows", 8, "--seq-len", 40, "--candidates", "nvfp4"]
+    with server(answer) as (url, _):
+        found = verify(model, "--server", url, "--top-logprobs", 3, *size)
+    assert "consistent with full precision alone" in found.stdout
+    assert "KL at least" in found.stdout
+
+
+def test_what_cannot_be_tried(model, tmp_path):
+    served = served_as(model, "full", tmp_path / "served.json")
+    with pytest.raises(StudyError, match="give what was served"):
+        verify(model)
+    with pytest.raises(FormatError, match="unknown format"):
+        verify(model, "--served", served, "--candidates", "nvfp5")
+    with pytest.raises(StudyError, match="leave it out to try --candidates"):
+        verify(model, tmp_path, "--served", served, "--candidates", "nvfp4")
+    with pytest.raises(StudyError, match="give a checkpoint, or the model"):
+        CliRunner().invoke(app, ["verify", "--served", str(served)], catch_exceptions=False)
+    content = json.loads(served.read_text())
+    few = {key: value[:5] if isinstance(value, list) else value for key, value in content.items()}
+    served.write_text(json.dumps(few))
+    with pytest.raises(DataError, match="5 windows were served; intervals take 8"):
+        verify(model, "--served", served)
+    served.write_text(json.dumps(content | {"top_ids": content["top_ids"][:3]}))
+    with pytest.raises(DataError, match="top_ids has the shape"):
+        verify(model, "--served", served)
+
+
+def test_the_right_one_is_rarely_refused_however_noisy():
+    """Weights alone, and inputs beside them whose roundings are noise and a damage of their own."""
+    rng = np.random.default_rng(0)
+    refused, likeliest = np.zeros(2), np.zeros(2)
+    trials = 200
+    for _ in range(trials):
+        full = rng.gamma(2.0, size=(12, 100))
+        alone = full + 0.1 + 0.3 * rng.standard_normal(full.shape)
+        first, second, third = alone + 0.1 + 0.4 * rng.standard_normal((3, *full.shape))
+        engine = 0.01 * rng.standard_normal(full.shape)
+        again = 1e-4 * rng.standard_normal(full.shape)
+        for place, served in enumerate((alone, third)):
+            found = consistency(served + engine, full, [alone, first], [alone + again, second])
+            refused[place] += not found[place].is_consistent
+            likeliest[place] += found[place].log10_ratio == 0
+    assert (refused <= 0.05 * trials).all()
+    assert (likeliest >= 0.99 * trials).all()
+
+
+def test_kl_at_few_places_is_a_lower_bound():
+    rng = np.random.default_rng(0)
+    p, q = (np.log(rng.dirichlet(np.full(50, 0.3), 200) + 1e-9) for _ in range(2))
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
+    whole = (np.exp(p) * (p - q)).sum(-1)
+    known = np.argsort(-q)[:, :5]
+    found = coarse_kl(np.take_along_axis(p, known, 1), np.take_along_axis(q, known, 1))
+    assert (found <= whole + 1e-9).all()
+    assert 0.1 * whole.mean() < found.mean()
+    every = coarse_kl(p, q)
+    assert every == pytest.approx(whole, rel=1e-6, abs=1e-9)
