@@ -112,7 +112,7 @@ def test_the_journal_has_what_was_measured_chunk_by_chunk(decided):
     _, folder = decided
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     jobs = [line for line in lines if "job" in line]
-    assert [len(job["job"]) for job in jobs] == [8] * 5
+    assert [len(job["job"]) for job in jobs] == [8, 2, 2, 3, 3, 4, 5, 6, 7]
     counts = [len(job["rows"]) for job in jobs]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
@@ -175,6 +175,22 @@ def test_a_decision_that_is_reached_measures_nothing_more(diagnose, tmp_path):
         diagnose("best=2", output_dir=tmp_path)
     with pytest.raises(StudyError, match="holds another study: stop_when"):
         diagnose(None, output_dir=tmp_path)
+
+
+def test_a_decision_by_kl_says_so_and_reads_kl(diagnose, tmp_path):
+    first = diagnose("best=1,by=kl", output_dir=tmp_path)
+    stopping = first.results.protocol["stopping"]
+    assert stopping["reached"]
+    (family,) = stopping["families"]
+    assert (family["by"], family["within_nats"]) == ("kl", 0.001)
+    found = [u for u in family["units"] if u["fate"] in ("accepted", "chosen")]
+    largest = max(first.layers, key=lambda row: row["delta_kl"])
+    assert [(u["unit"], u["block"]) for u in found] == [(largest["projection"], largest["block"])]
+    assert "The 1 most costly of 14 layers by KL, " in first.report()
+    again = library.load(tmp_path)
+    assert again.results.protocol["stopping"] == stopping
+    with pytest.raises(StudyError, match="holds another study: stop_when is best=1,by=kl"):
+        diagnose("best=1", output_dir=tmp_path)
 
 
 def test_a_half_width_and_going_on_to_a_smaller_one(diagnose, tmp_path):

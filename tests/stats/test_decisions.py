@@ -1,12 +1,18 @@
 """The search for the best k: what it promises, and that it depends on the data alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from fp4scope.stats import BestSearch, Fate, search
+from fp4scope.ledger import read_results
+from fp4scope.stats import BestSearch, Fate, Pairing, search
 from fp4scope.study import BestGoal
+from fp4scope.study.goals import parse_goal
+from fp4scope.sweep import looks
 
+KEPT = Path(__file__).parents[2] / "docs" / "results"
 ENDS = range(8, 201, 8)
 
 
@@ -108,11 +114,71 @@ def test_it_notices_when_the_bounds_are_too_narrow(monkeypatch):
     """The guard of the guards: with fixed-n bounds the same simulation errs too often."""
     from fp4scope.stats.inference import decisions
 
-    monkeypatch.setattr(
-        decisions, "critical", lambda n, alpha, one_sided: float(stats.t.ppf(0.8, n - 1))
-    )
+    monkeypatch.setattr(decisions, "quantile", lambda n, _: float(stats.t.ppf(0.8, n - 1)))
     with pytest.raises(AssertionError):
         test_it_errs_no_more_often_than_it_says(2, [0.002, 0.002, 0.0, 0.0, 0.0, 0.0])
+
+
+def beaten(error, trials=400):
+    """How often the lesser of two units that hardly differ is found, looked at 49 times."""
+    rng, wrong = np.random.default_rng(8), 0
+    for _ in range(trials):
+        costs = rng.standard_normal((200, 2)) + np.array([1e-3, 0.0])
+        wrong += search(costs, range(8, 201, 4), BestGoal(1, 0.0, error)).found == [1]
+    return wrong
+
+
+def test_however_often_it_is_looked_the_error_is_spent_once(monkeypatch):
+    from fp4scope.stats.inference import decisions
+
+    assert stats.binomtest(beaten(0.2), 400, 0.2, "greater").pvalue > 0.01
+    assert sum(decisions.share(look) for look in range(100_000)) == pytest.approx(1, abs=1e-4)
+    monkeypatch.setattr(decisions, "share", lambda _: 1.0)
+    assert stats.binomtest(beaten(0.2), 400, 0.2, "greater").pvalue < 0.01
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_costs_that_are_positive_and_skewed_as_kl_is(spread):
+    """What units cost rises and falls together, by factors, and so does what is between them."""
+    rng, error, trials = np.random.default_rng(9), 0.2, 150
+    means = np.array([3.0, 2.1, 2.05, 2.0, 1.95, 1.6, *[0.5] * 14])
+    least = np.sort(means)[-3]
+    wrong = decided = 0
+    for _ in range(trials):
+        shared, own = rng.standard_normal((96, 1)), rng.standard_normal((96, len(means)))
+        costs = means * np.exp(spread * (0.5 * shared + own) - 0.625 * spread**2)
+        found = search(costs, looks(BestGoal(3), 96), BestGoal(3, 0.0, error, "kl"))
+        wrong += bool((means[found.found] < least - 1e-12).any())
+        decided += sum(fate is not Fate.UNDECIDED for fate in found.fates)
+    assert stats.binomtest(wrong, trials, error, "greater").pvalue > 0.01
+    assert decided > 10 * trials
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m"])
+def test_kl_decides_on_fewer_layer_windows_than_nll(model):
+    """Both tolerances are what `--stop-when best=10` and `best=10,by=kl` have."""
+    results = read_results(KEPT / model / "results.json")
+    spent = {}
+    for by in ("nll", "kl"):
+        goal = parse_goal(f"best=10,by={by}")
+        pairing, rng = Pairing(results.ledger, by), np.random.default_rng(10)
+        units = [
+            pairing.difference(contrast).values
+            for contrast in results.contrasts
+            if tuple(contrast.family.labels.values()) == ("layers", "nvfp4", "W4A4", "only")
+        ]
+        costs = np.stack(units, axis=1)
+        truth = costs.mean(axis=0)
+        least = np.sort(truth)[-10] - goal.within
+        assert (truth < least).sum() > 50
+        found = [
+            search(costs[rng.permutation(len(costs))], looks(goal, len(costs)), goal)
+            for _ in range(20)
+        ]
+        assert all(one.decided for one in found)
+        assert not any((truth[one.found] < least).any() for one in found)
+        spent[by] = np.mean([sum(one.windows) for one in found])
+    assert spent["kl"] < spent["nll"] / 2
 
 
 def test_on_recorded_windows_the_error_is_below_what_it_says(families):

@@ -21,6 +21,9 @@ from fp4scope.study.goals import BestGoal, TimeGoal, WidthGoal, parse_goal
         ("within=0mnat, best=4, error=0.01", None),
         ("best=4, error=1%, within=0mnat", BestGoal(4, 0.0, 0.01)),
         ("best=4,error=0.1", BestGoal(4, 0.003, 0.1)),
+        ("best=4,by=kl", BestGoal(4, 0.001, 0.05, "kl")),
+        ("best=4, within=2mnat, by = KL", BestGoal(4, 0.002, 0.05, "kl")),
+        ("best=4,by=nll", BestGoal(4, 0.003, 0.05)),
     ],
 )
 def test_goals(text, goal):
@@ -53,6 +56,8 @@ def test_goals(text, goal):
         ("best=3,error=0%", "error is '0%'; give a chance above 0 and below 50%"),
         ("best=3,error=5", "error is '5'"),
         ("best=3,error=50%", "error is '50%'"),
+        ("best=3,by=top1", "by is 'top1'; choices: nll, kl"),
+        ("best=3,by=", "by is ''; choices: nll, kl"),
         ("half-width=2", "half-width is '2'"),
         ("half-width=0mnat", "half-width is 0"),
         ("half-width=2mnat,error=5%", "half-width has no 'error'"),
@@ -81,3 +86,4 @@ def test_only_a_decision_belongs_to_the_identity():
     same = Study.build(model="m", stop_when="best=5,within=0.003nat")
     assert same.identity == decision
     assert Study.build(model="m", stop_when="best=6").identity != decision
+    assert Study.build(model="m", stop_when="best=5,within=3mnat,by=kl").identity != decision

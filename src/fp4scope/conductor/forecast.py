@@ -34,6 +34,7 @@ from fp4scope.sweep import (
     Shape,
     Worker,
     estimate_window,
+    looks,
     memory_for,
     schedule,
     self_check,
@@ -137,7 +138,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         budget_bytes=memory.budget,
         executions=memory.executions(shape) * len(windows),
         work=work,
-        passes=-(-len(windows) // shape.windows) * len(memory.passes(shape.groups)),
+        passes=len(looks(goal, len(windows), shape.windows)) * len(memory.passes(shape.groups)),
         calibration_s=len(calibration)
         * loaded.layout.blocks
         * calibration.seq_len

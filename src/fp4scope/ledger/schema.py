@@ -308,6 +308,7 @@ class _Search(TypedDict):
     precision: Name
     direction: Name
     k: Positive
+    by: NotRequired[Literal["nll", "kl"]]  # was NLL, unsaid
     within_nats: Number
     error: Share
     decided: bool

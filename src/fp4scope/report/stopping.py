@@ -63,7 +63,8 @@ def _overall(stopping: Mapping[str, Any]) -> Iterator[str]:
 def _family(family: Mapping[str, Any]) -> str:
     k, units = family["k"], family["units"]
     what = (
-        f"The {k} most costly of {len(units)} {labels.level(family['level'])}, "
+        f"The {k} most costly of {len(units)} {labels.level(family['level'])}"
+        f"{' by KL' if family.get('by') == 'kl' else ''}, "
         f"{labels.family(family)}, within {1e3 * family['within_nats']:g} "
         f"millinats, error at most {100 * family['error']:g}%"
     )

@@ -3,7 +3,8 @@
 Three kinds. A time ends the run before it would run over. A half-width ends it when every
 interval is that narrow. A decision ends it when a set of k units is found whose every member
 costs at most `within` less than the k-th most costly of all, with a chance of error of at most
-`error` in each family; on the way what is decided is not measured any more.
+`error` in each family; on the way what is decided is not measured any more. What a unit costs is
+NLL, or KL from the full-precision model if the goal says `by=kl`.
 """
 
 import re
@@ -14,12 +15,12 @@ from math import inf
 
 from fp4scope.errors import StudyError, nearest, shown
 
-EXAMPLES = "a time (90s, 10m, 2h), half-width=2mnat, or best=10,within=3mnat,error=5%"
+EXAMPLES = "a time (90s, 10m, 2h), half-width=2mnat, or best=10,by=kl,within=1mnat,error=5%"
 
 # Decimals, so that a goal that was written is read back to the bit.
 _SECONDS = {"s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 _NATS = {"mnat": Decimal("0.001"), "millinat": Decimal("0.001"), "nat": Decimal(1)}
-_WITHIN = 3e-3
+_WITHIN = {"nll": 3e-3, "kl": 1e-3}
 _ERROR = 0.05
 
 
@@ -48,23 +49,25 @@ class BestGoal:
     """Stop when a set of `k` units within `within` nats of the best k is known.
 
     `error` is the chance, in each family, that a member costs more than `within` less than the
-    k-th most costly unit does.
+    k-th most costly unit does. `by` is the measure of a cost: `nll` or `kl`.
     """
 
     k: int
-    within: float = _WITHIN
+    within: float = _WITHIN["nll"]
     error: float = _ERROR
+    by: str = "nll"
 
     def __str__(self) -> str:
         within, error = _plain(self.within, 1000), _plain(self.error, 100)
-        return f"best={self.k},within={within}mnat,error={error}%"
+        by = "" if self.by == "nll" else f",by={self.by}"
+        return f"best={self.k}{by},within={within}mnat,error={error}%"
 
 
 Goal = TimeGoal | WidthGoal | BestGoal
 
 
 def parse_goal(text: str) -> Goal:
-    """`10m`, `half-width=2mnat` or `best=10,within=3mnat,error=5%` as a goal.
+    """`10m`, `half-width=2mnat` or `best=10,by=kl,within=1mnat,error=5%` as a goal.
 
     Raises:
         StudyError: It is none of these; the message says which part is wrong.
@@ -74,6 +77,8 @@ def parse_goal(text: str) -> Goal:
         TimeGoal(seconds=5400.0)
         >>> str(parse_goal("best=10"))
         'best=10,within=3mnat,error=5%'
+        >>> str(parse_goal("best=10,by=kl"))
+        'best=10,by=kl,within=1mnat,error=5%'
     """
     if not (parts := [part.strip() for part in text.lower().split(",")])[0]:
         raise StudyError(f"stop_when is {shown(text)}; give {EXAMPLES}")
@@ -114,13 +119,16 @@ def _best(settings: dict[str, str]) -> BestGoal:
         raise StudyError(
             f"stop_when: best is {shown(text)}; give a number of units such as best=10"
         )
-    within = _nats("within", settings["within"]) if "within" in settings else _WITHIN
+    by = settings.get("by", "nll")
+    if by not in _WITHIN:
+        raise StudyError(f"stop_when: by is {shown(by)}; {nearest(by, _WITHIN)}")
+    within = _nats("within", settings["within"]) if "within" in settings else _WITHIN[by]
     error = _probability(settings["error"]) if "error" in settings else _ERROR
-    return BestGoal(int(text), within, error)
+    return BestGoal(int(text), within, error, by)
 
 
 _KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], Goal]]] = {
-    "best": (("best", "within", "error"), _best),
+    "best": (("best", "by", "within", "error"), _best),
     "half-width": (("half-width",), _width),
 }
 

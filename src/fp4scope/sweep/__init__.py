@@ -11,6 +11,6 @@ from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.routing import routers
 from fp4scope.sweep.scheduler import Scheduler, schedule
 from fp4scope.sweep.shape import Shape
-from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, require_reachable
+from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, looks, require_reachable
 from fp4scope.sweep.whole import memory_for
 from fp4scope.sweep.worker import NUMERICS_VERSION, Task, Worker

@@ -22,7 +22,7 @@ from fp4scope.sweep.crew import Alone, Crew, Outcome
 from fp4scope.sweep.memory import Memory
 from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.shape import Shape
-from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping
+from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, job_windows
 from fp4scope.sweep.worker import Task, Worker
 from fp4scope.treatments import Amax
 
@@ -190,9 +190,12 @@ class Scheduler:
                 self._hand(piece)
         while self._left and self.crew.takes_more:
             size = self.shape.windows
-            if self.crew.size > 1 and self.stopping.goal is None:
-                # Ever smaller, so that all end at about the same time. Under a goal the jobs are
-                # those of one worker, since it is looked at behind each.
+            if self.stopping.goal is not None:
+                # It is looked at behind each job, so they are those of one worker.
+                done = len(self.windows) - len(self._left)
+                size = min(size, job_windows(self.stopping.goal, done))
+            elif self.crew.size > 1:
+                # Ever smaller, so that all end at about the same time.
                 size = min(size, -(-len(self._left) // (_SHARES * self.crew.size)))
             self._line.append(piece := _Piece(self._left[:size]))
             self._left = self._left[size:]

@@ -26,8 +26,40 @@ from fp4scope.stats import (
 from fp4scope.study import BestGoal, Goal, TimeGoal, WidthGoal
 
 MOST_WINDOWS = 8
-"""In a job, where there is a goal: so often it is looked whether it is reached."""
+"""In a job, where there is a goal: at least so often it is looked whether it is reached."""
 _DECIDED_FIRST = ("experts", "layers", "patterns", "blocks", "projections")
+
+
+def job_windows(goal: Goal, done: int) -> int:
+    """How many windows the next job may have, behind `done` of them, for a look behind it.
+
+    Of a decision most is decided early, and each look costs a share of the error. So it is looked
+    when a quarter more has been measured.
+    """
+    if not isinstance(goal, BestGoal):
+        return MOST_WINDOWS
+    if done < MOST_WINDOWS:
+        return MOST_WINDOWS - done
+    return min(MOST_WINDOWS, done // 4)
+
+
+def looks(goal: Goal | None, windows: int, most: int = MOST_WINDOWS) -> list[int]:
+    """How many windows have been measured behind each job, up to all.
+
+    Args:
+        goal: What is looked for; without one jobs are as large as fits.
+        windows: How many there are.
+        most: As many as fit in a job.
+
+    Example:
+        >>> looks(BestGoal(10), 40)
+        [8, 10, 12, 15, 18, 22, 27, 33, 40]
+    """
+    ends = [0]
+    while ends[-1] < windows:
+        size = most if goal is None else min(most, job_windows(goal, ends[-1]))
+        ends.append(min(windows, ends[-1] + size))
+    return ends[1:]
 
 
 class Stopping:
@@ -56,7 +88,8 @@ class Stopping:
         self.runs = list(runs)
         self._contrasts = contrasts
         self._units = [contrast for contrast in contrasts if contrast.unit is not None]
-        self._keys = frozenset((unit.own, 0, "nll") for unit in self._units)
+        self._measure = goal.by if isinstance(goal, BestGoal) else "nll"
+        self._keys = frozenset((unit.own, 0, self._measure) for unit in self._units)
         self._jobs = 0
         self._last_look = time.monotonic()
         self._started = self._last_look if started is None else started
@@ -90,7 +123,7 @@ class Stopping:
         jobs = [job for job in log.jobs if not self._keys.isdisjoint(job.keys)]
         for end in range(self._jobs + 1, len(jobs) + 1):
             windows = [window for job in jobs[:end] for window in job.windows]
-            self._look(_Costs(log.ledger, windows))
+            self._look(_Costs(log.ledger, windows, self._measure))
         self._jobs = len(jobs)
 
     def _look(self, costs: "_Costs") -> None:
@@ -128,6 +161,7 @@ class Stopping:
         found = zip(units, search.fates, search.windows, strict=True)
         return units[0].family.labels | {
             "k": search.goal.k,
+            "by": search.goal.by,
             "within_nats": search.goal.within,
             "error": search.goal.error,
             "decided": search.decided,
@@ -177,11 +211,11 @@ def _searches(
 
 
 class _Costs:
-    """What units cost on some windows, by window, in the order of the text."""
+    """What units cost on some windows by a measure, by window, in the order of the text."""
 
-    def __init__(self, ledger: Ledger, windows: Sequence[int]) -> None:
+    def __init__(self, ledger: Ledger, windows: Sequence[int], measure: str) -> None:
         self._windows = np.asarray(windows)
-        self._pairing = Pairing(ledger)
+        self._pairing = Pairing(ledger, measure)
 
     def of(self, units: Sequence[Contrast]) -> np.ndarray:
         """Windows by units; all have seen all of these windows."""
