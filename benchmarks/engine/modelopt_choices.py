@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--formats", default="nvfp4,fp8")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kl-windows", type=int, default=16, help="its KL method scores so many")
+    parser.add_argument("--batch", type=int, default=1, help="windows that it scores at a time")
     options = parser.parse_args()
     asked = json.loads((options.folder / "asked.json").read_text())
     found: dict[str, Any] = {
@@ -55,7 +56,11 @@ def _of_method(
         options.folder / "model", dtype=torch.bfloat16
     ).to(options.device)
     model.eval()
-    batches = [torch.tensor([row], device=options.device) for row in windows]
+    size = options.batch if method == "kl_div" else 1
+    batches = [
+        torch.tensor(windows[start : start + size], device=options.device)
+        for start in range(0, len(windows), size)
+    ]
     begun = time.perf_counter()
     _, state = mtq.auto_quantize(
         model,

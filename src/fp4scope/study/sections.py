@@ -262,7 +262,7 @@ class Question(Section):
         None,
         description="stop before a time is over, when intervals are narrow, or when the most "
         "costly units are known",
-        examples=["10m", "half-width=2mnat", "best=10,within=3mnat,error=5%"],
+        examples=["10m", "half-width=2mnat", "best=10,by=kl,within=1mnat,error=5%"],
     )
 
     def directions(self, level: Level | None) -> tuple[Direction, ...]:

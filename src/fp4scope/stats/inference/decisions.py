@@ -31,18 +31,19 @@ are k (m - k) pairs on one side each. With alpha = error / (k (m - k)) for each,
    mean_j is at least the k-th largest mean.
 
 **Looks.** The bound of a look is the t quantile at the share of alpha that this look spends
-(`share`), and shares of however many looks add up to at most 1. When there is a look may depend on
-anything but costs. So looking, dropping and stopping cost nothing more, as far as a pair's
+(`share`), and the shares of however many looks add up to at most 1. When there is a look may depend
+on anything but costs. So looking, dropping and stopping cost nothing more, as far as a pair's
 differences are normal. Both sides of a pair have seen the same windows as long as both are active.
-Confidence sequences (`sequences`) hold at every n, and here that is more than is needed: with their
-prior for small effects an alpha of 3e-5 (10 of 168 units) is out of reach below 12 windows, whatever
-these say. t at 8 windows is enough where units differ by several times the spread over windows, as
-KL does. For 100 and more windows the bounds of both are alike.
 
-Source: spending the error over looks, Lan, DeMets 1983, Discrete sequential boundaries for clinical
-trials, Biometrika 70(3), here by a union bound; successive elimination, Even-Dar, Mannor, Mansour 2006, Action elimination and stopping
-conditions, JMLR 7; for the best k, Kalyanakrishnan, Tewari, Auer, Stone 2012, PAC subset selection
-in stochastic multi-armed bandits, ICML.
+Confidence sequences (`sequences`) hold at every n, which is more than is needed. Their prior is for
+small effects: an alpha of 3e-5 (10 of 168 units) is out of reach below 12 windows, whatever these
+say. Shares reach it at 8 windows, by t = 11. That is enough where units differ by several times
+their spread over windows, as KL does. From 40 windows on both bounds agree to 5%.
+
+Source: spending an error over looks, Lan, DeMets 1983, Discrete sequential boundaries for clinical
+trials, Biometrika 70(3), here by a union bound; successive elimination, Even-Dar, Mannor, Mansour
+2006, Action elimination and stopping conditions, JMLR 7; for the best k, Kalyanakrishnan, Tewari,
+Auer, Stone 2012, PAC subset selection in stochastic multi-armed bandits, ICML.
 """
 
 from collections.abc import Sequence
