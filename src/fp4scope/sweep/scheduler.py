@@ -26,8 +26,10 @@ from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, job_windows
 from fp4scope.sweep.worker import Task, Worker
 from fp4scope.treatments import Amax
 
-_SHARES = 2
-"""Of what is left, a task of several workers is at most one part in so many times their number."""
+_ROUNDS = 3
+"""Tasks for each of several workers, where more are not needed: one that is late has fewer."""
+_BUSY = {"cuda": 32_768}
+"""Tokens of a task, by kind of device, below which it waits for its kernels to be launched."""
 
 
 def schedule(
@@ -111,6 +113,9 @@ class Scheduler:
     """Windows that are in no piece yet."""
     _line: deque[_Piece] = field(default_factory=deque)
     """What has been cut and not been committed, in the order of commits."""
+    _size: int = 0
+    """Windows of a task, for `_cut_for`: the most that fit, and workers."""
+    _cut_for: tuple[int, int] | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -142,6 +147,7 @@ class Scheduler:
         known = set(self.log.done(keys_of(self.memory.runs)))
         self._left = [w for w in order if w not in known]
         self._line.clear()
+        self._cut_for = None
         work = self.work
         spent = Counter({work: len(known)})  # windows by the work that each took
 
@@ -189,17 +195,30 @@ class Scheduler:
             if piece.task is None and self.crew.takes_more:
                 self._hand(piece)
         while self._left and self.crew.takes_more:
-            size = self.shape.windows
-            if self.stopping.goal is not None:
-                # It is looked at behind each job, so they are those of one worker.
-                done = len(self.windows) - len(self._left)
-                size = min(size, job_windows(self.stopping.goal, done))
-            elif self.crew.size > 1:
-                # Ever smaller, so that all end at about the same time.
-                size = min(size, -(-len(self._left) // (_SHARES * self.crew.size)))
+            size = self._windows_of_a_task()
             self._line.append(piece := _Piece(self._left[:size]))
             self._left = self._left[size:]
             self._hand(piece)
+
+    def _windows_of_a_task(self) -> int:
+        """As many as one worker would take, or, for several, equal parts of what is left.
+
+        Equal ones end together. Smaller ones would be launches more than work. A goal is looked at
+        behind each task, so under one they are those of one worker.
+        """
+        most, workers = self.shape.windows, self.crew.size
+        if self.stopping.goal is not None:
+            done = len(self.windows) - len(self._left)
+            return min(most, job_windows(self.stopping.goal, done))
+        if workers == 1:
+            return most
+        if self._cut_for != (most, workers):
+            left = len(self._left)
+            busy = _BUSY.get(self.worker.loaded.device.type, 1)
+            filled = left * self.worker.ids.shape[1] // (workers * busy)
+            rounds = max(-(-left // (workers * most)), min(filled, _ROUNDS), 1)
+            self._cut_for, self._size = (most, workers), -(-left // (workers * rounds))
+        return self._size
 
     def _hand(self, piece: _Piece) -> None:
         passes = self.memory.passes(self.shape.groups)
