@@ -45,7 +45,8 @@ class Match:
         correlation: Partial, given the loss of full precision, over all tokens.
         slope: Of the served damage on the candidate's, given the same.
         behind: By how much its correlation is below that of the best; 0 of the best. The best is
-            among those that are near, if any is.
+            among those that are near, if any is. Since the same numbers choose it, intervals hold
+            for all pairs of candidates at once (Bonferroni).
         same: Whether it is the best, or may be: it is as near, and the interval of `behind`
             reaches 0.
     """
@@ -75,9 +76,10 @@ def match(served: Floats, candidates: Sequence[Floats], full: Floats) -> list[Ma
     near = [_is_near(served, x) for x in candidates]
     correlations = np.stack([correlation for correlation, _ in found])
     best = best_of(near, correlations[:, 0].tolist())
+    pairs = max(1, len(found) * (len(found) - 1) // 2)
     matches: list[Match] = []
     for place, (correlation, slope) in enumerate(found):
-        behind = _interval(correlations[best] - correlation)
+        behind = _interval(correlations[best] - correlation, pairs)
         same = place == best or behind.low is None or behind.low <= 0
         same = same and near[place] == near[best]
         matches.append(Match(near[place], _interval(correlation), _interval(slope), behind, same))
@@ -119,10 +121,10 @@ def _beside(products: Floats, known: int) -> Floats:
     return products - np.where(own > 0, beside / np.where(own > 0, own, 1.0), 0.0)
 
 
-def _interval(values: Floats) -> Interval:
-    """From a value of all windows and those without each."""
+def _interval(values: Floats, times: int = 1) -> Interval:
+    """From a value of all windows and those without each; one of so many that hold at once."""
     whole, without = float(values[0]), values[1:]
     n = len(without)
     error = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+    half = float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * times), n - 1)) * error
     return Interval(whole, whole - half, whole + half)
