@@ -319,7 +319,8 @@ def draw(folder: Path, target: Path) -> None:
             axes.plot(bits, kl, color=color, marker=marker, lw=width, ms=5, label=rival)
         for row in said["rows"][:2]:
             axes.plot(row["bits"], row["kl_mnat"], "D", color="#444444", ms=5)
-            axes.annotate(f" all {row['name']}", (row["bits"], row["kl_mnat"]), fontsize=8)
+            at = (row["bits"], row["kl_mnat"])
+            axes.annotate(f"all {row['name']}", at, (6, 4), textcoords="offset points", fontsize=8)
         axes.set(title=said["model"], xlabel="bits of a weight", ylim=(0, None), xlim=(4.3, 8.9))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("KL, millinats per token")
