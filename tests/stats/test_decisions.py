@@ -141,7 +141,8 @@ def test_however_often_it_is_looked_the_error_is_spent_once(monkeypatch):
 def test_costs_that_are_positive_and_skewed_as_kl_is(spread):
     """What units cost rises and falls together, by factors, and so does what is between them."""
     rng, error, trials = np.random.default_rng(9), 0.2, 150
-    means = np.array([3.0, 2.1, 2.05, 2.0, 1.95, 1.6, *[0.5] * 14])
+    near = 2 + spread * np.array([0.3, 0.2, 0.1, 0.0, -0.1, -0.2])
+    means = np.array([3.0, *near, *[0.5] * 13])
     least = np.sort(means)[-3]
     wrong = decided = 0
     for _ in range(trials):
