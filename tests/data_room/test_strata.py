@@ -43,6 +43,20 @@ def test_a_word_is_continued_only_behind_a_letter_or_digit(bytes_tokenizer):
     assert CLASSES[found[-1]] == "word"
 
 
+def test_marks_and_numerals_of_other_scripts_are_of_words():
+    """A vowel sign is no punctuation, and a numeral that is a word no digit."""
+    pieces = ["<s>", "\u0915\u093f", "\u0924", "\u093e", "\u4e00", "\u0967", "\u2764\ufe0f"]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*pieces, " "])}, "<s>"))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    ids = torch.tensor([[0, 7, 1, 2, 3, 7, 4, 7, 5, 6]])
+    found = [CLASSES[own] for own in strata_of(tokenizer, ids)[0, 1]]
+    assert found == [
+        "white space", "word", "word, continued", "word, continued", "white space", "word",
+        "white space", "digits", "punctuation",
+    ]  # fmt: skip
+
+
 def test_quarters_of_the_targets_are_by_how_common_their_token_is(tiny_tokenizer):
     # BOS leads every window and is no target: it does not count.
     rows = [[1, 10, 10, 10, 20, 20], [1, 10, 10, 30, 40, 50]]

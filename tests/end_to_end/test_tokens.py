@@ -201,7 +201,25 @@ def test_the_page_draws_the_same(found):
         assert [point[0] for point in points] == pytest.approx([1e3 * r["kl"] for r in own], 1e-3)
     lowest = min(end for _, points in drawn["lines"] for _, *ends, _ in points for end in ends)
     assert lowest >= drawn["axis"]["low"] * (1 - 1e-3)  # the axis is logarithmic
+    highest = max(end for _, points in drawn["lines"] for _, *ends, _ in points for end in ends)
+    assert highest <= drawn["axis"]["high"]
     assert 'id="chart-positions"' in found.html()
+
+
+def test_nothing_is_drawn_where_no_model_that_is_shown_has_damage(found, changed):
+    """A recipe that keeps everything is a whole model too; W4A16 is not shown beside W4A4."""
+    (shown,) = (w for w in found.wholes if w.precision == "W4A16")
+    kept = found.results.ledger.rows(shown.recipe).values["strata_kl"]
+
+    def mend(values):
+        if values.get("strata_kl", kept) != kept:
+            for own in (own for each in values["strata_kl"] if each for own in each):
+                own[:] = [0.0] * len(own)
+
+    whole = fp4scope.load(changed(mend))
+    assert any(row["mean"] > 0 for row in whole.positions)
+    assert "positions" not in figure_names(whole)
+    assert whole.html()
 
 
 def test_it_comes_back_from_files(found):
@@ -244,8 +262,42 @@ def test_windows_without_it_are_left_out(found, changed):
                 values[name][0] = None
 
     partly = fp4scope.load(changed(forget))
-    assert set(partly.tokens["windows"]) == {WINDOWS - 1}
+    assert set(partly.tokens.where(by="position")["windows"]) == {WINDOWS - 1}
     assert {row["tokens"] for row in partly.tokens.where(by="class")} == {TARGETS - LENGTH + 1}
+
+
+def test_a_stratum_of_few_windows_has_no_interval(changed):
+    """Of one window a ratio has no error that is seen: it would look exact."""
+
+    def move(values):
+        """Four targets of one window, and half its sums, are of another class."""
+        for name in STRATA:
+            if name in values:
+                (words,) = values[name][0][1]
+                values[name][0][1] = [words - 4, 4] if name == "strata_tokens" else [words / 2] * 2
+
+    few = fp4scope.load(changed(move))
+    table = few.tokens.where(name="nvfp4", precision="W4A16", by="class")
+    words, (one,) = table.where(stratum="word"), table.where(stratum="word, continued")
+    assert (one["tokens"], one["windows"]) == (4, 1)
+    assert one["kl"] > 0
+    assert one["kl_low"] is one["kl_high"] is one["delta_nll_low"] is None
+    assert one["kl_share_low"] is not None
+    assert words[0]["windows"] == WINDOWS
+    assert words[0]["kl_low"] < words[0]["kl_high"]
+    assert TITLE in few.html()
+
+
+def test_the_two_of_a_pair_may_end_in_other_strata(found, changed):
+    """Where a target is beside an edge, and the full-precision model is rounded otherwise."""
+
+    def move(values):
+        if STRATA[0] in values and "kl_bins" not in values:  # the full-precision model alone
+            for name in STRATA:
+                values[name][0][3].append(0)
+
+    moved = fp4scope.load(changed(move))
+    assert moved.tokens.rows == found.tokens.rows
 
 
 def more_tokens(values):
@@ -298,4 +350,4 @@ def test_a_journal_that_was_begun_without_it_goes_on(found, model_folder, text_f
         model_folder, text=str(text_file), recipes={"downs": downs}, output_dir=folder, **OPTIONS
     )
     assert again.all_quantized.rows == found.all_quantized.rows
-    assert set(again.tokens["windows"]) == {WINDOWS - first}
+    assert set(again.tokens.where(by="position")["windows"]) == {WINDOWS - first}

@@ -1,6 +1,7 @@
 """The stratum of every target of a text: by position, class and frequency (`ledger.strata`)."""
 
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -14,6 +15,8 @@ _MARKS = "\u0120", "\u2581"
 _WORDPIECE = "##"
 _DAMAGED = "\ufffd"
 """What a part of a character decodes to."""
+_SELECTORS = "\ufe00", "\ufe0f"
+"""The first and last mark that says how a symbol is drawn."""
 
 
 def strata_of(
@@ -68,7 +71,7 @@ def _classes(
     wordpiece = np.array([str(piece).startswith(_WORDPIECE) for piece in pieces])
     classes = np.array([_class_of(text) for text in texts], np.uint8)
     classes[np.isin(types, list(tokenizer.all_special_ids))] = _OTHER
-    joins = np.array([text[-1:].isalnum() for text in texts])
+    joins = np.array([bool(text) and _is_of_a_word(text[-1]) for text in texts])
 
     places = places.reshape(ids.shape)
     own, before = places[:, 1:], places[:, :-1]
@@ -90,6 +93,13 @@ def _class_of(text: str) -> int:
         return _SPACE if text else _OTHER
     if _DAMAGED in own:
         return _OTHER
-    if all(character.isnumeric() for character in own):
+    if all(c.isnumeric() and not c.isalpha() for c in own):  # numerals that are words are letters
         return _DIGITS
-    return _WORD if any(character.isalnum() for character in own) else _PUNCTUATION
+    return _WORD if any(map(_is_of_a_word, own)) else _PUNCTUATION
+
+
+def _is_of_a_word(character: str) -> bool:
+    """Whether it is a letter, a digit, or a mark on one, such as a vowel sign."""
+    if _SELECTORS[0] <= character <= _SELECTORS[1]:
+        return False
+    return character.isalnum() or category(character) in ("Mn", "Mc")

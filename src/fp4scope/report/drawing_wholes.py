@@ -101,7 +101,7 @@ def positions(found: Findings, theme: Theme) -> Figure:
         if all(span.half is not None for span in spans):
             ends = [span.low for span in spans], [span.high for span in spans]
             axis.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
-        values += [value for value in y if value > 0]
+        values += [end for span in spans for end in (span.value, span.high) if end and end > 0]
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scales.tick(value)))
     axis.set_yscale("log")

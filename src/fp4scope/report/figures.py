@@ -23,6 +23,7 @@ from fp4scope.report.labels import KEEP
 from fp4scope.report.pareto import pareto_points
 from fp4scope.report.selection import side_by_side
 from fp4scope.report.theme import LIGHT, THEMES, Theme
+from fp4scope.report.tokens import along_window
 from fp4scope.stats import only_estimated
 from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
@@ -133,7 +134,8 @@ def save(figure: Figure, path: Path | BytesIO, suffix: str) -> None:
 def _of_wholes(found: Findings) -> list[str]:
     """Figures of whole models for which there is something to draw."""
     measured = any(not whole.is_full_precision for whole in found.wholes)
-    along = [row for row in found.positions if row["measure"] == "kl" and row["mean"] > 0]
+    lines = [line for line in along_window(found) if len(line.spans) > 1]
+    along = any((span.value or 0) > 0 for line in lines for span in line.spans)
     known = {"costs": measured, "pareto": pareto_points(found), "positions": along}
     return [name for name in WHOLES if known[name]]
 

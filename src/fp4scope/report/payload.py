@@ -87,7 +87,8 @@ def _positions(found: Findings) -> dict[str, Any] | None:
     lines = along_window(found)
     if not lines:
         return None
-    values = [span.value for line in lines for span in line.spans if span.value and span.value > 0]
+    spans = [span for line in lines for span in line.spans]
+    values = [end for span in spans for end in (span.value, span.high) if end and end > 0]
     low, high = min(values, default=1.0) / 1.5, max(values, default=1.0) * 1.5
     return {
         "names": max((line.strata for line in lines), key=len),

@@ -1,8 +1,8 @@
 """What quantizing costs by position, class, frequency and confidence of the targets.
 
-A stratum's cost is a ratio of sums over all windows: nats of its targets over their number, with
-the windows' error of a ratio. So is its share of the whole KL. Costs are paired: of the same
-targets, those of the full-precision model are taken off.
+A stratum's cost is a ratio of sums over the windows that hold targets of it: nats of these over
+their number, with the windows' error of a ratio. So is its share of the whole KL, over all windows.
+Costs are paired: of the same targets, those of the full-precision model are taken off.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,8 @@ class _Kept:
 def token_table(results: Results) -> Table:
     """Every whole model's cost and KL in every stratum that has targets, nats per token.
 
-    `share` is that of the targets, `kl_share` that of the model's whole KL.
+    `share` is that of the targets, `kl_share` that of the model's whole KL. `windows` are those
+    that hold targets of the stratum: few of them have no interval, however many there are.
     """
     rows = [
         {"name": whole.name, "precision": whole.precision, "by": by, **row}
@@ -87,8 +88,10 @@ def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
     windows = sorted(both[0].keys() & both[1].keys())
     if not windows:
         return
+    # Confidence is rounded otherwise in other batches, so that the two may end in other strata.
+    strata = max(len(sums[w][0][place]) for sums in both for w in windows)
     own, plain = (
-        [_matrix([sums[w][kind][place] for w in windows]) for kind in range(len(STRATA))]
+        [_matrix([sums[w][kind][place] for w in windows], strata) for kind in range(len(STRATA))]
         for sums in both
     )
     tokens, nll, kl = own
@@ -104,9 +107,11 @@ def _sums(rows: Rows | None) -> dict[int, list[Any]]:
     return {window: kept for window, *kept in found if None not in kept}
 
 
-def _matrix(lists: Sequence[Sequence[float | int]]) -> Float[np.ndarray, "windows strata"]:
-    """A row for each window, all as long as the longest."""
-    found = np.zeros((len(lists), max(map(len, lists))))
+def _matrix(
+    lists: Sequence[Sequence[float | int]], strata: int
+) -> Float[np.ndarray, "windows strata"]:
+    """A row for each window, with 0 in strata that it does not reach."""
+    found = np.zeros((len(lists), strata))
     for row, own in zip(found, lists, strict=True):
         row[: len(own)] = own
     return found
@@ -117,7 +122,7 @@ def _rows(results: Results, by: str, kept: _Kept) -> Iterator[dict[str, Any]]:
     every, whole = kept.tokens.sum(axis=1), kept.kl.sum(axis=1)
     for stratum, name in enumerate(names_of(by, int(every[0]))[: kept.tokens.shape[1]]):
         tokens = kept.tokens[:, stratum]
-        count = int(tokens.sum())
+        count, held = int(tokens.sum()), tokens > 0
         if not count:
             continue
         row: dict[str, Any] = {
@@ -125,11 +130,11 @@ def _rows(results: Results, by: str, kept: _Kept) -> Iterator[dict[str, Any]]:
             "tokens": count,
             "share": count / float(every.sum()),
             "nll": float(kept.nll[:, stratum].sum()) / count,
-            "windows": len(tokens),
+            "windows": int(held.sum()),
         }
         for column, of, to in (
-            ("delta_nll", kept.delta_nll[:, stratum], tokens),
-            ("kl", kept.kl[:, stratum], tokens),
+            ("delta_nll", kept.delta_nll[held, stratum], tokens[held]),
+            ("kl", kept.kl[held, stratum], tokens[held]),
             ("kl_share", kept.kl[:, stratum], whole),
         ):
             found = ratio(of, to, anytime=anytime)
