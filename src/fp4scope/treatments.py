@@ -12,7 +12,13 @@ from enum import Enum
 from typing import Any
 
 from fp4scope.errors import FormatError, StudyError, nearest, shown
-from fp4scope.formats import FORMATS, BlockFormat, get_format, get_treatment_format
+from fp4scope.formats import (
+    FORMATS,
+    WEIGHT_FORMATS,
+    BlockFormat,
+    get_format,
+    get_treatment_format,
+)
 
 FULL_PRECISION_BITS = 16.0
 HADAMARD_BLOCKS = (16, 32, 64, 128)
@@ -132,6 +138,8 @@ class Treatment:
                 known = [f"hadamard{n}" for n in HADAMARD_BLOCKS]
                 known += [own.value for own in (*Fit, *Fault)]
                 raise StudyError(f"unknown {shown(word)} in {shown(name)}; {nearest(word, known)}")
+        if more and found.format.is_for_weights:
+            raise StudyError(f"{shown(name)}: {own} is measured as it is; leave out what follows +")
         return found
 
     def to_json(self) -> Any:  # noqa: ANN401
@@ -187,6 +195,12 @@ class Setting:
             raise StudyError(
                 "a setting treats neither operand; use null for a site in full precision"
             )
+        if self.input is not None and self.input.format.is_for_weights:
+            name = self.input.format.name
+            raise StudyError(
+                f"{name} is for weights alone, and inputs are to have it; write it as {name}, or "
+                f"name the format of inputs behind it: {name}/fp8"
+            )
 
     @property
     def is_fitted(self) -> bool:
@@ -219,11 +233,11 @@ class Setting:
         """As options, palettes and recipes write it (`Configuration`).
 
         Example:
-            >>> [Setting.from_json(name).name for name in ("nvfp4", "nvfp4/w4a16")]
-            ['nvfp4', 'nvfp4/w4a16']
+            >>> [Setting.from_json(name).name for name in ("nvfp4", "nvfp4/w4a16", "q4_0")]
+            ['nvfp4', 'nvfp4/w4a16', 'q4_0']
         """
-        both = self.operands == "WA"
-        return self.format if both else f"{self.format}/{self.precision.lower()}"
+        plain = self.operands == "WA" or (self.operands == "W" and self.format in WEIGHT_FORMATS)
+        return self.format if plain else f"{self.format}/{self.precision.lower()}"
 
     @property
     def operands(self) -> str:
@@ -291,6 +305,7 @@ class Configuration:
 
     A format alone is that of weights and inputs: `nvfp4`. `WEIGHT/INPUT` names one for each:
     `nvfp4:4over6/nvfp4`. `FORMAT/w4a16` quantizes weights alone, `FORMAT/w16a4` inputs alone.
+    What is a format of weights alone, such as `q4_0`, quantizes these without saying so.
 
     Attributes:
         weight: Format of weights.
@@ -303,7 +318,7 @@ class Configuration:
     operands: str = ""
 
     def __str__(self) -> str:
-        if self.operands:
+        if self.operands and not (self.operands == "W" and self.weight.is_for_weights):
             own = self.input if self.operands == "A" else self.weight
             return f"{own.name}/{OPERANDS[self.operands][0]}"
         return "/".join(dict.fromkeys((self.weight.name, self.input.name)))
@@ -329,15 +344,22 @@ class Configuration:
         name, operands, behind = _split(text)
         weight = find(name)
         if behind is None:
-            return cls(weight, weight, operands)
+            if weight.is_for_weights and operands not in ("", "W"):
+                raise StudyError(
+                    f"{shown(text)}: {weight.name} is for weights alone; write it as {weight.name}"
+                )
+            return cls(weight, weight, "W" if weight.is_for_weights else operands)
         try:
-            return cls(weight, find(behind))
+            entering = find(behind)
         except FormatError:
             words = [own[0] for own in OPERANDS.values()]
             raise StudyError(
                 f"unknown {shown(behind)} in {shown(text)}; a format's name is followed by "
                 f"operands or the format of inputs; {nearest(behind, [*words, *FORMATS])}"
             ) from None
+        if entering.is_for_weights:
+            raise StudyError(f"{shown(text)}: inputs are to have {behind}, which only weights have")
+        return cls(weight, entering)
 
     def setting(self, operands: str = "WA", amax: Amax = Amax.CALIBRATED) -> Setting:
         """The setting that it means.

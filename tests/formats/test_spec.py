@@ -19,6 +19,7 @@ from fp4scope.formats.spec import (
     INT4,
     INT8,
     S1P2,
+    WEIGHT_FORMATS,
     Span,
 )
 
@@ -160,7 +161,7 @@ def test_tensor_divisors():
 
 
 def test_every_rule_has_a_format_a_formula_and_a_source():
-    known = FORMATS | CACHE_FORMATS
+    known = FORMATS | CACHE_FORMATS | WEIGHT_FORMATS
     assert {f.rule for f in known.values()} == set(ScaleRule)
     assert all(rule.formula and rule.source for rule in ScaleRule)
 

@@ -1,7 +1,7 @@
 """`fp4scope formats`: the number formats and their rules."""
 
 from fp4scope.cli.terminal import Grid, console, say, show, titled
-from fp4scope.formats import FORMATS
+from fp4scope.formats import FORMATS, WEIGHT_FORMATS
 from fp4scope.formats.spec import ALIASES, ElementFormat
 
 GRID_SHOWN = 32
@@ -10,7 +10,8 @@ GRID_SHOWN = 32
 def print_formats() -> None:
     out = console()
     table = Grid(("format", "element", "scale", "rule"), ("block", "bits/element"))
-    for fmt in FORMATS.values():
+    every = [*FORMATS.values(), *WEIGHT_FORMATS.values()]
+    for fmt in every:
         names = (fmt.name, fmt.element.name, fmt.scale, fmt.rule.label)
         table.add_row(*names, fmt.block, f"{fmt.bits_per_element:g}")
     show(out, titled("Number formats", table))
@@ -19,7 +20,9 @@ def print_formats() -> None:
         out,
         "Bits count the scales of blocks; that of a row adds 32 / its width. "
         f"Short names: {', '.join(short)}. WEIGHT/INPUT names two formats, as "
-        "nvfp4:4over6/nvfp4; FORMAT/w4a16 quantizes weights alone, FORMAT/w16a4 inputs alone.",
+        "nvfp4:4over6/nvfp4; FORMAT/w4a16 quantizes weights alone, FORMAT/w16a4 inputs alone. "
+        f"{', '.join(WEIGHT_FORMATS)} are for weights alone, and measured as wholes: "
+        "--all-quantized, recipes.",
     )
     out.print("\nRules: the scale of a block", style="bold")
     say(
@@ -27,15 +30,15 @@ def print_formats() -> None:
         "a: amax of the block; A: amax of the tensor; max: largest element; emax: its exponent; "
         "m: mantissa bits",
     )
-    hang = " " * 11
-    for rule in dict.fromkeys(fmt.rule for fmt in FORMATS.values()):
-        say(out, f"{rule.label:10} {rule.formula}", hang=hang)
-        say(out, f"{'':10} {rule.source}", style="dim", hang=hang)
+    hang = " " * 13
+    for rule in dict.fromkeys(fmt.rule for fmt in every):
+        say(out, f"{rule.label:12} {rule.formula}", hang=hang)
+        say(out, f"{'':12} {rule.source}", style="dim", hang=hang)
     out.print(
         "\nElements: round to nearest, ties to the even code (S1P2: up), saturating", style="bold"
     )
     for element in dict.fromkeys(fmt.element for fmt in FORMATS.values()):
-        say(out, f"{element.name:10} {_grid(element)}", hang=hang)
+        say(out, f"{element.name:12} {_grid(element)}", hang=hang)
 
 
 def _grid(element: ElementFormat) -> str:

@@ -75,6 +75,11 @@ def scheme_of(setting: Setting, site: str) -> Scheme:
             "runs; quantize its weight too, or neither"
         )
     kind = kind_of(setting.weight.format)
+    if kind is None and setting.weight.format.is_for_weights:
+        raise StudyError(
+            f"{site} has a weight in {setting.weight.format.name}, a yardstick that export does "
+            f"not write; it knows {', '.join(SERVED_RULE)}, and full precision"
+        )
     if kind is None:
         raise StudyError(
             f"{site} has a weight in {setting.weight.format.name}, which no engine loads; export "

@@ -8,6 +8,7 @@ kernels against. The rules themselves are explained in `spec`.
 from fp4scope.formats.spec import (
     CACHE_FORMATS,
     FORMATS,
+    WEIGHT_FORMATS,
     BlockFormat,
     ScaleRule,
     Span,

@@ -17,7 +17,7 @@ stores every element in a few bits: `x ~ q * block_scale * tensor_scale`.
 Sources: OCP Microscaling Formats (MX) v1.0, sections 5 and 6; NVIDIA's published NVFP4
 recipe as ModelOpt implements it; Four Over Six (arXiv 2512.02010); NVINT4 as in arXiv 2510.25602;
 compressed-tensors' FP8 strategies `channel`, `token`, `tensor` and `block`; HiFloat4's published
-GPU emulation.
+GPU emulation. Those of weights alone: the package gguf, compressed-tensors and bitsandbytes.
 """
 
 import math
@@ -123,6 +123,24 @@ class ScaleRule(Enum):
         "HiFloat4 (Ascend), as its authors' GPU emulation computes it.",
     )
 
+    SIGNED_AMAX = (
+        "FP16(m / min), m the number of largest magnitude, min the least element",
+        "llama.cpp's Q4_0 and Q5_0, as the package gguf makes them; elements round halves up.",
+    )
+    FP16_AMAX = (
+        "FP16(a / max)",
+        "llama.cpp's Q8_0, as the package gguf makes it; elements round halves away from zero.",
+    )
+    HALF_RANGE = (
+        "BF16(a / 7.5)",
+        "compressed-tensors and llm-compressor, symmetric integers: half of the range of 15 steps.",
+    )
+    QUANTILES = (
+        "a",
+        "NormalFloat (QLoRA, arXiv 2305.14314), as bitsandbytes has it, without double "
+        "quantization; elements are quantiles of a normal distribution.",
+    )
+
     @property
     def label(self) -> str:
         return self.name.lower().replace("four_over_six", "4over6")
@@ -167,8 +185,13 @@ class BlockFormat:
 
     def __reduce__(self) -> Any:  # noqa: ANN401
         """By name, so that another process finds its own object."""
-        named = (FORMATS | CACHE_FORMATS).get(self.name) is self
+        named = _EVERY.get(self.name) is self
         return (get_treatment_format, (self.name,)) if named else super().__reduce__()
+
+    @property
+    def is_for_weights(self) -> bool:
+        """Whether only weights have it, beside inputs of 16 bits."""
+        return self.rule in _FOR_WEIGHTS
 
     @property
     def bits_per_element(self) -> float:
@@ -242,6 +265,15 @@ INT8 = ElementFormat(
 )
 S1P2 = ElementFormat(name="S1P2", exponent_bits=1, mantissa_bits=2, bias=1, max=1.75)
 INT4 = ElementFormat(name="INT4", exponent_bits=1, mantissa_bits=2, bias=-1, max=7.0, integer=True)
+
+INT5 = ElementFormat(name="INT5", exponent_bits=1, mantissa_bits=3, bias=-2, max=15.0, integer=True)
+Q8 = ElementFormat(name="INT8", exponent_bits=1, mantissa_bits=6, bias=-5, max=127.0, integer=True)
+NF4 = ElementFormat(name="NF4", exponent_bits=1, mantissa_bits=2, bias=1, max=1.0)
+"""Of it only the bits and the largest are so: its 16 values are those of a table."""
+
+_FOR_WEIGHTS = frozenset(
+    {ScaleRule.SIGNED_AMAX, ScaleRule.FP16_AMAX, ScaleRule.HALF_RANGE, ScaleRule.QUANTILES}
+)
 
 MSE_ABOVE, MSE_BELOW = 7, 3
 """How many E4M3 numbers `ScaleRule.MSE` tries above and below the scale of the amax."""
@@ -320,6 +352,28 @@ CACHE_FORMATS: dict[str, BlockFormat] = {
     f.name: f for f in (_fp8(":unscaled", ScaleRule.ONE, Span.TENSOR),)
 }
 """Without any scale: what else keys, values and probabilities can be."""
+
+
+def _weights(
+    name: str, element: ElementFormat, size: int, scale: str, bits: int, rule: ScaleRule
+) -> BlockFormat:
+    return BlockFormat(
+        name=name, element=element, block_size=size, scale=scale, scale_bits=bits, rule=rule
+    )
+
+
+WEIGHT_FORMATS: dict[str, BlockFormat] = {
+    f.name: f
+    for f in (
+        _weights("q8_0", Q8, 32, "FP16", 16, ScaleRule.FP16_AMAX),
+        _weights("q5_0", INT5, 32, "FP16", 16, ScaleRule.SIGNED_AMAX),
+        _weights("q4_0", INT4, 32, "FP16", 16, ScaleRule.SIGNED_AMAX),
+        _weights("int4:g128", INT4, 128, "BF16", 16, ScaleRule.HALF_RANGE),
+        _weights("nf4", NF4, 64, "FP32", 32, ScaleRule.QUANTILES),
+    )
+}
+"""What people run already, beside inputs of 16 bits: yardsticks for whole models."""
+_EVERY = FORMATS | CACHE_FORMATS | WEIGHT_FORMATS
 # The rule of the MX specification, where a name leaves it open.
 ALIASES: dict[str, str] = {
     name.removesuffix(":floor"): name for name in FORMATS if name.endswith(":floor")
@@ -349,7 +403,7 @@ def get_format(name: object) -> BlockFormat:
     key = _key(name)
     if key in CACHE_FORMATS:
         raise FormatError(f"{key} has no scale; it is for --kv-cache and --attention only")
-    return _known(name, FORMATS)
+    return _known(name, FORMATS | WEIGHT_FORMATS)
 
 
 def get_cache_format(name: object) -> BlockFormat:
@@ -359,7 +413,7 @@ def get_cache_format(name: object) -> BlockFormat:
         FormatError: There is no such format; the message names the closest.
     """
     key = _key(name)
-    return get_treatment_format(_CACHE_ALIASES.get(key, name))
+    return _known(_CACHE_ALIASES.get(key, name), FORMATS | CACHE_FORMATS)
 
 
 def cache_format_name(fmt: BlockFormat) -> str:
@@ -373,12 +427,12 @@ def cache_format_name(fmt: BlockFormat) -> str:
 
 
 def get_treatment_format(name: object) -> BlockFormat:
-    """The format that a recipe names: one of `FORMATS` or of `CACHE_FORMATS`, by its own name.
+    """The format that a recipe names: one of all that there are, by its own name.
 
     Raises:
         FormatError: There is no such format; the message names the closest.
     """
-    return _known(name, FORMATS | CACHE_FORMATS)
+    return _known(name, _EVERY)
 
 
 def _known(name: object, known: dict[str, BlockFormat]) -> BlockFormat:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fp4scope.errors import FormatError, nearest
 from fp4scope.formats import BlockFormat, ScaleRule, Span
-from fp4scope.kernels import eager, tiles
+from fp4scope.kernels import eager, tiles, weights
 
 BACKENDS = ("numba", "triton", "torch")
 _DEVICE = {"numba": "cpu", "triton": "cuda"}
@@ -92,6 +92,8 @@ def qdq(
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
+    if fmt.is_for_weights:
+        return weights.qdq(x, fmt, nonfinite, out)
     if fmt.span is Span.TILE:
         cut = tiles.cut(x, fmt.block_size)
         qdq(cut, fmt.for_tiles, None, nonfinite, cut)

@@ -22,6 +22,7 @@ from fp4scope.report.verdict import verdicts
 from fp4scope.stats import Estimate, Whole, sizes_known
 
 NOT_SERVED = "none as measured"
+YARDSTICK = "a yardstick"
 DISTRUST = "What to distrust"
 
 
@@ -140,4 +141,6 @@ def _bar(whole: Whole, bars: Sequence[Bar]) -> list[Cell]:
 
 def _by(whole: Whole) -> Cell:
     """Which engines do exactly this."""
+    if whole.is_yardstick:
+        return Cell(YARDSTICK)
     return Cell("all" if whole.is_full_precision else served(exactly(whole.recipe)) or NOT_SERVED)

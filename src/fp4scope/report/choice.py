@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fp4scope.deploy.exactly import exactly
 from fp4scope.report.findings import Findings
-from fp4scope.report.numbers import interval, relative
+from fp4scope.report.numbers import interval, number, relative
 from fp4scope.stats import Whole, undecided
 from fp4scope.treatments import operands_of
 
@@ -25,11 +25,24 @@ def which_format(found: Findings) -> list[str]:
         chosen = [
             whole
             for whole in found.wholes
-            if whole.precision and operands_of(whole.precision) == operands
+            if whole.precision
+            and operands_of(whole.precision) == operands
+            and not whole.is_yardstick
         ]
         if chosen:
             lines.append(f"{words}: {_smallest_first(found, chosen)}")
-    return [*lines, *_rules(found)]
+    return [*lines, *_rules(found), *_yardsticks(found)]
+
+
+def _yardsticks(found: Findings) -> Iterator[str]:
+    """What formats cost that people run already, those of most bits first."""
+    known = [whole for whole in found.wholes if whole.is_yardstick]
+    if known:
+        each = [
+            f"{whole.name} ({number(whole.bits, digits=2)} bits) costs {cost_of(whole)}"
+            for whole in sorted(known, key=lambda whole: -whole.bits)
+        ]
+        yield f"What people run already, weights alone: {'; '.join(each)}."
 
 
 def cost_of(whole: Whole) -> str:

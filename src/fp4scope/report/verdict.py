@@ -20,7 +20,7 @@ USUAL = ("ppl<1%", "ppl<2%", "ppl<5%", "ppl<10%")
 
 def verdicts(found: Findings) -> list[str]:
     """The verdict against the bar of a study; without one, what each usual bar would need."""
-    candidates = [whole for whole in found.wholes if not whole.is_full_precision]
+    candidates = [w for w in found.wholes if not (w.is_full_precision or w.is_yardstick)]
     if not candidates:
         return []
     windows = max(whole.costs["nll"].n for whole in candidates)

@@ -186,8 +186,9 @@ class Question(Section):
     ] = Field(
         "auto",
         description="more formats, written so too, of which only the all-quantized model is "
-        'measured; auto: the scale rules of engines, weights alone, and fp8; "": none',
-        examples=["mxfp4:even,nvfp4/w4a16"],
+        "measured, those of weights alone too (q8_0, q4_0, int4:g128, nf4); auto: the scale rules "
+        'of engines, weights alone, and fp8; "": none',
+        examples=["mxfp4:even,nvfp4/w4a16,q4_0"],
     )
     kv_cache: Annotated[CacheFormat | None, Option(later=True, value="FORMAT", absent="none")] = (
         Field(

@@ -148,6 +148,18 @@ def _some_of(choices: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _swept(value: tuple[Configuration, ...]) -> tuple[Configuration, ...]:
+    """Formats of weights alone are measured as wholes: nothing is known of their single errors."""
+    for one in value:
+        if one.weight.is_for_weights:
+            raise PydanticCustomError(
+                "whole",
+                "{name} is measured as a whole; give it to --all-quantized",
+                {"name": str(one)},
+            )
+    return value
+
+
 def _number(value: Any) -> Any:  # noqa: ANN401
     """A truth is not taken for 0 or 1."""
     if isinstance(value, bool):
@@ -186,7 +198,9 @@ _Swept = Annotated[Swept, Written(Swept.parse)]
 _ITEMS, _ONCE = BeforeValidator(_items), AfterValidator(_once)
 
 Patterns = Annotated[tuple[Name, ...], _ITEMS, _ONCE, AfterValidator(_expressions)]
-Formats = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE, _some_of(FORMATS)]
+Formats = Annotated[
+    tuple[_Configuration, ...], _ITEMS, _ONCE, _some_of(FORMATS), AfterValidator(_swept)
+]
 Configurations = Annotated[tuple[_Configuration, ...], _ITEMS, _ONCE]
 Recipes = Annotated[
     tuple[Annotated[Given, Written(Given.parse)], ...],

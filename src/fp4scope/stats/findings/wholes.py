@@ -43,6 +43,11 @@ class Whole:
         return self.recipe == NOTHING
 
     @property
+    def is_yardstick(self) -> bool:
+        """Whether it has formats that nobody exports here: what people run already."""
+        return any(s.weight is not None and s.weight.format.is_for_weights for s in self.settings)
+
+    @property
     def row(self) -> dict[str, float | None]:
         """Its costs as rows of tables have them."""
         nll, kl = self.costs["nll"], self.costs["kl"]
