@@ -230,3 +230,34 @@ def test_a_run_that_used_all_of_its_text(model_folder, text_file, fp4scope, tmp_
     assert code == 2
     assert "0 windows of short.txt" in " ".join(complaint.split())
     assert "--text" in complaint
+
+
+def test_one_recipe_for_several_texts(recommend, text_file, tmp_path):
+    """Chosen on the mean of both, and held to the bar on the worst."""
+    whole = text_file.read_text(encoding="utf-8")
+    texts = {"first": whole[: len(whole) // 2], "last": whole[len(whole) // 2 :]}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    named = ",".join(f"{name}={tmp_path / name}.txt" for name in texts)
+    code, shown, _ = recommend("--accept", "mnat<5000", "--text", named)
+    assert code == 0
+    assert "met by" in shown
+    assert "on every text" in shown
+    out = tmp_path / "out"
+    proof = WrittenRecipe.read(out / "recipe.yaml").numbers["measured"]
+    assert set(proof["texts"]) == set(texts)
+    assert proof["windows"] == 16
+    assert proof["kl"] in [of["kl"] for of in proof["texts"].values()]
+    assert proof["kl"]["high"] == max(of["kl"]["high"] for of in proof["texts"].values())
+    found = {name: package.load(out / name / "certify") for name in texts}
+    for name, of in found.items():
+        row = next(r for r in of.given if r["delta_nll"] == proof["texts"][name]["nll"]["mean"])
+        # Intervals hold for all recipes on both texts at once.
+        assert proof["texts"][name]["nll"]["low"] < row["delta_nll_low"]
+    # One recipe, one calibration, windows of each text.
+    assert len({of.results.data["sha256"] for of in found.values()}) == 2
+    assert len({str(of.results.data["calibration"]) for of in found.values()}) == 1
+    with (out / "predicted.csv").open(encoding="utf-8") as file:
+        parts = {row["windows"] for row in csv.DictReader(file)}
+    assert parts == {f"{part}: {name}" for part in ("refine", "certify") for name in texts}
+    assert "that nothing was chosen on, last" in (out / "recommendation.md").read_text("utf-8")

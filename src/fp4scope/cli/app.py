@@ -301,10 +301,13 @@ def recommend(
             found = print_going_on(Path(model), folder, bound, given, quiet=quiet, **choice)
     else:
         own = {} if config else {"formats": default_formats(engine, serve_on)}
+        domains = _domains(options.get("text"))
+        if domains is not None:
+            options["text"] = str(next(iter(domains.values())))
         study = _study(own | _given({"model": model} | options), config)
         folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
         with _stoppable(kept.format(folder)):
-            found = print_recommendation(study, folder, bound, quiet=quiet, **choice)
+            found = print_recommendation(study, folder, bound, texts=domains, quiet=quiet, **choice)
     sys.exit(0 if found else 1)
 
 

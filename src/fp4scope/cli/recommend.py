@@ -26,6 +26,7 @@ def print_recommendation(
     bound: Bound,
     *,
     palette: str | None,
+    texts: Mapping[str, Path] | None = None,
     quiet: bool = False,
     **served: str | None,
 ) -> bool:
@@ -36,6 +37,7 @@ def print_recommendation(
         folder: Where all is written.
         bound: What the recipe may cost or store.
         palette: What it may choose from.
+        texts: By domain, if there are several.
         quiet: Whether no progress is shown.
         served: `serve_on` and `engine`.
 
@@ -44,9 +46,14 @@ def print_recommendation(
     """
     with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.conductor.recommendation import begin
+        from fp4scope.conductor.recommendation import begin, begin_on_texts
 
-        found = begin(study, folder, bound, palette=palette, progress=screen, **served)
+        options: dict[str, Any] = {"palette": palette, "progress": screen, **served}
+        found = (
+            begin(study, folder, bound, **options)
+            if texts is None
+            else begin_on_texts(study, texts, folder, bound, **options)
+        )
     _show(found, folder)
     return found.is_recommended
 
@@ -93,7 +100,11 @@ def _show(found: "Recommendation", folder: Path) -> None:
         show(out, in_grid(section))
         out.print()
     count = len(found.certified)
-    say(out, f"Intervals of the last table hold for its {count} recipes at once.", style="dim")
+    held = f"the last table hold for its {count} recipes"
+    if found.texts:
+        count *= len(found.texts)
+        held = f"the last {len(found.texts)} tables hold for their {count} rows"
+    say(out, f"Intervals of {held} at once.", style="dim")
     for line in engine_lines(found.decider, found.chosen.decision):
         say(out, line)
     for line in verdict_lines(found):
@@ -110,6 +121,7 @@ def verdict_lines(found: "Recommendation") -> Iterator[str]:
     """The answer in a sentence or two."""
     chosen, searched = found.chosen, found.searched
     what = _named(chosen.decision.size)
+    where = ", on every text" if found.texts else ""
     said = " and ".join(bar.text for bar in found.bars)
     if searched is not None:
         before, after = (_milli(one.found["kl"].mean) for one in (searched.start, searched.end))
@@ -121,7 +133,7 @@ def verdict_lines(found: "Recommendation") -> Iterator[str]:
             f"{number(searched.end.decision.size.bits, digits=2)}."
         )
     if found.verdict is Verdict.MET:
-        yield f"{said}: met by {what}, on windows that the choice has not seen."
+        yield f"{said}: met by {what}{where}, on windows that the choice has not seen."
     elif found.verdict is Verdict.UNDECIDED:
         yield (
             f"{said}: undecided for {what}; an interval crosses the bar. Measure more windows, or "

@@ -84,18 +84,8 @@ def run_domains(
     Raises:
         Fp4ScopeError: Something about the request, a text or the model.
     """
-    for path in texts.values():
-        check(study.but(text=str(path), dataset=None))
-    writable_folder(folder)
-    chats = {name: _chats(path) for name, path in texts.items() if path.suffix == _CHATS}
-    resolve_device(study.numerics.device)
-    loaded = load(study, tell)
-    plain = dict(texts)
-    for name, messages in chats.items():
-        plain[name] = folder / f"{name}.txt"
-        replace_file(plain[name], text_bytes(_templated(messages, loaded)), "choose another folder")
-    studies = {n: study.but(text=str(path), dataset=None) for n, path in plain.items()}
-    calibration = _together([_calibration(own, loaded) for own in studies.values()])
+    loaded, studies = domain_studies(study, texts, folder, tell)
+    calibration = calibration_of_all([_calibration(own, loaded) for own in studies.values()])
     found: dict[str, Diagnosis] = {}
     for name, own in studies.items():
         say(tell, f"domain {name}: {texts[name]}")
@@ -108,6 +98,33 @@ def run_domains(
             accept=accept,
         )
     return found
+
+
+def domain_studies(
+    study: Study, texts: Mapping[str, Path], folder: Path, tell: Listener
+) -> tuple[LoadedModel, dict[str, Study]]:
+    """The model, and the study of each text; chats become texts in the folder.
+
+    Args:
+        study: What is asked of each; its text is left out.
+        texts: Files by domain: text, or chats where they end in `.jsonl`.
+        folder: Where chats are written as texts.
+        tell: Hears how the work goes on.
+
+    Raises:
+        Fp4ScopeError: Something about the request, a text or the model.
+    """
+    for path in texts.values():
+        check(study.but(text=str(path), dataset=None))
+    writable_folder(folder)
+    chats = {name: _chats(path) for name, path in texts.items() if path.suffix == _CHATS}
+    resolve_device(study.numerics.device)
+    loaded = load(study, tell)
+    plain = dict(texts)
+    for name, messages in chats.items():
+        plain[name] = folder / f"{name}.txt"
+        replace_file(plain[name], text_bytes(_templated(messages, loaded)), "choose another folder")
+    return loaded, {n: study.but(text=str(path), dataset=None) for n, path in plain.items()}
 
 
 def _chats(path: Path) -> list[Any]:
@@ -159,7 +176,7 @@ def _calibration(study: Study, loaded: LoadedModel) -> WindowSet:
     return calibration_windows(data, calibration_text(data), loaded.tokenizer, windows)
 
 
-def _together(parts: Sequence[WindowSet]) -> WindowSet:
+def calibration_of_all(parts: Sequence[WindowSet]) -> WindowSet:
     """Calibration windows of all domains; of one text that all share they are taken once."""
     distinct = list({part.sha256: part for part in parts}.values())
     if len(distinct) == 1:

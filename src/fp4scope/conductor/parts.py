@@ -168,7 +168,26 @@ def of_model(
     """
     check(study, folder)
     resolve_device(study.numerics.device)
-    loaded = load(study, tell)
+    parts, first = cut(study, folder, load(study, tell), tell)
+    if effects is None:
+        # So that the folder says what it is of.
+        replace_file(folder / "study.yaml", text_bytes(study.to_yaml()), "choose another folder")
+    return parts, parts.choose(first, (effects or folder) / CHOOSE)
+
+
+def cut(study: Study, folder: Path, loaded: LoadedModel, tell: Listener) -> tuple[Parts, Study]:
+    """The windows of a study cut into three, and the study of the first of them.
+
+    Args:
+        study: Its text and formats.
+        folder: Where all is measured.
+        loaded: Its model.
+        tell: Hears how the work goes on.
+
+    Raises:
+        StudyError: Too few windows.
+        DataError: Something about the text.
+    """
     data, windows = _windows(study.data, loaded)
     count, first = len(windows), data.first_window
     if count < 3 * MIN_WINDOWS:
@@ -182,11 +201,7 @@ def of_model(
     seen = replace(windows, ids=windows.ids[: len(choose)])
     calibration = calibration_windows(data, calibration_text(data), loaded.tokenizer, seen)
     parts = Parts(study, folder, loaded, calibration, refine, certify, tell)
-    if effects is None:
-        # So that the folder says what it is of.
-        replace_file(folder / "study.yaml", text_bytes(study.to_yaml()), "choose another folder")
-    first_part = study.but(windows=len(choose), first_window=choose.start)
-    return parts, parts.choose(first_part, (effects or folder) / CHOOSE)
+    return parts, study.but(windows=len(choose), first_window=choose.start)
 
 
 def of_run(

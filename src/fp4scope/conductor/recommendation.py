@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fp4scope.conductor.parts import CHOOSE, Begun, Parts, of_model, of_run
+from fp4scope.conductor.domains import calibration_of_all, domain_studies
+from fp4scope.conductor.parts import CHOOSE, Begun, Parts, cut, of_model, of_run
+from fp4scope.conductor.prepare import say
 from fp4scope.deploy.bar import Bar, Verdict
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.found import decider, unmeasured, written
+from fp4scope.deploy.joint import joint, of_text, on_all
 from fp4scope.deploy.moves import Moves, Search, search
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.proof import Measured, measured
@@ -31,8 +34,31 @@ LARGER = 5
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text that a recipe is chosen for.
+
+    Attributes:
+        name: Of its domain; empty where it is the only one.
+        parts: Its windows.
+        effects: What was measured on the first of them.
+        decider: What these predict.
+    """
+
+    name: str
+    parts: Parts
+    effects: Diagnosis
+    decider: Decider
+
+    def expects(self, decision: Decision) -> Decision:
+        """A recipe with what this text's effects predict of it."""
+        return replace(decision, predicted=self.decider.of(decision.options).predicted)
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """A recipe, and what was measured of it and of its neighbours.
+
+    Of several texts the worst stands for all.
 
     Attributes:
         decider: What chose.
@@ -42,6 +68,7 @@ class Recommendation:
         refined: Recipes on the windows that one of them was taken on, the smallest first.
         certified: Recipes on the last windows, intervals for all of them at once.
         written: What its file holds.
+        texts: Names of the texts, if there are several.
     """
 
     decider: Decider
@@ -51,11 +78,19 @@ class Recommendation:
     refined: Sequence[Measured]
     certified: Sequence[Measured]
     written: WrittenRecipe
+    texts: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Mapping[str, Sequence[Measured]]:
-        """Recipes by the windows that they were measured on."""
-        return {"refine": self.refined, "certify": self.certified}
+        """Recipes by the windows that they were measured on: `refine`, or `refine: prose`."""
+        parts = {"refine": self.refined, "certify": self.certified}
+        if not self.texts:
+            return parts
+        return {
+            f"{part}: {name}": [of_text(one, place) for one in rows]
+            for part, rows in parts.items()
+            for place, name in enumerate(self.texts)
+        }
 
     @property
     def verdict(self) -> Verdict | None:
@@ -94,7 +129,49 @@ def begin(
     """
     bound.require(choices(palette, study.swept, serve_on, engine))
     parts, effects = of_model(study, folder, progress or _quiet)
-    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on, engine))
+    found = decider(effects.results, palette, serve_on, engine)
+    return _recommended([Text("", parts, effects, found)], folder, bound)
+
+
+def begin_on_texts(
+    study: Study,
+    texts: Mapping[str, Path],
+    folder: Path,
+    bound: Bound,
+    *,
+    palette: str | None = None,
+    serve_on: str | None = None,
+    engine: str | None = None,
+    progress: Listener | None = None,
+) -> Recommendation:
+    """The same for several texts: one recipe, chosen on their mean and held to a bar on each.
+
+    Args:
+        study: Model, formats and numerics; the windows of each text are cut into three.
+        texts: Files by domain, as `run_domains` takes them.
+        folder: For `recipe.yaml`, and a folder for each text.
+        bound: What the recipe may cost, on every text, or store.
+        palette: What it may choose from; None: every format of the study, and full precision.
+        serve_on: A GPU on which engines quantize weights alone.
+        engine: What has to load each layer (`deploy.palette.choices`).
+        progress: Called as the work goes on.
+
+    Raises:
+        Fp4ScopeError: Something about the request, the model or a text.
+    """
+    tell = progress or _quiet
+    bound.require(choices(palette, study.swept, serve_on, engine))
+    loaded, studies = domain_studies(study, texts, folder, tell)
+    cuts = {name: cut(own, folder / name, loaded, tell) for name, own in studies.items()}
+    calibration = calibration_of_all([parts.calibration for parts, _ in cuts.values()])
+    found: list[Text] = []
+    for name, (parts, first) in cuts.items():
+        say(tell, f"domain {name}: {texts[name]}")
+        own = replace(parts, calibration=calibration)
+        effects = own.choose(first, own.folder / CHOOSE)
+        predicts = decider(effects.results, palette, serve_on, engine)
+        found.append(Text(name, own, effects, predicts))
+    return _recommended(found, folder, bound)
 
 
 def go_on(
@@ -136,22 +213,24 @@ def go_on(
         study = run.but(given).but(formats=formats)
         bound.require(choices(palette, study.swept, serve_on, engine))
         effects = parts.choose(study, folder / CHOOSE)
-    return _recommended(parts, effects, bound, decider(effects.results, palette, serve_on, engine))
+    found = decider(effects.results, palette, serve_on, engine)
+    return _recommended([Text("", parts, effects, found)], folder, bound)
 
 
 def _quiet(event: object) -> None:
     """For who does not listen."""
 
 
-def _recommended(parts: Parts, effects: Diagnosis, bound: Bound, found: Decider) -> Recommendation:
+def _recommended(texts: Sequence[Text], folder: Path, bound: Bound) -> Recommendation:
     """Choose from effects, refine, certify, write."""
+    found = joint([text.decider for text in texts])
     first = bound.choose(found)
     candidates = list(_candidates(found, first, bound))
 
     def on_refine(number: int, decisions: Sequence[Decision]) -> list[Measured]:
         name = f"refine-{number}" if number else "refine"
-        results = parts.measure(name, parts.refine, _named(decisions)).results
-        return measured(results, decisions)
+        expected = [[text.expects(one) for one in decisions] for text in texts]
+        return _on_all(name, texts, decisions, expected)[0]
 
     refined = on_refine(0, candidates)
     taken, searched = _taken(refined, first, bound), None
@@ -160,17 +239,56 @@ def _recommended(parts: Parts, effects: Diagnosis, bound: Bound, found: Decider)
         taken = searched.end
     beside = [*_beside(candidates, taken.decision), taken.decision]
     beside.sort(key=lambda decision: decision.size.bits)
-    certify = parts.measure("certify", parts.certify, _named(beside)).results
-    certified = measured(certify, beside, among=len(beside))
+    expected = [
+        [_as_refined(taken, place) if one is taken.decision and searched else text.expects(one)
+         for one in beside]
+        for place, text in enumerate(texts)
+    ]  # fmt: skip
+    certified, certify = _on_all("certify", texts, beside, expected, len(beside) * len(texts))
     chosen = next(one for one in certified if one.decision is taken.decision)
     if searched is None:
         chosen = replace(chosen, decision=found.sure(chosen.decision))
-    recipe = written(effects.results, found, chosen.decision)
-    recommended = Recommendation(found, bound.bars, chosen, searched, refined, certified, recipe)
+    recipe = written(texts[0].effects.results, found, chosen.decision)
+    names = tuple(text.name for text in texts) if len(texts) > 1 else ()
+    recommended = Recommendation(
+        found, bound.bars, chosen, searched, refined, certified, recipe, names
+    )
     recommended = replace(recommended, written=_with_proof(recommended, certify))
-    recommended.written.write(parts.folder / "recipe.yaml")
-    write_predicted(parts.folder, recommended.parts, bound.bars)
+    recommended.written.write(folder / "recipe.yaml")
+    write_predicted(folder, recommended.parts, bound.bars)
     return recommended
+
+
+def _on_all(
+    name: str,
+    texts: Sequence[Text],
+    decisions: Sequence[Decision],
+    expected: Sequence[Sequence[Decision]],
+    among: int = 1,
+) -> tuple[list[Measured], list[Results]]:
+    """Recipes measured on a part of every text, and the results of each.
+
+    Args:
+        name: Of the part.
+        texts: All of them.
+        decisions: As they were chosen.
+        expected: By text, what is predicted of them there.
+        among: How many comparisons the intervals hold for at once.
+    """
+    results: list[Results] = []
+    for text in texts:
+        windows = text.parts.certify if name == "certify" else text.parts.refine
+        results.append(text.parts.measure(name, windows, _named(decisions)).results)
+    rows = [measured(own, of, among) for own, of in zip(results, expected, strict=True)]
+    return [
+        on_all(d, of) for d, of in zip(decisions, zip(*rows, strict=True), strict=True)
+    ], results
+
+
+def _as_refined(taken: Measured, place: int) -> Decision:
+    """A recipe that was found by measuring, with what was measured of it on one text."""
+    of = of_text(taken, place)
+    return replace(taken.decision, predicted={name: of.found[name] for name in ("kl", "nll")})
 
 
 def _candidates(found: Decider, first: Decision, bound: Bound) -> Iterator[Decision]:
@@ -216,19 +334,21 @@ def _taken(refined: Sequence[Measured], first: Decision, bound: Bound) -> Measur
     return min(refined, key=lambda one: one.found["kl"].mean)
 
 
-def _with_proof(made: Recommendation, certify: Results) -> WrittenRecipe:
+def _with_proof(made: Recommendation, certify: Sequence[Results]) -> WrittenRecipe:
     """The recipe's file with what was measured of it."""
-    chosen, data = made.chosen, certify.data
+    chosen = made.chosen
     proof: dict[str, Any] = {
-        "text": data["source"],
-        "windows": data["windows"],
-        "seq_len": data["seq_len"],
+        "text": " + ".join(results.data["source"] for results in certify),
+        "windows": sum(results.data["windows"] for results in certify),
+        "seq_len": certify[0].data["seq_len"],
         "as_predicted": chosen.is_as_predicted,
         "recommended": made.is_recommended,
+        **_numbers(chosen),
     }
-    proof |= {
-        name: {"mean": f.mean, "low": f.low, "high": f.high} for name, f in chosen.found.items()
-    }
+    if made.texts:
+        proof["texts"] = {
+            name: _numbers(of_text(chosen, place)) for place, name in enumerate(made.texts)
+        }
     if made.verdict is not None:
         proof["verdict"] = made.verdict.value
     numbers = {**made.written.numbers, "measured": proof}
@@ -240,3 +360,7 @@ def _with_proof(made: Recommendation, certify: Results) -> WrittenRecipe:
             "kl_after": made.searched.end.found["kl"].mean,
         }
     return replace(made.written, scales="served", numbers=numbers)
+
+
+def _numbers(found: Measured) -> dict[str, Any]:
+    return {name: {"mean": f.mean, "low": f.low, "high": f.high} for name, f in found.found.items()}

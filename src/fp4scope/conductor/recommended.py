@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fp4scope.conductor.recommendation import Recommendation, begin, go_on
+from fp4scope.conductor.domains import parse_domains
+from fp4scope.conductor.recommendation import Recommendation, begin, begin_on_texts, go_on
 from fp4scope.deploy.bound import bound_of, required
 from fp4scope.deploy.palette import default_formats, engine_of
 from fp4scope.errors import StudyError, shown
@@ -37,7 +38,7 @@ def recommend(
         engine: What has to load every layer: `vllm`, `sglang`, `trtllm` or `any`.
         serve_on: A GPU on which engines serve FP4 weights alone, such as `sm90`.
         progress: Called as the work goes on.
-        options: As for `diagnose`.
+        options: As for `diagnose`. `text` may name several: `prose=a.txt,code=b.py`.
 
     Returns:
         The recipe with what was predicted and measured of it; `written` is what `export` takes.
@@ -71,13 +72,13 @@ def recommend(
         raise StudyError("output_dir is missing; give a folder for the studies and recipe.yaml")
     if "formats" not in options:
         options["formats"] = default_formats(engine, serve_on)
-    study = Study.build(model=str(model), **options)
-    return begin(
-        study,
-        Path(output_dir),
-        bound,
-        palette=palette,
-        serve_on=serve_on,
-        engine=engine,
-        progress=progress,
-    )
+    chosen: dict[str, Any] = {
+        "palette": palette, "serve_on": serve_on, "engine": engine, "progress": progress,
+    }  # fmt: skip
+    text = options.get("text")
+    texts = parse_domains(str(text)) if text is not None else None
+    if texts is None:
+        study = Study.build(model=str(model), **options)
+        return begin(study, Path(output_dir), bound, **chosen)
+    study = Study.build(model=str(model), **options | {"text": str(next(iter(texts.values())))})
+    return begin_on_texts(study, texts, Path(output_dir), bound, **chosen)

@@ -65,11 +65,12 @@ def proof_sections(
     """A table for each part: what was predicted of recipes, and what was measured.
 
     Args:
-        parts: Recipes measured on `refine` and on `certify`.
+        parts: Recipes measured on `refine` and on `certify`, or by text, as `refine: prose`.
         bars: What they have to meet.
     """
     for part, rows in parts.items():
-        yield _section(_TITLES[part], rows, bars)
+        name, _, text = part.partition(": ")
+        yield _section(_TITLES[name] + (f", {text}" if text else ""), rows, bars)
 
 
 def draw_predicted(table: Table, theme: Theme = LIGHT) -> Figure:
@@ -121,7 +122,9 @@ def _panel(axis: Axes, table: Table, theme: Theme) -> None:
             x, y, xerr=_reach(across), yerr=_reach(up), fmt="none", ecolor=theme.of(i),
             elinewidth=1, alpha=0.7,
         )  # fmt: skip
-        axis.scatter(x, y, 26, theme.of(i), marker=MARKERS[i], linewidths=0, label=part)
+        axis.scatter(
+            x, y, 26, theme.of(i), marker=MARKERS[i % len(MARKERS)], linewidths=0, label=part
+        )
         ends += [end for one in (*across, *up) for end in one if end is not None]
     low, high = min(0.0, *ends), max(ends)
     axis.axline((0, 0), slope=1, color=theme.soft, linewidth=1, zorder=1)
