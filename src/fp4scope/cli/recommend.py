@@ -46,14 +46,9 @@ def print_recommendation(
     """
     with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
-        from fp4scope.conductor.recommendation import begin, begin_on_texts
+        from fp4scope.conductor.recommendation import begin
 
-        options: dict[str, Any] = {"palette": palette, "progress": screen, **served}
-        found = (
-            begin(study, folder, bound, **options)
-            if texts is None
-            else begin_on_texts(study, texts, folder, bound, **options)
-        )
+        found = begin(study, folder, bound, texts=texts, palette=palette, progress=screen, **served)
     _show(found, folder)
     return found.is_recommended
 

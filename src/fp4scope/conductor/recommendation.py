@@ -108,6 +108,7 @@ def begin(
     folder: Path,
     bound: Bound,
     *,
+    texts: Mapping[str, Path] | None = None,
     palette: str | None = None,
     serve_on: str | None = None,
     engine: str | None = None,
@@ -118,39 +119,9 @@ def begin(
     Args:
         study: Model, text, formats and numerics; its windows are cut into three.
         folder: For the studies `choose`, `refine` and `certify`, and for `recipe.yaml`.
-        bound: What the recipe may cost or store.
-        palette: What it may choose from; None: every format of the study, and full precision.
-        serve_on: A GPU on which engines quantize weights alone.
-        engine: What has to load each layer (`deploy.palette.choices`).
-        progress: Called as the work goes on.
-
-    Raises:
-        Fp4ScopeError: Something about the request, the model or the text.
-    """
-    bound.require(choices(palette, study.swept, serve_on, engine))
-    parts, effects = of_model(study, folder, progress or _quiet)
-    found = decider(effects.results, palette, serve_on, engine)
-    return _recommended([Text("", parts, effects, found)], folder, bound)
-
-
-def begin_on_texts(
-    study: Study,
-    texts: Mapping[str, Path],
-    folder: Path,
-    bound: Bound,
-    *,
-    palette: str | None = None,
-    serve_on: str | None = None,
-    engine: str | None = None,
-    progress: Listener | None = None,
-) -> Recommendation:
-    """The same for several texts: one recipe, chosen on their mean and held to a bar on each.
-
-    Args:
-        study: Model, formats and numerics; the windows of each text are cut into three.
-        texts: Files by domain, as `run_domains` takes them.
-        folder: For `recipe.yaml`, and a folder for each text.
         bound: What the recipe may cost, on every text, or store.
+        texts: Several instead of the study's, by domain, as `run_domains` takes them: one recipe
+            for all, and a folder for each.
         palette: What it may choose from; None: every format of the study, and full precision.
         serve_on: A GPU on which engines quantize weights alone.
         engine: What has to load each layer (`deploy.palette.choices`).
@@ -161,17 +132,28 @@ def begin_on_texts(
     """
     tell = progress or _quiet
     bound.require(choices(palette, study.swept, serve_on, engine))
+    if texts is None:
+        measured_on = {"": of_model(study, folder, tell)}
+    else:
+        measured_on = dict(_on_texts(study, texts, folder, tell))
+    found = [
+        Text(name, parts, effects, decider(effects.results, palette, serve_on, engine))
+        for name, (parts, effects) in measured_on.items()
+    ]
+    return _recommended(found, folder, bound)
+
+
+def _on_texts(
+    study: Study, texts: Mapping[str, Path], folder: Path, tell: Listener
+) -> Iterator[tuple[str, tuple[Parts, Diagnosis]]]:
+    """The windows and effects of each text; all have one calibration."""
     loaded, studies = domain_studies(study, texts, folder, tell)
     cuts = {name: cut(own, folder / name, loaded, tell) for name, own in studies.items()}
     calibration = calibration_of_all([parts.calibration for parts, _ in cuts.values()])
-    found: list[Text] = []
     for name, (parts, first) in cuts.items():
         say(tell, f"domain {name}: {texts[name]}")
         own = replace(parts, calibration=calibration)
-        effects = own.choose(first, own.folder / CHOOSE)
-        predicts = decider(effects.results, palette, serve_on, engine)
-        found.append(Text(name, own, effects, predicts))
-    return _recommended(found, folder, bound)
+        yield name, (own, own.choose(first, own.folder / CHOOSE))
 
 
 def go_on(

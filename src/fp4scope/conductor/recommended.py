@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.conductor.domains import parse_domains
-from fp4scope.conductor.recommendation import Recommendation, begin, begin_on_texts, go_on
+from fp4scope.conductor.recommendation import Recommendation, begin, go_on
 from fp4scope.deploy.bound import bound_of, required
 from fp4scope.deploy.palette import default_formats, engine_of
 from fp4scope.errors import StudyError, shown
@@ -72,13 +72,17 @@ def recommend(
         raise StudyError("output_dir is missing; give a folder for the studies and recipe.yaml")
     if "formats" not in options:
         options["formats"] = default_formats(engine, serve_on)
-    chosen: dict[str, Any] = {
-        "palette": palette, "serve_on": serve_on, "engine": engine, "progress": progress,
-    }  # fmt: skip
     text = options.get("text")
-    texts = parse_domains(str(text)) if text is not None else None
-    if texts is None:
-        study = Study.build(model=str(model), **options)
-        return begin(study, Path(output_dir), bound, **chosen)
-    study = Study.build(model=str(model), **options | {"text": str(next(iter(texts.values())))})
-    return begin_on_texts(study, texts, Path(output_dir), bound, **chosen)
+    texts = None if text is None else parse_domains(str(text))
+    if texts is not None:
+        options["text"] = str(next(iter(texts.values())))
+    return begin(
+        Study.build(model=str(model), **options),
+        Path(output_dir),
+        bound,
+        texts=texts,
+        palette=palette,
+        serve_on=serve_on,
+        engine=engine,
+        progress=progress,
+    )
