@@ -58,7 +58,9 @@ def kept(cache):
     return sorted(path.name for path in cache.glob("gguf/*") if path.name != ".lock")
 
 
-def write(path, model, leave_out=(), quantized=QUANTIZED, tokens=TOKENS):
+def write(
+    path, model, leave_out=(), quantized=QUANTIZED, tokens=TOKENS, as_kind=Type.Q8_0, pack=None
+):
     """`model` as llama.cpp writes it; returns its state dict as it can be read back."""
     writer = gguf.GGUFWriter(path, "llama")
     config = model.config
@@ -96,8 +98,8 @@ def write(path, model, leave_out=(), quantized=QUANTIZED, tokens=TOKENS):
         if short in heads:  # llama.cpp interleaves the halves that rotary embeddings pair
             order = order.reshape(heads[short], 2, -1).swapaxes(1, 2).ravel()
         if short in quantized:
-            kind = Type.Q8_0
-            packed = gguf.quants.quantize(values[order], kind)
+            kind = as_kind
+            packed = (pack or gguf.quants.quantize)(values[order], kind)
             back = gguf.quants.dequantize(packed, kind)
         else:
             packed = values[order].astype(np.float16 if short in HALF else np.float32)

@@ -392,7 +392,8 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
             ["checkpoint"],
             type=PATH,
             required=False,
-            help="A folder of `export` or of another program; without it, --candidates are tried",
+            help="A folder of `export` or of another program, or a GGUF file; without it, "
+            "--candidates are tried",
         ),
         Option(
             ["--original", "--model", "model"],
@@ -425,8 +426,9 @@ _VERIFY_SIZE = {"seq_len": 512, "windows": 16}
         Option(
             ["--candidates"],
             metavar="RECIPES",
-            help="What may be served, without a checkpoint: formats as nvfp4/w4a16, files of "
-            "recipes; by commas  [default: fp8, nvfp4 and mxfp4:even, these also w4a16]",
+            help="What may be served, without a checkpoint, or stands beside a GGUF file: formats "
+            "as nvfp4/w4a16, files of recipes; by commas  [default: fp8, nvfp4 and mxfp4:even, "
+            "these also w4a16]",
         ),
         Option(
             ["--ids", "ids_out"],
@@ -469,7 +471,8 @@ def verify(
     with _stoppable("nothing was written"):
         if checkpoint is None and model is None:
             raise StudyError("give a checkpoint, or the model that may be served: --original MODEL")
-        if checkpoint is not None and candidates is not None:
+        file = checkpoint is not None and checkpoint.suffix.lower() == ".gguf"
+        if checkpoint is not None and candidates is not None and not file:
             raise StudyError(
                 f"{checkpoint} says itself what is served; leave it out to try --candidates"
             )
@@ -485,7 +488,12 @@ def verify(
             save=save,
         )
         given = _VERIFY_SIZE | _given(options)
-        if checkpoint is None:
+        if file and checkpoint is not None:
+            from fp4scope.cli.stored import print_stored
+
+            print_stored(checkpoint, model, asked, given, candidates, out=out, quiet=quiet)
+            same = True
+        elif checkpoint is None:
             from fp4scope.cli.candidates import print_candidates
 
             same = print_candidates(model or "", asked, given, candidates, out, quiet)
