@@ -36,6 +36,18 @@ def test_echo_gives_each_token_and_the_likeliest():
     assert came[0]["logprobs"] == 2
 
 
+@pytest.mark.parametrize(
+    "tops",
+    [None, [None], [None, [2, 7], [3, 8], []], [None, {"a": -0.5}, {"b": -0.1}, {}]],
+    ids=["none", "too few", "lists", "words"],
+)
+def test_the_likeliest_that_are_not_named_by_id_are_left_out(tops):
+    with server(lambda *_: echoed([None, -0.5, -3.0, -1.0], tops)) as (url, _):
+        found = ask_server(url, WINDOW, top=2)
+    assert found.logprobs.tolist() == [[-0.5, -3.0]]
+    assert found.top_ids is None
+
+
 @pytest.mark.parametrize("top", [0, 1])
 def test_prompt_logprobs_are_asked_for_where_echo_gives_none(top):
     def answer(prompt, body):

@@ -99,6 +99,7 @@ def test_nothing_is_blamed_where_nothing_is_off(made, tmp_path):
     assert data["as_predicted"]
     assert data["triage"]["faults"] == []
     assert data["triage"]["quantization_nats_low"] > 0.05
+    assert data["triage"]["rerun_nats_low"] < 0 < data["triage"]["rerun_nats_high"]
     # Other input scales are other roundings, whose noise 32 windows do not tell from a fault.
     assert states == {"export": "within", "calibration": "open", "serving": "within"}
     assert "no step behind the format is seen to be off; the format costs +" in said
@@ -209,3 +210,5 @@ def test_too_few_windows_say_so():
     full = np.ones((5, 10))
     found = triage(Chain(full, full + 0.1, full + 0.1))
     assert found.sentences() == ["cannot tell with 5 windows: intervals take 8"]
+    found = triage(Chain(full[:1], full[:1] + 0.1, full[:1] + 0.1))
+    assert found.sentences() == ["cannot tell with 1 window: intervals take 8"]

@@ -14,7 +14,7 @@ from fp4scope.deploy.held import wrong_weights
 from fp4scope.deploy.losses import losses_of
 from fp4scope.deploy.served import Served
 from fp4scope.deploy.verify import candidates_of, losses_under
-from fp4scope.errors import DataError, StudyError
+from fp4scope.errors import DataError, ModelError, StudyError
 from fp4scope.models import load_model, open_source
 from fp4scope.treatments import Setting
 
@@ -178,6 +178,12 @@ def test_what_cannot_be_verified(checkpoint, losses, tmp_path):
     path = served_as(losses, "full", tmp_path / "served.json")
     with pytest.raises(StudyError, match="give what was served"):
         CliRunner().invoke(app, ["verify", str(folder)], catch_exceptions=False)
+    with pytest.raises(StudyError, match="is not there; give the folder of a checkpoint"):
+        verify((source, None, tmp_path / "absent"), "--served", path)
+    with pytest.raises(StudyError, match="--served FILE or --server URL"):
+        verify(checkpoint, "--reference", path)
+    with pytest.raises(ModelError, match="cannot load"):
+        verify((source, None, tmp_path), "--ids", tmp_path / "ids.json", "--text", path)
     with pytest.raises(StudyError, match=r"has no recipe\.yaml"):
         verify((source, None, tmp_path), "--served", path)
     with pytest.raises(StudyError, match="declares no quantization"):

@@ -34,6 +34,13 @@ def test_the_first_that_has_room(machine, size, sharing, where):
     assert ("3 processes" in place.why) == (sharing == 3)
 
 
+def test_room_of_a_model_that_was_here_before_is_free(machine, monkeypatch):
+    """PyTorch keeps it, so that the driver does not call it free."""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 5 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3 * GB)
+    assert chosen_place(65 * GB, machine, "auto").offload == "no"
+
+
 @pytest.mark.parametrize("asked", ["no", "yes", "disk"])
 def test_what_is_asked_for_is_done(machine, asked):
     assert chosen_place(900 * GB, machine, asked) == (asked, "as asked")

@@ -54,6 +54,11 @@ class Asked:
         several = [name for name, one in given.items() if one is not None]
         if len(several) > 1:
             raise StudyError(f"{' and '.join(several)} do not go together; give one of them")
+        if self.reference is not None and self.served is None and self.server is None:
+            raise StudyError(
+                "--reference is what an engine gives with the original; give what it gives with "
+                "what is verified, too: --served FILE or --server URL"
+            )
         for path in filter(None, (self.ids_out, self.save, out)):
             require_writable(path)
 

@@ -17,7 +17,7 @@ from fp4scope.deploy.served import Served
 from fp4scope.deploy.triage import QUANTIZATION, SERVING, Triage
 from fp4scope.deploy.verify import Verdict
 from fp4scope.errors import StudyError
-from fp4scope.files import replace_file
+from fp4scope.files import named, replace_file
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats.inference.intervals import Estimate
 from fp4scope.study import Study
@@ -54,6 +54,9 @@ def print_verdict(
         Whether nothing is off.
     """
     asked.require(out)
+    # What has no owner in front of it is no name of the hub.
+    if not checkpoint.exists() and len(checkpoint.parts) != 2:
+        raise StudyError(f"{named(checkpoint)} is not there; give the folder of a checkpoint")
     if not asked.anything and model is None:
         raise StudyError(
             "give what was served (--served FILE), a server (--server URL), or a file for the "
@@ -146,7 +149,7 @@ def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
 def _energy(name: str, wrong: Mapping[str, float]) -> str:
     ratio = wrong[name]
     if isinf(ratio):
-        return f"{name} first, which is absent or of another shape"
+        return f"{name} first, which is absent, of another shape, or needs no rounding"
     return f"{name} first (its error has {10 * log10(max(ratio, 1e-30)):+.1f} dB more)"
 
 

@@ -30,6 +30,7 @@ from fp4scope.deploy.written import RecipeModel, WrittenRecipe
 from fp4scope.errors import Fp4ScopeError, StudyError
 from fp4scope.files import named
 from fp4scope.models import LoadedModel, Source, load_model, open_source
+from fp4scope.models.library import library
 from fp4scope.models.names import resolve
 from fp4scope.operands import observe_inputs
 from fp4scope.study import Given, Study
@@ -159,12 +160,15 @@ def windows_of_text(study: Study, tokenizer_of: str) -> torch.Tensor:
     Args:
         study: Its text, and how it is cut.
         tokenizer_of: Hub id, folder or GGUF file.
-    """
-    from transformers import AutoConfig, AutoTokenizer
 
+    Raises:
+        ModelError: It has no tokenizer that can be loaded.
+    """
     where, _ = resolve(tokenizer_of)
-    tokenizer = AutoTokenizer.from_pretrained(where)
-    kind = AutoConfig.from_pretrained(where).model_type
+    with library(tokenizer_of, where) as transformers:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        kind = config.model_type
     return evaluation_windows(study.data, evaluation_text(study.data), tokenizer, kind).ids
 
 

@@ -30,7 +30,7 @@ def wrong_weights(export: Export, source: Source, packed: Source) -> dict[str, f
     Returns:
         Of each that differs by more than the last bit of 16: the energy of its error over that of
         rounding to nearest as the recipe says, the largest first. Infinite for one that is absent
-        or of another shape.
+        or of another shape, and for one that rounding would leave as it is.
     """
     wrong: dict[str, float] = {}
     with source.opened() as original, packed.opened() as found:
@@ -57,7 +57,7 @@ def wrong_plain(source: Source, packed: Source) -> list[str]:
     with source.opened() as original, packed.opened() as found:
         return [
             key
-            for key in source.stored.keys() & packed.stored.keys() - packed.codes
+            for key in sorted(source.stored.keys() & packed.stored.keys() - packed.codes)
             if source.stored[key].shape != packed.stored[key].shape
             or not torch.isclose(
                 found[key].float(), original[key].float(), rtol=2.0**-7, atol=1e-9

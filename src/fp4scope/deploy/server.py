@@ -129,11 +129,13 @@ def _echoed(ask: _Asker, model: str, window: Sequence[int], top: int) -> list[_P
         raise _none_given(ask)
     _require_tokens(ask, len(found) - (len(found) > len(window)), window, answer)
     tops = _at(answer, "choices", 0, "logprobs", "top_logprobs")
-    tops = tops if isinstance(tops, list) and top else [None] * len(found)
+    known = top and isinstance(tops, list) and len(tops) == len(found)
+    likeliest: list[Any] = tops if known else [None] * len(found)
     return [
-        (float(own), [(int(name[9:]), float(value)) for name, value in (best or {}).items()
-                      if name.startswith("token_id:") and name[9:].isdecimal()])
-        for own, best in zip(found[1 : len(window)], tops[1 : len(window)], strict=True)
+        (float(own), [(int(name[9:]), float(value)) for name, value in best.items()
+                      if name.startswith("token_id:") and name[9:].isdecimal()]
+                     if isinstance(best, Mapping) else [])
+        for own, best in zip(found[1 : len(window)], likeliest[1 : len(window)], strict=True)
     ]  # fmt: skip
 
 

@@ -88,7 +88,8 @@ class Triage:
     def sentences(self) -> list[str]:
         """What it comes to: faults first, then what the format costs, then what cannot be told."""
         if self.damage.low is None:
-            return [f"cannot tell with {self.damage.n} windows: intervals take {MIN_WINDOWS}"]
+            some = f"{self.damage.n} window{'s' * (self.damage.n != 1)}"
+            return [f"cannot tell with {some}: intervals take {MIN_WINDOWS}"]
         beyond, still_open = self._at("beyond"), self._at("open")
         said = [self._fault(name) for name in self.faults]
         said += [self._gain(name) for name in beyond if name not in self.faults]
@@ -134,6 +135,7 @@ class Triage:
             "room_nats": self.room,
             **self.quantization.columns("quantization_nats"),
             **self.damage.columns("damage_nats"),
+            **({} if self.rerun is None else self.rerun.columns("rerun_nats")),
             "steps": rows,
         }
 

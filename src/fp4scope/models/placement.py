@@ -96,6 +96,8 @@ def chosen_place(size: int, device: torch.device, offload: str, sharing: int = 1
     if device.type != "cuda":
         return Place("no", "the device is the host's own memory")
     free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps of a model that was here before is free too.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if size < _SHARE * free:
         return Place("no", f"{_gb(size)} of weights leave room for a sweep in {_gb(free)}")
     why = f"{_gb(size)} of weights leave too little of the {_gb(free)} that are free on {device}"
