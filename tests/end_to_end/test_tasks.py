@@ -85,13 +85,20 @@ def test_recipes_are_scored_document_by_document(score, tmp_path):
         for metric in ("acc", "acc_norm")
         for recipe in ("full precision", "nvfp4", "mxfp4:floor/w4a16")
     ]
-    full, own = (found.scores["words", name, 0]["acc"] for name in ("full precision", "nvfp4"))
+    full, own = (
+        [score for run in (0, 1) for score in found.scores["words", name, run]["acc"]]
+        for name in ("full precision", "nvfp4")
+    )
     row = table.where(recipe="nvfp4", metric="acc")[0]
-    expected = flips(full, own, range(DOCUMENTS))
+    # Both runs of a document are of one problem.
+    expected = flips(full, own, [*range(DOCUMENTS)] * 2)
     assert row["documents"] == row["problems"] == DOCUMENTS
     assert (row["lost"], row["gained"]) == (expected.lost, expected.gained) != (0, 0)
     assert row["loss_low"] == expected.loss.low < row["loss"] < row["loss_high"]
-    assert row["reruns"] == 1
+    assert row["runs"] == 2
+    assert row["score"] == sum(own) / len(own)
+    first = [found.scores["words", "nvfp4", run]["acc"] for run in (0, 1)]
+    assert row["rerun_flips"] == flips(*first, range(DOCUMENTS)).share
     assert row["rerun_flips"] is not None
     assert "Task words: 48 documents" in out
     assert "met" in out

@@ -119,3 +119,23 @@ def test_intervals_cover_where_problems_differ(problems, each):
             covered, plain = (covered + held, plain) if counts == 0 else (covered, plain + held)
     assert covered / 400 >= 0.93
     assert plain < covered
+
+
+def test_two_runs_of_a_document_are_of_one_problem():
+    """Chances differ by document, so its runs go together; taken apart they would cover less."""
+    rng = np.random.default_rng(3)
+
+    def chances(n):
+        first = rng.beta(0.3, 0.4, n)
+        return first, np.clip(first - 0.05 + 0.25 * rng.standard_normal(n), 0, 1)
+
+    first, second = chances(1_000_000)
+    truth = (first - second).mean()
+    covered = np.zeros(2)
+    for _ in range(500):
+        scores = [(rng.random((2, 164)) < p).ravel().astype(float) for p in chances(164)]
+        for place, problems in enumerate(([*range(164)] * 2, range(328))):
+            loss = flips(*scores, problems).loss
+            covered[place] += loss.low <= truth <= loss.high
+    assert 0.925 <= covered[0] / 500 <= 0.985
+    assert covered[1] < covered[0]

@@ -78,6 +78,11 @@ def _note(rows: Sequence[Mapping[str, Any]]) -> str:
         "with 95% score intervals. Lost: the score fell; gained: it rose. A second run is of the "
         "same recipe, moved by one unit in the last place at every block. "
     )
+    if (runs := max(row["runs"] for row in rows)) > 1:
+        said += (
+            f"Scores and points are over {runs} runs of both models, and documents are counted "
+            "once a run; intervals allow for that. "
+        )
     problems, documents = rows[0]["problems"], rows[0]["documents"]
     if problems < documents:
         said += f"The documents belong to {problems:,} problems, and intervals allow for that. "

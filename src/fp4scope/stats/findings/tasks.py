@@ -1,7 +1,9 @@
 """What recipes lose on tasks, document by document, and how much of that is rounding alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from fp4scope.ledger import TaskResults
 from fp4scope.recipes import Recipe
@@ -15,16 +17,18 @@ POINT = 0.01
 TASK_COLUMNS = (
     "task", "metric", "main", "recipe", "documents", "problems", "score", "full",
     "loss", "loss_stderr", "loss_low", "loss_high", "lost", "gained", "flips", "design",
-    "documents_for_point", "reruns", "rerun_flips", "rerun_loss",
+    "documents_for_point", "runs", "rerun_flips", "rerun_loss",
 )  # fmt: skip
 
 
 def task_table(found: TaskResults | None) -> Table:
     """A row for each task, metric and recipe.
 
-    `loss` is the full-precision model's score less the recipe's. `rerun_flips` and `rerun_loss`
-    are those of the same recipe under perturbations of one unit in the last place: the mean share
-    of documents that flip, and the largest loss or gain.
+    `loss` is the full-precision model's score less the recipe's, over all `runs` of both: the
+    first, and those under perturbations of one unit in the last place, each beside its like. All
+    runs of a document are of its problem. `rerun_flips` and `rerun_loss` are those of the perturbed
+    runs against the first of the same recipe: the mean share of documents that flip, and the
+    largest loss or gain.
 
     Args:
         found: What was scored; None for nothing.
@@ -53,47 +57,56 @@ def task_costs(found: TaskResults, recipe: Recipe) -> dict[str, Estimate]:
 
 def _rows(found: TaskResults) -> Iterator[dict[str, Any]]:
     for task, documents in found.tasks.items():
-        full = found.scores.get((task, found.full, 0), {})
-        for place, metric in enumerate(full):
+        for place, metric in enumerate(found.scores.get((task, found.full, 0), {})):
+            full = _runs(found, task, found.full, metric)
             for recipe in found.recipes:
-                own = found.scores.get((task, recipe, 0), {}).get(metric)
-                if own is None:
+                own = _runs(found, task, recipe, metric)
+                runs = min(len(full), len(own))
+                if not runs:
                     continue
                 told = {"task": task, "metric": metric, "main": place == 0, "recipe": recipe}
-                count = {"documents": len(own), "problems": len(set(documents.problems))}
-                scores = {
-                    "score": sum(own) / len(own),
-                    "full": sum(full[metric]) / len(own),
+                count = {
+                    "documents": len(own[0]),
+                    "problems": len(set(documents.problems)),
+                    "runs": runs,
                 }
-                cost = {} if recipe == found.full else _cost(found, task, metric, own)
-                yield told | count | scores | cost | _noise(found, task, recipe, metric, own)
+                scores = {"score": np.mean(own[:runs]), "full": np.mean(full[:runs])}
+                cost = {}
+                if recipe != found.full:
+                    cost = _cost(full[:runs], own[:runs], documents.problems)
+                plain = {name: float(value) for name, value in scores.items()}
+                yield told | count | plain | cost | _noise(own, documents.problems)
 
 
-def _cost(found: TaskResults, task: str, metric: str, own: list[float]) -> dict[str, Any]:
-    full = found.scores[task, found.full, 0][metric]
-    seen = flips(full, own, found.tasks[task].problems)
+def _runs(found: TaskResults, task: str, recipe: str, metric: str) -> list[list[float]]:
+    """Scores of documents by run, the first one first."""
+    runs: list[list[float]] = []
+    while metric in (scores := found.scores.get((task, recipe, len(runs)), {})):
+        runs.append(scores[metric])
+    return runs
+
+
+def _cost(
+    full: Sequence[list[float]], own: Sequence[list[float]], problems: Sequence[int]
+) -> dict[str, Any]:
+    runs = len(own)
+    seen = flips(np.concatenate(full), np.concatenate(own), list(problems) * runs)
+    needed = seen.documents_for(POINT)
     return seen.loss.columns("loss") | {
         "lost": seen.lost,
         "gained": seen.gained,
         "flips": seen.share,
         "design": seen.design,
-        "documents_for_point": seen.documents_for(POINT),
+        "documents_for_point": None if needed is None else -(-needed // runs),
     }
 
 
-def _noise(
-    found: TaskResults, task: str, recipe: str, metric: str, own: list[float]
-) -> dict[str, Any]:
+def _noise(own: Sequence[list[float]], problems: Sequence[int]) -> dict[str, Any]:
     """What the same recipe scores otherwise when it is run again, perturbed."""
-    others = [
-        flips(own, scores[metric], found.tasks[task].problems)
-        for (known, name, replica), scores in found.scores.items()
-        if (known, name) == (task, recipe) and replica and metric in scores
-    ]
+    others = [flips(own[0], again, problems) for again in own[1:]]
     if not others:
-        return {"reruns": 0}
+        return {}
     return {
-        "reruns": len(others),
         "rerun_flips": sum(other.share for other in others) / len(others),
         "rerun_loss": max((other.loss.mean for other in others), key=abs),
     }

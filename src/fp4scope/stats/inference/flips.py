@@ -121,7 +121,8 @@ def _design(less: np.ndarray, problems: Sequence[Hashable], flipped: float) -> t
     sizes = np.bincount(member)
     sums = np.bincount(member, weights=less) - less.mean() * sizes
     plain = n * (flipped / n - less.mean() ** 2)
-    design = max(1.0, float(np.square(sums).sum()) * count / (count - 1) / plain) if plain else 1.0
+    over = float(np.square(sums).sum()) * count / (count - 1)
+    design = max(1.0, over / float(plain)) if plain else 1.0
     return design, n / design
 
 
