@@ -182,6 +182,8 @@ def test_what_cannot_be_verified(checkpoint, losses, tmp_path):
         verify((source, None, tmp_path / "absent"), "--served", path)
     with pytest.raises(StudyError, match="--served FILE or --server URL"):
         verify(checkpoint, "--reference", path)
+    with pytest.raises(StudyError, match="--save is for a server that is asked"):
+        verify(checkpoint, "--served", path, "--save", tmp_path / "saved.json")
     with pytest.raises(ModelError, match="cannot load"):
         verify((source, None, tmp_path), "--ids", tmp_path / "ids.json", "--text", path)
     with pytest.raises(StudyError, match=r"has no recipe\.yaml"):

@@ -40,6 +40,14 @@ def test_those_of_gguf(name):
     assert get_format(name).bits_per_element == 8 * stored / size
 
 
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+def test_numbers_whose_inverse_is_infinite_are_next_to_nothing(name):
+    """As of a dead row: beside exact zeros an infinite inverse would give NaN."""
+    w = torch.zeros(2, 256)
+    w[0, ::3], w[0, 1] = 1e-39, -2e-39
+    assert (fake_quantize(w, name) - w).abs().max() <= 2e-39
+
+
 def test_int4_is_compressed_tensors():
     """Of a weight in BF16, whose scales are BF16 too, divided in FP32."""
     w = weight().to(torch.bfloat16)

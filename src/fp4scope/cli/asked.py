@@ -54,6 +54,10 @@ class Asked:
         several = [name for name, one in given.items() if one is not None]
         if len(several) > 1:
             raise StudyError(f"{' and '.join(several)} do not go together; give one of them")
+        asking = {"--save": self.save, "--served-model": self.served_model}
+        for name, one in (asking | {"--top-logprobs": self.top or None}).items():
+            if one is not None and self.server is None:
+                raise StudyError(f"{name} is for a server that is asked: --server URL")
         if self.reference is not None and self.served is None and self.server is None:
             raise StudyError(
                 "--reference is what an engine gives with the original; give what it gives with "

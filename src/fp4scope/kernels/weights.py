@@ -61,16 +61,14 @@ def _signed_amax(x: Float[Tensor, "blocks size"], fmt: BlockFormat) -> Tensor:
     largest = size == size.amax(-1, keepdim=True)
     first = largest & (largest.cumsum(-1) == 1)  # of several the first
     scale = torch.where(first, x, 0.0).sum(-1, keepdim=True) / least
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    codes = (x * inverse + (0.5 - least)).trunc().clamp(0, 2 * -least - 1)
+    codes = (x * _inverse(scale) + (0.5 - least)).trunc().clamp(0, 2 * -least - 1)
     return _half(scale) * (codes + least)
 
 
 def _fp16_amax(x: Float[Tensor, "blocks size"], fmt: BlockFormat) -> Tensor:
     """Q8_0: halves away from zero."""
     scale = x.abs().amax(-1, keepdim=True) / torch.full_like(x[:, :1], fmt.element.max)
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    y = x * inverse
+    y = x * _inverse(scale)
     size = y.abs()
     whole = size.floor()
     return _half(scale) * (y.sign() * (whole + (2 * (size - whole)).floor()))
@@ -89,8 +87,13 @@ def _quantiles(x: Float[Tensor, "blocks size"], fmt: BlockFormat) -> Tensor:
     values = torch.tensor(_NF4, device=x.device)
     middles = (values[1:] + values[:-1]) / 2
     scale = x.abs().amax(-1, keepdim=True)
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    return values[torch.bucketize(x * inverse, middles)] * scale
+    return values[torch.bucketize(x * _inverse(scale), middles)] * scale
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """0 of 0; finite where a scale is so small that its own inverse is not."""
+    most = torch.finfo(torch.float32).max
+    return torch.where(scale == 0, 0.0, (1 / scale).clamp(-most, most))
 
 
 def _half(scale: Tensor) -> Tensor:
