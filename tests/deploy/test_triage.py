@@ -20,6 +20,7 @@ from fp4scope.models import load_model, open_source
 from fp4scope.operands import observe_inputs
 from fp4scope.treatments import Setting
 
+from .chosen import setting_for
 from .drawn import TOKENS, drawn
 
 WINDOWS = 32
@@ -164,7 +165,7 @@ def test_a_checkpoint_of_another_program_is_told_from_its_configuration(made, tm
     folder = changed((*made[:2], foreign, made[3]), tmp_path, weight_global_scale=0.25)
     said, data, _ = judged(made, folder, served_by(made, folder, tmp_path), tmp_path)
     assert data["triage"]["faults"] == ["export"]
-    assert f"are not rounded to nearest, {LAYER}.weight first (its error has +" in said
+    assert f"the format's usual scales, {LAYER}.weight first (its error has +" in said
 
 
 def test_a_checkpoint_alone(made, tmp_path):
@@ -212,3 +213,32 @@ def test_too_few_windows_say_so():
     assert found.sentences() == ["cannot tell with 5 windows: intervals take 8"]
     found = triage(Chain(full[:1], full[:1] + 0.1, full[:1] + 0.1))
     assert found.sentences() == ["cannot tell with 1 window: intervals take 8"]
+
+
+@pytest.mark.parametrize(
+    ("family", "dialect", "mixed"),
+    [
+        ("llama", "modelopt", False),
+        ("llama", "compressed-tensors", True),
+        ("qwen3-moe", "compressed-tensors", False),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_other_dialects_schemes_and_experts(exported, tmp_path, family, dialect, mixed, own):
+    """What was not measured of a checkpoint is read from it: nothing is off in the export."""
+    choose = (setting_for,) if mixed else (lambda name: Setting.from_json("nvfp4"),)
+    source, export = exported(family, *choose)
+    write_checkpoint(export, source, tmp_path / "packed", dialect)
+    if not own:
+        (tmp_path / "packed" / RECIPE).unlink()
+    ids = torch.randint(4, 96, (9, 30), generator=torch.Generator().manual_seed(0)).tolist()
+    values = np.full((9, 29), -4.0).tolist()
+    served = tmp_path / "served.json"
+    served.write_text(json.dumps({"version": 1, "ids": ids, "logprobs": values}))
+    said, data, states = judged((source,), tmp_path / "packed", served, tmp_path)
+    assert data["wrong_weights"] == []
+    if mixed and not own:  # no configuration tells how the scales of weights were chosen
+        assert "7 of 14 packed weights are rounded otherwise" in said
+    else:
+        assert states["export"] == "within"
+        assert "are what the recipe makes of the original" in said

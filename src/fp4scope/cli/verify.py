@@ -125,8 +125,13 @@ def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
         lines.append((f"checkpoint is off: {said}original, {_energy(first, wrong)}", False))
     elif wrong:
         first = next(iter(wrong))
-        said = f"checkpoint: {len(wrong)} of {total} packed weights are not rounded to nearest"
-        lines.append((f"{said}, {_energy(first, wrong)}", wrong[first] <= SUSPICIOUS))
+        said = f"checkpoint: {len(wrong)} of {total} packed weights are rounded otherwise than to"
+        lines.append(
+            (
+                f"{said} nearest under the format's usual scales, {_energy(first, wrong)}",
+                wrong[first] <= SUSPICIOUS,
+            )
+        )
     else:
         said = f"checkpoint: all {total} packed weights are what the recipe makes of the original"
         lines.append((said, True))
