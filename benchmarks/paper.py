@@ -6,8 +6,8 @@ r"""What a sweep of a model takes that is larger than a card, from rates that we
 
 No model is loaded: arithmetic on shapes. A pass goes over the blocks once with all recipes of some
 windows. Computing on T tokens of states takes 2 * active * T / rate; copying takes 2 * all
-parameters / rate, meanwhile. So copies are hidden from T = rate / rate on, whatever the size of a dense model.
-Rates are measured with `written.py` (disk) and `workers.py` (the rest).
+parameters / rate, meanwhile. So copies are hidden from T = rate / rate on, whatever the size of a
+dense model. Rates are measured with `written.py` (disk) and `workers.py` (the rest).
 """
 
 import argparse
