@@ -1,6 +1,8 @@
 """Servers are asked in the ways that they know, and what they do not give is said."""
 
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -103,6 +105,37 @@ def test_a_server_that_refuses(monkeypatch):
         with pytest.raises(DataError, match="set FP4SCOPE_API_KEY"):
             ask_server(url, WINDOW)
     assert [body["key"] for body in came] == [None, "Bearer a key"]
+
+
+def test_a_key_is_not_sent_on(monkeypatch):
+    """A server may point to another, which the key is not for."""
+    monkeypatch.setenv("FP4SCOPE_API_KEY", "a key")
+    came = []
+
+    class Pointing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            came.append(self.headers.get("Authorization"))
+            if self.path == "/v1/models":
+                self.send_response(302)
+                self.send_header("Location", "/elsewhere")
+            else:
+                self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Pointing) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(DataError, match="answered 404"):
+                ask_server(f"http://127.0.0.1:{http.server_port}", WINDOW)
+        finally:
+            http.shutdown()
+            thread.join()
+    assert came == ["Bearer a key", None]
 
 
 def test_a_server_that_does_not_answer():

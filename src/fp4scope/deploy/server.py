@@ -90,14 +90,14 @@ class _Asker:
 
     def __init__(self, base: str, timeout_s: float) -> None:
         self.base, self._timeout_s = base, timeout_s
-        self._headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._key = os.environ.get(KEY)
 
     def __call__(self, place: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
         url = f"{self.base}/{place}"
         content = None if body is None else json.dumps(body).encode()
-        request = Request(url, content, self._headers)
+        request = Request(url, content, {"Content-Type": "application/json"})
+        if self._key:  # for this server, not for one that it points to
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urlopen(request, timeout=self._timeout_s) as answer:
                 return json.loads(answer.read(_LARGEST))
