@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fp4scope.deploy.bar import Verdict, parse_bar
 from fp4scope.deploy.joint import MeasuredOnAll, joint, of_text, on_all, worst
 from fp4scope.deploy.proof import Measured
 from fp4scope.stats import Estimate
@@ -25,7 +26,7 @@ def test_effects_are_the_mean_and_predictions_the_worst():
     expected = [one.of(decision.options).predicted["kl"].mean for one in (prose, code)]
     assert decision.predicted["kl"].mean == max(expected) == pytest.approx(6.5)
     # Under a bound what either text cannot bear is spared.
-    spared = both.under(6).options
+    spared = both.under(6.0).options
     assert spared[0] != 1
     assert spared[1] != 1
 
@@ -54,6 +55,21 @@ def test_the_worst_is_what_may_be_worst():
     assert worst("kl", [of(1.0, 0.1), of(0.9, 0.5)]).mean == 0.9
     assert worst("top1", [of(0.9, 0.01), of(0.92, 0.2)]).mean == 0.92
     assert worst("nll", [Estimate(1.0, None, None, None, 1), of(0.5)]).mean == 1.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([of(0.2), of(0.3)], Verdict.MET),
+        ([of(0.2), of(0.45)], Verdict.UNDECIDED),
+        ([of(0.7, 0.05), of(0.5, 0.4)], Verdict.MISSED),  # the second may be worse, the first is
+        ([of(0.4, 0.05), Estimate(0.1, None, None, None, 3)], Verdict.UNDECIDED),
+    ],
+)
+def test_a_bar_is_met_where_it_is_on_each(texts, said):
+    decision = joint([known(PROSE), known(CODE)]).of(np.ones(6, np.int64))
+    found = on_all(decision, [Measured(decision, {"kl": each}) for each in texts])
+    assert found.verdict([parse_bar("kl<0.5")]) is said
 
 
 def test_what_was_measured_is_as_predicted_on_each():

@@ -123,7 +123,17 @@ def verdict(bars: Iterable[Bar], found: Mapping[str, Estimate]) -> Verdict:
     """
     nothing = Estimate(0.0, None, None, None, 0)
     known = [(bar, found.get(bar.measure, nothing)) for bar in bars]
-    each = {bar.verdict(estimate.low, estimate.high) for bar, estimate in known}
+    return all_of(bar.verdict(estimate.low, estimate.high) for bar, estimate in known)
+
+
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Met where each is, missed where one is.
+
+    Example:
+        >>> all_of([Verdict.MET, Verdict.MISSED, Verdict.UNDECIDED]).value
+        'missed'
+    """
+    each = set(verdicts)
     for one in (Verdict.MISSED, Verdict.UNDECIDED):
         if one in each:
             return one

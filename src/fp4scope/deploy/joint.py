@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp4scope.deploy.allocate import Floats
+from fp4scope.deploy.bar import Bar, Verdict, all_of
 from fp4scope.deploy.decide import Decider, Decision, Effects
 from fp4scope.deploy.proof import Measured
 from fp4scope.groups import Group
@@ -102,6 +103,10 @@ class MeasuredOnAll(Measured):
     """
 
     texts: tuple[Measured, ...] = ()
+
+    def verdict(self, bars: Sequence[Bar]) -> Verdict:
+        """Met where it is on each text, missed where it is on one, whichever may be worst."""
+        return all_of(text.verdict(bars) for text in self.texts)
 
     @property
     def is_as_predicted(self) -> bool:
