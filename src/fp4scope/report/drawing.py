@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fp4scope.names import visible
 from fp4scope.report.axes import linear_threshold, log_ticks, step_above, steps_of_colour, tick
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import KEEP, Direction, direction, precision, so_many_windows
+from fp4scope.report.labels import KEEP, Direction, direction, precision, with_intervals
 from fp4scope.report.numbers import in_percent
 from fp4scope.report.selection import compared_with, costliest
 from fp4scope.report.theme import Theme
@@ -65,12 +65,11 @@ class Shown:
 
     def title(self, what: str) -> str:
         """What is shown, of which model, in what precision, on how many windows."""
-        windows = so_many_windows(self.table["windows"])
-        kind = "confidence sequences" if self.found.results.anytime else "intervals"
+        windows = with_intervals(self.table["windows"], self.found.results.anytime)
         what += ", first-order estimate" if self.table[0]["estimated"] else ""
         return (
             f"{what}: {visible(self.found.results.model.get('name', 'a model'))}\n"
-            f"{precision(self.table)}, {windows}, 95% {kind}"
+            f"{precision(self.table)}, {windows}"
         )
 
 

@@ -13,7 +13,7 @@ from fp4scope.names import visible
 from fp4scope.report import axes as scales
 from fp4scope.report.drawing import MARKERS, legend, new_figure
 from fp4scope.report.findings import Findings
-from fp4scope.report.labels import so_many_windows
+from fp4scope.report.labels import with_intervals
 from fp4scope.report.pareto import Point, pareto_points
 from fp4scope.report.stopping import windows_measured
 from fp4scope.report.theme import Theme
@@ -135,9 +135,8 @@ def _name(axis: Any, points: Sequence[Point], theme: Theme, low: float, high: fl
 
 def _title(found: Findings, what: str) -> str:
     name = visible(found.results.model.get("name", "a model"))
-    windows = so_many_windows([windows_measured(found.results)])
-    kind = "confidence sequences" if found.results.anytime else "intervals"
-    return f"{what}: {name}\n{windows}, 95% {kind}"
+    windows = with_intervals([windows_measured(found.results)], found.results.anytime)
+    return f"{what}: {name}\n{windows}"
 
 
 def _percent(millinats: Any) -> Any:  # noqa: ANN401

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4scope.ledger import Results
-from fp4scope.stats import SIGNIFICANCE
+from fp4scope.stats import MIN_WINDOWS, SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,23 @@ def so_many_windows(counts: Iterable[int]) -> str:
     known = sorted(counts)
     ends = [*dict.fromkeys((known[0], known[-1]))]
     return f"{' to '.join(map(str, ends))} window{'s' * (ends != [1])}"
+
+
+def with_intervals(counts: Iterable[int], anytime: bool) -> str:
+    """The same, and what intervals they have.
+
+    Args:
+        counts: Of windows.
+        anytime: Whether the windows were as many as it took.
+
+    Example:
+        >>> with_intervals([16], False), with_intervals([4], False)
+        ('16 windows, 95% intervals', '4 windows, too few for intervals')
+    """
+    known = list(counts)
+    if max(known) < MIN_WINDOWS:
+        return f"{so_many_windows(known)}, too few for intervals"
+    return f"{so_many_windows(known)}, 95% {'confidence sequences' if anytime else 'intervals'}"
 
 
 def windows_are(count: int) -> str:
