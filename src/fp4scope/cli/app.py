@@ -609,6 +609,29 @@ def tasks(
         print_tasks(study, wish, folder, quiet)
 
 
+_SMOOTH = ("revision", "text", "dataset", "seq_len", "windows", "bos", "dtype", "device")
+_SMOOTH_SIZE = {"seq_len": 512, "windows": 64}
+
+
+@command(
+    lambda: [
+        model_argument(required=True),
+        out_option("Folder for the new model  [default: fp4scope-MODEL-smooth]"),
+        quiet_option("No progress"),
+        *study_options(*_SMOOTH, **_SMOOTH_SIZE),
+    ],
+    "Qwen/Qwen2.5-0.5B --text calibration.txt -o qwen-smooth",
+)
+def smooth(out: Path | None, quiet: bool, **options: Any) -> None:  # noqa: ANN401
+    """The same model by weights that are easier to quantize."""
+    study = _study(_SMOOTH_SIZE | _given(options))
+    folder = out or Path(f"fp4scope-{_slug(study.model.name)}-smooth")
+    with _stoppable("nothing was written"):
+        from fp4scope.cli.smooth import print_smooth
+
+        print_smooth(study, folder, quiet)
+
+
 @command(
     lambda: [
         Argument(["config"], help="A quantization configuration, or a checkpoint's folder"),
@@ -665,8 +688,8 @@ class _Group(click.Group):
 
 
 _COMMANDS = (
-    run, plan, demo, stats, report, explain, compare, recipe, recommend, export, verify, tasks,
-    lint, formats, completion,
+    run, plan, demo, stats, report, explain, compare, recipe, recommend, smooth, export, verify,
+    tasks, lint, formats, completion,
 )  # fmt: skip
 
 

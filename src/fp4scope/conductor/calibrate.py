@@ -52,13 +52,14 @@ def observe(
 def _observe(
     loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str, batch: int
 ) -> dict[str, InputStatistics]:
-    forwards = _forwards(loaded, windows, tell, phase, batch)
+    forwards = forwards_of(loaded, windows, tell, phase, batch)
     return observe_inputs(loaded.model, loaded.layout.inputs, forwards)
 
 
-def _forwards(
+def forwards_of(
     loaded: LoadedModel, windows: WindowSet, tell: Listener, phase: str, batch: int
 ) -> Iterator[None]:
+    """A forward of so many windows at each step, which says how far it is."""
     total = len(windows)
     for done in range(0, total, batch):
         tell(Progress(phase, done, total, f"{done} of {total} windows"))
@@ -74,7 +75,7 @@ def observe_moments_of(
     """Moments of what enters some linears, for treatments that are fitted to it."""
     if not linears:
         return {}
-    forwards = _forwards(loaded, windows, tell, "calibrating", 1)
+    forwards = forwards_of(loaded, windows, tell, "calibrating", 1)
     return observe_moments(loaded.model, linears, forwards)
 
 

@@ -22,22 +22,34 @@ def library(name: str, source: str) -> Iterator[Any]:
     """
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     import transformers
+
+    with silent(bars=not Path(source).exists()):  # downloads keep their progress bars
+        try:
+            yield transformers
+        except Fp4ScopeError:
+            raise
+        except Exception as error:
+            raise ModelError(_why(name, source, error)) from error
+
+
+@contextmanager
+def silent(*, bars: bool = False) -> Iterator[None]:
+    """`transformers` says nothing until the `with` block ends.
+
+    Args:
+        bars: Whether it may draw progress bars.
+    """
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    verbosity, drew = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if Path(source).exists():  # downloads keep their progress bars
+    if not bars:
         logging.disable_progress_bar()
     try:
-        yield transformers
-    except Fp4ScopeError:
-        raise
-    except Exception as error:
-        raise ModelError(_why(name, source, error)) from error
+        yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if drew:
             logging.enable_progress_bar()
 
 

@@ -9,8 +9,7 @@ stored has the same format, and engines would run it as any other.
 *Smoothing* (SmoothQuant): an input's channels are divided by factors, and the weight's columns are
 multiplied by them, so that outliers of inputs move into weights. A factor is the square root of the
 largest input over the largest weight, rounded to a power of two, so that neither operand is rounded
-by it. If all that read one input had the same factors, these could be folded into what makes it;
-here each product has its own.
+by it. Here each product has its own; `folding` has one set for all that read a norm.
 
 Source: Frantar et al., GPTQ (arXiv 2210.17323), sections 3.2 and 3.3; Xiao et al., SmoothQuant
 (arXiv 2211.10438), equation 4 with alpha 0.5.
@@ -79,8 +78,14 @@ def observe_moments(
 
 def smoothing(moments: Moments, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, " cols"]:
     """By how much each channel of an input is divided: powers of two, 1 where either is zero."""
-    largest = weight.abs().amax(0).float()
-    factor = (moments.amax.to(largest.device) / largest).sqrt().log2().round().exp2()
+    return factors(moments.amax, weight.abs().amax(0).float())
+
+
+def factors(
+    inputs: Float[Tensor, " cols"], weights: Float[Tensor, " cols"]
+) -> Float[Tensor, " cols"]:
+    """The same from the largest magnitudes of inputs and of columns, in FP32."""
+    factor = (inputs.to(weights.device) / weights).sqrt().log2().round().exp2()
     return torch.where(factor.isfinite() & (factor > 0), factor, 1.0)
 
 

@@ -1,0 +1,117 @@
+"""A model with smoothing folded into its norms, as a folder that takes the model's place."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fp4scope.conductor.calibrate import forwards_of
+from fp4scope.conductor.prepare import fitted, load
+from fp4scope.data import evaluation_text, evaluation_windows
+from fp4scope.errors import ModelError, OutputError
+from fp4scope.files import named, refusing
+from fp4scope.models import LoadedModel, open_source, resolve_device
+from fp4scope.models.library import silent
+from fp4scope.operands.folding import Fold, fold_all, folds_of, largest_by_channel
+from fp4scope.study import Study
+from fp4scope.sweep import Listener
+
+_PROBE = 64
+"""Tokens whose logits may not change."""
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """What was folded, and where.
+
+    Attributes:
+        folder: Of the new model.
+        folds: Norms and what reads them.
+        kept: Kinds of norms that were left alone, since the function would have changed.
+        largest: The largest factor.
+    """
+
+    folder: Path
+    folds: tuple[Fold, ...]
+    kept: tuple[str, ...]
+    largest: float
+
+
+def smooth(study: Study, folder: Path, tell: Listener) -> Smoothed:
+    """Fold smoothing into a model's norms, and write it.
+
+    Args:
+        study: Model, the text whose inputs count, and its windows.
+        folder: For the new model; it must not be there.
+        tell: Hears how far it is.
+
+    Raises:
+        ModelError: The model cannot be held or saved whole, or no norm takes factors.
+        OutputError: The folder is there, or cannot be written.
+        Fp4ScopeError: Something else about the model or the text.
+    """
+    if folder.exists():
+        raise OutputError(f"{named(folder)} exists; choose a folder that does not")
+    resolve_device(study.numerics.device)
+    loaded = load(study, tell)
+    _require_whole(loaded)
+    data = fitted(study.data, loaded)
+    windows = evaluation_windows(
+        data, evaluation_text(data), loaded.tokenizer, loaded.config.model_type
+    )
+    probe = windows.ids[0][:_PROBE]
+    folds = folds_of(loaded.model, loaded.layout.linears, lambda: loaded.logits(probe))
+    forwards = forwards_of(loaded, windows, tell, "calibrating", 1)
+    largest = largest_by_channel(loaded.model, [fold.norm for fold in folds], forwards)
+    done = fold_all(loaded.model, folds, largest, lambda: loaded.logits(probe))
+    if not done:
+        kinds = ", ".join(sorted({fold.kind for fold in folds})) or "none that a linear reads"
+        raise ModelError(
+            f"no norm of {loaded.name} takes factors without changing what the model computes "
+            f"(norms: {kinds}); measure the model as it is"
+        )
+    kept = Counter(fold.kind for fold in folds if fold not in done)
+    _write(loaded, study, folder)
+    most = max(float(factor.max()) for factor in done.values())
+    return Smoothed(folder, tuple(done), tuple(kept), most)
+
+
+def _require_whole(loaded: LoadedModel) -> None:
+    if loaded.offloaded is not None:
+        raise ModelError(
+            f"{loaded.name} does not fit in the memory of {loaded.device}, and its weights are "
+            "changed there; give --device cpu, or a device with more"
+        )
+    if loaded.towers or getattr(loaded.model.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{loaded.name} is quantized already or has more than a language model, which is not "
+            "written here; give the original language model"
+        )
+
+
+def _write(loaded: LoadedModel, study: Study, folder: Path) -> None:
+    source = open_source(study.model.name, study.model.revision)
+    kept = _exactly(loaded.model.state_dict(), source.dtype)
+    with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            with silent():
+                loaded.model.to("cpu", kept).save_pretrained(partial)
+                loaded.tokenizer.save_pretrained(partial)
+            partial.chmod(0o755)  # temporary folders are private
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exactly(weights: Mapping[str, torch.Tensor], wanted: torch.dtype) -> torch.dtype:
+    """The dtype of the checkpoint, if it holds all weights as they are; else their own."""
+    floating = [w for w in weights.values() if w.is_floating_point()]
+    if all(torch.equal(w.to(wanted).to(w.dtype), w) for w in floating):
+        return wanted
+    return floating[0].dtype
