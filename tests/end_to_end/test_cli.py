@@ -420,7 +420,8 @@ def test_another_study_in_the_folder(fp4scope, small):
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(small, tmp_path):
     command = [
         sys.executable, "-c", "from fp4scope.cli import main; main()", "run", *map(str, small),
-        "--sweep", "layers", "--formats", "nvfp4,mxfp8", "--windows", "48", "-o", str(tmp_path / "out"),
+        "--sweep", "layers", "--formats", "nvfp4,mxfp8", "--windows", "48",
+        "-o", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     journal = tmp_path / "out" / "journal.jsonl"
