@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fp4scope.conductor.calibrate import forwards_of
 from fp4scope.conductor.prepare import fitted, load
@@ -95,13 +96,14 @@ def _require_whole(loaded: LoadedModel) -> None:
 
 def _write(loaded: LoadedModel, study: Study, folder: Path) -> None:
     source = open_source(study.model.name, study.model.revision)
-    kept = _exactly(loaded.model.state_dict(), source.dtype)
+    kept = _exactly(loaded.model.state_dict(), source.dtype or loaded.dtype)
     with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             with silent():
-                loaded.model.to("cpu", kept).save_pretrained(partial)
+                nn.Module.to(loaded.model, torch.device("cpu"), kept)
+                loaded.model.save_pretrained(partial)
                 loaded.tokenizer.save_pretrained(partial)
             partial.chmod(0o755)  # temporary folders are private
             partial.rename(folder)

@@ -152,7 +152,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _factors(model: nn.Module, fold: Fold, largest: Tensor) -> Tensor:
-    weights = [model.get_submodule(name).weight for name in fold.readers]
+    weights = [model.get_parameter(f"{name}.weight") for name in fold.readers]
     columns = torch.stack([weight.abs().amax(0).float() for weight in weights]).amax(0)
     return factors(largest, columns)
 
@@ -163,5 +163,5 @@ def _apply(model: nn.Module, fold: Fold, factor: Tensor) -> None:
         if isinstance(own, Tensor):
             own.div_(factor.to(own))
     for name in fold.readers:
-        weight = model.get_submodule(name).weight
+        weight = model.get_parameter(f"{name}.weight")
         weight.mul_(factor.to(weight))
