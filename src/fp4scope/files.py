@@ -10,6 +10,7 @@ pipe.
 """
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -132,6 +133,37 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     return Path(path)
+
+
+def require_new(folder: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        OutputError: It is.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{named(folder)} exists; choose a folder that does not")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is there whole or not at all: what the `with` block writes gets its name last.
+
+    Args:
+        folder: It; it must not be there (`require_new`).
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)  # temporary folders are private
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_writable(path: Path) -> None:

@@ -5,48 +5,27 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fp4scope
 from fp4scope.cli.tables import main_tables
 from fp4scope.errors import OutputError
 
+from .by_hand import diagnosed, log_probabilities
+
 WINDOWS, LENGTH = 9, 32
-OPTIONS = {
-    "seq_len": LENGTH, "windows": WINDOWS, "calibration_windows": 8, "calibration_seq_len": LENGTH,
-    "all_quantized": "nvfp4/w4a16", "formats": "nvfp4", "sweep": "projections:keep",
-    "dtype": "float32",
-}  # fmt: skip
 TITLE = "KL over tokens, as llama.cpp reports it"
 
 
 @pytest.fixture(scope="module")
 def found(model_folder, text_file, tmp_path_factory):
-    downs = {"base": "nvfp4", "edits": [{"sites": ["*.down_proj"], "setting": "fp8"}]}
     folder = tmp_path_factory.mktemp("divergence") / "out"
-    return fp4scope.diagnose(
-        model_folder,
-        text=str(text_file),
-        recipes={"downs": downs},
-        output_dir=folder,
-        **OPTIONS,
-    )
+    return diagnosed(model_folder, text_file, folder, WINDOWS, LENGTH)
 
 
 @pytest.fixture(scope="module")
 def by_hand(model_folder, text_file):
     """KL of every token with weights alone in NVFP4, and which of them keep the top token."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(model_folder)(text_file.read_text())["input_ids"]
-    ids = torch.tensor(ids[: WINDOWS * LENGTH]).reshape(WINDOWS, LENGTH)
-    with torch.no_grad():
-        plain = model(ids).logits[:, :-1].double().log_softmax(-1)
-        for name, linear in model.model.named_modules():
-            if isinstance(linear, torch.nn.Linear):
-                assert "proj" in name
-                linear.weight.copy_(fp4scope.fake_quantize(linear.weight, "nvfp4"))
-        other = model(ids).logits[:, :-1].double().log_softmax(-1)
+    _, plain, other = log_probabilities(model_folder, text_file, WINDOWS, LENGTH)
     kl = (plain.exp() * (plain - other)).sum(-1)
     return kl.numpy(), (plain.argmax(-1) == other.argmax(-1)).numpy()
 

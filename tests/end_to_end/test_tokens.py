@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fp4scope
 from fp4scope.design import NOTHING
@@ -19,42 +17,25 @@ from fp4scope.report.figures import figure_names
 from fp4scope.report.payload import payload
 from fp4scope.report.tokens import shown_models
 
+from .by_hand import diagnosed, log_probabilities, options
+
 WINDOWS, LENGTH = 9, 48
 TARGETS = WINDOWS * (LENGTH - 1)
-OPTIONS = {
-    "seq_len": LENGTH, "windows": WINDOWS, "calibration_windows": 8, "calibration_seq_len": LENGTH,
-    "all_quantized": "nvfp4/w4a16", "formats": "nvfp4", "sweep": "projections:keep",
-    "dtype": "float32",
-}  # fmt: skip
+OPTIONS = options(WINDOWS, LENGTH)
 TITLE = "Where the damage is: positions and tokens"
 STRATA = ("strata_tokens", "strata_nll", "strata_kl")
 
 
 @pytest.fixture(scope="module")
 def found(model_folder, text_file, tmp_path_factory):
-    downs = {"base": "nvfp4", "edits": [{"sites": ["*.down_proj"], "setting": "fp8"}]}
     folder = tmp_path_factory.mktemp("tokens") / "out"
-    return fp4scope.diagnose(
-        model_folder,
-        text=str(text_file),
-        recipes={"downs": downs},
-        output_dir=folder,
-        **OPTIONS,
-    )
+    return diagnosed(model_folder, text_file, folder, WINDOWS, LENGTH)
 
 
 @pytest.fixture(scope="module")
 def by_hand(model_folder, text_file):
     """Ids, and of every target: NLL in full precision, what W4A16 NVFP4 adds, KL, confidence."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(model_folder)(text_file.read_text())["input_ids"]
-    ids = torch.tensor(ids[: WINDOWS * LENGTH]).reshape(WINDOWS, LENGTH)
-    with torch.no_grad():
-        plain = model(ids).logits[:, :-1].double().log_softmax(-1)
-        for linear in model.model.modules():
-            if isinstance(linear, torch.nn.Linear):
-                linear.weight.copy_(fp4scope.fake_quantize(linear.weight, "nvfp4"))
-        other = model(ids).logits[:, :-1].double().log_softmax(-1)
+    ids, plain, other = log_probabilities(model_folder, text_file, WINDOWS, LENGTH)
     losses = [-x.gather(-1, ids[:, 1:, None])[..., 0] for x in (plain, other)]
     kl = (plain.exp() * (plain - other)).sum(-1)
     sure = plain.exp().amax(-1)

@@ -17,6 +17,7 @@ from fp4scope.cli.options import (
     Option,
     command,
     json_option,
+    listed,
     model_argument,
     open_option,
     out_option,
@@ -595,8 +596,8 @@ def tasks(
         from fp4scope.tasks import Wish
 
         wish = Wish(
-            tasks=_listed(tasks),
-            recipes=_listed(recipes),
+            tasks=listed(tasks),
+            recipes=listed(recipes),
             limit=limit,
             batch_size=batch_size,
             fewshot=num_fewshot,
@@ -820,11 +821,6 @@ def _diagnose_domains(
     with _stoppable(f"what was measured is kept in {folder}; repeat the same command to go on"):
         bars = [parse_bar(text).text for text in accept]
         print_domains(study, domains, folder, bars, wanted.quiet)
-
-
-def _listed(values: Sequence[str]) -> list[str]:
-    """What stands between commas, or comes repeated."""
-    return [word.strip() for value in values for word in value.split(",") if word.strip()]
 
 
 @contextmanager

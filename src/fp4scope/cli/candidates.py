@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.cli.asked import Asked, write_windows
+from fp4scope.cli.options import listed
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.cli.verify import MNAT, PREFILL, estimate_cell
@@ -42,8 +43,7 @@ def print_candidates(
     Returns:
         Whether any goes with it.
     """
-    words = CANDIDATES if candidates is None else candidates.split(",")
-    recipes = parse_recipes([word.strip() for word in words if word.strip()])
+    recipes = parse_recipes(listed(CANDIDATES if candidates is None else [candidates]))
     study = Study.build(**{"model": model, **options})
     asked.require(out)
     if asked.ids_out is not None:

@@ -18,6 +18,16 @@ _COLUMN = 30
 """Characters for names of options; help of those that are longer begins in the next line."""
 
 
+def listed(values: Sequence[str]) -> list[str]:
+    """What stands between commas, or comes repeated.
+
+    Example:
+        >>> listed(["nvfp4, fp8", "bf16"])
+        ['nvfp4', 'fp8', 'bf16']
+    """
+    return [word.strip() for value in values for word in value.split(",") if word.strip()]
+
+
 class Argument(click.Argument):
     """An argument with a line of help."""
 

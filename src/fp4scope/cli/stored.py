@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fp4scope.cli.asked import Asked
+from fp4scope.cli.options import listed
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.cli.verify import estimate_cell
@@ -56,8 +57,7 @@ def print_stored(
             f"{file} is a GGUF file, of which no engine gives log-probabilities of prompts here; "
             "leave --served, --server and --ids out"
         )
-    words = (candidates or BESIDE).split(",")
-    recipes = parse_recipes([word.strip() for word in words if word.strip()])
+    recipes = parse_recipes(listed([candidates or BESIDE]))
     study = Study.build(**{"model": model, **options})
     numerics = {"device": study.numerics.device, "dtype": study.numerics.dtype.value}
     with Screen(quiet) as progress:

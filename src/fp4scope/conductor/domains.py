@@ -15,14 +15,12 @@ from typing import Any
 
 import torch
 
-from fp4scope.conductor.prepare import fitted, load, say
+from fp4scope.conductor.prepare import load, say, windows_of
 from fp4scope.conductor.run import run_study
 from fp4scope.data import (
     WindowSet,
     calibration_text,
     calibration_windows,
-    evaluation_text,
-    evaluation_windows,
 )
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import DataError, StudyError, shown
@@ -169,10 +167,7 @@ def _templated(chats: Sequence[Any], loaded: LoadedModel) -> str:
 
 
 def _calibration(study: Study, loaded: LoadedModel) -> WindowSet:
-    data = fitted(study.data, loaded)
-    windows = evaluation_windows(
-        data, evaluation_text(data), loaded.tokenizer, loaded.config.model_type
-    )
+    data, windows = windows_of(study.data, loaded)
     return calibration_windows(data, calibration_text(data), loaded.tokenizer, windows)
 
 

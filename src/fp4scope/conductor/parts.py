@@ -11,14 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fp4scope.conductor.prepare import fitted, load
+from fp4scope.conductor.prepare import load, windows_of
 from fp4scope.conductor.run import run_study
 from fp4scope.data import (
     WindowSet,
     calibration_text,
     calibration_windows,
-    evaluation_text,
-    evaluation_windows,
 )
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.diagnosis import load as load_results
@@ -28,7 +26,7 @@ from fp4scope.ledger import check_folder
 from fp4scope.models import LoadedModel, resolve_device
 from fp4scope.preflight import check
 from fp4scope.stats import MIN_WINDOWS
-from fp4scope.study import PLACES, Data, Scales, Study, read_options
+from fp4scope.study import PLACES, Scales, Study, read_options
 from fp4scope.sweep import Listener, Progress
 
 CHOOSE = "choose"
@@ -188,7 +186,7 @@ def cut(study: Study, folder: Path, loaded: LoadedModel, tell: Listener) -> tupl
         StudyError: Too few windows.
         DataError: Something about the text.
     """
-    data, windows = _windows(study.data, loaded)
+    data, windows = windows_of(study.data, loaded)
     count, first = len(windows), data.first_window
     if count < 3 * MIN_WINDOWS:
         raise StudyError(
@@ -223,7 +221,7 @@ def of_run(
     check_folder(begun.folder, study.identity)
     resolve_device(study.numerics.device)
     loaded = load(study, tell)
-    data, used = _windows(study.data, loaded)
+    data, used = windows_of(study.data, loaded)
     calibration = calibration_windows(data, calibration_text(data), loaded.tokenizer, used)
     given = {name: options[name] for name in _OF_MEASURING if name in options}
     text = {"text": None, "dataset": None} if given.keys() & {"text", "dataset"} else {}
@@ -244,12 +242,6 @@ def of_run(
     return parts, run_study(study, output_dir=begun.folder, progress=tell, loaded=loaded)
 
 
-def _windows(data: Data, loaded: LoadedModel) -> tuple[Data, WindowSet]:
-    """The windows of a text, and the options as the model allows them."""
-    data, text = fitted(data, loaded), evaluation_text(data)
-    return data, evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
-
-
 def _unused(
     begun: Begun, measuring: Study, loaded: LoadedModel, used: WindowSet, calibration: WindowSet
 ) -> range:
@@ -259,7 +251,7 @@ def _unused(
         StudyError: There are too few.
     """
     everything = measuring.data.model_copy(update={"windows": None, "first_window": 0})
-    data, whole = _windows(everything, loaded)
+    data, whole = windows_of(everything, loaded)
     first = 0
     if whole.text_sha256 == used.text_sha256:
         first = begun.study.data.first_window + len(used)

@@ -320,6 +320,17 @@ def fitted(data: Data, loaded: LoadedModel) -> Data:
     return data.model_copy(update={"calibration_seq_len": min(data.calibration_seq_len, longest)})
 
 
+def windows_of(data: Data, loaded: LoadedModel) -> tuple[Data, WindowSet]:
+    """The windows of a text, and the options as the model allows them.
+
+    Raises:
+        StudyError: The windows are longer than the model takes.
+        DataError: Something about the text.
+    """
+    data, text = fitted(data, loaded), evaluation_text(data)
+    return data, evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
+
+
 def _protocol_notes(study: Study, windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
     bos = ", BOS before each (not a target)" if windows.bos else ""
     yield (

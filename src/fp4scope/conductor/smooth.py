@@ -1,7 +1,5 @@
 """A model with smoothing folded into its norms, as a folder that takes the model's place."""
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +9,9 @@ import torch
 from torch import nn
 
 from fp4scope.conductor.calibrate import forwards_of
-from fp4scope.conductor.prepare import fitted, load
-from fp4scope.data import evaluation_text, evaluation_windows
-from fp4scope.errors import ModelError, OutputError
-from fp4scope.files import named, refusing
+from fp4scope.conductor.prepare import load, windows_of
+from fp4scope.errors import ModelError
+from fp4scope.files import new_folder, require_new
 from fp4scope.models import LoadedModel, open_source, resolve_device
 from fp4scope.models.library import silent
 from fp4scope.operands.folding import Fold, fold_all, folds_of, largest_by_channel
@@ -53,17 +50,15 @@ def smooth(study: Study, folder: Path, tell: Listener) -> Smoothed:
     Raises:
         ModelError: The model cannot be held or saved whole, or no norm takes factors.
         OutputError: The folder is there, or cannot be written.
+        DataError: Tokens that the model does not have.
         Fp4ScopeError: Something else about the model or the text.
     """
-    if folder.exists():
-        raise OutputError(f"{named(folder)} exists; choose a folder that does not")
+    require_new(folder)
     resolve_device(study.numerics.device)
     loaded = load(study, tell)
     _require_whole(loaded)
-    data = fitted(study.data, loaded)
-    windows = evaluation_windows(
-        data, evaluation_text(data), loaded.tokenizer, loaded.config.model_type
-    )
+    _, windows = windows_of(study.data, loaded)
+    loaded.require_known(windows.ids, windows.source)
     probe = windows.ids[0][:_PROBE]
     folds = folds_of(loaded.model, loaded.layout.linears, lambda: loaded.logits(probe))
     forwards = forwards_of(loaded, windows, tell, "calibrating", 1)
@@ -97,18 +92,10 @@ def _require_whole(loaded: LoadedModel) -> None:
 def _write(loaded: LoadedModel, study: Study, folder: Path) -> None:
     source = open_source(study.model.name, study.model.revision)
     kept = _exactly(loaded.model.state_dict(), source.dtype or loaded.dtype)
-    with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            with silent():
-                nn.Module.to(loaded.model, torch.device("cpu"), kept)
-                loaded.model.save_pretrained(partial)
-                loaded.tokenizer.save_pretrained(partial)
-            partial.chmod(0o755)  # temporary folders are private
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(folder) as partial, silent():
+        nn.Module.to(loaded.model, torch.device("cpu"), kept)
+        loaded.model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
 
 
 def _exactly(weights: Mapping[str, torch.Tensor], wanted: torch.dtype) -> torch.dtype:

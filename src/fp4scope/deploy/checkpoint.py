@@ -7,7 +7,6 @@ finds it. All is written beside the folder's place and renamed when it is whole.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from fp4scope.deploy.card import model_card
 from fp4scope.deploy.dialects import compressed_tensors, modelopt, modelopt_file
 from fp4scope.deploy.plan import Export, Packed, Scale
 from fp4scope.errors import FormatError, OutputError
-from fp4scope.files import named, refusing
+from fp4scope.files import named, new_folder, refusing, require_new
 from fp4scope.kernels import quantize
 from fp4scope.models import Source, Tensors
 from fp4scope.treatments import FULL_PRECISION_BITS
@@ -66,17 +65,11 @@ def write_checkpoint(
     """
     require_place(folder, export, source)
     config = modelopt(export) if dialect == "modelopt" else compressed_tensors(export)
-    with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _write_tensors(export, source, partial, dialect, shard_bytes, tell)
-            _write_beside(export, source, partial, config)
-            if dialect == "modelopt":
-                _write_json(partial / "hf_quant_config.json", modelopt_file(export))
-            partial.chmod(0o755)  # temporary folders are private
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(folder) as partial:
+        _write_tensors(export, source, partial, dialect, shard_bytes, tell)
+        _write_beside(export, source, partial, config)
+        if dialect == "modelopt":
+            _write_json(partial / "hf_quant_config.json", modelopt_file(export))
 
 
 def require_place(folder: Path, export: Export, source: Source) -> None:
@@ -86,8 +79,7 @@ def require_place(folder: Path, export: Export, source: Source) -> None:
         OutputError: It is so.
     """
     with refusing(f"cannot write {named(folder)}", OutputError, "choose another folder"):
-        if folder.exists() or folder.is_symlink():
-            raise OutputError(f"{named(folder)} exists; choose a folder that does not")
+        require_new(folder)
         free, needed = shutil.disk_usage(folder.parent).free, expected_bytes(export, source)
         if needed + _SLACK > free:
             raise OutputError(
