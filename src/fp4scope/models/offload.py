@@ -8,7 +8,6 @@ weights. They wait in pinned memory, since only from there a copy runs beside th
 files, from where a thread reads block b + 2 into pinned memory meanwhile.
 """
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fp4scope.models.ondisk import Files
+from fp4scope.models.pinned import host_bytes
 
 _ALIGNMENT = 256
 
@@ -45,11 +45,10 @@ class Offloaded:
         self._device = device
         self.why = why
         self._tensors = [[*block.parameters(), *block.buffers()] for block in blocks]
-        pinned = device.type == "cuda"
         self._host: _Host = (
-            _InMemory(self._tensors, pinned)
+            _InMemory(self._tensors, device)
             if files is None
-            else _OnDisk(self._tensors, pinned, files)
+            else _OnDisk(self._tensors, device, files)
         )
         self._slots = [
             torch.empty(self._host.largest, dtype=torch.uint8, device=device) for _ in range(2)
@@ -191,11 +190,11 @@ class _Host(ABC):
 class _InMemory(_Host):
     """Packed in buffers, pinned if the device is a GPU."""
 
-    def __init__(self, blocks: Sequence[Sequence[Tensor]], pinned: bool) -> None:
+    def __init__(self, blocks: Sequence[Sequence[Tensor]], device: torch.device) -> None:
         super().__init__(blocks)
         self._buffers: list[Tensor] = []
         for index, size in enumerate(self.sizes):
-            buffer = _bytes(size, pinned)
+            buffer = host_bytes(size, device)
             for tensor, place in _places(blocks[index]):
                 buffer[place].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             self._buffers.append(buffer)
@@ -214,7 +213,9 @@ class _OnDisk(_Host):
     Only `bind` is for other threads than the one that reads.
     """
 
-    def __init__(self, blocks: Sequence[Sequence[Tensor]], pinned: bool, files: Files) -> None:
+    def __init__(
+        self, blocks: Sequence[Sequence[Tensor]], device: torch.device, files: Files
+    ) -> None:
         super().__init__(blocks)
         self._files = files
         every = list({id(t): t for tensors in blocks for t in tensors}.values())
@@ -226,7 +227,7 @@ class _OnDisk(_Host):
         found = dict(zip(map(id, every), files.extents(every), strict=True))
         self._extents = [[found[id(t)] for t in tensors] for tensors in blocks]
         assert all(found[id(t)] or not t.nbytes for t in every)
-        self._buffers = [_bytes(self.largest, pinned) for _ in range(2)]
+        self._buffers = [host_bytes(self.largest, device) for _ in range(2)]
         self._holds: list[int | None] = [None, None]
         self._last = 0
 
@@ -247,19 +248,6 @@ class _OnDisk(_Host):
     def bind(self, block: int) -> None:
         for tensor, mapped in zip(self._blocks[block], self._mapped[block], strict=True):
             tensor.data = mapped
-
-
-def _bytes(size: int, pinned: bool) -> Tensor:
-    """Host memory, pinned where it is. PyTorch's own pinned memory comes in powers of two only."""
-    buffer = torch.empty(size, dtype=torch.uint8)
-    if not pinned or not size:
-        return buffer
-    cuda: Any = torch.cuda.cudart()
-    cuda.cudaHostRegister(buffer.data_ptr(), size, 0)
-    if not buffer.is_pinned():
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    weakref.finalize(buffer, cuda.cudaHostUnregister, buffer.data_ptr())
-    return buffer
 
 
 def _bind(tensors: Sequence[Tensor], buffer: Tensor) -> None:
