@@ -52,11 +52,11 @@ def run(model, name, look=None):
         return losses_of(loaded, ids, replica=2, look=look)
 
 
-def served_as(model, name, path):
+def served_as(model, name, path, noise=0.002):
     """What an engine gives that rounds a little otherwise, with the likeliest tokens."""
     tops = []
     losses = run(model, name, lambda _, logits: tops.append(logits.log_softmax(-1).topk(TOP)))
-    noise = 0.002 * np.random.default_rng(0).standard_normal(losses.shape)
+    noise = noise * np.random.default_rng(0).standard_normal(losses.shape)
     content = {
         "version": 1,
         "ids": model[2].tolist(),
@@ -97,6 +97,16 @@ def test_what_is_none_of_them(model, tmp_path):
     found = verify(model, "--served", served, "--candidates", "fp8, nvfp4/w4a16")
     assert found.exit_code == 1
     assert "none of 3 candidates goes with what is served" in found.stdout
+
+
+def test_what_is_not_told_apart_is_undecided(model, tmp_path):
+    """A scale rule that differs in few blocks, and an engine whose own rounding is not known."""
+    served = served_as(model, "nvfp4/w4a16", tmp_path / "served.json", noise=0.3)
+    names = "nvfp4/w4a16,nvfp4:mse/w4a16"
+    found = verify(model, "--served", served, "--candidates", names, "-o", tmp_path / "found.json")
+    assert "not told apart on 16 windows" in found.stdout
+    assert found.exit_code == 3
+    assert json.loads((tmp_path / "found.json").read_text())["outcome"] == "undecided"
 
 
 def test_a_reference_tells_the_engines_own_rounding(model, tmp_path):

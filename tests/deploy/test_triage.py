@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from fp4scope.cli.app import app
+from fp4scope.conductor.triage import open_checkpoint
 from fp4scope.deploy.checkpoint import RECIPE, write_checkpoint
 from fp4scope.deploy.held import input_amaxes
 from fp4scope.deploy.triage import Chain, triage
@@ -84,6 +85,8 @@ def judged(made, folder, served, tmp_path):
     """What is printed, the verdict's data, and the state of each step."""
     found = verify(made, folder, "--served", served, "-o", tmp_path / "verdict.json")
     data = json.loads((tmp_path / "verdict.json").read_text())
+    codes = {"met": 0, "missed": 1, "undecided": 3}
+    assert found.exit_code == codes[data["outcome"]]
     assert data["as_predicted"] == (found.exit_code == 0)
     states = {row["step"]: row["state"] for row in data["triage"]["steps"]}
     return found.stdout, data, states
@@ -97,7 +100,8 @@ def noisy(loaded):
 
 def test_nothing_is_blamed_where_nothing_is_off(made, tmp_path):
     said, data, states = judged(made, made[2], served_by(made, made[2], tmp_path), tmp_path)
-    assert data["as_predicted"]
+    assert data["outcome"] == "undecided"
+    assert data["checkpoint_proven"]
     assert data["triage"]["faults"] == []
     assert data["triage"]["quantization_nats_low"] > 0.05
     assert data["triage"]["rerun_nats_low"] < 0 < data["triage"]["rerun_nats_high"]
@@ -168,10 +172,75 @@ def test_a_checkpoint_of_another_program_is_told_from_its_configuration(made, tm
     assert f"the format's usual scales, {LAYER}.weight first (its error has +" in said
 
 
-def test_a_checkpoint_alone(made, tmp_path):
+def text_of(made, tmp_path):
     text = tmp_path / "text.txt"
     words = [" ".join(f"w{token - 4}" for token in row if token > 3) for row in made[3].tolist()]
     text.write_text(" ".join(words))
+    return text
+
+
+def test_equal_weights_settle_the_export_with_any_number_of_windows(made, tmp_path):
+    size = ["--text", text_of(made, tmp_path), "--windows", 5, "--seq-len", TOKENS]
+    found = verify(made, made[2], *size, "-o", tmp_path / "verdict.json")
+    data = json.loads((tmp_path / "verdict.json").read_text())
+    assert (data["outcome"], found.exit_code) == ("undecided", 3)
+    rows = {row["step"]: row for row in data["triage"]["steps"]}
+    assert (rows["export"]["state"], rows["export"]["proven"]) == ("within", True)
+    assert (rows["calibration"]["state"], rows["calibration"]["proven"]) == ("open", False)
+    assert "export is settled without windows: weights, other tensors" in found.stdout
+    assert "cannot tell with 5 windows" in found.stdout
+    assert "export cannot be told" not in found.stdout
+
+
+def told_of(made, folder):
+    return open_checkpoint(folder, made[0].where)
+
+
+def test_what_proves_a_checkpoint(made, tmp_path):
+    assert told_of(made, made[2]).is_proven
+    other = changed(made, tmp_path, input_global_scale=2.0)
+    assert not told_of(made, other).is_proven
+    shutil.rmtree(other)
+    shutil.copytree(made[2], other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    found = told_of(made, other)
+    assert list(found.settings) == ["rms_norm_eps"]
+    assert not found.is_proven
+    said = verify(made, other, "--text", text_of(made, tmp_path), "--windows", 4, "--seq-len", 40)
+    wrong = "its configuration is not the original's: rms_norm_eps is 0.5, and 1e-06 there"
+    assert wrong in " ".join(said.stdout.split())
+    assert "settled" not in said.stdout
+    shutil.copy(made[2] / "config.json", other / "config.json")
+    tensors = load_file(other / "model.safetensors")
+    name = "model.layers.1.input_layernorm.weight"
+    for changes in ({name: tensors[name] * 1.5}, {name: None}):
+        kept = {k: v for k, v in (tensors | changes).items() if v is not None}
+        save_file(kept, other / "model.safetensors", metadata={"format": "pt"})
+        found = told_of(made, other)
+        assert found.plain == [name]
+        assert not found.is_proven
+        assert not found.is_whole
+
+
+def test_windows_may_contradict_a_proof():
+    rng = np.random.default_rng(0)
+    full = rng.gamma(2.0, size=(32, 50))
+    predicted = full + 0.2
+    noisy = predicted + 0.5 * rng.standard_normal(full.shape)
+    chain = Chain(full, predicted, noisy)
+    assert triage(chain).steps["export"].state == "open"
+    found = triage(chain, proven=True)
+    assert found.still_open == []
+    assert found.steps["export"].proven
+    assert any("settled without windows" in line for line in found.sentences())
+    off = triage(Chain(full, predicted, noisy + 0.5), proven=True)
+    assert off.faults == ["export"]
+    assert not off.steps["export"].proven
+
+
+def test_a_checkpoint_alone(made, tmp_path):
+    text = text_of(made, tmp_path)
     folder = changed(made, tmp_path, weight_global_scale=0.1)
     found = verify(made, folder, "--text", text, "--windows", 24, "--seq-len", TOKENS)
     assert found.exit_code == 1

@@ -287,6 +287,7 @@ def recommend(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Choose a recipe, and measure it on other text."""
+    from fp4scope.cli.exits import leave
     from fp4scope.cli.recommend import print_going_on, print_recommendation
     from fp4scope.deploy.bound import bound_of, required
     from fp4scope.deploy.palette import default_formats
@@ -309,7 +310,7 @@ def recommend(
         folder = out or Path(f"fp4scope-{_slug(study.model.name)}")
         with _stoppable(kept.format(folder)):
             found = print_recommendation(study, folder, bound, texts=domains, quiet=quiet, **choice)
-    sys.exit(0 if found else 1)
+    leave(found)
 
 
 def _bounds() -> list[click.Parameter]:
@@ -468,7 +469,10 @@ def verify(
     quiet: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Is served what was predicted, and whose fault if not."""
+    """Is served what was predicted, and whose fault if not.
+
+    Exits with 1 where it is not, and with 3 where so many windows cannot tell.
+    """
     with _stoppable("nothing was written"):
         if checkpoint is None and model is None:
             raise StudyError("give a checkpoint, or the model that may be served: --original MODEL")
@@ -478,6 +482,7 @@ def verify(
                 f"{checkpoint} says itself what is served; leave it out to try --candidates"
             )
         from fp4scope.cli.asked import Asked
+        from fp4scope.cli.exits import leave
 
         asked = Asked(
             served=served,
@@ -493,17 +498,16 @@ def verify(
             from fp4scope.cli.stored import print_stored
 
             print_stored(checkpoint, model, asked, given, candidates, out=out, quiet=quiet)
-            same = True
-        elif checkpoint is None:
+            return
+        if checkpoint is None:
             from fp4scope.cli.candidates import print_candidates
 
-            same = print_candidates(model or "", asked, given, candidates, out, quiet)
+            verdict = print_candidates(model or "", asked, given, candidates, out, quiet)
         else:
             from fp4scope.cli.verify import print_verdict
 
-            same = print_verdict(checkpoint, model, asked, given, out=out, quiet=quiet)
-    if not same:
-        sys.exit(1)
+            verdict = print_verdict(checkpoint, model, asked, given, out=out, quiet=quiet)
+    leave(verdict)
 
 
 _TASKS = (

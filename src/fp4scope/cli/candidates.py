@@ -12,6 +12,7 @@ from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.cli.verify import MNAT, PREFILL, estimate_cell
 from fp4scope.conductor.candidates import CANDIDATES, Tried, said, try_candidates
 from fp4scope.conductor.tasks import recipes_of
+from fp4scope.deploy.bar import Verdict
 from fp4scope.errors import DataError, StudyError
 from fp4scope.files import replace_file
 from fp4scope.models import load_model
@@ -29,7 +30,7 @@ def print_candidates(
     candidates: str | None,
     out: Path | None,
     quiet: bool,
-) -> bool:
+) -> Verdict:
     """Try candidates, and print how well each goes with what is served.
 
     Args:
@@ -41,14 +42,14 @@ def print_candidates(
         quiet: Whether no progress is shown.
 
     Returns:
-        Whether any goes with it.
+        Met where one alone goes with it, missed where none does, undecided where several do.
     """
     recipes = parse_recipes(listed(CANDIDATES if candidates is None else [candidates]))
     study = Study.build(**{"model": model, **options})
     asked.require(out)
     if asked.ids_out is not None:
         write_windows(study, model, asked.ids_out)
-        return True
+        return Verdict.MET
     with Screen(quiet) as progress:
         served, reference = asked.had(study, model, progress)
         if served is None:
@@ -67,13 +68,18 @@ def print_candidates(
     screen.print()
     show(screen, in_grid(_section(tried)))
     screen.print()
-    verdict = said(tried, count)
-    say(screen, verdict, style="bold")
+    sentence = said(tried, count)
+    say(screen, sentence, style="bold")
     say(screen, PREFILL, style="dim")
     if out is not None:
-        content = _data(tried, verdict, served.engine)
+        content = _data(tried, sentence, served.engine)
         replace_file(out, json.dumps(content, allow_nan=False).encode(), "choose another file")
-    return any(each.found.is_consistent for each in tried)
+    return _outcome(tried)
+
+
+def _outcome(tried: list[Tried]) -> Verdict:
+    fit = sum(each.found.is_consistent for each in tried)
+    return Verdict.MET if fit == 1 else Verdict.UNDECIDED if fit else Verdict.MISSED
 
 
 def _section(tried: list[Tried]) -> Section:
@@ -106,7 +112,7 @@ def _section(tried: list[Tried]) -> Section:
     )
 
 
-def _data(tried: list[Tried], verdict: str, engine: str) -> dict[str, Any]:
+def _data(tried: list[Tried], sentence: str, engine: str) -> dict[str, Any]:
     rows = [
         {
             "candidate": each.name,
@@ -120,4 +126,10 @@ def _data(tried: list[Tried], verdict: str, engine: str) -> dict[str, Any]:
         }
         for each in tried
     ]
-    return {"version": 1, "engine": engine, "verdict": verdict, "candidates": rows}
+    return {
+        "version": 1,
+        "engine": engine,
+        "verdict": sentence,
+        "outcome": _outcome(tried).value,
+        "candidates": rows,
+    }

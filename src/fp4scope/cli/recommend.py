@@ -29,7 +29,7 @@ def print_recommendation(
     texts: Mapping[str, Path] | None = None,
     quiet: bool = False,
     **served: str | None,
-) -> bool:
+) -> Verdict:
     """Run, decide, measure, show and write.
 
     Args:
@@ -42,7 +42,7 @@ def print_recommendation(
         served: `serve_on` and `engine`.
 
     Returns:
-        Whether there is a recommendation.
+        Whether the recipe is recommended.
     """
     with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
@@ -50,7 +50,7 @@ def print_recommendation(
 
         found = begin(study, folder, bound, texts=texts, palette=palette, progress=screen, **served)
     _show(found, folder)
-    return found.is_recommended
+    return found.outcome
 
 
 def print_going_on(
@@ -63,7 +63,7 @@ def print_going_on(
     engine: str | None,
     serve_on: str | None,
     quiet: bool = False,
-) -> bool:
+) -> Verdict:
     """The same from a run that is there: run what is missing."""
     with Screen(quiet) as screen:
         screen.note("loading torch and the model ...")
@@ -80,7 +80,7 @@ def print_going_on(
             options=options,
         )
     _show(found, folder)
-    return found.is_recommended
+    return found.outcome
 
 
 def _show(found: "Recommendation", folder: Path) -> None:

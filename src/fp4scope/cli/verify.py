@@ -12,12 +12,14 @@ from fp4scope.cli.asked import Asked, write_windows
 from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.conductor.triage import Checked, Found, open_checkpoint, run_triage, windows_of_text
+from fp4scope.deploy.bar import Verdict as Outcome
 from fp4scope.deploy.held import SUSPICIOUS
 from fp4scope.deploy.served import Served
 from fp4scope.deploy.triage import QUANTIZATION, SERVING, Triage
 from fp4scope.deploy.verify import Verdict
 from fp4scope.errors import StudyError
 from fp4scope.files import named, replace_file
+from fp4scope.names import visible
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.stats.inference.intervals import Estimate
 from fp4scope.study import Study
@@ -39,7 +41,7 @@ def print_verdict(
     *,
     out: Path | None = None,
     quiet: bool = False,
-) -> bool:
+) -> Outcome:
     """Verify, and print what was found.
 
     Args:
@@ -51,7 +53,8 @@ def print_verdict(
         quiet: Whether no progress is shown.
 
     Returns:
-        Whether nothing is off.
+        Met where nothing is off, missed where something is, and undecided where a step cannot be
+        told.
     """
     asked.require(out)
     # What has no owner in front of it is no name of the hub.
@@ -66,7 +69,7 @@ def print_verdict(
     study = Study.build(**{"model": str(checkpoint), **options})
     if asked.ids_out is not None:
         write_windows(study, str(checkpoint), asked.ids_out)
-        return True
+        return Outcome.MET
     with Screen(quiet) as progress:
         found, full = asked.had(study, str(checkpoint), progress)
         checked = open_checkpoint(checkpoint, model)
@@ -76,12 +79,14 @@ def print_verdict(
     if out is not None:
         content = _data(told, checked, found)
         replace_file(out, json.dumps(content, allow_nan=False).encode(), "choose another file")
-    return _is_right(told, checked)
+    return _outcome(told, checked)
 
 
-def _is_right(told: Found, checked: Checked) -> bool:
+def _outcome(told: Found, checked: Checked) -> Outcome:
     served = told.verdict is None or told.verdict.as_predicted
-    return served and checked.is_whole and not told.triage.faults
+    if not served or not checked.is_whole or told.triage.faults:
+        return Outcome.MISSED
+    return Outcome.UNDECIDED if told.triage.still_open else Outcome.MET
 
 
 def _print(told: Found, checked: Checked, served: Served | None) -> None:
@@ -138,6 +143,11 @@ def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
     if checked.plain:
         said = f"{len(checked.plain)} tensors in full precision are not the original's"
         lines.append((f"{said}, {checked.plain[0]} first", not checked.own))
+    if checked.settings:
+        name, (one, other) = next(iter(checked.settings.items()))
+        more = f", and so on, {len(checked.settings)} in all" if len(checked.settings) > 1 else ""
+        said = f"its configuration is not the original's: {visible(name)} is {_short(other)}, "
+        lines.append((f"{said}and {_short(one)} there{more}", False))
     if checked.own and checked.scales:
         site, ratio = next(iter(checked.scales.items()))
         said = f"{len(checked.scales)} of {len(checked.stored)} input scales are not the recipe's"
@@ -149,6 +159,10 @@ def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
     elif checked.stored:
         lines.append((f"all {len(checked.stored)} input scales are near what enters here", True))
     return lines
+
+
+def _short(value: object) -> str:
+    return visible(str(value))[:60]
 
 
 def _energy(name: str, wrong: Mapping[str, float]) -> str:
@@ -167,7 +181,11 @@ def _steps(found: Triage) -> Section:
     ]
     rows = [[Cell(QUANTIZATION), estimate_cell(found.quantization), Cell("what the format costs")]]
     rows += [
-        [Cell(name), estimate_cell(step.change), Cell(_SAYS[step.state])]
+        [
+            Cell(name),
+            estimate_cell(step.change),
+            Cell("proven" if step.proven else _SAYS[step.state]),
+        ]
         for name, step in found.steps.items()
     ]
     rows.append([Cell("all of it"), estimate_cell(found.damage), Cell()])
@@ -215,9 +233,12 @@ def _cell(interval: Interval, how: str) -> Cell:
 
 def _data(told: Found, checked: Checked, served: Served | None) -> dict[str, Any]:
     verdict = told.verdict
+    outcome = _outcome(told, checked)
     content: dict[str, Any] = {
         "version": 1,
-        "as_predicted": _is_right(told, checked),
+        "as_predicted": outcome is Outcome.MET,
+        "outcome": outcome.value,
+        "checkpoint_proven": checked.is_proven,
         "wrong_weights": list(checked.weights) if checked.own else [],
         "far_input_scales": told.far,
         "triage": told.triage.to_json(),

@@ -98,9 +98,16 @@ class Recommendation:
         return self.chosen.verdict(self.bars) if self.bars else None
 
     @property
+    def outcome(self) -> Verdict:
+        """The verdict, but missed where what was expected of the recipe failed."""
+        if not self.chosen.is_as_predicted:
+            return Verdict.MISSED
+        return self.verdict or Verdict.MET
+
+    @property
     def is_recommended(self) -> bool:
         """Whether what was expected of it held, and no bar was missed or left undecided."""
-        return self.chosen.is_as_predicted and self.verdict in (None, Verdict.MET)
+        return self.outcome is Verdict.MET
 
 
 def begin(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,15 @@ from fp4scope.conductor.calibrate import amaxes
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import NV_DIVISOR, RECIPE
 from fp4scope.deploy.configs import is_published, read_config
-from fp4scope.deploy.held import ROUNDED, far_scales, input_amaxes, wrong_plain, wrong_weights
+from fp4scope.deploy.held import (
+    ROUNDED,
+    absent,
+    far_scales,
+    input_amaxes,
+    other_settings,
+    wrong_plain,
+    wrong_weights,
+)
 from fp4scope.deploy.losses import Looked, Ran, losses_of
 from fp4scope.deploy.plan import Export, plan_export
 from fp4scope.deploy.published import recipe_of
@@ -47,7 +56,8 @@ class Checked:
         export: What its recipe asks for.
         own: Whether the recipe is fp4scope's own, so that its weights are known to the bit.
         weights: Those that are not what the recipe makes, by `held.wrong_weights`.
-        plain: Tensors in full precision that are others than the original's.
+        plain: Tensors in full precision that are others than the original's, or are absent.
+        settings: Of its configuration, the original's and its own where they differ.
         stored: What its input scales come from, by site.
     """
 
@@ -57,6 +67,7 @@ class Checked:
     own: bool
     weights: dict[str, float]
     plain: list[str]
+    settings: dict[str, tuple[Any, Any]]
     stored: dict[str, float]
 
     @property
@@ -69,6 +80,13 @@ class Checked:
     def is_whole(self) -> bool:
         """Whether it is what the recipe of fp4scope makes; nothing is known of another's."""
         return not (self.own and (self.weights or self.plain or self.scales))
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is known without running it to compute what its recipe makes of the original:
+        by its weights, its tensors in full precision, its configuration and its input scales.
+        """
+        return not (self.weights or self.plain or self.settings or self.scales)
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,8 @@ def open_checkpoint(folder: Path, model: str | None) -> Checked:
         export,
         own,
         wrong_weights(export, source, packed),
-        wrong_plain(source, packed),
+        [*absent(source, packed), *wrong_plain(export, source, packed)],
+        other_settings(source, packed),
         input_amaxes(export, packed),
     )
 
@@ -224,7 +243,7 @@ def run_triage(
     if gave is not None:
         rivals = [under(place, known) for place in range(1, len(candidates))]
         verdict = judge(gave, full, candidates, [chain.checkpoint, *rivals], own)
-    return Found(triage(chain), far_scales(by_product(stored), seen), verdict)
+    return Found(triage(chain, checked.is_proven), far_scales(by_product(stored), seen), verdict)
 
 
 def _loaded(study: Study, source: Source) -> LoadedModel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import inf
+from typing import Any
 
 import torch
 
@@ -15,6 +16,11 @@ SUSPICIOUS = 4.0
 or under another scale rule, has less."""
 FAR = 2.0
 """Input scales that are so many times off what enters, either way, are named."""
+_OF_A_FILE = (
+    "_name_or_path", "architectures", "dtype", "gguf_file", "quantization_config", "torch_dtype",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+"""Settings that say how a checkpoint is stored or run, and not what it computes."""
 ROUNDED = 1.001
 """What rounding to an inverse and back leaves."""
 
@@ -49,20 +55,35 @@ def wrong_weights(export: Export, source: Source, packed: Source) -> dict[str, f
     return dict(sorted(wrong.items(), key=lambda item: -item[1]))
 
 
-def wrong_plain(source: Source, packed: Source) -> list[str]:
-    """Tensors that a checkpoint has in full precision, and otherwise than the original has them.
+def wrong_plain(export: Export, source: Source, packed: Source) -> list[str]:
+    """Tensors that no recipe quantizes, and that a checkpoint has otherwise than the original.
 
     Numbers that were rounded to 16 bits are the same.
     """
+    quantized = {each.key for each in export.packed}
     with source.opened() as original, packed.opened() as found:
         return [
             key
-            for key in sorted(source.stored.keys() & packed.stored.keys() - packed.codes)
+            for key in sorted(source.stored.keys() & packed.stored.keys() - quantized)
             if source.stored[key].shape != packed.stored[key].shape
             or not torch.isclose(
                 found[key].float(), original[key].float(), rtol=2.0**-7, atol=1e-9
             ).all()
         ]
+
+
+def other_settings(source: Source, packed: Source) -> dict[str, tuple[Any, Any]]:
+    """What the configurations of an original and its checkpoint say otherwise, and how."""
+    ours, theirs = source.settings, packed.settings
+    names = sorted((ours.keys() | theirs.keys()) - set(_OF_A_FILE))
+    both = {name: (ours.get(name), theirs.get(name)) for name in names}
+    return {name: (one, other) for name, (one, other) in both.items() if one != other}
+
+
+def absent(source: Source, packed: Source) -> list[str]:
+    """Tensors of an original that a checkpoint does not have; a tied head needs none."""
+    missing = sorted(source.stored.keys() - packed.stored.keys())
+    return [key for key in missing if not (packed.tied and key.endswith("lm_head.weight"))]
 
 
 def input_amaxes(export: Export, packed: Source) -> dict[str, float]:

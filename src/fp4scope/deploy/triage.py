@@ -27,6 +27,10 @@ _COST = {
     CALIBRATION: ("its stored input scales cost", "scales from these windows"),
     SERVING: ("what the engine gives costs", "the checkpoint run here"),
 }
+_PROVEN = (
+    "{} is settled without windows: weights, other tensors, configuration and input scales are "
+    "proven to be what the recipe makes of the original"
+)
 _MNAT = 1e3
 
 
@@ -82,15 +86,21 @@ class Triage:
         found = [name for name in self._at("beyond") if self.steps[name].change.mean > 0]
         return sorted(found, key=lambda name: -self.steps[name].change.mean)
 
+    @property
+    def still_open(self) -> list[str]:
+        """Steps that cannot be told, of damage that is there or not."""
+        return self._at("open")
+
     def _at(self, state: str) -> list[str]:
         return [name for name, step in self.steps.items() if step.state == state]
 
     def sentences(self) -> list[str]:
         """What it comes to: faults first, then what the format costs, then what cannot be told."""
+        proven = [_PROVEN.format(name) for name, step in self.steps.items() if step.proven]
         if self.damage.low is None:
             some = f"{self.damage.n} window{'s' * (self.damage.n != 1)}"
-            return [f"cannot tell with {some}: intervals take {MIN_WINDOWS}"]
-        beyond, still_open = self._at("beyond"), self._at("open")
+            return [*proven, f"cannot tell with {some}: intervals take {MIN_WINDOWS}"]
+        beyond, still_open = self._at("beyond"), self.still_open
         said = [self._fault(name) for name in self.faults]
         said += [self._gain(name) for name in beyond if name not in self.faults]
         cost = f"the format costs {_said(self.quantization)} millinats"
@@ -103,7 +113,7 @@ class Triage:
                 f"quantization is all: {cost}, and no step behind it ({', '.join(self.steps)}) "
                 f"adds more than {self.room * _MNAT:.3g}"
             )
-        return said + [self._open(name) for name in still_open]
+        return said + proven + [self._open(name) for name in still_open]
 
     def _fault(self, name: str) -> str:
         what, than = _COST[name]
@@ -125,7 +135,12 @@ class Triage:
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         rows = [
-            {"step": name, "state": step.state, "windows_to_tell": step.windows}
+            {
+                "step": name,
+                "state": step.state,
+                "proven": step.proven,
+                "windows_to_tell": step.windows,
+            }
             | step.change.columns("adds_nats")
             for name, step in self.steps.items()
         ]
@@ -140,8 +155,14 @@ class Triage:
         }
 
 
-def triage(chain: Chain) -> Triage:
-    """Where the damage comes from."""
+def triage(chain: Chain, proven: bool = False) -> Triage:
+    """Where the damage comes from.
+
+    Args:
+        chain: What was run.
+        proven: Whether the checkpoint is known, by what it stores, to be what its recipe makes of
+            the original. Losses then differ by rounding alone, which windows need not tell.
+    """
     checkpoint, engine = chain.checkpoint, chain.full
     changes = {EXPORT: chain.exported - chain.predicted}
     if chain.calibrated is not None:
@@ -155,6 +176,8 @@ def triage(chain: Chain) -> Triage:
     rerun = None if chain.replica is None else total(chain.replica, checkpoint)
     room = room_of(quantization.mean, 0.0 if rerun is None else rerun.mean)
     found = dict(zip(changes, steps(list(changes.values()), room), strict=True))
+    if proven:
+        found[EXPORT] = found[EXPORT].with_proof()
     return Triage(quantization, found, total(last, engine), rerun, room)
 
 

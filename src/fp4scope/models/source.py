@@ -68,6 +68,7 @@ class Source:
         where: Hub id or folder.
         revision: Of a hub id.
         config: What its config.json says.
+        settings: What that comes to, with all defaults.
         sites: Of its model.
         pieces: The tensors of each site's weight, by the site's name; nothing for a site whose
             weight is stored in a way that is not known.
@@ -82,6 +83,7 @@ class Source:
     where: str
     revision: str | None
     config: Mapping[str, Any]
+    settings: Mapping[str, Any]
     sites: Sites
     pieces: Mapping[str, tuple[Piece, ...]]
     unquantized: tuple[str, ...]
@@ -215,6 +217,7 @@ def open_source(
         where=where,
         revision=revision,
         config=said,
+        settings=config.to_dict(),
         sites=sites,
         pieces={
             site.name: () if site.product in transposed else _pieces_of(site, by_product)

@@ -34,11 +34,22 @@ class Step:
         change: Mean over windows, nats per token, with an interval that holds for all steps.
         state: Where it lies.
         windows: About how many would tell, where it is open.
+        proven: Whether it is known without these numbers to add nothing but rounding.
     """
 
     change: Estimate
     state: State
     windows: int | None = None
+    proven: bool = False
+
+    def with_proof(self) -> "Step":
+        """Where it is proven to add nothing but rounding: windows have nothing left to tell.
+
+        They still contradict a proof, where they show more than that.
+        """
+        if self.state == "beyond":
+            return self
+        return Step(self.change, "within", proven=True)
 
 
 def room_of(cost: float, rerun: float = 0.0) -> float:
