@@ -23,7 +23,7 @@ WINDOWS, LENGTH = 9, 48
 TARGETS = WINDOWS * (LENGTH - 1)
 OPTIONS = options(WINDOWS, LENGTH)
 TITLE = "Where the damage is: positions and tokens"
-STRATA = ("strata_tokens", "strata_nll", "strata_kl")
+STRATA = ("strata_tokens", "strata_nll", "strata_kl", "strata_reference")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,9 @@ def test_all_of_a_tokenizer_without_spaces_are_words(found):
 def test_strata_sum_to_the_whole(found):
     """Of every model, every window and every stratification, in the ledger itself."""
     ledger, several = found.results.ledger, 0
+    own = ledger[NOTHING]
+    rows = zip(own.indices, own.replicas, own.values["nll"], strict=True)
+    full = {window: nll for window, replica, nll in rows if not replica}
     for recipe in ledger:
         values = ledger[recipe].values
         for row, tokens in enumerate(ledger[recipe].tokens):
@@ -111,8 +114,10 @@ def test_strata_sum_to_the_whole(found):
             if None in kept or not kept:
                 continue
             several += 1
-            for counts, nll, kl in zip(*kept, strict=True):
+            plain = full[ledger[recipe].indices[row]]
+            for counts, nll, kl, reference in zip(*kept, strict=True):
                 assert sum(counts) == tokens
+                assert sum(reference) == pytest.approx(plain, rel=1e-7)
                 assert sum(nll) == pytest.approx(values["nll"][row], rel=1e-7)
                 assert sum(kl) == pytest.approx(values["kl"][row], rel=1e-5)
     assert several == 4 * WINDOWS
@@ -269,16 +274,29 @@ def test_a_stratum_of_few_windows_has_no_interval(changed):
     assert TITLE in few.html()
 
 
-def test_the_two_of_a_pair_may_end_in_other_strata(found, changed):
-    """Where a target is beside an edge, and the full-precision model is rounded otherwise."""
+def move_a_target(values):
+    """Of the full-precision model alone: rounded otherwise, a target is beyond an edge."""
+    if STRATA[0] in values and "kl_bins" not in values:
+        most = int(np.argmax(values[STRATA[0]][0][3]))
+        for name in STRATA:
+            step = 1 if name == STRATA[0] else 7.0
+            values[name][0][3][most] -= step
+            values[name][0][3].append(step)
 
-    def move(values):
-        if STRATA[0] in values and "kl_bins" not in values:  # the full-precision model alone
+
+def test_costs_by_confidence_are_of_the_very_same_targets(found, changed):
+    """Whatever the full-precision model's own row says, which another pass may have made."""
+    assert fp4scope.load(changed(move_a_target)).tokens.rows == found.tokens.rows
+
+
+def test_results_that_leave_it_to_the_full_precision_row_are_read(found, changed):
+    def forget(values):
+        if STRATA[0] in values and "kl_bins" not in values:  # it may end in another stratum
             for name in STRATA:
                 values[name][0][3].append(0)
+        values.pop("strata_reference", None)
 
-    moved = fp4scope.load(changed(move))
-    assert moved.tokens.rows == found.tokens.rows
+    assert fp4scope.load(changed(forget)).tokens.rows == found.tokens.rows
 
 
 def more_tokens(values):

@@ -1,15 +1,17 @@
 """NLL, KL and top-1 against PyTorch in FP64; a reference that no comparison touches."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from fp4scope.ledger.strata import EDGES
 from fp4scope.metrics import RowMetrics, WindowMetrics, compare, reference_predictions
 
 # One row, around the pieces of 16 that a CPU takes, several with and without a rest.
 ROWS = (1, 15, 16, 17, 32, 300)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NAMES = ("nll", "kl", "top1", "confidence")
+NAMES = ("nll", "kl", "top1", "confidence", "reference")
 PARTS = ("logits", "probabilities", "logsumexp", "best")
 
 
@@ -142,8 +144,30 @@ def test_the_sum_of_a_window_is_fp64():
         torch.tensor([[0.0, 2.0**-30, 1.0]]),
         torch.ones(1, 3) > 0,
         torch.ones(1, 3),
+        torch.ones(1, 3),
     )
     assert rows.windows() == [WindowMetrics(3, 2.0**24 + 2, 1 + 2.0**-30, 3)]
+
+
+def test_groups_by_confidence_and_what_the_reference_lost_there_are_of_one_reference():
+    """Another batch may round it otherwise: then targets beside an edge change their group, and
+    with them what the reference lost there.
+    """
+    reference, variant, targets = predictions(300)
+    strata = np.zeros((1, 300), np.uint8)
+    counts = set()
+    for seed in range(3):
+        noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(seed))
+        own = reference + 2e-2 * noise
+        rows = rows_of(variant, targets, reference_predictions(own))
+        (found,) = rows.windows({0}, strata)
+        log_p = own.double().log_softmax(-1)
+        groups = np.digitize(log_p.exp().amax(-1).numpy(), EDGES)
+        lost = -log_p.gather(-1, targets[:, None])[:, 0].numpy()
+        assert found.strata.tokens[1] == np.bincount(groups).tolist()
+        assert found.strata.reference[1] == pytest.approx(np.bincount(groups, lost), rel=1e-5)
+        counts.add(tuple(found.strata.tokens[1]))
+    assert len(counts) == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

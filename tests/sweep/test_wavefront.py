@@ -98,6 +98,7 @@ def test_equal_to_the_bit(
     found = numbers_of(sweep)
     keys = {key for run in variants for key in run.keys}
     told = {"kl_max", "kl_bins", "strata_tokens", "strata_nll", "strata_kl"}
+    told |= {"strata_reference"}
     assert len([key for key in found if key[2] not in told]) == 2 * len(keys)
     assert told < {key[2] for key in found}
     assert_same(found, naive_numbers(loaded, ids, variants, injector))

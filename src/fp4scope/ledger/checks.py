@@ -200,7 +200,8 @@ def _require_strata(values: Mapping[str, Sequence[Any]], tokens: Sequence[int]) 
     for own, *kept in zip(tokens, *columns, strict=True):
         if all(sums is None for sums in kept):
             continue
-        shapes = [[len(strata) for strata in sums or ()] for sums in kept]
+        needed = kept[:-1] if kept[-1] is None else kept  # the reference's came last
+        shapes = [[len(strata) for strata in sums or ()] for sums in needed]
         if any(shape != shapes[0] for shape in shapes) or len(shapes[0]) != len(STRATIFICATIONS):
             raise ValueError(f"strata_tokens, strata_nll and strata_kl have strata {shapes}")
         for name, counts in zip(STRATIFICATIONS, kept[0], strict=True):

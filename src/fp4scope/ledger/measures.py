@@ -42,8 +42,9 @@ ROUTING = {kind: f"routing_{kind}" for kind in _KINDS}
 """Measures of models with routers, means over these."""
 ROUTERS = {kind: f"router_{kind}" for kind in _KINDS}
 """The same router by router: of each sample a list, with None where it is not known."""
-STRATA = {kind: f"strata_{kind}" for kind in ("tokens", "nll", "kl")}
-"""Measures of whole models: targets of each stratum (`strata`), and sums over these."""
+STRATA = {kind: f"strata_{kind}" for kind in ("tokens", "nll", "kl", "reference")}
+"""Measures of whole models: targets of each stratum (`strata`), and sums over these. That of the
+reference is its NLL on the very targets; some earlier results have none."""
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -67,6 +68,7 @@ MEASURES = {
         Measure(STRATA["tokens"], "1", None, "nll"),
         Measure(STRATA["nll"], "nat", 9, "nll"),
         Measure(STRATA["kl"], "nat", 6, "nll"),
+        Measure(STRATA["reference"], "nat", 9, "nll"),
         # First-order estimate of what a contrast costs; its subject is the contrast's own recipe.
         Measure("gradient", "nat", 6),
     )

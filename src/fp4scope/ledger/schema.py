@@ -105,6 +105,7 @@ class Values(TypedDict, total=False):
     strata_tokens: list[list[list[Count]] | None]
     strata_nll: list[list[list[Number]] | None]
     strata_kl: list[list[list[Number]] | None]
+    strata_reference: list[list[list[Number]] | None]
     rerun_kl: list[Number | None]
     rerun_top1: list[Count | None]
     routing_kept: list[Magnitude | None]

@@ -52,19 +52,22 @@ class WindowMetrics:
 class RowMetrics:
     """The same before summing: one value for each row of logits.
 
-    `confidence` is the probability that the reference gives to its most likely token.
+    `confidence` is the probability that the reference gives to its most likely token, `reference`
+    its NLL.
     """
 
     nll: Float[Tensor, "variants rows"]
     kl: Float[Tensor, "variants rows"]
     top1: Bool[Tensor, "variants rows"]
     confidence: Float[Tensor, "variants rows"]
+    reference: Float[Tensor, "variants rows"]
 
     @classmethod
     def empty(cls, variants: int, rows: int, device: torch.device) -> "RowMetrics":
         """Room for so many values."""
-        nll, kl, sure = (torch.empty(variants, rows, device=device) for _ in range(3))
-        return cls(nll, kl, torch.empty(variants, rows, dtype=torch.bool, device=device), sure)
+        nll, kl, sure, plain = (torch.empty(variants, rows, device=device) for _ in range(4))
+        top1 = torch.empty(variants, rows, dtype=torch.bool, device=device)
+        return cls(nll, kl, top1, sure, plain)
 
     def put(self, variants: slice, rows: slice, other: "RowMetrics") -> None:
         """Fill in a part."""
@@ -72,6 +75,7 @@ class RowMetrics:
         self.kl[variants, rows] = other.kl
         self.top1[variants, rows] = other.top1
         self.confidence[variants, rows] = other.confidence
+        self.reference[variants, rows] = other.reference
 
     def windows(
         self,
@@ -96,12 +100,14 @@ class RowMetrics:
                 float(kl[v]),
                 int(top1[v]),
                 Spread(float(own.max()), counts_in_bins(own)) if v in whole else None,
-                sums_over(strata, self.confidence[v].cpu().numpy(), losses[v], own)
-                if v in whole and strata is not None
-                else None,
+                self._sums(strata, v) if v in whole and strata is not None else None,
             )
             for v, own in enumerate(by_row)
         ]
+
+    def _sums(self, strata: UInt8[np.ndarray, "kinds rows"], variant: int) -> Strata:
+        columns = (self.confidence, self.nll, self.kl, self.reference)
+        return sums_over(strata, *(each[variant].cpu().numpy() for each in columns))
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,10 @@ class ReferencePredictions:
     probabilities: Float[Tensor, "rows vocab"] | None
     logsumexp: Float[Tensor, " rows"]
     best: Int[Tensor, " rows"]
+
+    def nll(self, targets: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Of the tokens that came next."""
+        return self.logsumexp - _at(self.logits, targets).float()
 
     @property
     def confidence(self) -> Float[Tensor, " rows"]:
@@ -158,9 +168,11 @@ def compare(
         found = fused.compare_rows(
             logits, targets, reference.logits, reference.logsumexp, reference.best
         )
-        return RowMetrics(*found[:3], reference.confidence.expand_as(found[0]))
+        own = (reference.confidence, reference.nll(targets))
+        return RowMetrics(*found[:3], *(each.expand_as(found[0]) for each in own))
     out = RowMetrics.empty(logits.shape[0], logits.shape[1], logits.device)
     out.confidence[:] = reference.confidence
+    out.reference[:] = reference.nll(targets)
     # On a CPU one variant at a time, so that a piece stays in the cache.
     for v in range(len(logits)) if logits.device.type == "cpu" else (slice(None),):
         for r in _pieces(logits):

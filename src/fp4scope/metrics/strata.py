@@ -16,11 +16,15 @@ class Strata:
         tokens: Targets in each stratum, up to the last that holds any.
         nll: Their NLL.
         kl: Their KL.
+        reference: NLL of the reference on the same targets. Its own row may be of another
+            computation, which a GPU rounds otherwise, so that a target's confidence is beside an
+            edge here and beyond it there.
     """
 
     tokens: list[list[int]]
     nll: list[list[float]]
     kl: list[list[float]]
+    reference: list[list[float]]
 
 
 def sums_over(
@@ -28,6 +32,7 @@ def sums_over(
     confidence: Float[np.ndarray, " rows"],
     nll: Float[np.ndarray, " rows"],
     kl: Float[np.ndarray, " rows"],
+    reference: Float[np.ndarray, " rows"],
 ) -> Strata:
     """The sums of a window's rows, FP64 and in the order of the rows, whatever made them.
 
@@ -36,11 +41,12 @@ def sums_over(
         confidence: Of the full-precision model: the last stratification.
         nll: Of each row.
         kl: Of each row.
+        reference: NLL of the reference, of each row.
     """
     sure = np.searchsorted(np.asarray(EDGES, np.float32), confidence, side="right")
     every = [*strata, sure]
+    values = (nll, kl, reference)
     return Strata(
         [np.bincount(own).tolist() for own in every],
-        [np.bincount(own, nll.astype(np.float64)).tolist() for own in every],
-        [np.bincount(own, kl.astype(np.float64)).tolist() for own in every],
+        *([np.bincount(own, each.astype(np.float64)).tolist() for own in every] for each in values),
     )

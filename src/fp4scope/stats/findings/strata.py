@@ -38,6 +38,7 @@ class _Kept:
     `nll` is that of the full-precision model, `delta_nll` what quantizing adds, in nats.
     """
 
+    windows: Sequence[int]
     tokens: Float[np.ndarray, "windows strata"]
     nll: Float[np.ndarray, "windows strata"]
     delta_nll: Float[np.ndarray, "windows strata"]
@@ -83,28 +84,34 @@ def _asked(results: Results) -> Iterator[tuple[Whole, int, str]]:
 
 
 def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
-    """On the windows where both it and the full-precision model have it; nothing without any."""
-    both = [_sums(results.ledger.rows(one)) for one in (whole.recipe, NOTHING)]
-    windows = sorted(both[0].keys() & both[1].keys())
+    """On the windows where it is known, with the full-precision model; nothing without any."""
+    found, plain = (_sums(results.ledger.rows(one)) for one in (whole.recipe, NOTHING))
+    # Its own pass knows what the full-precision model lost on the very targets of each stratum. An
+    # earlier version left that to the full-precision model's row.
+    for window, kept in found.items():
+        if kept["reference"] is None and window in plain:
+            kept["reference"] = plain[window]["nll"]
+    windows = sorted(w for w, kept in found.items() if kept["reference"] is not None)
     if not windows:
         return
-    # Confidence is rounded otherwise in other batches, so that the two may end in other strata.
-    strata = max(len(sums[w][0][place]) for sums in both for w in windows)
-    own, plain = (
-        [_matrix([sums[w][kind][place] for w in windows], strata) for kind in range(len(STRATA))]
-        for sums in both
+    strata = max(len(sums[place]) for w in windows for sums in found[w].values())
+    tokens, nll, kl, reference = (
+        _matrix([found[w][kind][place] for w in windows], strata) for kind in STRATA
     )
-    tokens, nll, kl = own
-    yield _Kept(tokens, plain[1], nll - plain[1], kl)
+    yield _Kept(windows, tokens, reference, nll - reference, kl)
 
 
-def _sums(rows: Rows | None) -> dict[int, list[Any]]:
-    """By window what is kept: targets, NLL and KL, each by stratification and stratum."""
+def _sums(rows: Rows | None) -> dict[int, dict[str, Any]]:
+    """By window what is kept of each kind, by stratification and stratum."""
     if rows is None:
         return {}
     columns = [rows.values.get(name, [None] * len(rows.indices)) for name in STRATA.values()]
     found = zip(rows.indices, *columns, strict=True)
-    return {window: kept for window, *kept in found if None not in kept}
+    return {
+        window: dict(zip(STRATA, kept, strict=True))
+        for window, *kept in found
+        if kept[0] is not None
+    }
 
 
 def _matrix(
