@@ -12,7 +12,7 @@ import transformers
 
 from fp4scope.design import Run, design
 from fp4scope.ledger import Log
-from fp4scope.models import LoadedModel, adopt, load_model
+from fp4scope.models import LoadedModel, Shelf, adopt, load_model
 from fp4scope.operands import Injector, observe_inputs
 from fp4scope.study import Study
 from fp4scope.sweep import Crew, Memory, Worker, schedule, self_check
@@ -58,11 +58,16 @@ def _processor() -> str:
 
 
 def model_of(
-    name: str | None, config: str, device: str = "cpu", offload: str = "auto"
+    name: str | None,
+    config: str,
+    device: str = "cpu",
+    offload: str = "auto",
+    sharing: int = 1,
+    shelf: Shelf | None = None,
 ) -> LoadedModel:
     """A model by its name, or one with random weights: in BF16 on a GPU, else in FP32."""
     if name is not None:
-        return load_model(name, device=device, offload=offload)
+        return load_model(name, device=device, offload=offload, sharing=sharing, shelf=shelf)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with torch.device(device):

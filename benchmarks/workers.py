@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -32,6 +32,7 @@ import torch
 from shared import CONFIGS, layer_runs, machine, model_of, opened, random_text, wait
 
 from fp4scope.design import Run
+from fp4scope.models import Shelf
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
 from fp4scope.study import Place
@@ -50,9 +51,12 @@ class Build:
     windows: int
     seq_len: int
     offload: str
+    sharing: int
+    shelf: Shelf | None = None
 
     def __call__(self) -> Worker:
-        loaded = model_of(self.model, self.config, self.device, self.offload)
+        where = (self.device, self.offload, self.sharing, self.shelf)
+        loaded = model_of(self.model, self.config, *where)
         ids = random_text(loaded, self.windows, self.seq_len)
         injector = Injector(loaded.model, dict.fromkeys(loaded.layout.linears, 10.0))
         return Worker(loaded, ids, injector, check=self_check(loaded, ids))
@@ -98,7 +102,7 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     begun, available = time.perf_counter(), psutil.virtual_memory().available
     given = (options.model, options.config, options.device, options.windows, options.seq_len)
-    build = Build(*given, options.offload)
+    build = Build(*given, options.offload, max(counts))
     home = build()
     loaded = time.perf_counter() - begun
     runs = layer_runs(home.loaded, options.format, options.layers, options.sweep)
@@ -110,6 +114,7 @@ def main() -> int:
         flush=True,
     )
     if waiting is not None:
+        build = replace(build, offload=waiting.kind, shelf=waiting.shelf)
         both = " and ".join(f"{_copying(home):.1f}" for _ in range(2))
         print(
             f"blocks wait {waiting.place}, {waiting.size_bytes / 1e9:.1f} GB, and come to the "

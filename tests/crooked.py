@@ -1,5 +1,6 @@
 """Blueprints whose workers go wrong, for tests of workers in other processes: those import this."""
 
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,3 +44,34 @@ class Crooked:
 
 def _raise(*_):
     raise NonFiniteError("the input of nothing has NaN or Inf")
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Each worker that is built notes the inodes of what its blocks wait in."""
+
+    blueprint: Blueprint
+    folder: Path
+
+    def __call__(self):
+        worker = self.blueprint()
+        host = worker.loaded.offloaded._host
+        if worker.loaded.offloaded.kind == "disk":
+            files = {extent.file for each in host._extents for extent in each if extent}
+            inodes = {os.fstat(file).st_ino for file in files}
+        else:
+            places = {buffer.data_ptr() for buffer in host._buffers}
+            inodes = {inode_at(place) for place in places}
+        (self.folder / str(os.getpid())).write_text(" ".join(map(str, sorted(inodes))))
+        return worker
+
+
+def inode_at(place):
+    """Of the file that is mapped to an address; 0 for a process's own memory."""
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            addresses, _, _, _, inode, *_ = line.split()
+            start, stop = (int(end, 16) for end in addresses.split("-"))
+            if start <= place < stop:
+                return int(inode)
+    return None

@@ -17,7 +17,7 @@ import torch
 import crooked
 import fp4scope
 import light
-from crooked import Crooked
+from crooked import Crooked, Noting
 from fp4scope.conductor import workers
 from fp4scope.errors import StudyError
 from fp4scope.study import Place
@@ -240,6 +240,36 @@ def test_who_hangs_is_given_up_and_who_is_wrong_is_refused(
         expected, 1
     )
     assert read(tmp_path) == alone
+
+
+@pytest.mark.parametrize("offload", ["yes", "disk"])
+def test_a_host_has_blocks_that_wait_once(ray, alone, study, gate, tmp_path, monkeypatch, offload):
+    """In memory of the command's process, or in the checkpoint's file; and the same bytes come."""
+    monkeypatch.setenv("FP4SCOPE_CACHE", str(tmp_path / "cache"))
+    (notes := tmp_path / "notes").mkdir()
+    shelves = []
+
+    def noting(blueprint):
+        shelves.append(blueprint.shelf)
+        return Noting(blueprint, notes)
+
+    built(monkeypatch, noting)
+
+    def listen(event):
+        gate.listen(event)
+        if len(list(notes.iterdir())) == 3 or gate.told("warning"):
+            gate.opened.set()
+
+    fp4scope.diagnose(
+        output_dir=tmp_path / "out", workers="ray:4", offload=offload, progress=listen, **study
+    )
+    assert read(tmp_path / "out") == alone
+    assert not gate.told("warning")
+    (shelf,) = shelves
+    stored = Path(study["model"]) / "model.safetensors"
+    inode = stored.stat().st_ino if shelf is None else shelf.identity[1]
+    found = [set(note.read_text().split()) for note in notes.iterdir()]
+    assert found == 3 * [{str(inode)}]
 
 
 def test_a_driver_that_is_killed_takes_ray_along(alone, study, tmp_path, monkeypatch):

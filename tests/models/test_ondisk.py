@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fp4scope.errors import OutputError
-from fp4scope.models import load_model, ondisk
+from fp4scope.models import load_model
 from fp4scope.models.ondisk import Files
+from fp4scope.models.taking import taking
 
 FAMILIES = ("llama", "qwen3-moe", "gpt2")
 
@@ -58,9 +59,9 @@ def test_weights_stored_as_they_are_wanted_are_read_from_the_checkpoint(saved):
 
 def test_what_is_made_while_loading_goes_to_a_file_at_once(saved, tmp_path, monkeypatch):
     """Before everything is loaded, or memory would have to hold it."""
-    monkeypatch.setattr(ondisk, "_SMALL", 0)
+    monkeypatch.setattr("fp4scope.models.taking._SMALL", 0)
     files = Files(tmp_path)
-    with files.taking():
+    with taking(files.kept):
         model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
     within = [p for name, p in model.named_parameters() if any(map(str.isdigit, name.split(".")))]
     assert within

@@ -28,6 +28,7 @@ from fp4scope.models import (
     NEVER_RUNS,
     LoadedModel,
     Offloaded,
+    Shelf,
     find_layout,
     find_parts,
     listed,
@@ -165,7 +166,14 @@ def given_recipes(study: Study, sites: Sites) -> dict[str, Recipe]:
     return found
 
 
-def load(study: Study, tell: Listener) -> LoadedModel:
+def load(study: Study, tell: Listener, shelf: Shelf | None = None) -> LoadedModel:
+    """The model of a study.
+
+    Args:
+        study: It.
+        tell: Hears of it.
+        shelf: Where another process of this host keeps its blocks.
+    """
     tell(Progress("loading"))
     loaded = load_model(
         study.model.name,
@@ -177,6 +185,7 @@ def load(study: Study, tell: Listener) -> LoadedModel:
         allow_partial=study.run.allow_partial,
         offload=study.run.offload.value,
         sharing=_of_one_host(study),
+        shelf=shelf,
         exclude=study.model.exclude,
         single=study.single_experts,
         random_weights=study.model.random_weights,

@@ -9,7 +9,7 @@ import torch
 
 from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_silent
 from fp4scope.errors import ModelError, StudyError
-from fp4scope.models import LoadedModel
+from fp4scope.models import LoadedModel, Shelf
 from fp4scope.operands import Injector
 from fp4scope.study import Place, Study
 from fp4scope.sweep import Alone, Crew, Listener, SelfCheck, Worker, free_memory
@@ -26,6 +26,7 @@ class Blueprint:
         inputs: Amax of what enters each linear, and of each expert, and products that share a
             tensor scale.
         check: What the self-check of this process found.
+        shelf: Where this process keeps blocks that wait on the host.
     """
 
     study: Study
@@ -33,6 +34,7 @@ class Blueprint:
     ids: torch.Tensor
     inputs: tuple[Mapping[str, float], Mapping[str, Sequence[float]], Mapping[str, Sequence[str]]]
     check: SelfCheck
+    shelf: Shelf | None = None
 
     def __call__(self) -> Worker:
         """The worker.
@@ -40,7 +42,7 @@ class Blueprint:
         Raises:
             ModelError: The model is another there.
         """
-        loaded = load(self.study, lambda event: None)
+        loaded = load(self.study, lambda event: None, self.shelf)
         if loaded.fingerprint != self.fingerprint:
             raise ModelError(f"it loads other weights as {loaded.name}; give all the same files")
         loaded = with_parts(self.study, without_silent(self.study, loaded, self.ids[0]))
@@ -60,7 +62,8 @@ def blueprint(study: Study, prepared: Prepared, injector: Injector, check: SelfC
         offload="no" if loaded.offloaded is None else loaded.offloaded.kind,
     )
     inputs = injector.calibrated, injector.by_expert, dict(prepared.fused)
-    return Blueprint(resolved, loaded.fingerprint, prepared.windows.ids, inputs, check)
+    shelf = None if loaded.offloaded is None else loaded.offloaded.shelf
+    return Blueprint(resolved, loaded.fingerprint, prepared.windows.ids, inputs, check, shelf)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from fp4scope.models.loaded import LoadedModel
 from fp4scope.models.offload import Offloaded
 from fp4scope.models.parts import find_parts
 from fp4scope.models.placement import choose_dtype, resolve_device
+from fp4scope.models.shelf import Shelf
 from fp4scope.models.source import Piece, Source, Tensors, open_source
 from fp4scope.models.stack import BlockInputs, BlockStack, State, Tail, together
 from fp4scope.models.text import listed_towers

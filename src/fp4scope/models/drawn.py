@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fp4scope.models.ondisk import Files
+from fp4scope.models.pool import Pool
 
 NOTE = "the weights are random: time and memory are those of the model, its losses mean nothing"
 
@@ -22,9 +23,7 @@ def drawn(
     config: Any,  # noqa: ANN401
     dtype: torch.dtype,
     device: torch.device,
-    *,
-    whole: bool = True,
-    files: Files | None = None,
+    keeper: Files | Pool | None = None,
 ) -> PreTrainedModel:
     """A model as its own code initializes it, the same each time.
 
@@ -33,22 +32,21 @@ def drawn(
         config: Of the model.
         dtype: Of the weights.
         device: Where they are drawn: large models take minutes on a CPU and seconds on a GPU.
-        whole: Whether it stays there. Otherwise the device has one module at a time, and what it
-            was given waits on the host.
-        files: Where it waits there, if not in memory.
+        keeper: What keeps them on the host, if they do not stay there. Then the device has one
+            module at a time.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        if whole:
+        if keeper is None:
             with device:
                 return kind.from_config(config, dtype=dtype)
-        return _by_module(empty(kind, config, dtype), device, files)
+        return _by_module(empty(kind, config, dtype), device, keeper)
 
 
 @torch.no_grad()
 def _by_module(
-    model: PreTrainedModel, device: torch.device, files: Files | None
+    model: PreTrainedModel, device: torch.device, keeper: Files | Pool
 ) -> PreTrainedModel:
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     """What has no data, and what has it instead, by the first's identity: some are twice there."""
@@ -73,8 +71,7 @@ def _by_module(
         for names, name, tensor in own:
             if id(tensor) not in kept:
                 value = names[name]
-                host = value.detach().cpu()
-                value.data = host if files is None else files.stored(host)
+                value.data = keeper.kept(value.detach().cpu())
                 kept[id(tensor)] = tensor, value
             names[name] = kept[id(tensor)][1]
 

@@ -29,10 +29,14 @@ from fp4scope.models.placement import (
     choose_dtype,
     chosen_place,
     dtype_note,
+    keeper_of,
     placed,
     resolve_device,
     size_of,
 )
+from fp4scope.models.pool import Pool
+from fp4scope.models.shelf import Shelf
+from fp4scope.models.taking import taking
 from fp4scope.models.text import text_model, towers
 from fp4scope.operands import products, shared_caches, watched
 from fp4scope.preflight import check_name
@@ -58,6 +62,7 @@ def load_model(
     allow_partial: bool = False,
     offload: str = "auto",
     sharing: int = 1,
+    shelf: Shelf | None = None,
     exclude: Sequence[str] = (),
     single: bool = False,
     random_weights: bool = False,
@@ -76,7 +81,8 @@ def load_model(
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
         offload: `no`: the blocks are on the device; `yes`: they wait in host memory and come to it
             in turn; `disk`: in files; `auto`: the first of these that has room.
-        sharing: How many processes of this host load it: room for all is needed.
+        sharing: How many processes of this host load it.
+        shelf: Where another of them keeps the blocks.
         exclude: Patterns of linears that stay in full precision, beside the defaults.
         single: Experts in one tensor are a site each, not one together.
         random_weights: Weights are drawn; of the checkpoint only its configuration is read.
@@ -115,20 +121,21 @@ def load_model(
         options |= {"ignore_mismatched_sizes": True}  # refused below, by name
         kind = auto_class(transformers, config, name)
         info: dict[str, Any] = dict.fromkeys(_INFO, ())
-        place: Place | str = offload
+        size = None
         if random_weights:
             size = size_of(empty(kind, config, chosen))
-            place = chosen_place(size, where, offload, sharing)
         elif stored:
             values = stored if packed is None else packed.values(stored)
             size = sum(tensor.elements for tensor in values.values()) * chosen.itemsize
+        place: Place | str = offload
+        if size is not None and shelf is None:
             place = chosen_place(size, where, offload, sharing)
         waits = place.offload if isinstance(place, Place) else place
-        waiting = Files() if waits == "disk" else None
-        with nullcontext() if waiting is None else waiting.taking():
+        keeper = None if waits == "auto" else keeper_of(waits, sharing, shelf)
+        takes = keeper is not None and keeper.takes
+        with taking(keeper.kept) if takes else nullcontext():
             if random_weights:
-                whole = waits == "no"
-                model = drawn(kind, config, chosen, where, whole=whole, files=waiting)
+                model = drawn(kind, config, chosen, where, keeper)
             elif packed is not None:
                 model, info = _from_values(kind, config, files, packed, options)
             else:
@@ -144,7 +151,7 @@ def load_model(
         allow_partial=allow_partial,
         device=where,
         offload=place,
-        files=waiting,
+        keeper=keeper,
         exclude=exclude,
         single=single,
         more=more,
@@ -169,7 +176,7 @@ def adopt(
     allow_partial: bool = False,
     device: torch.device | None = None,
     offload: str | Place = "no",
-    files: Files | None = None,
+    keeper: Files | Pool | None = None,
     exclude: Sequence[str] = (),
     single: bool = False,
     more: Collection[More] = (),
@@ -184,7 +191,7 @@ def adopt(
         allow_partial: Go on when less than 95% of the blocks' parameters can be quantized.
         device: Where to move it; by default it stays.
         offload: As for `load_model`; all but `no` need a device.
-        files: Where its blocks lie already, if they are to wait on disk.
+        keeper: Of its blocks, if they are to wait; some may be there already.
         exclude: As for `load_model`.
         single: As for `load_model`.
         more: As for `load_model`.
@@ -208,7 +215,7 @@ def adopt(
         place = offload
         if not isinstance(place, Place):
             place = chosen_place(size_of(model), device, place)
-        offloaded = placed(model, layout, device, place, files)
+        offloaded = placed(model, layout, device, place, keeper)
     try:
         copies = _run_shortly(model)
         if More.KV_CACHE in more:

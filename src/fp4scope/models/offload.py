@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from fp4scope.models.ondisk import Files
 from fp4scope.models.pinned import host_bytes
+from fp4scope.models.pool import Pool
+from fp4scope.models.shelf import Shelf
 
 _ALIGNMENT = 256
 
@@ -31,7 +33,7 @@ class Offloaded:
         blocks: On the host. Their parameters and buffers keep their identity; where their data lies
             changes.
         device: Where they are to run.
-        files: Where they are read from; by default they wait in memory.
+        keeper: Where they wait; by default in memory of this process.
         why: Why they wait there, for the user.
     """
 
@@ -39,16 +41,17 @@ class Offloaded:
         self,
         blocks: Sequence[nn.Module],
         device: torch.device,
-        files: Files | None = None,
+        keeper: Files | Pool | None = None,
         why: str = "",
     ) -> None:
         self._device = device
         self.why = why
         self._tensors = [[*block.parameters(), *block.buffers()] for block in blocks]
+        self._keeper = keeper or Pool()
         self._host: _Host = (
-            _InMemory(self._tensors, device)
-            if files is None
-            else _OnDisk(self._tensors, device, files)
+            _OnDisk(self._tensors, device, self._keeper)
+            if isinstance(self._keeper, Files)
+            else _InMemory(self._tensors, device, self._keeper)
         )
         self._slots = [
             torch.empty(self._host.largest, dtype=torch.uint8, device=device) for _ in range(2)
@@ -58,7 +61,7 @@ class Offloaded:
         self._bound: list[int | None] = [None, None]
         self._coming: list[Future[None] | None] = [None, None]
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = None if files is None else ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1) if isinstance(self._keeper, Files) else None
         self._paused = False
         self.copies = 0
         """How many blocks were copied so far."""
@@ -79,6 +82,11 @@ class Offloaded:
     def scratch_bytes(self) -> int:
         """Of these, what no file had as it is wanted."""
         return self._host.scratch_bytes
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where other processes of this host find the blocks."""
+        return self._keeper.shelf
 
     @property
     def place(self) -> str:
@@ -190,15 +198,11 @@ class _Host(ABC):
 class _InMemory(_Host):
     """Packed in buffers, pinned if the device is a GPU."""
 
-    def __init__(self, blocks: Sequence[Sequence[Tensor]], device: torch.device) -> None:
+    def __init__(
+        self, blocks: Sequence[Sequence[Tensor]], device: torch.device, pool: Pool
+    ) -> None:
         super().__init__(blocks)
-        self._buffers: list[Tensor] = []
-        for index, size in enumerate(self.sizes):
-            buffer = host_bytes(size, device)
-            for tensor, place in _places(blocks[index]):
-                buffer[place].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-            self._buffers.append(buffer)
-            self.bind(index)
+        self._buffers = pool.buffers([list(_places(tensors)) for tensors in blocks], device)
 
     def read(self, block: int) -> Tensor:
         return self._buffers[block]

@@ -14,7 +14,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fp4scope.errors import OutputError, StudyError
-from fp4scope.models.fusion import replaced
 from fp4scope.models.gguf import cache_folder
+from fp4scope.models.shelf import Beside, Shelf
 
 _MAPS = Path("/proc/self/maps")
 _READERS = 8
@@ -31,8 +31,6 @@ _PIECE = 1 << 24
 """Bytes that a reader takes at a time."""
 _SHORT = 64
 """Bytes by which a place in a file is tried."""
-_SMALL = 1 << 16
-"""Bytes of a tensor that need not leave memory while others are loaded."""
 
 
 class Extent(NamedTuple):
@@ -57,12 +55,13 @@ class Files:
 
     Args:
         folder: Where the scratch file is to be; by default fp4scope's cache.
+        shelf: Of another process with the same model, whose scratch file is read, not written anew.
 
     Raises:
         StudyError: This system does not tell which file a piece of memory shows.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, shelf: Shelf | None = None) -> None:
         if not _MAPS.exists():
             raise StudyError(
                 "offload is disk, which takes Linux; use --offload yes, which keeps the blocks in "
@@ -74,6 +73,10 @@ class Files:
         self._descriptors: list[int] = []
         weakref.finalize(self, _close, self._descriptors)
         self._in_scratch: list[_Mapping] = []
+        self._beside = Beside.opened(shelf)
+        if (beside := self._beside) is not None:
+            begin, size = beside.bytes.data_ptr(), len(beside.bytes)
+            self._in_scratch.append(_Mapping(begin, begin + size, 0, beside.file))
         self._readers = ThreadPoolExecutor(_READERS)
         self.written = 0
         """Bytes of the scratch file."""
@@ -86,8 +89,28 @@ class Files:
         starts = [each.start for each in maps]
         return [self._extent(tensor, maps, starts) for tensor in tensors]
 
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where others of this host find what was written; None if nothing was."""
+        if self._scratch is None:
+            return None
+        own = [m for m in self._in_scratch if m.file == self._scratch]
+        places = [(mapping.offset, mapping.stop - mapping.start) for mapping in own]
+        return Shelf.of(self._scratch, places, shared=False)
+
+    takes = True
+    """It is to be given tensors as they are made."""
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """A tensor if a file has it as it is, else a copy in the scratch file.
+
+        Raises:
+            OutputError: The file cannot hold it.
+        """
+        return tensor if self.extents([tensor])[0] is not None else self.stored(tensor)
+
     def stored(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor in the scratch file.
+        """A copy of a tensor in the scratch file, of this process or of another's shelf.
 
         Raises:
             OutputError: The file cannot hold it.
@@ -95,6 +118,8 @@ class Files:
         data = tensor.detach().contiguous()
         if not data.nbytes:
             return data
+        if self._beside is not None and (there := self._beside.like(data)) is not None:
+            return there
         start, unit = self.written, mmap.ALLOCATIONGRANULARITY
         try:
             file = self._scratch_file()
@@ -133,32 +158,6 @@ class Files:
                 f"weights cannot be read any more ({error.strerror or error}); see that nothing "
                 "changes the model's files, and run the same command again"
             ) from None
-
-    @contextmanager
-    def taking(self) -> Iterator[None]:
-        """What `transformers` makes of a checkpoint's blocks goes to files, until the `with` ends.
-
-        Parameter by parameter, so that memory holds one at a time.
-        """
-        from transformers import core_model_loading as loading
-
-        place: Any = getattr(loading, "set_param_for_module", None)
-
-        def placed(model: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            # Blocks have numbers; what is around them goes to the device.
-            in_block = any(part.isdigit() for part in name.split("."))
-            large = isinstance(value, Tensor) and not value.is_cuda and value.nbytes > _SMALL
-            if in_block and large:
-                value = value.detach()
-                if self.extents([value])[0] is None:
-                    value = self.stored(value)
-            return place(model, name, value, *args, **kwargs)
-
-        with ExitStack() as stack:
-            if place is not None:
-                stack.enter_context(replaced(loading.__dict__, "set_param_for_module", placed))
-            stack.enter_context(_one_at_a_time())
-            yield
 
     def _extent(
         self, tensor: Tensor, maps: Sequence[_Mapping], starts: Sequence[int]
@@ -225,18 +224,3 @@ def _write(file: int, start: int, data: Any) -> None:  # noqa: ANN401
 def _close(descriptors: Sequence[int]) -> None:
     for file in descriptors:
         os.close(file)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """`transformers` reads a tensor when it needs it, not all as soon as it can."""
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -24,13 +24,8 @@ def host_bytes(size: int, device: torch.device) -> Tensor:
         StudyError: The system pins no more.
     """
     buffer = torch.empty(size, dtype=torch.uint8)
-    if device.type != "cuda" or not size:
+    if pinned(buffer, device):
         return buffer
-    cuda: Any = torch.cuda.cudart()
-    if int(cuda.cudaHostRegister(buffer.data_ptr(), size, 0)) == 0:
-        weakref.finalize(buffer, cuda.cudaHostUnregister, buffer.data_ptr())
-        return buffer
-    _forget_error(device)
     del buffer
     try:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -40,6 +35,26 @@ def host_bytes(size: int, device: torch.device) -> Tensor:
             f"this system does not pin {size / 1e9:.2f} GB more of host memory ({reason}); use "
             "--offload disk, which pins two blocks, raise its limit (ulimit -l), or free memory"
         ) from None
+
+
+def pinned(buffer: Tensor, device: torch.device) -> bool:
+    """Pin memory that is there, until this tensor is given up, if the device is a GPU.
+
+    Args:
+        buffer: Bytes on the host.
+        device: To which they will be copied.
+
+    Returns:
+        Whether they can be copied as they are to be: not if this system does not pin them.
+    """
+    if device.type != "cuda" or not len(buffer):
+        return True
+    cuda: Any = torch.cuda.cudart()
+    if int(cuda.cudaHostRegister(buffer.data_ptr(), len(buffer), 0)) == 0:
+        weakref.finalize(buffer, cuda.cudaHostUnregister, buffer.data_ptr())
+        return True
+    _forget_error(device)
+    return False
 
 
 def _forget_error(device: torch.device) -> None:

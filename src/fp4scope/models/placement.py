@@ -11,6 +11,8 @@ from fp4scope.errors import StudyError
 from fp4scope.models.layout import Layout
 from fp4scope.models.offload import Offloaded
 from fp4scope.models.ondisk import Files
+from fp4scope.models.pool import Pool, can_share
+from fp4scope.models.shelf import Shelf
 
 _SHARE = 0.8
 """Of free memory that weights may take: a sweep needs some too."""
@@ -90,7 +92,13 @@ def chosen_place(size: int, device: torch.device, offload: str, sharing: int = 1
         device: Where it runs.
         offload: What was asked: `auto`, `yes`, `disk` or `no`.
         sharing: How many processes of this host have the model.
+
+    Raises:
+        StudyError: They are to wait in host memory, which has not so much.
     """
+    host = _HostMemory(psutil.virtual_memory().available, sharing)
+    if offload == "yes":
+        host.require(size)
     if offload != "auto":
         return Place(offload, "as asked")
     if device.type != "cuda":
@@ -101,11 +109,32 @@ def chosen_place(size: int, device: torch.device, offload: str, sharing: int = 1
     if size < _SHARE * free:
         return Place("no", f"{_gb(size)} of weights leave room for a sweep in {_gb(free)}")
     why = f"{_gb(size)} of weights leave too little of the {_gb(free)} that are free on {device}"
-    available = psutil.virtual_memory().available
-    if sharing * size < _SHARE * available or sys.platform != "linux":
+    if host.copies * size < _SHARE * host.available or sys.platform != "linux":
         return Place("yes", why)
-    copies = "" if sharing == 1 else f" for {sharing} processes"
-    return Place("disk", f"{why}, and of the {_gb(available)} of this host{copies}")
+    return Place("disk", f"{why}, and of {host}")
+
+
+class _HostMemory(NamedTuple):
+    """What is available, and how many processes want blocks in it."""
+
+    available: int
+    sharing: int
+
+    @property
+    def copies(self) -> int:
+        """Several processes map one, where they can."""
+        return 1 if can_share() else self.sharing
+
+    def __str__(self) -> str:
+        copies = "" if self.copies == 1 else f" for {self.copies} processes"
+        return f"the {_gb(self.available)} that are free on this host{copies}"
+
+    def require(self, size: int) -> None:
+        if self.copies * size > self.available:
+            raise StudyError(
+                f"offload is yes, but {_gb(size)} of weights do not fit in {self}; use --offload "
+                "disk, or free memory"
+            )
 
 
 def placed(
@@ -113,7 +142,7 @@ def placed(
     layout: Layout,
     device: torch.device,
     place: Place,
-    files: Files | None = None,
+    keeper: Files | Pool | None = None,
 ) -> Offloaded | None:
     """Move a model to a device, or all of it but its blocks."""
     if place.offload == "no":
@@ -124,9 +153,23 @@ def placed(
     for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in waiting:
             tensor.data = tensor.data.to(device)
-    if place.offload == "disk":
-        files = files or Files()
-    return Offloaded(blocks, device, files if place.offload == "disk" else None, place.why)
+    return Offloaded(blocks, device, keeper or keeper_of(place.offload), place.why)
+
+
+def keeper_of(offload: str, sharing: int = 1, shelf: Shelf | None = None) -> Files | Pool | None:
+    """What keeps the blocks: nothing, if they are on the device.
+
+    Args:
+        offload: `no`, `yes` or `disk`.
+        sharing: How many processes of this host have the model.
+        shelf: That of another one.
+
+    Raises:
+        StudyError: Blocks cannot wait on disk on this system.
+    """
+    if offload == "no":
+        return None
+    return Files(shelf=shelf) if offload == "disk" else Pool(shared=sharing > 1, shelf=shelf)
 
 
 def size_of(model: PreTrainedModel) -> int:
