@@ -132,8 +132,7 @@ def load_model(
             place = chosen_place(size, where, offload, sharing)
         waits = place.offload if isinstance(place, Place) else place
         keeper = None if waits == "auto" else keeper_of(waits, sharing, shelf)
-        takes = keeper is not None and keeper.takes
-        with taking(keeper.kept) if takes else nullcontext():
+        with nullcontext() if keeper is None or not keeper.takes else taking(keeper.kept):
             if random_weights:
                 model = drawn(kind, config, chosen, where, keeper)
             elif packed is not None:
