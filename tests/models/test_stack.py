@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 from fp4scope.errors import ModelError
 from fp4scope.models import BlockStack, State, find_layout
 from fp4scope.models import stack as models_stack
-from fp4scope.models.stack import only_last_rows
+from fp4scope.models.stack import only_last_rows, together
 
 EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
 FAMILIES = (
@@ -188,6 +188,33 @@ def test_a_hidden_state_is_not_changed(tiny_model, ids):
         for block in range(len(stack)):
             stack.run(block, State(inputs.embedded), inputs, [0, 1])
         assert torch.equal(inputs.embedded, kept), family
+
+
+def test_states_that_follow_each_other_are_taken_where_they_are():
+    left = State(torch.arange(48.0).view(6, 4, 2)).apart(3)
+    joined = together(left[1:], (), copy=False)
+    assert joined.hidden.data_ptr() == left[1].hidden.data_ptr()
+    assert together(left[1:], ()).hidden.data_ptr() != left[1].hidden.data_ptr()
+    others = [State(torch.zeros(2, 4, 2)), left[0]]
+    for states in (left[1:], left[::-1], left[::2], [left[1], left[1]], others, left[:1]):
+        joined = together(states, (), copy=False)
+        assert torch.equal(joined.hidden, torch.cat([state.hidden for state in states]))
+    turned = [State(state.hidden.transpose(1, 2)) for state in left]
+    joined = together(turned, (), copy=False)
+    assert torch.equal(joined.hidden, torch.cat([state.hidden for state in turned]))
+
+
+def test_blocks_that_write_into_what_they_get_are_told(tiny_model, ids):
+    for family in FAMILIES:
+        stack = stack_of(tiny_model(family))
+        stack.capture(ids)
+        assert not stack.overwrites, family
+    model = tiny_model("llama")
+    norm = model.model.layers[1].input_layernorm
+    norm.register_forward_pre_hook(lambda _, args: (args[0].add_(0),))
+    stack = stack_of(model)
+    stack.capture(ids)
+    assert stack.overwrites
 
 
 class _Block(nn.Module):

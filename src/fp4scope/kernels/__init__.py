@@ -6,5 +6,6 @@ device, numba (`compiled`) on a CPU, Triton (`fused`) on CUDA.
 """
 
 from fp4scope.kernels.dispatch import BACKENDS, backend, qdq, using
+from fp4scope.kernels.gated import activation_of, is_fused, qdq_gated
 from fp4scope.kernels.packed import QuantizedTensor, quantize
 from fp4scope.kernels.public import fake_quantize

@@ -40,6 +40,8 @@ def qdq(
     amax: Float[Tensor, " parts"] | None,
     out: Float[Tensor, "rows cols"],
     nonfinite: Bool[Tensor, ""] | None,
+    gate: Float[Tensor, "rows cols"] | None = None,
+    activation: str = "",
 ) -> None:
     """Quantize and dequantize whole blocks.
 
@@ -48,7 +50,9 @@ def qdq(
         fmt: The format.
         amax: FP32, of the whole tensor or of each row, for formats with a tensor scale.
         out: Where to write; may be `x`.
-        nonfinite: Set to true if `x` holds NaN or Inf.
+        nonfinite: Set to true if what is quantized holds NaN or Inf.
+        gate: Like `x`. With it activation(gate) * x is quantized.
+        activation: `silu` or `gelu_tanh`.
     """
     size = fmt.block_size
     blocks, tile = x.numel() // size, _TILE_ELEMENTS // size
@@ -56,6 +60,7 @@ def qdq(
         launch: Any = _kernel[(triton.cdiv(blocks, tile),)]
         launch(
             x,
+            x if gate is None else gate,
             out,
             x if amax is None else amax,
             x if nonfinite is None else nonfinite.view(torch.uint8),
@@ -63,6 +68,7 @@ def qdq(
             x.shape[1] // size,
             FLAGGED=nonfinite is not None,
             ONE_AMAX=amax is None or amax.numel() == 1,
+            ACTIVATION="" if gate is None else activation,
             SIZE=size,
             TILE=tile,
             **_constants(fmt, x.dtype),
@@ -99,17 +105,22 @@ def rounding(element: ElementFormat) -> tuple[float, float, float]:
 @triton.jit
 @no_type_check
 def _kernel(
-    x, out, amax, flag, blocks, blocks_a_row,
-    FLAGGED: tl.constexpr, ONE_AMAX: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
-    LIMIT: tl.constexpr, SHORT: tl.constexpr, RULE: tl.constexpr, ZERO: tl.constexpr,
-    CARRY: tl.constexpr, EMAX: tl.constexpr, ELEMENT_MAX: tl.constexpr, DIVISOR: tl.constexpr,
-    ROUNDING: tl.constexpr, SCALE_ROUNDING: tl.constexpr, INTEGER: tl.constexpr,
+    x, gate, out, amax, flag, blocks, blocks_a_row,
+    FLAGGED: tl.constexpr, ONE_AMAX: tl.constexpr, ACTIVATION: tl.constexpr,
+    SIZE: tl.constexpr, TILE: tl.constexpr, LIMIT: tl.constexpr, SHORT: tl.constexpr,
+    RULE: tl.constexpr, ZERO: tl.constexpr, CARRY: tl.constexpr, EMAX: tl.constexpr,
+    ELEMENT_MAX: tl.constexpr, DIVISOR: tl.constexpr, ROUNDING: tl.constexpr,
+    SCALE_ROUNDING: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
     inside = block < tl.minimum(blocks - first, TILE).to(tl.int32)
     offsets = block[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     loaded = tl.load(x + first * SIZE + offsets, mask=inside[:, None], other=0.0)
+    if ACTIVATION != "":
+        entering = tl.load(gate + first * SIZE + offsets, mask=inside[:, None], other=0.0)
+        active = _activated(entering.to(tl.float32), ACTIVATION, SHORT).to(loaded.dtype)
+        loaded = (active.to(tl.float32) * loaded.to(tl.float32)).to(loaded.dtype)
 
     tiny = False
     if RULE == "TENSOR" or RULE == "FOUR_OVER_SIX" or RULE == "MSE":
@@ -179,6 +190,15 @@ def to_element(y, ROUNDING: tl.constexpr):
     y = tl.minimum(y, ROUNDING[0])
     t = tl.maximum(y, ROUNDING[1])
     return tl.fma(t, ROUNDING[2], tl.fma(t, -ROUNDING[2], y))
+
+
+@triton.jit
+@no_type_check
+def _activated(x, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
+    """SiLU, x times the logistic function of x; GELU by tanh is that of something else."""
+    t = x if ACTIVATION == "silu" else 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    below = 1.0 + tl.exp(-t)
+    return x / below if SHORT else tl.div_rn(x, below)
 
 
 @triton.jit

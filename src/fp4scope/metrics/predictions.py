@@ -8,7 +8,7 @@ row counts for top-1 when the reference's most likely token is also the variant'
 it: BF16 logits are often tied.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +76,22 @@ class RowMetrics:
         self.top1[variants, rows] = other.top1
         self.confidence[variants, rows] = other.confidence
         self.reference[variants, rows] = other.reference
+
+    def leaving(self) -> Callable[[], "RowMetrics"]:
+        """The same on the host: the copy starts now, and what is returned waits for it."""
+        values = (self.nll, self.kl, self.top1, self.confidence)
+        copies = [x.to("cpu", non_blocking=True) for x in values]
+        done = None
+        if self.nll.is_cuda:
+            done = torch.cuda.Event()
+            done.record()
+
+        def arrived() -> RowMetrics:
+            if done is not None:
+                done.synchronize()
+            return RowMetrics(*copies)
+
+        return arrived
 
     def windows(
         self,

@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 Function = Callable[..., Any]
+Entering = Callable[[nn.Module, Function, Tensor, Tensor], Tensor | None]
+"""A linear, its gate's activation, the gate and what it gates, to what the linear reads; or None.
+
+It spares writing what leaves the gate, where that is quantized on its way into the linear.
+"""
 _ROTARY = "apply_rotary_pos_emb"
 _KERNELS = 32
 """Of one function: a norm of hidden states and of heads, in the widths and strides that there are.
@@ -31,12 +36,15 @@ Beyond eight, its default, PyTorch would say so and run the function eagerly.
 
 
 @contextmanager
-def fused(model: nn.Module, gated: Sequence[nn.Module] = ()) -> Iterator[None]:
+def fused(
+    model: nn.Module, gated: Sequence[nn.Module] = (), entering: Entering | None = None
+) -> Iterator[None]:
     """The model with compiled norms, rotary embeddings and gates, until the `with` block ends.
 
     Args:
         model: The model.
         gated: Those of its modules that `is_gated`.
+        entering: Who may make what their last linear reads.
     """
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch({_limit(): _KERNELS}))
@@ -44,7 +52,8 @@ def fused(model: nn.Module, gated: Sequence[nn.Module] = ()) -> Iterator[None]:
             forward = MethodType(_compiled(type(norm).forward), norm)
             stack.enter_context(replaced(norm.__dict__, "forward", forward))
         for mlp in gated:
-            stack.enter_context(replaced(mlp.__dict__, "forward", partial(_run_gated, mlp)))
+            forward = partial(_run_gated, mlp, entering)
+            stack.enter_context(replaced(mlp.__dict__, "forward", forward))
         for names in namespaces(model):
             if callable(names.get(_ROTARY)):
                 stack.enter_context(replaced(names, _ROTARY, _compiled(names[_ROTARY])))
@@ -126,8 +135,10 @@ def is_gated(mlp: Any) -> bool:  # noqa: ANN401
         return False
 
 
-def _run_gated(mlp: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-    return mlp.down_proj(_compiled(_gate)(mlp.act_fn, mlp.gate_proj(x), mlp.up_proj(x)))
+def _run_gated(mlp: Any, entering: Entering | None, x: Tensor) -> Tensor:  # noqa: ANN401
+    gate, up, activation = mlp.gate_proj(x), mlp.up_proj(x), mlp.act_fn
+    made = None if entering is None else entering(mlp.down_proj, activation, gate, up)
+    return mlp.down_proj(_compiled(_gate)(activation, gate, up) if made is None else made)
 
 
 def _gate(activation: Function, gate: Tensor, up: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
 from fp4scope.models.config import config_value, text_config
-from fp4scope.models.fusion import fused, is_gated, namespaces, replaced
+from fp4scope.models.fusion import Entering, fused, is_gated, namespaces, replaced
 from fp4scope.models.layout import Layout
 from fp4scope.models.links import (
     CALL,
@@ -68,10 +68,27 @@ class State:
         return [self.some(slice(i * each, (i + 1) * each)) for i in range(count)]
 
 
-def together(states: Sequence[State], slots: Collection[int]) -> State:
-    """Copies of states, one behind the other, with what they carry of this."""
+def together(states: Sequence[State], slots: Collection[int], copy: bool = True) -> State:
+    """States one behind the other, with what they carry of this.
+
+    Without `copy` hidden states that lie so already stay where they are.
+    """
     carried = {slot: torch.cat([state.carried[slot] for state in states]) for slot in slots}
-    return State(torch.cat([state.hidden for state in states]), carried)
+    hidden = [state.hidden for state in states]
+    joined = None if copy else _adjacent(hidden)
+    return State(torch.cat(hidden) if joined is None else joined, carried)
+
+
+def _adjacent(parts: Sequence[Tensor]) -> Tensor | None:
+    """Parts that follow each other in memory as one tensor, else None."""
+    first, place = parts[0], parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.storage_offset() == place):
+            return None
+        place += part.numel()
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ class BlockStack:
         # Unknown until the blocks have run once.
         self._beside: list[int | None] = []
         self._links: Links | None = None
+        self._overwrites = False
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -137,6 +155,11 @@ class BlockStack:
         """What blocks hand each other; known once there was a `capture`."""
         assert self._links is not None, "capture something first"
         return self._links
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether a block writes into the hidden state that it gets; known as `links` are."""
+        return self._overwrites
 
     @property
     def bytes_per_token(self) -> Sequence[float] | None:
@@ -162,6 +185,7 @@ class BlockStack:
         calls: list[tuple[int, Any]] = []
         embedded: list[Tensor] = []
         beside: list[int | None] = []
+        entered: list[tuple[Tensor, int]] = []
         tracer = None if self._beside else Tracer(len(row))
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
@@ -171,16 +195,20 @@ class BlockStack:
             calls.append((index, _without_hidden(args, kwargs)))
             if tracer is not None:
                 tracer.enter(hidden, calls[-1][1])
+                entered.append((hidden, hidden._version))
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
             _state_of(output)
             beside.append(len(output) - 1 if isinstance(output, tuple | list) else None)
             if tracer is not None:
                 tracer.leave(output)
+                hidden, version = entered.pop()
+                self._overwrites |= hidden._version != version
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
-                hook = block.register_forward_pre_hook(partial(before, index), with_kwargs=True)
+                first = {"prepend": True, "with_kwargs": True}
+                hook = block.register_forward_pre_hook(partial(before, index), **first)
                 stack.callback(hook.remove)
                 stack.callback(block.register_forward_hook(after).remove)
             stack.enter_context(only_last_rows(self._model, 1))
@@ -220,10 +248,14 @@ class BlockStack:
         if self._offloaded is not None:
             self._offloaded.bring(block)
 
-    def fused(self) -> AbstractContextManager[None]:
-        """On a GPU, `run` and `tail` with fewer kernels (`fusion`), until the `with` block ends."""
+    def fused(self, entering: Entering | None = None) -> AbstractContextManager[None]:
+        """On a GPU, `run` and `tail` with fewer kernels (`fusion`), until the `with` block ends.
+
+        Args:
+            entering: Who quantizes what leaves a gate.
+        """
         on_gpu = next(self._model.parameters()).is_cuda
-        return fused(self._model, self._gated) if on_gpu else nullcontext()
+        return fused(self._model, self._gated, entering) if on_gpu else nullcontext()
 
     @cached_property
     def _gated(self) -> list[nn.Module]:

@@ -23,6 +23,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from fp4scope.errors import NonFiniteError, UnitError
+from fp4scope.kernels import activation_of, is_fused, qdq_gated
 from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.experts import experts_in, routed
 from fp4scope.operands.fitted import Fits, Moments
@@ -81,6 +82,8 @@ class Injector:
         self._flags: dict[tuple[str, str], Tensor] = {}
         self._amaxes: dict[tuple[str, _Amax, torch.device], Tensor] = {}
         self._shared: _SharedInput | None = None
+        # Modules whose whole input is quantized in one way, by identity: name and how.
+        self._whole: dict[int, tuple[str, list[_Chosen]]] = {}
 
     @contextmanager
     def applied(self, settings: Mapping[str, Setting], *, check: bool = True) -> Iterator[None]:
@@ -155,6 +158,8 @@ class Injector:
         ]
         if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
             chosen = [chosen[0]._replace(pieces=None)]
+            if isinstance(operand, Product) and parts is None:
+                self._whole[operand.identity[0]] = name, chosen
         if parts is None or chosen[0].pieces is None or parts[0].axis == "cols":
             undo.callback(operand.watch(name, partial(self._quantize_input, chosen), None))
         else:
@@ -184,6 +189,33 @@ class Injector:
 
     def _leave(self) -> None:
         self._originals = self._shared = None
+        self._whole = {}
+
+    def gated(
+        self,
+        linear: nn.Module,
+        activation: Callable[[Tensor], Tensor],
+        gate: Shaped[Tensor, "*batch cols"],
+        x: Shaped[Tensor, "*batch cols"],
+    ) -> Tensor | None:
+        """What a linear reads that is about to be called with activation(gate) * x, in one kernel.
+
+        None where there is no such kernel, or where somebody else wants to see what enters.
+        """
+        name, chosen = self._whole.get(id(linear), ("", []))
+        if not chosen or len(linear._forward_pre_hooks) > 1 or torch.is_grad_enabled():
+            return None
+        (treatment, amax, _), kind = chosen[0], activation_of(activation)
+        fmt = treatment.format.for_input
+        # A single amax that is known before, and not one whose input has to be looked at.
+        known = (isinstance(amax, float) and amax > 0) or not fmt.uses_tensor_amax
+        if kind is None or not (known and treatment.is_plain and is_fused(x, fmt)):
+            return None
+        scale = self._scale_amax(name, Input(x), amax) if fmt.uses_tensor_amax else None
+        image = qdq_gated(gate, x, kind, fmt, scale, self._flag(name, "input", x))
+        # The linear's own watcher finds that it is quantized already.
+        self._shared = _SharedInput(image, image._version, chosen, "", image)
+        return image
 
     def check(self) -> None:
         """Wait for the forwards so far, and complain if any quantized operand was not finite.

@@ -7,7 +7,7 @@ state, and the model's own tail turns them into logits: rows outside, variants i
 reference's logits are made once for each tile of rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
@@ -123,19 +123,20 @@ class Wavefront:
         embedded = State(inputs.embedded.to(self._store))
         states = dict.fromkeys(self._tree.roots.values(), embedded)
         self._routes = Routes(self._tree, self._runs, self._routers, len(ids))
-        with self._stack.fused():
+        with self._stack.fused(self._injector.gated):
             with self._routes.listening():
                 self._blocks(states, inputs, windows, advance)
             with self._stack.tail() as tail:
-                measured = [
+                leaving = (
                     self._head(
-                        tail,
-                        {n: s.hidden[w] for n, s in states.items()},
-                        ids[w],
-                        self._strata[windows[w]],
-                        advance,
-                    )
+                        tail, {n: s.hidden[w] for n, s in states.items()}, ids[w], advance
+                    ).leaving()
                     for w in range(len(ids))
+                )
+                # A window is summed up while the device has the next one to do.
+                measured = [
+                    self._summed(rows(), self._strata[window])
+                    for window, rows in zip(windows, _one_behind(leaving), strict=True)
                 ]
         self._injector.check()
         self._injector.forget()
@@ -214,7 +215,8 @@ class Wavefront:
         parts: list[list[State]] = []
         for chosen in _pieces(range(len(inputs.embedded)), self._shape.block):
             some = slice(chosen[0], chosen[-1] + 1)
-            batch = together([state.some(some) for state in entering], self._stack.reads(block))
+            own = [state.some(some) for state in entering]
+            batch = together(own, self._stack.reads(block), copy=self._stack.overwrites)
             batch = batch.map(lambda x: x.to(self._device))
             self._routes.enter(part, edges, chosen)
             left = self._stack.run(block, batch, inputs, [*chosen] * len(edges))
@@ -231,10 +233,9 @@ class Wavefront:
         tail: Tail,
         states: dict[int, Tensor],
         ids: Int[Tensor, " tokens"],
-        strata: UInt8[np.ndarray, "kinds targets"],
         advance: Callable[[float], None],
-    ) -> list[WindowMetrics]:
-        """One window's final states to metrics, variants in the order of the plan."""
+    ) -> RowMetrics:
+        """One window's final states to metrics of its targets."""
         targets = ids[1:].to(self._device)
         found = RowMetrics.empty(len(self._order), len(targets), self._device)
         for tile in tiles(len(ids), self._shape.rows):
@@ -262,7 +263,13 @@ class Wavefront:
                         )
                         found.put(places, rows, metrics)
                         advance(share * len(some))
-        sums = found.windows(self._whole, strata)
+        return found
+
+    def _summed(
+        self, rows: RowMetrics, strata: UInt8[np.ndarray, "kinds targets"]
+    ) -> list[WindowMetrics]:
+        """A window's sums, runs in the order of the plan."""
+        sums = rows.windows(self._whole, strata)
         return [sums[self._order[pair]] for pair in self._wanted]
 
     def _logits(
@@ -295,3 +302,12 @@ def tiles(rows: int, most: int) -> Iterator[slice]:
 def _pieces(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
+    """Each once the next was made."""
+    before: list[_T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before

@@ -29,7 +29,7 @@ from fp4scope.sweep.routing import Routers, routing_values
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.wavefront import Wavefront, head_in_blocks
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Changes when any number that a task gives does: rows of two versions must not be mixed."""
 FORWARDS_BETWEEN_CHECKS = 256
 """Two forwards in so many: less than one percent of a sweep."""
