@@ -52,10 +52,17 @@ def run(model, name, look=None):
         return losses_of(loaded, ids, replica=2, look=look)
 
 
-def served_as(model, name, path, noise=0.002):
+def served_as(model, name, path, noise=0.002, temperature=1.0, late=0):
     """What an engine gives that rounds a little otherwise, with the likeliest tokens."""
-    tops = []
-    losses = run(model, name, lambda _, logits: tops.append(logits.log_softmax(-1).topk(TOP)))
+    tops, own = [], []
+
+    def look(window, logits):
+        known = (logits / temperature).log_softmax(-1).roll(late, 0)
+        tops.append(known.topk(TOP))
+        own.append(known.gather(-1, model[2][window, 1:, None])[:, 0])
+
+    run(model, name, look)
+    losses = -torch.stack(own).double().numpy()
     noise = noise * np.random.default_rng(0).standard_normal(losses.shape)
     content = {
         "version": 1,
@@ -102,11 +109,29 @@ def test_what_is_none_of_them(model, tmp_path):
 def test_what_is_not_told_apart_is_undecided(model, tmp_path):
     """A scale rule that differs in few blocks, and an engine whose own rounding is not known."""
     served = served_as(model, "nvfp4/w4a16", tmp_path / "served.json", noise=0.3)
+    content = json.loads(served.read_text())
+    served.write_text(json.dumps({key: content[key] for key in ("version", "ids", "logprobs")}))
     names = "nvfp4/w4a16,nvfp4:mse/w4a16"
     found = verify(model, "--served", served, "--candidates", names, "-o", tmp_path / "found.json")
     assert "not told apart on 16 windows" in found.stdout
     assert found.exit_code == 3
     assert json.loads((tmp_path / "found.json").read_text())["outcome"] == "undecided"
+
+
+@pytest.mark.parametrize("fault", [{"temperature": 0.7}, {"late": 1}])
+def test_what_an_engine_does_by_mistake_is_no_candidate(model, tmp_path, fault):
+    """Whichever candidate it is nearest to, and though its own rounding is not known."""
+    served = served_as(model, "nvfp4", tmp_path / "served.json", **fault)
+    found = verify(model, "--served", served)
+    assert "none of 6 candidates goes with what is served" in found.stdout
+    assert found.exit_code == 1
+
+
+def test_likeliest_tokens_tell_what_losses_do_not(model, tmp_path):
+    """Two whose mean losses are alike."""
+    served = served_as(model, "nvfp4/w4a16", tmp_path / "served.json", noise=0.02)
+    names = ["--candidates", "nvfp4/w4a16,nvfp4:mse/w4a16"]
+    assert verify(model, "--served", served, *names).exit_code == 0
 
 
 def test_a_reference_tells_the_engines_own_rounding(model, tmp_path):
@@ -155,9 +180,20 @@ def test_what_cannot_be_tried(model, tmp_path):
     served.write_text(json.dumps(few))
     with pytest.raises(DataError, match="5 windows were served; intervals take 8"):
         verify(model, "--served", served)
-    served.write_text(json.dumps(content | {"top_ids": content["top_ids"][:3]}))
-    with pytest.raises(DataError, match="top_ids has the shape"):
-        verify(model, "--served", served)
+    tops = np.array(content["top_ids"])
+    unknown, twice = tops.copy(), tops.copy()
+    unknown[0, 0, 0] = 10_000
+    twice[2, 1, 3] = twice[2, 1, 0]
+    moved = np.roll(content["logprobs"], 1, 1).tolist()
+    for changes, said in (
+        ({"top_ids": content["top_ids"][:3]}, "top_ids has the shape"),
+        ({"top_ids": unknown.tolist()}, "token 10000 of top_ids"),
+        ({"top_ids": twice.tolist()}, "names a token twice"),
+        ({"logprobs": moved}, "logprobs and top_logprobs do not agree at"),
+    ):
+        served.write_text(json.dumps(content | changes))
+        with pytest.raises(DataError, match=said):
+            verify(model, "--served", served)
 
 
 def test_the_right_one_is_rarely_refused_however_noisy():
@@ -189,4 +225,16 @@ def test_kl_at_few_places_is_a_lower_bound():
     assert (found <= whole + 1e-9).all()
     assert 0.1 * whole.mean() < found.mean()
     every = coarse_kl(p, q)
+    # What is left beside them, nothing here, is known to 1e-4.
     assert every == pytest.approx(whole, rel=1e-6, abs=1e-9)
+
+
+def test_rounded_numbers_do_not_raise_the_bound():
+    """Where a model is sure, what servers round away is more than all other tokens have."""
+    rng = np.random.default_rng(0)
+    rest = 10.0 ** rng.uniform(-7, -3, (500, 1))
+    p = np.concatenate([1 - rest, rest * rng.dirichlet(np.ones(30), 500)], axis=1)
+    own = np.log(p)[:, :5]
+    served = np.round(own, 4)
+    assert (np.exp(served).sum(-1) > 1 - rest[:, 0] / 10).any()
+    assert coarse_kl(own, served).max() < 2e-4

@@ -1,6 +1,7 @@
 """What is served is told from what is not; what is wrong is named."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fp4scope.deploy.checkpoint import write_checkpoint
 from fp4scope.deploy.held import wrong_weights
 from fp4scope.deploy.losses import losses_of
 from fp4scope.deploy.served import Served
-from fp4scope.deploy.verify import candidates_of, losses_under
+from fp4scope.deploy.verify import Candidate, candidates_of, judge, losses_under
 from fp4scope.errors import DataError, ModelError, StudyError
 from fp4scope.models import load_model, open_source
 from fp4scope.treatments import Setting
@@ -102,6 +103,33 @@ def test_what_goes_with_nothing(checkpoint, losses, tmp_path):
     found = verify(checkpoint, "--served", path)
     assert found.exit_code == 1
     assert "off: what is served goes with no candidate" in found.stdout
+
+
+def test_a_server_of_the_original_is_named(checkpoint, losses, tmp_path):
+    path = served_as(losses, "full", tmp_path / "served.json")
+    found = verify(checkpoint, "--served", path)
+    assert found.exit_code == 1
+    assert "off: the engine serves the original in full precision" in found.stdout
+
+
+def test_little_damage_behind_much_rounding_is_not_called_off():
+    """Of few windows tokens tell nothing then; of many they do."""
+    rng = np.random.default_rng(0)
+    names = [Candidate("predicted", "none"), Candidate("another", "kernel")]
+    said = {8: Counter(), 64: Counter()}
+    for windows, found in said.items():
+        for _ in range(100):
+            full = rng.gamma(2.0, size=(windows, 60))
+            first, second = full + 0.005 * rng.standard_normal((2, *full.shape))
+            engine = 0.05 * rng.standard_normal(full.shape)
+            verdict = judge(first + engine, full, names, [first, second])
+            told = "served as predicted", "what is served cannot be told", "off", "kernel is off"
+            (start,) = (each for each in told if verdict.sentence().startswith(each))
+            found[start] += 1
+            assert verdict.is_open == (start == told[1])
+    assert said[8]["what is served cannot be told"] > 30
+    assert said[8]["off"] + said[8]["kernel is off"] < 10
+    assert said[64]["served as predicted"] > 90
 
 
 def test_a_reference_that_the_engine_served(checkpoint, losses, tmp_path):

@@ -83,10 +83,13 @@ def print_verdict(
 
 
 def _outcome(told: Found, checked: Checked) -> Outcome:
-    served = told.verdict is None or told.verdict.as_predicted
-    if not served or not checked.is_whole or told.triage.faults:
+    found, verdict = told.triage, told.verdict
+    is_open = verdict is not None and verdict.is_open
+    other = verdict is not None and not verdict.as_predicted and not is_open
+    cheaper = SERVING in found.steps and found.steps[SERVING].state == "beyond"
+    if other or cheaper or found.faults or not checked.is_whole:
         return Outcome.MISSED
-    return Outcome.UNDECIDED if told.triage.still_open else Outcome.MET
+    return Outcome.UNDECIDED if is_open or found.still_open else Outcome.MET
 
 
 def _print(told: Found, checked: Checked, served: Served | None) -> None:

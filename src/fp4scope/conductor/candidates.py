@@ -7,14 +7,19 @@ import numpy as np
 import torch
 
 from fp4scope.conductor.triage import Counter, observed
-from fp4scope.deploy.losses import Looked, losses_of
+from fp4scope.deploy.losses import losses_of
 from fp4scope.deploy.served import Served
 from fp4scope.deploy.verify import Losses
 from fp4scope.groups import scale_partners
 from fp4scope.models import LoadedModel
 from fp4scope.operands import Injector
 from fp4scope.recipes import Recipe
-from fp4scope.stats.inference.consistency import Consistency, coarse_kl, consistency
+from fp4scope.stats.inference.consistency import (
+    Consistency,
+    Divergences,
+    coarse_kl,
+    consistency,
+)
 from fp4scope.stats.inference.intervals import Estimate, mean
 from fp4scope.stats.inference.steps import total
 from fp4scope.sweep import Listener
@@ -62,10 +67,15 @@ def try_candidates(
     """
     ids = torch.from_numpy(served.ids)
     loaded.require_known(ids, "the windows")
+    bounds = [_Bounds(loaded, each) for each in (served, reference) if each is not None]
     names = ["full precision", *(f"{name}{more}" for name in recipes for more in ("", ", again"))]
     ran = Counter(tell, len(ids), names)
-    divergences: dict[str, Losses] = {}
-    full, seen = observed(loaded, ids, ran)
+
+    def look(window: int, logits: torch.Tensor) -> None:
+        for each in bounds:
+            each.first(window, logits)
+
+    full, seen = observed(loaded, ids, ran, look)
     injector = Injector(
         loaded.model,
         seen,
@@ -73,42 +83,61 @@ def try_candidates(
         fused=scale_partners(loaded.layout.sites),
     )
     runs: dict[str, tuple[Losses, Losses]] = {}
+    known: list[_Bounds] = []
     for name, recipe in recipes.items():
         settings = dict(recipe.in_block(loaded.layout.sites.everywhere))
-        divergences[name] = np.zeros(len(ids))
-        look = None if served.top_ids is None else _looking(served, divergences[name])
+        known.append(own := _Bounds(loaded, served))
         with injector.applied(settings):
-            own = losses_of(loaded, ids, ran, look=look)
-            runs[name] = own, losses_of(loaded, ids, ran, replica=1)
+            first = losses_of(loaded, ids, ran, look=own.first)
+            runs[name] = first, losses_of(loaded, ids, ran, replica=1, look=own.second)
         injector.forget()
     gave = -served.logprobs
     rounding = None if reference is None else -reference.logprobs - full
     firsts, seconds = ([pair[place] for pair in runs.values()] for place in (0, 1))
-    found = consistency(gave, full, firsts, seconds, rounding)
+    kl = None
+    if served.top_ids is not None:
+        theirs = bounds[1].kl if reference is not None and reference.top_ids is not None else None
+        both = [each.kl for each in known], [each.rerun for each in known]
+        kl = Divergences(*both, bounds[0].kl, theirs)
+    found = consistency(gave, full, firsts, seconds, rounding, kl)
     tried = [
-        Tried(
-            name,
-            total(first, full),
-            each,
-            mean(divergences[name]) if served.top_ids is not None else None,
-        )
-        for name, first, each in zip(runs, firsts, found, strict=True)
+        Tried(name, total(first, full), each, None if kl is None else mean(own.kl))
+        for name, first, each, own in zip(runs, firsts, found, known, strict=True)
     ]
     return sorted(tried, key=lambda each: -each.found.log10_ratio)
 
 
-def _looking(served: Served, into: Losses) -> Looked:
-    assert served.top_ids is not None
-    assert served.top_logprobs is not None
-    places, theirs = served.top_ids, served.top_logprobs
+class _Bounds:
+    """Lower bounds of KL, from one way of running a model, to what was served and to a second run.
 
-    def look(window: int, logits: torch.Tensor) -> None:
-        own = logits.log_softmax(-1)
-        at = torch.from_numpy(places[window]).to(logits.device)
-        known = own.gather(-1, at).double().cpu().numpy()
-        into[window] = coarse_kl(known, theirs[window]).mean()
+    Args:
+        loaded: The model.
+        served: What was served; without its likeliest tokens nothing is known.
 
-    return look
+    Raises:
+        DataError: Its likeliest tokens are others than the model has.
+    """
+
+    def __init__(self, loaded: LoadedModel, served: Served) -> None:
+        self._served = served
+        self._own: dict[int, Losses] = {}
+        self.kl, self.rerun = np.zeros((2, len(served.ids)))
+        if served.top_ids is not None:
+            loaded.require_known(torch.from_numpy(served.top_ids), "top_ids")
+
+    def first(self, window: int, logits: torch.Tensor) -> None:
+        if self._served.top_logprobs is not None:
+            own = self._own[window] = self._at(window, logits)
+            self.kl[window] = coarse_kl(own, self._served.top_logprobs[window]).mean()
+
+    def second(self, window: int, logits: torch.Tensor) -> None:
+        if window in self._own:
+            self.rerun[window] = coarse_kl(self._own[window], self._at(window, logits)).mean()
+
+    def _at(self, window: int, logits: torch.Tensor) -> Losses:
+        assert self._served.top_ids is not None
+        at = torch.from_numpy(self._served.top_ids[window]).to(logits.device)
+        return logits.log_softmax(-1).gather(-1, at).double().cpu().numpy()
 
 
 def said(tried: list[Tried], windows: int) -> str:

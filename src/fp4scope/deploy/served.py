@@ -26,6 +26,9 @@ from fp4scope.files import named, read_bytes, replace_file
 VERSION = 1
 _KEYS = ("version", "engine", "checkpoint", "ids", "logprobs", "top_ids", "top_logprobs")
 _LARGEST = 1 << 30
+_SAME, _FEW = 0.1, 0.01
+"""Nats by which two log-probabilities of a token may differ, and the share of places that may
+differ more: engines give them of 16-bit numbers."""
 _HOW = "benchmarks/engine/served.py writes one with vLLM"
 
 
@@ -87,7 +90,10 @@ class Served:
             worst = found[~(np.isfinite(found) & (found <= 1e-3))][0]
             raise DataError(f"logprobs holds {worst}; logarithms of probabilities are 0 or below")
         engine = str(data.get("engine") or cls.engine)[:200]
-        return cls(ids, found, engine, *_top(data, found.shape))
+        top_ids, top_logprobs = _top(data, found.shape)
+        if top_ids is not None and top_logprobs is not None:
+            _require_agreement(ids[:, 1:], found, top_ids, top_logprobs)
+        return cls(ids, found, engine, top_ids, top_logprobs)
 
     def write(self, path: Path) -> None:
         """As a served file.
@@ -138,7 +144,34 @@ def _top(
         )
     if (np.exp(found).sum(-1) > 1 + 1e-3).any():
         raise DataError("top_logprobs holds probabilities whose sum is above 1")
+    if (np.diff(np.sort(ids, axis=-1), axis=-1) == 0).any():
+        raise DataError("top_ids names a token twice at a place")
     return ids, found
+
+
+def _require_agreement(
+    targets: NDArray[np.int64],
+    logprobs: NDArray[np.float64],
+    top_ids: NDArray[np.int64],
+    top_logprobs: NDArray[np.float64],
+) -> None:
+    """Refuse likeliest tokens of other places than the log-probabilities are of.
+
+    Raises:
+        DataError: A token has two, or is likelier than the likeliest.
+    """
+    own = top_ids == targets[..., None]
+    found = np.where(own.any(-1), (top_logprobs * own).sum(-1), logprobs)
+    found = np.where(own.any(-1), found, np.minimum(logprobs, top_logprobs.min(-1)))
+    off = np.abs(found - logprobs) > _SAME
+    if off.mean() > _FEW:
+        window, place = np.argwhere(off)[0].tolist()
+        raise DataError(
+            f"logprobs and top_logprobs do not agree at {off.sum()} of {off.size} places: token "
+            f"{targets[window, place]} at place {place} of window {window} has "
+            f"{logprobs[window, place]:.4g}, and {found[window, place]:.4g} by the others; give "
+            "both of the same places, before any temperature"
+        )
 
 
 def _matrix(data: Any, what: str, kind: type) -> NDArray[Any]:  # noqa: ANN401

@@ -30,6 +30,9 @@ from fp4scope.treatments import Amax, Setting, Treatment
 Losses = NDArray[np.float64]
 """Loss of each token but the first of its window, (windows, tokens - 1), in nats."""
 Cause = Literal["none", "kernel", "format", "checkpoint"]
+_HALF = 0.5
+"""A slope at which what a candidate predicts leaves as much unexplained as nothing does."""
+_FAR = 0.1
 _FP4: tuple[Kind, ...] = ("nvfp4", "mxfp4")
 _OTHER_RULES: Mapping[Kind, tuple[str, ...]] = {
     "nvfp4": ("nvfp4:4over6",),
@@ -65,12 +68,15 @@ class Verdict:
         matches: How each goes with what is served.
         less_predicted: Mean served loss less each candidate's, in nats per token.
         cost: Mean served loss less that of full precision, in nats per token.
+        is_full: Whether it is the original: ten times nearer to it, in squares of tokens, than to
+            any candidate.
     """
 
     candidates: tuple[Candidate, ...]
     matches: tuple[Match, ...]
     less_predicted: tuple[Estimate, ...]
     cost: Estimate
+    is_full: bool = False
 
     @property
     def best(self) -> int:
@@ -88,7 +94,16 @@ class Verdict:
         unexplained as nothing does.
         """
         low, high = self.matches[self.best].correlation.low, self.matches[self.best].slope.high
-        return low is not None and low > 0 and high is not None and high > 0.5
+        return low is not None and low > 0 and high is not None and high > _HALF
+
+    @property
+    def is_open(self) -> bool:
+        """Whether so many windows do not tell: the mean goes with the best candidate, and tokens
+        say neither that it is served nor that it is not.
+        """
+        slope = self.matches[self.best].slope.high
+        far = slope is not None and slope <= _HALF
+        return not (self.explained or self.is_full or far) and self.matches[self.best].near
 
     @property
     def as_predicted(self) -> bool:
@@ -102,6 +117,16 @@ class Verdict:
             f"correlation {_said(found.correlation)}, slope {_said(found.slope)} over "
             f"{self.cost.n} windows"
         )
+        if self.is_full:
+            return (
+                "off: the engine serves the original in full precision, and not this checkpoint; "
+                "look at what it loaded"
+            )
+        if self.is_open:
+            return (
+                f"what is served cannot be told with {self.cost.n} windows (closest: {best.name}, "
+                f"{numbers}); serve more"
+            )
         if not self.explained:
             return (
                 f"off: what is served goes with no candidate (best: {best.name}, {numbers}); check "
@@ -141,11 +166,14 @@ def judge(
         reference: Of the model in full precision, by the engine; by default `full`.
     """
     own = full if reference is None else reference
+    # Tokens of a served original differ from it by the engine's rounding alone.
+    far = [np.square(served - own - (each - full)).mean() for each in losses]
     return Verdict(
         tuple(candidates),
         tuple(match(served - own, [each - full for each in losses], full)),
         tuple(paired(served.mean(1), each.mean(1)) for each in losses),
         paired(served.mean(1), own.mean(1)),
+        bool(np.square(served - own).mean() < _FAR * min(far)),
     )
 
 

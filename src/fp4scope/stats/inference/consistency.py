@@ -2,18 +2,20 @@
 
 A candidate predicts the loss of every token, and a second run of it, rounded in another order, says
 how far two runs of one candidate are apart. If it is what is served, the served losses are one run
-more. Two tests hold it to that, each paired over windows:
+more. Tests hold it to that, each paired over windows:
 
 * the mean: served less predicted, against no more than rounding may add (`steps.room_of`);
 * the spread: mean squared difference of tokens, against that of the second run. Engines round
   otherwise than this program, and by how much is not known. So it may be `ALLOWED` times as much as
   the second run and that rounding together. The rounding is measured where the engine serves the
   original, too; else it is taken to be all that is between what is served and the nearest
-  candidate, which this test then never rejects.
+  candidate, but no more than a quarter of what is between what is served and full precision, or a
+  constant. So a candidate has to be nearer than these, but for what its second run explains;
+* KL, where more tokens of each place were served: the same of lower bounds of it (`coarse_kl`).
 
-The p-value is twice the smaller of both. The likelihood of a candidate is the predictive density of
-the mean differences of n windows, d, whose variance n differences of the second run tell, e:
-normal, with mean zero and Jeffreys' prior of the variance, it is proportional to
+The p-value is the smallest, times their number. The likelihood of a candidate is the predictive
+density of the mean differences of n windows, d, whose variance n differences of the second run
+tell, e: normal, with mean zero and Jeffreys' prior of the variance, it is proportional to
 S(e)^(n/2) / (S(e) + S(d))^n, where S sums squares. A candidate that no noise explains is so less
 likely than a noisy one that is as far off.
 
@@ -36,6 +38,8 @@ from fp4scope.stats.inference.steps import room_of
 Floats = NDArray[np.float64]
 ALLOWED = 4.0
 """In squares: twice as far."""
+_REST = 1e-4
+"""A probability."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,30 @@ class Consistency:
         return self.p_holm > SIGNIFICANCE
 
 
+@dataclass(frozen=True)
+class Divergences:
+    """Lower bounds of KL by window, in nats per token.
+
+    Attributes:
+        served: From each candidate to what is served.
+        seconds: From each candidate to its second run, at the same places.
+        full: From full precision to what is served.
+        rounding: From full precision to what the same engine gives for it, where that is known.
+    """
+
+    served: Sequence[Floats]
+    seconds: Sequence[Floats]
+    full: Floats
+    rounding: Floats | None = None
+
+
 def consistency(
     served: Floats,
     full: Floats,
     candidates: Sequence[Floats],
     seconds: Sequence[Floats],
     rounding: Floats | None = None,
+    kl: Divergences | None = None,
 ) -> list[Consistency]:
     """How well each candidate goes with what is served, in their order.
 
@@ -75,22 +97,28 @@ def consistency(
         candidates: Those of each candidate.
         seconds: Those of a second run of each.
         rounding: Of full precision as the same engine serves it, less `full`.
+        kl: Where more tokens of each place were served.
     """
     if rounding is not None:
         served = served - rounding
     shifts = [served - each for each in candidates]
     reruns = [second - each for second, each in zip(seconds, candidates, strict=True)]
-    nearest = min(shifts, key=lambda each: float(np.square(each).mean()))
-    floor = nearest if rounding is None else rounding
+    spreads = [np.square(each).mean(1) for each in shifts]
+    again = [np.square(each).mean(1) for each in reruns]
+    known = None if rounding is None else np.square(rounding).mean(1)
+    guesses = full, np.full_like(full, served.mean())
+    nothing = [np.square(served - each).mean(1) for each in guesses]
+    tests = [_of_spreads(spreads, again, known, _least(nothing))]
+    if kl is not None:
+        tests.append(_of_spreads(kl.served, kl.seconds, kl.rounding, kl.full))
     least = min(shifts, key=lambda each: float(np.square(each.mean(1)).sum()))
     base = least if rounding is None else rounding
     ps: list[float] = []
     scores: list[float] = []
-    for candidate, shift, rerun in zip(candidates, shifts, reruns, strict=True):
-        own = np.square(rerun).mean(1) + np.square(floor).mean(1)
+    for candidate, shift, rerun, *more in zip(candidates, shifts, reruns, *tests, strict=True):
         room = room_of(float((candidate - full).mean()), float(rerun.mean()))
-        both = _of_mean(shift.mean(1), room), _of_spread(np.square(shift).mean(1), own)
-        ps.append(min(1.0, 2 * min(both)))
+        found = (_of_mean(shift.mean(1), room), *more)
+        ps.append(min(1.0, len(found) * min(found)))
         scores.append(_log_likelihood(shift.mean(1), rerun.mean(1), base.mean(1)))
     adjusted = holm(ps)
     return [
@@ -106,6 +134,27 @@ def _of_mean(shifts: Floats, room: float) -> float:
     if beyond <= 0 or found.stderr is None:
         return 1.0
     return min(1.0, 2 * _tail(beyond, found.stderr, found.n))
+
+
+def _of_spreads(
+    spreads: Sequence[Floats], again: Sequence[Floats], rounding: Floats | None, nothing: Floats
+) -> list[float]:
+    """Of each candidate, whether it is farther from what is served than noise explains.
+
+    Args:
+        spreads: How far each is, by window, in squares or nats.
+        again: How far its second run is from it.
+        rounding: How far the engine is from it by rounding alone, where that is known.
+        nothing: How far what is served is from what knows nothing of the candidates.
+    """
+    if rounding is None:
+        rounding = np.minimum(_least(spreads), nothing / ALLOWED)
+    pairs = zip(spreads, again, strict=True)
+    return [_of_spread(spread, second + rounding) for spread, second in pairs]
+
+
+def _least(spreads: Sequence[Floats]) -> Floats:
+    return min(spreads, key=lambda each: float(each.mean()))
 
 
 def _of_spread(squares: Floats, own: Floats) -> float:
@@ -142,7 +191,8 @@ def said_ratio(log10_ratio: float) -> str:
 def coarse_kl(own: Floats, their: Floats) -> Floats:
     """KL of distributions of which one is known at few places only: a lower bound, in nats.
 
-    All other places are taken as one, which no KL grows by (the data processing inequality).
+    All other places are taken as one, which no KL grows by (the data processing inequality). What
+    is left to them is known no better than to `_REST`: that of numbers as servers round them.
 
     Args:
         own: Log-probabilities at those places, (..., places), of what is known whole.
@@ -154,6 +204,8 @@ def coarse_kl(own: Floats, their: Floats) -> Floats:
         [0.0]
     """
     p, q = np.exp(own), np.exp(their)
-    rest_p, rest_q = (np.clip(1 - each.sum(-1), 1e-12, 1.0) for each in (p, q))
+    rest_p, rest_q = (
+        np.clip(1 - each.sum(-1), least, 1.0) for each, least in ((p, 1e-12), (q, _REST))
+    )
     found = (p * (own - their)).sum(-1) + rest_p * (np.log(rest_p) - np.log(rest_q))
     return np.maximum(found, 0.0)
