@@ -9,7 +9,7 @@ it: BF16 logits are often tied.
 """
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class RowMetrics:
 
     def leaving(self) -> Callable[[], "RowMetrics"]:
         """The same on the host: the copy starts now, and what is returned waits for it."""
-        values = (self.nll, self.kl, self.top1, self.confidence)
+        values = [getattr(self, column.name) for column in fields(self)]
         copies = [x.to("cpu", non_blocking=True) for x in values]
         done = None
         if self.nll.is_cuda:
