@@ -68,6 +68,9 @@ def test_each_domain_has_results_and_all_have_one_calibration(run, tmp_path):
     assert "Rho: Spearman" in text
     assert "\n## prose · code\n" in text
     assert domains.sentence() in " ".join(out.split())
+    assert "KL by position and token, from prose to code" in text
+    assert "not paired (Welch)" in text
+    assert "groups of tokens" in out
 
 
 def test_chats_go_through_the_models_template(run, tmp_path, model_folder, texts):

@@ -30,7 +30,7 @@ def print_comparison(
     failed = [said for gate in gates for said in failures(gate, comparison)]
     screen = console()
     screen.quiet = json_out == STDOUT
-    for section in sections(comparison):
+    for section in sections(comparison, brief=True):
         screen.print()
         show(screen, in_grid(section))
         if section.note:

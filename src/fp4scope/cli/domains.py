@@ -7,6 +7,7 @@ from fp4scope.cli.progress import Screen
 from fp4scope.cli.terminal import console, in_grid, say, show
 from fp4scope.conductor.domains import run_domains
 from fp4scope.report.domains import Domains
+from fp4scope.report.token_changes import token_change_lines
 from fp4scope.study import Study
 
 
@@ -29,5 +30,7 @@ def print_domains(
     say(out, section.note, style="dim")
     if said := domains.sentence():
         say(out, f"\n{said}", style="bold")
+    for line in token_change_lines(domains.joint):
+        say(out, f"- {line}", hang="  ")
     for path in (*domains.write(folder), *(folder / name / "report.html" for name in texts)):
         out.print(f"Written: {path}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """Whole models on several texts, each judged by the domain where it costs most."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from fp4scope.deploy.bar import Bar, Verdict, verdict
@@ -88,6 +89,11 @@ class Domains:
         each = {verdict(self.bars, whole.costs) for whole in own.values()}
         return next(v for v in (Verdict.MISSED, Verdict.UNDECIDED, Verdict.MET) if v in each)
 
+    @cached_property
+    def joint(self) -> JointFindings:
+        """The same texts as outputs side by side."""
+        return JointFindings({name: own.results for name, own in self.found.items()})
+
     def sentence(self) -> str:
         """Which of the measured ones holds in all domains."""
         if not self.bars or not self._wholes:
@@ -106,9 +112,8 @@ class Domains:
         Raises:
             OutputError: One could not be written.
         """
-        joint = JointFindings({name: own.results for name, own in self.found.items()})
         lines = ["# Domains", "", as_markdown(self.section(), 2), "", self.sentence(), ""]
-        texts: Sequence[str] = ("\n".join(lines) + f"\n#{markdown(joint)}",
+        texts: Sequence[str] = ("\n".join(lines) + f"\n#{markdown(self.joint)}",
                                 self.table.to_csv())  # fmt: skip
         paths = [folder / name for name in _FILES]
         for path, text in zip(paths, texts, strict=True):

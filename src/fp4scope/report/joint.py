@@ -88,6 +88,17 @@ class JointFindings:
         return Table(("output_before", "output", *columns), rows)
 
     @cached_property
+    def strata(self) -> Table:
+        """What changed in each group of targets of whole models, from an output to a later one."""
+        rows = []
+        columns: tuple[str, ...] = ()
+        for old, new in self.compared:
+            table = stats.stratum_change_table(self.runs[old], self.runs[new])
+            columns = table.columns
+            rows += [row | {"output": new, "output_before": old} for row in table]
+        return Table(("output_before", "output", *columns), rows)
+
+    @cached_property
     def scale(self) -> Table:
         """What each format costs from a model to the next larger one."""
         return stats.scale_table(self.runs)
@@ -114,5 +125,5 @@ class JointFindings:
         return stats.differing_conditions(self.runs)
 
     def tables(self) -> dict[str, Table]:
-        names = ("all_quantized", "projections", "scale", "agreement", "changes")
+        names = ("all_quantized", "projections", "scale", "agreement", "changes", "strata")
         return {name: getattr(self, name) for name in names}

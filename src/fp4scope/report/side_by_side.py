@@ -13,6 +13,11 @@ from fp4scope.report.render import as_markdown
 from fp4scope.report.section import Column, Section, naming, texts
 from fp4scope.report.selection import LAYERS_SHOWN
 from fp4scope.report.stopping import windows_measured
+from fp4scope.report.token_changes import (
+    largest_token_changes,
+    token_change_lines,
+    token_changes,
+)
 from fp4scope.stats import SIGNIFICANCE
 from fp4scope.table import Interval, Table
 
@@ -43,7 +48,8 @@ def markdown(comparison: JointFindings) -> str:
 
 def findings(comparison: JointFindings) -> list[str]:
     """What the comparison found, a sentence each."""
-    return [*_changed(comparison), *_scaled(comparison), *_ordered(comparison)]
+    tokens = token_change_lines(comparison)
+    return [*_changed(comparison), *tokens, *_scaled(comparison), *_ordered(comparison)]
 
 
 def headline(comparison: JointFindings) -> str:
@@ -73,8 +79,13 @@ def headline(comparison: JointFindings) -> str:
     )
 
 
-def sections(comparison: JointFindings) -> Iterator[Section]:
-    """Every table that there is something in."""
+def sections(comparison: JointFindings, *, brief: bool = False) -> Iterator[Section]:
+    """Every table that there is something in.
+
+    Args:
+        comparison: It.
+        brief: Whether of groups of tokens those alone are shown that changed beyond noise.
+    """
     yield _outputs(comparison.runs, comparison.all_quantized)
     yield _costs(comparison.all_quantized)
     yield from _projections(comparison)
@@ -84,6 +95,8 @@ def sections(comparison: JointFindings) -> Iterator[Section]:
         yield _agreement(comparison.agreement)
     for old, new in comparison.compared:
         yield from _changes(old, new, comparison.changes.where(output=new))
+        of_tokens = largest_token_changes if brief else token_changes
+        yield from of_tokens(comparison, old, new)
 
 
 def _section(

@@ -1,10 +1,10 @@
 """Which targets the damage is in, by position, class, frequency and confidence: table and words."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fp4scope.ledger import CLASS, POSITION
+from fp4scope.ledger import CLASS, POSITION, Results
 from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.numbers import measured, number, percent, plain, share
@@ -61,18 +61,30 @@ def shown_models(found: Findings) -> list[Whole]:
     Of a format in several precisions, the one that quantizes most.
     """
     known = {(row["name"], row["precision"]) for row in found.tokens}
-    asked = found.results.study.get("question", {}).get("formats", ())
-    widest: dict[str, Whole] = {}
-    for whole in found.wholes:
+    return widest(found.wholes, found.results, known)
+
+
+def widest(
+    wholes: Sequence[Whole], results: Results, known: Collection[tuple[str, str]]
+) -> list[Whole]:
+    """Those of some whole models that are shown.
+
+    Args:
+        wholes: Models.
+        results: Where they are from.
+        known: Names and precisions of those that there is something to show of.
+    """
+    asked = results.study.get("question", {}).get("formats", ())
+    most: dict[str, Whole] = {}
+    for whole in wholes:
         if not whole.given and whole.name in asked:
-            other = widest.setdefault(whole.name, whole)
+            other = most.setdefault(whole.name, whole)
             if len(operands_of(whole.precision)) > len(operands_of(other.precision)):
-                widest[whole.name] = whole
+                most[whole.name] = whole
     return [
         whole
-        for whole in found.wholes
-        if (whole.name, whole.precision) in known
-        and (whole.given or whole is widest.get(whole.name))
+        for whole in wholes
+        if (whole.name, whole.precision) in known and (whole.given or whole is most.get(whole.name))
     ]
 
 

@@ -8,6 +8,7 @@ from fp4scope.stats.between.changes import change_table
 from fp4scope.stats.between.comparable import comparable, differing_conditions
 from fp4scope.stats.between.orders import order_table
 from fp4scope.stats.between.scale import scale_table
+from fp4scope.stats.between.strata import SLOPE, stratum_change_table
 from fp4scope.stats.findings.agreement import agreement_table
 from fp4scope.stats.findings.causes import error_table, gain_table, split_table
 from fp4scope.stats.findings.divergence import divergence_table

@@ -52,15 +52,20 @@ def change_table(before: Results, after: Results) -> Table:
             row = contrast.labels | {"format_before": old} | found.columns
             row["windows_before"], row["windows"] = found.windows
             rows.append(row)
-    _adjust(rows)
+    adjust(rows, "level")
     return Table(CHANGE_COLUMNS, rows)
 
 
-def _adjust(rows: list[dict[str, Any]]) -> None:
-    """Fill in what depends on all that is compared."""
+def adjust(rows: list[dict[str, Any]], by: str) -> None:
+    """Fill in what depends on all that is compared.
+
+    Args:
+        rows: With the `change` and its `p`.
+        by: The column whose values have equal shares of the error.
+    """
     levels: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        levels[row["level"]].append(row)
+        levels[row[by]].append(row)
     for members in levels.values():
         for row, p in zip(members, holm([row["p"] for row in members]), strict=True):
             row["p_holm"] = None if p is None else min(1.0, len(levels) * p)

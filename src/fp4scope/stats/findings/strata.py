@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from fp4scope.design import NOTHING
 from fp4scope.ledger import STRATA, STRATIFICATIONS, Results, Rows, names_of, octave_of
@@ -32,13 +32,13 @@ POSITION_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class _Kept:
+class StratumSums:
     """Sums of one whole model over the strata of one stratification, window by window.
 
     `nll` is that of the full-precision model, `delta_nll` what quantizing adds, in nats.
     """
 
-    windows: Sequence[int]
+    windows: Int[np.ndarray, " windows"]
     tokens: Float[np.ndarray, "windows strata"]
     nll: Float[np.ndarray, "windows strata"]
     delta_nll: Float[np.ndarray, "windows strata"]
@@ -54,7 +54,7 @@ def token_table(results: Results) -> Table:
     rows = [
         {"name": whole.name, "precision": whole.precision, "by": by, **row}
         for whole, place, by in _asked(results)
-        for kept in _kept(results, whole, place)
+        for kept in stratum_sums(results, whole, place)
         for row in _rows(results, by, kept)
     ]
     return Table(TOKEN_COLUMNS, rows)
@@ -70,7 +70,7 @@ def position_table(results: Results) -> Table:
         {"name": whole.name, "precision": whole.precision, **row}
         for whole, place, _ in _asked(results)
         if not place
-        for kept in _kept(results, whole, place)
+        for kept in stratum_sums(results, whole, place)
         for row in _slopes(results, kept)
     ]
     return Table(POSITION_COLUMNS, rows)
@@ -83,7 +83,7 @@ def _asked(results: Results) -> Iterator[tuple[Whole, int, str]]:
                 yield whole, place, by
 
 
-def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
+def stratum_sums(results: Results, whole: Whole, place: int) -> Iterator[StratumSums]:
     """On the windows where it is known, with the full-precision model; nothing without any."""
     found, plain = (_sums(results.ledger.rows(one)) for one in (whole.recipe, NOTHING))
     # Its own pass knows what the full-precision model lost on the very targets of each stratum. An
@@ -98,7 +98,7 @@ def _kept(results: Results, whole: Whole, place: int) -> Iterator[_Kept]:
     tokens, nll, kl, reference = (
         _matrix([found[w][kind][place] for w in windows], strata) for kind in STRATA
     )
-    yield _Kept(windows, tokens, reference, nll - reference, kl)
+    yield StratumSums(np.array(windows), tokens, reference, nll - reference, kl)
 
 
 def _sums(rows: Rows | None) -> dict[int, dict[str, Any]]:
@@ -124,7 +124,7 @@ def _matrix(
     return found
 
 
-def _rows(results: Results, by: str, kept: _Kept) -> Iterator[dict[str, Any]]:
+def _rows(results: Results, by: str, kept: StratumSums) -> Iterator[dict[str, Any]]:
     anytime = results.anytime
     every, whole = kept.tokens.sum(axis=1), kept.kl.sum(axis=1)
     for stratum, name in enumerate(names_of(by, int(every[0]))[: kept.tokens.shape[1]]):
@@ -149,15 +149,24 @@ def _rows(results: Results, by: str, kept: _Kept) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _slopes(results: Results, kept: _Kept) -> Iterator[dict[str, Any]]:
-    """Of what a target costs on the binary logarithm of its position."""
+def slope_weights(kept: StratumSums) -> Float[np.ndarray, " strata"] | None:
+    """What sums over positions times give the slope of least squares, nats for each doubling.
+
+    Each target is alike. None of windows with fewer than three strata.
+    """
     counts = kept.tokens[0]
     if len(counts) < 3:
-        return
+        return None
     octaves = np.array([octave_of(place, int(counts.sum())) for place in range(len(counts))])
     apart = octaves - (counts * octaves).sum() / counts.sum()
-    # Least squares with each target alike is linear in the sums of the strata.
-    weights = apart / (counts * apart**2).sum()
+    return apart / (counts * apart**2).sum()
+
+
+def _slopes(results: Results, kept: StratumSums) -> Iterator[dict[str, Any]]:
+    """Of what a target costs on the binary logarithm of its position."""
+    counts, weights = kept.tokens[0], slope_weights(kept)
+    if weights is None:
+        return
     for measure, sums in (("delta_nll", kept.delta_nll), ("kl", kept.kl)):
         slope, level = sums @ weights, sums.sum(axis=1) / counts.sum()
         relative = ratio(slope, level, anytime=results.anytime)
