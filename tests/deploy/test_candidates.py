@@ -118,13 +118,16 @@ def test_what_is_not_told_apart_is_undecided(model, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text())["outcome"] == "undecided"
 
 
-@pytest.mark.parametrize("fault", [{"temperature": 0.7}, {"late": 1}])
+@pytest.mark.parametrize("fault", [{"temperature": 0.7}, {"temperature": 1.3}, {"late": 1}])
 def test_what_an_engine_does_by_mistake_is_no_candidate(model, tmp_path, fault):
     """Whichever candidate it is nearest to, and though its own rounding is not known."""
     served = served_as(model, "nvfp4", tmp_path / "served.json", **fault)
     found = verify(model, "--served", served)
     assert "none of 6 candidates goes with what is served" in found.stdout
     assert found.exit_code == 1
+    way = "flatter" if fault.get("temperature", 0) > 1 else "sharper"
+    said = f"Next to nvfp4 it is {way}, as at a temperature of" in " ".join(found.stdout.split())
+    assert said == ("temperature" in fault)
 
 
 def test_likeliest_tokens_tell_what_losses_do_not(model, tmp_path):

@@ -58,18 +58,33 @@ def changed(made, tmp_path, **factors):
     return other
 
 
-def served_by(made, folder, tmp_path, candidate=0, spoil=lambda loaded: None):
-    """What an engine gives for a checkpoint, but for a little noise of its own."""
+def served_by(made, folder, tmp_path, candidate=0, spoil=lambda loaded: None, temperature=None):
+    """What an engine gives for a checkpoint, but for a little noise of its own.
+
+    With a temperature the likeliest tokens too.
+    """
     _, export, _, ids = made
     loaded, packed = load_model(str(folder), device="cpu"), open_source(str(folder))
     spoil(loaded)
     found = candidates_of(export, packed.tensor_scales())[candidate]
     own = input_amaxes(export, packed)
-    losses = losses_under(loaded, export, found, ids, amaxes=own, replica=1)
+    tops, losses = [], []
+
+    def look(window, logits):
+        known = (logits / (temperature or 1.0)).log_softmax(-1)
+        tops.append(known.topk(20))
+        losses.append(-known.gather(-1, ids[window, 1:, None])[:, 0])
+
+    losses_under(loaded, export, found, ids, amaxes=own, replica=1, look=look)
+    losses = torch.stack(losses).double().numpy()
     noise = 0.003 * np.random.default_rng(0).standard_normal(losses.shape)
     values = np.minimum(noise - losses, 0).tolist()
     path = tmp_path / "served.json"
-    path.write_text(json.dumps({"version": 1, "ids": ids.tolist(), "logprobs": values}))
+    content = {"version": 1, "ids": ids.tolist(), "logprobs": values}
+    if temperature is not None:
+        content["top_ids"] = [top.indices.tolist() for top in tops]
+        content["top_logprobs"] = [top.values.tolist() for top in tops]
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -152,6 +167,24 @@ def test_another_mode_of_the_engine_is_named(made, tmp_path):
     assert "millinats less than the checkpoint run here" in said
     assert "kernel is off: the engine serves weights only" in said
     assert not data["as_predicted"]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "candidate", "said"),
+    [
+        (1.0, 0, "served as predicted"),
+        (1.0, 1, "kernel is off: the engine serves weights only"),
+        (1.2, 0, "off: next to what was predicted, what is served is flatter, as at a temperature "
+         "of 1.2"),
+        (0.9, 1, "off: next to weights only, inputs in full precision, what is served is sharper, "
+         "as at a temperature of 0.9"),
+    ],
+)  # fmt: skip
+def test_likeliest_tokens_tell_a_temperature(made, tmp_path, temperature, candidate, said):
+    served = served_by(made, made[2], tmp_path, candidate, temperature=temperature)
+    found, data, _ = judged(made, made[2], served, tmp_path)
+    assert said in " ".join(found.split())
+    assert (data["outcome"] == "missed") == ("off" in said)
 
 
 def test_a_checkpoint_of_another_program_is_told_from_its_configuration(made, tmp_path):

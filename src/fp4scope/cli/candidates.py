@@ -123,6 +123,11 @@ def _data(tried: list[Tried], sentence: str, engine: str) -> dict[str, Any]:
             **each.cost.columns("cost_nats"),
             **each.found.off.columns("served_less_predicted_nats"),
             **({} if each.kl is None else each.kl.columns("kl_at_least_nats")),
+            **(
+                {}
+                if each.sharpness is None
+                else {"temperature": each.sharpness.temperature, "p_temperature": each.sharpness.p}
+            ),
         }
         for each in tried
     ]

@@ -248,6 +248,7 @@ def _data(told: Found, checked: Checked, served: Served | None) -> dict[str, Any
     }
     if verdict is None or served is None:
         return content | {"engine": None, "verdict": None, "candidates": []}
+    sharp = verdict.sharpness if verdict.has_temperature else None
     rows = [
         {
             "candidate": candidate.name,
@@ -266,5 +267,6 @@ def _data(told: Found, checked: Checked, served: Served | None) -> dict[str, Any
     return content | {
         "engine": served.engine,
         "verdict": _served(told.triage, verdict),
+        "temperature": None if sharp is None else sharp.temperature,
         "candidates": rows,
     }

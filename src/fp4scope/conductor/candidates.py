@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from fp4scope.conductor.likeliest import Likeliest
 from fp4scope.conductor.triage import Counter, observed
 from fp4scope.deploy.losses import losses_of
 from fp4scope.deploy.served import Served
@@ -17,10 +17,10 @@ from fp4scope.recipes import Recipe
 from fp4scope.stats.inference.consistency import (
     Consistency,
     Divergences,
-    coarse_kl,
     consistency,
 )
 from fp4scope.stats.inference.intervals import Estimate, mean
+from fp4scope.stats.inference.sharpness import Sharpness, flatter, sharpness
 from fp4scope.stats.inference.steps import total
 from fp4scope.sweep import Listener
 
@@ -38,12 +38,14 @@ class Tried:
         found: How well it goes with what is served.
         kl: At least so much KL is from it to what is served, nats per token; None where only the
             tokens of the text were served.
+        sharpness: How much flatter what is served is than it; None likewise.
     """
 
     name: str
     cost: Estimate
     found: Consistency
     kl: Estimate | None
+    sharpness: Sharpness | None = None
 
 
 def try_candidates(
@@ -67,7 +69,7 @@ def try_candidates(
     """
     ids = torch.from_numpy(served.ids)
     loaded.require_known(ids, "the windows")
-    bounds = [_Bounds(loaded, each) for each in (served, reference) if each is not None]
+    bounds = [Likeliest(loaded, each) for each in (served, reference) if each is not None]
     names = ["full precision", *(f"{name}{more}" for name in recipes for more in ("", ", again"))]
     ran = Counter(tell, len(ids), names)
 
@@ -83,10 +85,10 @@ def try_candidates(
         fused=scale_partners(loaded.layout.sites),
     )
     runs: dict[str, tuple[Losses, Losses]] = {}
-    known: list[_Bounds] = []
+    known: list[Likeliest] = []
     for name, recipe in recipes.items():
         settings = dict(recipe.in_block(loaded.layout.sites.everywhere))
-        known.append(own := _Bounds(loaded, served))
+        known.append(own := Likeliest(loaded, served))
         with injector.applied(settings):
             first = losses_of(loaded, ids, ran, look=own.first)
             runs[name] = first, losses_of(loaded, ids, ran, replica=1, look=own.second)
@@ -98,46 +100,28 @@ def try_candidates(
     if served.top_ids is not None:
         theirs = bounds[1].kl if reference is not None and reference.top_ids is not None else None
         both = [each.kl for each in known], [each.rerun for each in known]
-        kl = Divergences(*both, bounds[0].kl, theirs)
+        kl = Divergences(*both, bounds[0].kl, theirs, [each.slopes for each in known])
     found = consistency(gave, full, firsts, seconds, rounding, kl)
     tried = [
-        Tried(name, total(first, full), each, None if kl is None else mean(own.kl))
+        Tried(
+            name,
+            total(first, full),
+            each,
+            None if kl is None else mean(own.kl),
+            None if kl is None else sharpness(own.slopes),
+        )
         for name, first, each, own in zip(runs, firsts, found, known, strict=True)
     ]
     return sorted(tried, key=lambda each: -each.found.log10_ratio)
 
 
-class _Bounds:
-    """Lower bounds of KL, from one way of running a model, to what was served and to a second run.
-
-    Args:
-        loaded: The model.
-        served: What was served; without its likeliest tokens nothing is known.
-
-    Raises:
-        DataError: Its likeliest tokens are others than the model has.
-    """
-
-    def __init__(self, loaded: LoadedModel, served: Served) -> None:
-        self._served = served
-        self._own: dict[int, Losses] = {}
-        self.kl, self.rerun = np.zeros((2, len(served.ids)))
-        if served.top_ids is not None:
-            loaded.require_known(torch.from_numpy(served.top_ids), "top_ids")
-
-    def first(self, window: int, logits: torch.Tensor) -> None:
-        if self._served.top_logprobs is not None:
-            own = self._own[window] = self._at(window, logits)
-            self.kl[window] = coarse_kl(own, self._served.top_logprobs[window]).mean()
-
-    def second(self, window: int, logits: torch.Tensor) -> None:
-        if window in self._own:
-            self.rerun[window] = coarse_kl(self._own[window], self._at(window, logits)).mean()
-
-    def _at(self, window: int, logits: torch.Tensor) -> Losses:
-        assert self._served.top_ids is not None
-        at = torch.from_numpy(self._served.top_ids[window]).to(logits.device)
-        return logits.log_softmax(-1).gather(-1, at).double().cpu().numpy()
+def _temperature(tried: list[Tried]) -> str:
+    """Whether what is served is the nearest candidate at another temperature."""
+    known = [(each.kl.mean, each) for each in tried if each.kl is not None]
+    _, nearest = min(known, key=lambda each: each[0], default=(0.0, None))
+    if nearest is None or nearest.sharpness is None or not nearest.sharpness.is_off:
+        return ""
+    return f". Next to {nearest.name} it is {flatter(nearest.sharpness)}"
 
 
 def said(tried: list[Tried], windows: int) -> str:
@@ -147,8 +131,8 @@ def said(tried: list[Tried], windows: int) -> str:
         off = tried[0].found.off.mean * 1e3
         return (
             f"none of {len(tried)} candidates goes with what is served (the likeliest, "
-            f"{tried[0].name}, is off by {off:+.1f} millinats); it is something else, or served "
-            "from other ids: name more with --candidates"
+            f"{tried[0].name}, is off by {off:+.1f} millinats){_temperature(tried)}; it is "
+            "something else, or served from other ids: name more with --candidates"
         )
     names = ", ".join(each.name for each in fit)
     if len(fit) == 1:

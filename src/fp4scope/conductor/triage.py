@@ -1,7 +1,7 @@
 """A checkpoint, its original and what an engine gives: run on the same windows, one by one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fp4scope.conductor.calibrate import amaxes
+from fp4scope.conductor.likeliest import Likeliest
 from fp4scope.data import evaluation_text, evaluation_windows
 from fp4scope.deploy.checkpoint import NV_DIVISOR, RECIPE
 from fp4scope.deploy.configs import is_published, read_config
@@ -42,6 +43,7 @@ from fp4scope.models import LoadedModel, Source, load_model, open_source
 from fp4scope.models.library import library
 from fp4scope.models.names import resolve
 from fp4scope.operands import observe_inputs
+from fp4scope.stats.inference.sharpness import sharpness
 from fp4scope.study import Given, Study
 from fp4scope.sweep import Listener, Progress
 
@@ -228,21 +230,30 @@ def run_triage(
     loaded = _loaded(study, checked.packed)
     loaded.require_known(ids, "the windows")
 
-    def under(candidate: int, amaxes: dict[str, float], replica: int = 0) -> Losses:
+    beside = [] if served is None else [Likeliest(loaded, served) for _ in candidates]
+
+    def under(candidate: int, amaxes: dict[str, float], *, replica: int = 0) -> Losses:
         own = candidates[candidate]
-        return losses_under(loaded, export, own, ids, ran, amaxes=amaxes, replica=replica)
+        look = None if replica or not beside else beside[candidate].first
+        return losses_under(
+            loaded, export, own, ids, ran, amaxes=amaxes, replica=replica, look=look
+        )
 
     exported = under(0, seen)
     known = seen | by_product(stored)
-    calibrated = under(0, known) if stored else None
-    replica = under(0, known, 1) if predicted.inputs else None
+    calibrated = under(0, known) if stored else None  # what was looked at last stands
+    replica = under(0, known, replica=1) if predicted.inputs else None
     gave = None if served is None else -served.logprobs
     own = None if reference is None else -reference.logprobs
     chain = Chain(full, asked, exported, calibrated, replica, gave, own)
     verdict = None
-    if gave is not None:
+    if gave is not None and served is not None:
         rivals = [under(place, known) for place in range(1, len(candidates))]
         verdict = judge(gave, full, candidates, [chain.checkpoint, *rivals], own)
+        if served.top_ids is not None:
+            nearest = min(range(len(beside)), key=lambda place: float(beside[place].kl.mean()))
+            found = sharpness(beside[nearest].slopes)
+            verdict = replace(verdict, sharpness=found, nearest=nearest)
     return Found(triage(chain, checked.is_proven), far_scales(by_product(stored), seen), verdict)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fp4scope.deploy.losses import losses_of, scaled
+from fp4scope.deploy.losses import Looked, losses_of, scaled
 from fp4scope.deploy.plan import Export, Packed
 from fp4scope.deploy.schemes import SERVED_RULE, Kind
 from fp4scope.formats import get_format
@@ -25,6 +25,7 @@ from fp4scope.operands import Injector
 from fp4scope.recipes import expert_of
 from fp4scope.stats.inference.intervals import Estimate, paired
 from fp4scope.stats.inference.matching import Match, best_of, match
+from fp4scope.stats.inference.sharpness import Sharpness, flatter
 from fp4scope.treatments import Amax, Setting, Treatment
 
 Losses = NDArray[np.float64]
@@ -70,6 +71,9 @@ class Verdict:
         cost: Mean served loss less that of full precision, in nats per token.
         is_full: Whether it is the original: ten times nearer to it, in squares of tokens, than to
             any candidate.
+        sharpness: How much flatter it is than the candidate nearest to it, by KL, where the
+            likeliest tokens were served.
+        nearest: Place of that candidate.
     """
 
     candidates: tuple[Candidate, ...]
@@ -77,6 +81,13 @@ class Verdict:
     less_predicted: tuple[Estimate, ...]
     cost: Estimate
     is_full: bool = False
+    sharpness: Sharpness | None = None
+    nearest: int = 0
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether it is flatter or sharper than any candidate, and not the original."""
+        return self.sharpness is not None and self.sharpness.is_off and not self.is_full
 
     @property
     def best(self) -> int:
@@ -103,12 +114,13 @@ class Verdict:
         """
         slope = self.matches[self.best].slope.high
         far = slope is not None and slope <= _HALF
-        return not (self.explained or self.is_full or far) and self.matches[self.best].near
+        known = self.explained or self.is_full or self.has_temperature
+        return not (known or far) and self.matches[self.best].near
 
     @property
     def as_predicted(self) -> bool:
         """Whether it is, or may be, the predicted one, and no rival that is told from it."""
-        return self.explained and self.matches[0].same
+        return self.explained and self.matches[0].same and not self.has_temperature
 
     def sentence(self) -> str:
         """What it comes to."""
@@ -121,6 +133,12 @@ class Verdict:
             return (
                 "off: the engine serves the original in full precision, and not this checkpoint; "
                 "look at what it loaded"
+            )
+        if self.has_temperature and self.sharpness is not None:
+            return (
+                f"off: next to {self.candidates[self.nearest].name}, what is served is "
+                f"{flatter(self.sharpness)}; have the engine give log-probabilities before any "
+                "temperature"
             )
         if self.is_open:
             return (
@@ -248,6 +266,7 @@ def losses_under(
     amaxes: Mapping[str, float] | None = None,
     quantize: bool = False,
     replica: int = 0,
+    look: Looked | None = None,
 ) -> Float64[np.ndarray, "windows targets"]:
     """The same of a checkpoint, or of its original, that is run in one of the ways.
 
@@ -261,6 +280,7 @@ def losses_under(
             recipe has.
         quantize: Whether weights are quantized as the recipe says, with tensor scales as served.
         replica: As `losses_of` has it.
+        look: Likewise.
     """
     settings: dict[str, Setting] = {}
     for each in export.packed:
@@ -277,7 +297,7 @@ def losses_under(
     )
     injector = Injector(loaded.model, known, fused=fused)
     with scaled(injector, candidate.factors), injector.applied(settings):
-        return losses_of(loaded, ids, ran, replica=replica)
+        return losses_of(loaded, ids, ran, replica=replica, look=look)
 
 
 def by_product(amaxes: Mapping[str, float]) -> dict[str, float]:

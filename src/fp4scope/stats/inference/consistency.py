@@ -11,7 +11,8 @@ more. Tests hold it to that, each paired over windows:
   original, too; else it is taken to be all that is between what is served and the nearest
   candidate, but no more than a quarter of what is between what is served and full precision, or a
   constant. So a candidate has to be nearer than these, but for what its second run explains;
-* KL, where more tokens of each place were served: the same of lower bounds of it (`coarse_kl`).
+* KL, where more tokens of each place were served: the same of lower bounds of it (`coarse_kl`);
+* the temperature, likewise (`sharpness`).
 
 The p-value is the smallest, times their number. The likelihood of a candidate is the predictive
 density of the mean differences of n windows, d, whose variance n differences of the second run
@@ -33,6 +34,7 @@ from scipy import special
 
 from fp4scope.stats.inference.intervals import Estimate, mean
 from fp4scope.stats.inference.multiple import SIGNIFICANCE, holm
+from fp4scope.stats.inference.sharpness import sharpness
 from fp4scope.stats.inference.steps import room_of
 
 Floats = NDArray[np.float64]
@@ -73,12 +75,14 @@ class Divergences:
         seconds: From each candidate to its second run, at the same places.
         full: From full precision to what is served.
         rounding: From full precision to what the same engine gives for it, where that is known.
+        slopes: By which each is flatter or sharper than what is served (`sharpness`), (2, windows).
     """
 
     served: Sequence[Floats]
     seconds: Sequence[Floats]
     full: Floats
     rounding: Floats | None = None
+    slopes: Sequence[Floats] = ()
 
 
 def consistency(
@@ -111,6 +115,8 @@ def consistency(
     tests = [_of_spreads(spreads, again, known, _least(nothing))]
     if kl is not None:
         tests.append(_of_spreads(kl.served, kl.seconds, kl.rounding, kl.full))
+        if kl.slopes:
+            tests.append([sharpness(each).p for each in kl.slopes])
     least = min(shifts, key=lambda each: float(np.square(each.mean(1)).sum()))
     base = least if rounding is None else rounding
     ps: list[float] = []
