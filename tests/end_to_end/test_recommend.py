@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 import fp4scope as package
+from fp4scope.conductor.recommendation import Recommendation
 from fp4scope.deploy import moves
+from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.proof import Measured
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.errors import StudyError
@@ -94,7 +96,18 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_bar_that_is_met_and_one_that_is_not(recommend, tmp_path):
+@pytest.mark.parametrize(("found", "expected"), [(Verdict.MISSED, 1), (Verdict.UNDECIDED, 3)])
+def test_undecided_is_told_from_missed(recommend, tmp_path, monkeypatch, found, expected):
+    monkeypatch.setattr(Recommendation, "verdict", property(lambda _: found))
+    code, shown, _ = recommend("--accept", "kl<50")
+    assert code == expected
+    assert f"kl<50: {found.value}" in shown
+    assert "No recommendation" in shown
+    recipe = WrittenRecipe.read(tmp_path / "out" / "recipe.yaml")
+    assert recipe.numbers["measured"]["recommended"] is False
+
+
+def test_a_bar_that_is_met(recommend, tmp_path):
     code, shown, _ = recommend("--accept", "kl<50")
     assert code == 0
     recipe = WrittenRecipe.read(tmp_path / "out" / "recipe.yaml")
