@@ -122,7 +122,7 @@ def test_nothing_is_blamed_where_nothing_is_off(made, tmp_path):
     assert data["triage"]["rerun_nats_low"] < 0 < data["triage"]["rerun_nats_high"]
     # Other input scales are other roundings, whose noise 32 windows do not tell from a fault.
     assert states == {"export": "within", "calibration": "open", "serving": "within"}
-    assert "no step behind the format is seen to be off; the format costs +" in said
+    assert "no step behind the format is seen to add damage; the format costs +" in said
     assert "calibration cannot be told with 32 windows" in said
     assert "windows would tell" in said
     assert "served as predicted" in said

@@ -107,7 +107,7 @@ class Triage:
         if said:
             said.append(cost)
         elif still_open:
-            said.append(f"no step behind the format is seen to be off; {cost}")
+            said.append(f"no step behind the format is seen to add damage; {cost}")
         else:
             said.append(
                 f"quantization is all: {cost}, and no step behind it ({', '.join(self.steps)}) "
