@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from fp4scope.errors import DataError, Fp4ScopeError, ModelError, StudyError, nearest
 from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
 from fp4scope.recipes import Recipe
-from fp4scope.study import ActivationScale, Method, Study
+from fp4scope.study import ActivationScale, Method, Place, Study
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "xla", "hpu", "npu", "mtia", "meta")
 """What torch calls devices; a backend that is installed beside it may bring another."""
@@ -41,7 +42,8 @@ def check(study: Study, out: str | Path | None = None, *, in_memory: bool = Fals
 
     Raises:
         ModelError: The model is not there, or is no model.
-        StudyError: A revision of a local model, or options that do not go together.
+        StudyError: A revision of a local model, options that do not go together, or workers that
+            are not to be had.
         DataError: A text is not there, not a file, or too large for the memory.
         OutputError: The folder cannot be written to.
     """
@@ -89,13 +91,33 @@ def _require_calibrated_head(study: Study) -> None:
 
 
 def _require_ray(study: Study) -> None:
-    """Refuse workers where there is nothing that starts them."""
+    """Refuse workers where there is nothing that starts them, or no cluster that takes them."""
     workers = study.run.workers
     if not workers.is_here and importlib.util.find_spec("ray") is None:
         raise StudyError(
             f"workers is {workers}, which takes Ray, and it is not installed; "
             "pip install 'fp4scope[ray]', or leave --workers out"
         )
+    if workers.takes_client and importlib.util.find_spec("grpc") is None:
+        raise StudyError(
+            f"workers is {workers}, an address of Ray Client, which takes grpcio, and that is not "
+            "installed; pip install 'ray[client]', or give the cluster's own address, such as "
+            f"{workers.endpoint[0]}:6379"
+        )
+    if workers.address is not None:
+        _require_listener(workers)
+
+
+def _require_listener(workers: Place) -> None:
+    """Refuse an address where nothing listens: Ray would try for minutes."""
+    try:
+        socket.create_connection(workers.endpoint, timeout=_TIMEOUT_S).close()
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(
+            f"workers is {workers}, but nothing answers there ({reason}); see that the cluster is "
+            "up (ray start --head) and that this host reaches it, or leave --workers out"
+        ) from None
 
 
 def _require_recipes(study: Study) -> None:

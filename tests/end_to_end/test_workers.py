@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,11 @@ import crooked
 import fp4scope
 import light
 from crooked import Crooked, Noting
+from fp4scope import preflight
 from fp4scope.conductor import workers
 from fp4scope.errors import StudyError
-from fp4scope.study import Place
-from fp4scope.sweep import crew, memory, remote
+from fp4scope.study import Place, Study
+from fp4scope.sweep import cluster, crew, memory, remote
 from fp4scope.sweep.cluster import connected, ray_library
 
 pytest.importorskip("ray", reason="Ray is not installed, or there is none for this Python")
@@ -324,7 +326,44 @@ def test_without_ray_one_line_says_how_to_get_it(study, fp4scope, monkeypatch, t
         ray_library()
 
 
-def test_a_worker_for_each_of_no_gpus_is_refused(study, fp4scope, tmp_path):
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.parametrize("way", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_refused_before_the_model_is_read(
+    study, fp4scope, monkeypatch, tmp_path, way
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("fp4scope.conductor.prepare.load", None)
+    address = f"{way}127.0.0.1:{free_port()}"
+    code, _, err = fp4scope("run", study["model"], "--workers", address, "-o", tmp_path)
+    assert code == 2
+    assert f"workers is {address}, but nothing answers there" in " ".join(err.split())
+
+
+def test_one_that_listens_is_asked(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        preflight._require_ray(Study.build(model="x", workers=address))
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "grpc" or None)
+        with pytest.raises(StudyError, match=r"takes grpcio.*such as 127\.0\.0\.1:6379"):
+            preflight._require_ray(Study.build(model="x", workers=f"ray://{address}"))
+
+
+def test_versions_that_differ_are_named():
+    class Ray:
+        def init(self, **options):
+            raise RuntimeError("Version mismatch:\n    Ray: 2.1\n    Python: 3.9\n")
+
+    with pytest.raises(StudyError, match=r"\(Version mismatch: Ray: 2.1 Python: 3.9\)"):
+        cluster._start(Ray(), Place(None, "head:6379"), "", False)
+
+
+def test_a_worker_for_each_of_no_gpus_is_refused(study, fp4scope, monkeypatch, tmp_path):
+    monkeypatch.setattr("fp4scope.conductor.prepare.load", None)
     code, _, err = fp4scope("run", study["model"], "--workers", "ray", "--device", "cpu",
                             "--text", study["text"], "--seq-len", 32, "-o", tmp_path)  # fmt: skip
     assert code == 2

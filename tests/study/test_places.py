@@ -27,6 +27,17 @@ def test_what_is_said_is_what_is_meant_and_is_written_so_that_it_is_read_again(s
     assert place.is_here == (place == Place())
 
 
+@pytest.mark.parametrize(
+    ("said", "endpoint"),
+    [("head:6379", ("head", 6379)), ("ray://head:10001", ("head", 10001)),
+     ("[::1]:6379", ("::1", 6379))],
+)  # fmt: skip
+def test_an_address_has_a_host_and_a_port(said, endpoint):
+    place = Place.parse(said)
+    assert place.endpoint == endpoint
+    assert place.takes_client == said.startswith("ray://")
+
+
 ODD = ["", "0", -1, "ray:0", "ray:", "rays", "4097", True, None, 1.5, "head", "a b:1", "9" * 12]
 
 

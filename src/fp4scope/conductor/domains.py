@@ -17,6 +17,7 @@ import torch
 
 from fp4scope.conductor.prepare import load, say, windows_of
 from fp4scope.conductor.run import run_study
+from fp4scope.conductor.workers import device_of
 from fp4scope.data import (
     WindowSet,
     calibration_text,
@@ -25,7 +26,7 @@ from fp4scope.data import (
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.errors import DataError, StudyError, shown
 from fp4scope.files import named, read_bytes, replace_file, text_bytes, writable_folder
-from fp4scope.models import LoadedModel, resolve_device
+from fp4scope.models import LoadedModel
 from fp4scope.preflight import check
 from fp4scope.study import Study
 from fp4scope.sweep import Listener
@@ -116,7 +117,7 @@ def domain_studies(
         check(study.but(text=str(path), dataset=None))
     writable_folder(folder)
     chats = {name: _chats(path) for name, path in texts.items() if path.suffix == _CHATS}
-    resolve_device(study.numerics.device)
+    device_of(study)
     loaded = load(study, tell)
     plain = dict(texts)
     for name, messages in chats.items():

@@ -16,11 +16,10 @@ from fp4scope.conductor.calibrate import activation_records, amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare, where_blocks_wait
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.conductor.remedies import measuring, require_windows
-from fp4scope.conductor.workers import budget_of, require_same_kind, shared_among
+from fp4scope.conductor.workers import budget_of, device_of, shared_among
 from fp4scope.design import NOTHING, Contrast, Run, like_remedied
 from fp4scope.design import Family as Asked
 from fp4scope.ledger import Ledger, Log
-from fp4scope.models import resolve_device
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.stats import Pairing, half_width, mean, seen_table
@@ -108,12 +107,11 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     """
     tell = progress or (lambda event: None)
     check(study)
-    resolve_device(study.numerics.device)
+    device_of(study)
     prepared = prepare(study, tell)
     loaded, windows = prepared.loaded, prepared.windows
 
     checked = self_check(loaded, windows.ids)
-    require_same_kind(study.run.workers, loaded.device)
     budget = budget_of(study, loaded)
     memory = memory_for(checked, loaded, prepared.runs, windows.seq_len, budget)
     goal = study.question.stop_when

@@ -13,6 +13,7 @@ from typing import Any
 
 from fp4scope.conductor.prepare import load, windows_of
 from fp4scope.conductor.run import run_study
+from fp4scope.conductor.workers import device_of
 from fp4scope.data import (
     WindowSet,
     calibration_text,
@@ -23,7 +24,7 @@ from fp4scope.diagnosis import load as load_results
 from fp4scope.errors import StudyError
 from fp4scope.files import named, replace_file, text_bytes
 from fp4scope.ledger import check_folder
-from fp4scope.models import LoadedModel, resolve_device
+from fp4scope.models import LoadedModel
 from fp4scope.preflight import check
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import PLACES, Scales, Study, read_options
@@ -165,7 +166,7 @@ def of_model(
         Fp4ScopeError: Something about the request, the model or the text; too few windows.
     """
     check(study, folder)
-    resolve_device(study.numerics.device)
+    device_of(study)
     parts, first = cut(study, folder, load(study, tell), tell)
     if effects is None:
         # So that the folder says what it is of.
@@ -219,7 +220,7 @@ def of_run(
     study = begun.but(options)
     check(study, folder)
     check_folder(begun.folder, study.identity)
-    resolve_device(study.numerics.device)
+    device_of(study)
     loaded = load(study, tell)
     data, used = windows_of(study.data, loaded)
     calibration = calibration_windows(data, calibration_text(data), loaded.tokenizer, used)

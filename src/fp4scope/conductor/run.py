@@ -37,7 +37,7 @@ from fp4scope.conductor.provenance import (
     sessions,
 )
 from fp4scope.conductor.remedies import measure_remedies, require_windows
-from fp4scope.conductor.workers import budget_of, crew_of, require_same_kind
+from fp4scope.conductor.workers import budget_of, crew_of, device_of
 from fp4scope.data import WindowSet, evaluation_text, evaluation_windows
 from fp4scope.deploy.bar import parse_bar
 from fp4scope.design import keys_of
@@ -168,7 +168,7 @@ def run_study(
     bars = [parse_bar(text).text for text in ([accept] if isinstance(accept, str) else accept)]
     check(study, output_dir, in_memory=loaded is not None)
     if loaded is None:
-        resolve_device(study.numerics.device)
+        device_of(study)
     if output_dir is not None:
         return _run_in(study, Path(output_dir), tell, loaded, calibration, bars, keep=True)
     with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
@@ -255,7 +255,6 @@ def _run_in(
         check = _checked(prepared, log, tell) if wanted else None
         memory = None
         if check is not None:
-            require_same_kind(study.run.workers, loaded.device)
             runs, budget = stopping.remaining, budget_of(study, loaded)
             memory = memory_for(check, loaded, runs, windows.seq_len, budget)
             # Before the calibration: perhaps no batch makes the sweep small enough.

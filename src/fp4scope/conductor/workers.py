@@ -9,7 +9,7 @@ import torch
 
 from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_silent
 from fp4scope.errors import ModelError, StudyError
-from fp4scope.models import LoadedModel, Shelf
+from fp4scope.models import LoadedModel, Shelf, resolve_device
 from fp4scope.operands import Injector
 from fp4scope.study import Place, Study
 from fp4scope.sweep import Alone, Crew, Listener, SelfCheck, Worker, free_memory
@@ -102,6 +102,17 @@ def crew_of(
     say(tell, f"starting workers: {place}")
     with closing(Remote(place, blueprint(study, prepared, injector, check), worker)) as crew:
         yield crew
+
+
+def device_of(study: Study) -> torch.device:
+    """Where a study runs; nothing is loaded for that.
+
+    Raises:
+        StudyError: There is no such device, or there are no such workers on its kind.
+    """
+    device = resolve_device(study.numerics.device)
+    require_same_kind(study.run.workers, device)
+    return device
 
 
 def require_same_kind(place: Place, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from fp4scope.errors import StudyError, shown
 
 _MOST = 4096
+_CLIENT = "ray://"
 _WAYS = "give 1, ray (a worker a GPU), ray:N, or the address of a Ray cluster such as HOST:6379"
 
 
@@ -26,6 +27,18 @@ class Place:
     def is_here(self) -> bool:
         """Whether this process does everything itself."""
         return self.count == 1 and self.address is None
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port of the address."""
+        assert self.address is not None, "no cluster is named"
+        host, _, port = self.address.removeprefix(_CLIENT).rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def takes_client(self) -> bool:
+        """Whether the address is of Ray Client."""
+        return self.address is not None and self.address.startswith(_CLIENT)
 
     def __str__(self) -> str:
         if self.address is not None:

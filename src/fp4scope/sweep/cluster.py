@@ -111,9 +111,15 @@ def _start(ray: Any, place: Place, folder: str, gpus: bool) -> None:  # noqa: AN
     try:
         ray.init(**options)
     except Exception as error:  # of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        what = "does not start" if place.address is None else f"does not answer at {place.address}"
-        advice = "look for what keeps it from that, or leave --workers out"
+        # Versions that differ stand in lines of their own.
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        what, advice = "does not start", "look for what keeps it from that, or leave --workers out"
+        if place.address is not None:
+            what = "does not let us in"
+            advice = (
+                "it takes the same versions of Ray and Python as the cluster's, and "
+                "RAY_AUTH_MODE=token where the cluster has a token"
+            )
         raise StudyError(f"workers is {place}, but Ray {what} ({reason}); {advice}") from None
 
 
