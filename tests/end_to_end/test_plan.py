@@ -8,10 +8,12 @@ from statistics import geometric_mean
 
 import numpy as np
 import pytest
+import torch
 
 import fp4scope as library
-from fp4scope.conductor import forecast
+from fp4scope.conductor import forecast, room
 from fp4scope.conductor.forecast import _TOKENS
+from fp4scope.conductor.room import Room, room_of
 from fp4scope.models import load_model
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
@@ -197,6 +199,54 @@ def test_it_prints_what_it_found_and_leaves_nothing(plan, small):
     ]
     assert all(0.01 < float(row[-1]) < 1000 for row in table)
     assert lines[-1].startswith("Estimated from a probe: ")
+
+
+def facts_of(out):
+    lines = [line for line in out.splitlines() if line.strip()]
+    return dict(line.split(maxsplit=1) for line in lines[1:12] if not line.startswith(" "))
+
+
+def test_several_workers_take_memory_each_and_share_the_time(plan, small, monkeypatch):
+    """Room for the model and a sweep for each; what waits on the host is there once."""
+    assert room._cores() >= 1
+    monkeypatch.setattr(room, "_cores", lambda: 2)
+    small = [*small, "--windows", 12, "--direction", "keep"]
+    code, out, _ = plan(*small, "--workers", 2)
+    assert code == 0
+    facts = facts_of(out)
+    assert facts["chunk"].startswith("2 windows; ")
+    assert facts["passes"].strip() == "6 over the weights"
+    assert "both for each of 2 workers" in facts["memory"]
+    assert "GB of memory for all 2 workers" in facts["host"]
+    assert "2 workers share the sweep, each loads the model first" in facts["time"]
+    assert "slow each other down" not in out
+    code, out, _ = plan(*small, "--workers", 3)
+    assert "more than 2 workers win nothing" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_room_of_blocks_that_wait(model_folder, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("FP4SCOPE_CACHE", str(tmp_path))
+    found = {}
+    for where in ("no", "yes", "disk"):
+        loaded = load_model(str(model_folder), device="cpu", offload=where, sharing=workers)
+        found[where] = room_of(loaded, workers)
+    block = sum(p.nbytes for p in loaded.model.model.layers[0].parameters())
+    whole = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+    assert found["no"] == Room(whole, 0)
+    assert found["yes"] == Room(whole - block, 3 * block)
+    assert found["disk"] == Room(whole - block, workers * 2 * block)
+
+
+def test_threads_of_workers_are_counted_over_cores(monkeypatch):
+    monkeypatch.setattr(room, "_cores", lambda: 4)
+    for threads, workers, expected in ((1, 4, 1), (2, 2, 1), (4, 2, 2), (1, 8, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert room.crowded(workers) == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert room.crowded_note(1) is None
+    assert "2 workers have 8 threads on 4 cores" in room.crowded_note(2)
+    assert "OMP_NUM_THREADS=2 gives each cores of its own" in room.crowded_note(2)
 
 
 def test_too_few_windows_are_said(plan, small):

@@ -62,19 +62,31 @@ def _print(study: Study, found: "StudyForecast") -> None:
         f"{model['blocks']} blocks, {len(model['projections'])} projections",
         "variants": f"{found.variants}: {kinds}, the rest whole models and their replicas",
         "windows": f"{found.windows} of {found.tokens} tokens",
-        "chunk": f"{shape.windows} windows; batches of {shape.block} windows in a block, "
+        "chunk": f"{found.task} windows; batches of {shape.block} windows in a block, "
         f"{shape.head} in the head" + (", states on the host" if shape.spill else ""),
-        "memory": f"{found.memory_bytes / 1e9:.1f} GB beside the model "
-        f"(of {found.budget_bytes / 1e9:.1f} GB)",
+        "memory": f"{found.memory_bytes / 1e9:.1f} GB beside the model (of "
+        f"{found.budget_bytes / 1e9:.1f} GB); the model takes "
+        f"{found.room.device_bytes / 1e9:.1f} GB"
+        + (f"; both for each of {found.workers} workers" if found.workers > 1 else ""),
         "passes": passes,
         "work": f"{found.executions:,} blocks on one window, "
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if found.workers > 1 and model["device"].startswith("cpu"):
+        each = found.memory_bytes + found.room.device_bytes
+        host = found.workers * each + found.room.host_bytes
+        rows["host"] = f"{host / 1e9:.1f} GB of memory for all {found.workers} workers"
+    elif found.room.host_bytes:
+        rows["host"] = f"{found.room.host_bytes / 1e9:.1f} GB of memory for blocks that wait"
+        if found.workers > 1:
+            rows["host"] += f", for all {found.workers} workers"
     if found.blocks is not None:
         rows["blocks"] = found.blocks.removeprefix("the blocks ")
     if found.workers > 1:
         rows["time"] += f"; {found.workers} workers share the sweep, each loads the model first"
+    if found.crowded is not None:
+        rows["time"] += f"; {found.crowded}"
     if found.whole is not None:
         del rows["chunk"], rows["passes"]
         forwards = found.executions // model["blocks"]

@@ -16,6 +16,7 @@ from fp4scope.conductor.calibrate import activation_records, amaxes, observe
 from fp4scope.conductor.prepare import Prepared, prepare, where_blocks_wait
 from fp4scope.conductor.provenance import describe_model
 from fp4scope.conductor.remedies import measuring, require_windows
+from fp4scope.conductor.room import Room, crowded, crowded_note, left_of, room_of
 from fp4scope.conductor.workers import budget_of, device_of, shared_among
 from fp4scope.design import NOTHING, Contrast, Run, like_remedied
 from fp4scope.design import Family as Asked
@@ -37,6 +38,7 @@ from fp4scope.sweep import (
     memory_for,
     schedule,
     self_check,
+    task_windows,
 )
 
 _WINDOWS = 4
@@ -65,13 +67,14 @@ class Family:
 class StudyForecast:
     """What `fp4scope plan` shows.
 
-    `memory_bytes` are beside the model, of `budget_bytes`. `executions` are blocks run on one
-    window, `work` the same with the head; `passes` is how often the weights are read. `whole` says
-    why every recipe takes forwards of the whole model, if it does; `blocks`, where they wait if not
-    on the device. `unseen` are how many experts
-    will probably see few tokens at calibration, and of how many. `workers` share
-    the sweep; those of a cluster are not counted. Of `variants`, `causes` tell why units cost what
-    they do. `remedies` come after these, at most so many; `remedies_s` is how long they take.
+    `memory_bytes` are beside the model, of `budget_bytes`; `room` is what the model takes.
+    `executions` are blocks run on one window, `work` the same with the head; `passes` is how often
+    the weights are read, `task` how many windows go through them together. `whole` says why every
+    recipe takes forwards of the whole model, if it does; `blocks`, where they wait if not on the
+    device. `unseen` are how many experts will probably see few tokens at calibration, and of how
+    many. `workers` share the sweep; those of a cluster are not counted; `crowded` says why they
+    slow each other down. Of `variants`, `causes` tell why units cost what they do. `remedies` come
+    after these, at most so many; `remedies_s` is how long they take.
     """
 
     study: Study
@@ -84,8 +87,10 @@ class StudyForecast:
     shape: Shape
     memory_bytes: int
     budget_bytes: int
+    room: Room
     executions: int
     work: float
+    task: int
     passes: int
     calibration_s: float
     sweep_s: float
@@ -96,6 +101,7 @@ class StudyForecast:
     probe: str
     whole: str | None = None
     workers: int = 1
+    crowded: str | None = None
     blocks: str | None = None
 
 
@@ -123,6 +129,12 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     tried, more = _remedies(study, prepared, memory)
     calibration = prepared.calibration
     shared = shared_among(study, loaded)
+    task = shape.windows
+    if goal is None:  # under one, tasks are those of one worker
+        task = task_windows(len(windows), task, windows.seq_len, loaded.device.type, shared)
+    share = left_of(len(windows), task if goal is None else 1, shared)
+    if loaded.device.type == "cpu":
+        share *= crowded(shared)
     return StudyForecast(
         study=study,
         model=describe_model(loaded),
@@ -134,15 +146,17 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         shape=shape,
         memory_bytes=memory.needed(shape),
         budget_bytes=memory.budget,
+        room=room_of(loaded, shared),
         executions=memory.executions(shape) * len(windows),
         work=work,
-        passes=len(looks(goal, len(windows), shape.windows)) * len(memory.passes(shape.groups)),
+        task=task,
+        passes=len(looks(goal, len(windows), task)) * len(memory.passes(shape.groups)),
         calibration_s=len(calibration)
         * loaded.layout.blocks
         * calibration.seq_len
         / probe.tokens
         * probe.seconds_per_block,
-        sweep_s=work * longer * probe.seconds_per_block / shared,
+        sweep_s=work * longer * probe.seconds_per_block * share,
         remedies_s=more * longer * probe.seconds_per_block,
         estimates_s=None
         if probe.seconds_per_estimate is None
@@ -153,6 +167,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         f"{len(probe.ids)} windows of {probe.tokens} tokens",
         whole=checked.reason,
         workers=shared,
+        crowded=crowded_note(shared) if loaded.device.type == "cpu" else None,
         blocks=None if loaded.offloaded is None else where_blocks_wait(loaded.offloaded),
     )
 

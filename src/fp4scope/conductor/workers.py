@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_silent
+from fp4scope.conductor.room import crowded_note
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models import LoadedModel, Shelf, resolve_device
 from fp4scope.operands import Injector
@@ -100,6 +101,8 @@ def crew_of(
     from fp4scope.sweep.remote import Remote
 
     say(tell, f"starting workers: {place}")
+    if place.count is not None and prepared.loaded.device.type == "cpu":
+        say(tell, *(f"warning: {note}" for note in [crowded_note(place.count)] if note))
     with closing(Remote(place, blueprint(study, prepared, injector, check), worker)) as crew:
         yield crew
 

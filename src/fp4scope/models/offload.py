@@ -79,6 +79,11 @@ class Offloaded:
         return sum(self._host.sizes)
 
     @property
+    def largest_bytes(self) -> int:
+        """Of the largest block: the device holds two."""
+        return self._host.largest
+
+    @property
     def scratch_bytes(self) -> int:
         """Of these, what no file had as it is wanted."""
         return self._host.scratch_bytes

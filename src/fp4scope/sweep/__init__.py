@@ -9,7 +9,7 @@ from fp4scope.sweep.naive import measure_naively
 from fp4scope.sweep.perturb import perturbation, perturbed
 from fp4scope.sweep.progress import Listener, Progress
 from fp4scope.sweep.routing import routers
-from fp4scope.sweep.scheduler import Scheduler, schedule
+from fp4scope.sweep.scheduler import Scheduler, schedule, task_windows
 from fp4scope.sweep.shape import Shape
 from fp4scope.sweep.stopping import MOST_WINDOWS, Stopping, looks, require_reachable
 from fp4scope.sweep.whole import memory_for

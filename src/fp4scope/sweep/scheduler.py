@@ -88,6 +88,23 @@ def schedule(
     return Scheduler(worker, memory, log, stopping, shape, notes, windows, crew)
 
 
+def task_windows(left: int, most: int, tokens: int, kind: str, workers: int) -> int:
+    """How many windows a task has: as many as fit, or, for several workers, equal parts.
+
+    Args:
+        left: Windows to be measured.
+        most: That fit.
+        tokens: Of a window.
+        kind: Of device.
+        workers: How many share them.
+    """
+    if workers == 1:
+        return most
+    filled = left * tokens // (workers * _BUSY.get(kind, 1))
+    rounds = max(-(-left // (workers * most)), min(filled, _ROUNDS), 1)
+    return -(-left // (workers * rounds))
+
+
 @dataclass(eq=False)
 class _Piece:
     """Windows that are measured together: waiting, handed out as a task, or done."""
@@ -210,14 +227,10 @@ class Scheduler:
         if self.stopping.goal is not None:
             done = len(self.windows) - len(self._left)
             return min(most, job_windows(self.stopping.goal, done))
-        if workers == 1:
-            return most
         if self._cut_for != (most, workers):
-            left = len(self._left)
-            busy = _BUSY.get(self.worker.loaded.device.type, 1)
-            filled = left * self.worker.ids.shape[1] // (workers * busy)
-            rounds = max(-(-left // (workers * most)), min(filled, _ROUNDS), 1)
-            self._cut_for, self._size = (most, workers), -(-left // (workers * rounds))
+            kind, tokens = self.worker.loaded.device.type, self.worker.ids.shape[1]
+            self._size = task_windows(len(self._left), most, tokens, kind, workers)
+            self._cut_for = most, workers
         return self._size
 
     def _hand(self, piece: _Piece) -> None:
