@@ -259,14 +259,14 @@ def test_a_host_has_blocks_that_wait_once(ray, alone, study, gate, tmp_path, mon
 
     def listen(event):
         gate.listen(event)
-        if len(list(notes.iterdir())) == 3 or gate.told("warning"):
+        if len(list(notes.iterdir())) == 3 or gate.told("refused"):
             gate.opened.set()
 
     fp4scope.diagnose(
         output_dir=tmp_path / "out", workers="ray:4", offload=offload, progress=listen, **study
     )
     assert read(tmp_path / "out") == alone
-    assert not gate.told("warning")
+    assert not gate.told("refused")
     (shelf,) = shelves
     stored = Path(study["model"]) / "model.safetensors"
     inode = stored.stat().st_ino if shelf is None else shelf.identity[1]
