@@ -4,12 +4,15 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from crooked import inode_at
+from fp4scope.errors import StudyError
 from fp4scope.models import load_model
+from fp4scope.models.pool import can_share
 from fp4scope.models.shelf import Beside, Shelf
 
 CASES = [(family, where) for family in ("llama", "qwen3-moe") for where in ("yes", "disk")]
@@ -143,6 +146,43 @@ def test_one_that_is_not_there_is_done_without(tmp_path):
     for end in (reading, writing, file):
         os.close(end)
     assert Beside.opened(shelf) is None
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["stored", "random"])
+def test_the_second_needs_no_room_of_its_own(saved, monkeypatch, random):
+    folder = saved("llama")
+    first = loaded(folder, "yes", random_weights=random)
+    full = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("fp4scope.models.placement.psutil", full)
+    shelf = first.offloaded.shelf
+    second = loaded(folder, "yes", random_weights=random, shelf=shelf)
+    assert bound_to_the_host(second) == {shelf.identity[1]}
+    device, inode, size = shelf.identity
+    elsewhere = shelf._replace(identity=(device, inode + 1, size))
+    with pytest.raises(StudyError, match="do not fit"):
+        loaded(folder, "yes", random_weights=random, shelf=elsewhere)
+
+
+@pytest.mark.parametrize("call", ["os.memfd_create", "os.truncate", "os.open", "mmap.mmap"])
+def test_a_system_that_shares_no_memory(saved, ids, monkeypatch, call):
+    """As sandboxes and limits do: blocks are kept as by one process alone."""
+    folder = saved("llama")
+    expected = loaded(folder, "no").logits(ids[0])
+    own = {"os.open": os.open}.get(call)
+
+    def refused(*args, **options):
+        if own is not None and not str(args[0]).startswith("/proc/self/fd"):
+            return own(*args, **options)
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(call, refused)
+    opened = len(os.listdir("/proc/self/fd"))
+    alone = loaded(folder, "yes")
+    assert alone.offloaded.shelf is None
+    assert len(os.listdir("/proc/self/fd")) == opened
+    assert can_share() == (call in ("os.truncate", "mmap.mmap"))
+    monkeypatch.undo()
+    assert torch.equal(alone.logits(ids[0]), expected)
 
 
 def test_one_process_alone_shares_nothing(saved):

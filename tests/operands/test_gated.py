@@ -167,6 +167,15 @@ def test_who_watches_sees_what_the_model_computes(on_a_gpu, llama, ids):
     assert all(torch.equal(x, before[0]) for x in seen)
 
 
+def test_inference_mode(on_a_gpu, llama, ids):
+    """Its tensors cannot tell whether they were changed."""
+    injector = Injector(llama.model)
+    with torch.inference_mode():
+        apart, within = both_ways(llama, injector, {DOWN: Setting(MX, MX)}, ids)
+    assert torch.equal(apart, within)
+    assert not on_a_gpu
+
+
 def test_a_calibrated_amax_of_zero_is_still_an_error(on_a_gpu, llama, ids):
     injector = Injector(llama.model, {DOWN: 0.0})
     with pytest.raises(NonFiniteError, match="is 0"):

@@ -435,3 +435,11 @@ def test_families_of_other_kinds_pass(kind, config, ids):
     loaded = adopt(model, None, name="other", allow_partial=True)
     check = self_check(loaded, ids)
     assert check.difference <= check.allowed
+
+
+def test_inference_mode_takes_blocks_too(tiny_model, tiny_tokenizer, ids):
+    """Its tensors count no versions; the model is not run whole for that."""
+    loaded = adopt(tiny_model("llama"), tiny_tokenizer())
+    with torch.inference_mode():
+        found = self_check(loaded, ids)
+    assert (found.reason, found.batches) == (None, True)

@@ -120,14 +120,17 @@ def test_dynamic_scales_are_of_a_window_not_of_a_batch(
     assert_same(numbers_of(sweep), naive_numbers(loaded, ids, variants, injector))
 
 
+@pytest.mark.parametrize("past", [False, True], ids=["", "past what counts versions"])
 def test_blocks_that_write_into_what_they_get(
-    adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers
+    past, adopted, ids, planned, calibrated, open_sweep, numbers_of, naive_numbers
 ):
     """A state that other recipes go on from is not the one that a block has changed."""
     loaded = adopted("llama")
     injector = calibrated(loaded, ids)
     for layer in loaded.model.model.layers:
-        layer.register_forward_pre_hook(lambda _, args: (args[0].mul_(0.5), *args[1:]))
+        layer.register_forward_pre_hook(
+            lambda _, args: ((args[0].data if past else args[0]).mul_(0.5), *args[1:])
+        )
     variants = planned(loaded, formats="nvfp4", sweep="layers", direction="keep,only")
     sweep = open_sweep(loaded, ids, variants, injector)
     assert loaded.stack.overwrites

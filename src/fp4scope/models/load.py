@@ -132,6 +132,8 @@ def load_model(
             place = chosen_place(size, where, offload, sharing)
         waits = place.offload if isinstance(place, Place) else place
         keeper = None if waits == "auto" else keeper_of(waits, sharing, shelf)
+        if shelf is not None and keeper is not None and keeper.takes:
+            place = Place(waits, "as asked")  # the blocks have their room already
         with nullcontext() if keeper is None or not keeper.takes else taking(keeper.kept):
             if random_weights:
                 model = drawn(kind, config, chosen, where, keeper)

@@ -13,10 +13,27 @@ from fp4scope.models.shelf import Beside, Shelf, same
 Places = Sequence[tuple[Tensor, slice]]
 """The tensors of a block, and where each lies in its buffer."""
 
+_NAME = "fp4scope"
+
 
 def can_share() -> bool:
-    """Whether this system has memory that is like a file."""
-    return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+    """Whether this system has memory that is like a file, which other processes open.
+
+    It is tried: sandboxes refuse what the system would have.
+    """
+    if not hasattr(os, "memfd_create"):
+        return False
+    try:
+        file = os.memfd_create(_NAME)
+    except OSError:
+        return False
+    try:
+        os.close(os.open(f"/proc/self/fd/{file}", os.O_RDWR))
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
 
 
 class Pool:
@@ -77,10 +94,18 @@ class Pool:
             self.shelf = Shelf.of(own[0].file, places, shared=True)
         return found
 
-    def _mapped(self, size: int) -> "tuple[Beside, Tensor]":
-        file = os.memfd_create("fp4scope")
-        os.truncate(file, size)
-        self._own = Beside(Shelf.of(file, (), shared=True), file)
+    def _mapped(self, size: int) -> tuple[Beside, Tensor] | None:
+        """Memory of that size that others can map, or nothing where a limit forbids it."""
+        file = os.memfd_create(_NAME)
+        try:
+            os.truncate(file, size)
+        except OSError:
+            os.close(file)
+            return None
+        try:
+            self._own = Beside(Shelf.of(file, (), shared=True), file)
+        except OSError:  # it has closed the file
+            return None
         return self._own, self._own.bytes
 
 

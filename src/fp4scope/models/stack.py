@@ -87,8 +87,16 @@ def _adjacent(parts: Sequence[Tensor]) -> Tensor | None:
         if not (same and part.is_contiguous() and part.storage_offset() == place):
             return None
         place += part.numel()
-    rows = sum(len(part) for part in parts)
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+    shape = sum(len(part) for part in parts), *first.shape[1:]
+    # Not strides of the first: along an axis with one entry they may be any.
+    strides = torch.empty(shape, device="meta").stride()
+    return first.as_strided(shape, strides)
+
+
+def _changed(tensor: Tensor, before: Tensor, version: int | None) -> bool:
+    """Whether it was written into, also past what counts versions, or with the same numbers."""
+    counted = version is not None and tensor._version != version
+    return counted or not torch.equal(tensor, before)
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ class BlockStack:
         calls: list[tuple[int, Any]] = []
         embedded: list[Tensor] = []
         beside: list[int | None] = []
-        entered: list[tuple[Tensor, int]] = []
+        entered: list[tuple[Tensor, Tensor, int | None]] = []
         tracer = None if self._beside else Tracer(len(row))
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
@@ -195,15 +203,15 @@ class BlockStack:
             calls.append((index, _without_hidden(args, kwargs)))
             if tracer is not None:
                 tracer.enter(hidden, calls[-1][1])
-                entered.append((hidden, hidden._version))
+                version = None if hidden.is_inference() else hidden._version
+                entered.append((hidden, hidden.clone(), version))
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
             _state_of(output)
             beside.append(len(output) - 1 if isinstance(output, tuple | list) else None)
             if tracer is not None:
                 tracer.leave(output)
-                hidden, version = entered.pop()
-                self._overwrites |= hidden._version != version
+                self._overwrites |= _changed(*entered.pop())
 
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):

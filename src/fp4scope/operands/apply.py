@@ -203,7 +203,9 @@ class Injector:
         None where there is no such kernel, or where somebody else wants to see what enters.
         """
         name, chosen = self._whole.get(id(linear), ("", []))
-        if not chosen or len(linear._forward_pre_hooks) > 1 or torch.is_grad_enabled():
+        watched = len(linear._forward_pre_hooks) > 1
+        # An inference tensor cannot tell the linear's own watcher that it is the same one.
+        if not chosen or watched or torch.is_grad_enabled() or x.is_inference():
             return None
         (treatment, amax, _), kind = chosen[0], activation_of(activation)
         fmt = treatment.format.for_input
