@@ -22,8 +22,8 @@ from fp4scope.models import cache_folder, load_model, quantization_of
 from fp4scope.models import gguf as gguf_module
 
 # A byte-level vocabulary with one merge.
-TOKENS = [*bytes_to_unicode().values(), "he", "<s>", "</s>"]
-BOS, EOS = 257, 258
+TOKENS = [*bytes_to_unicode().values(), "he", "zq", "<s>", "</s>"]
+BOS, EOS = 258, 259
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -77,7 +77,7 @@ def write(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([1] * BOS + [3, 3] + [1] * (len(tokens) - len(TOKENS)))
-    writer.add_token_merges(["h e"])
+    writer.add_token_merges(["h e", "z q"])  # of one alone transformers may take the letters
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     read_back = {}

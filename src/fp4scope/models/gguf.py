@@ -192,7 +192,11 @@ def _without_kernels() -> Iterator[dict[str, Any]]:
 def _convert(path: Path, folder: Path, digest: str) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import import_utils
 
+    # Before Python 3.12 early versions find no distribution of an import unless that lists it.
+    known: dict[str, list[str]] = getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", {})
+    known.setdefault("gguf", ["gguf"])
     try:
         types = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors)
         # The conversion draws its own progress bar: welcome on a terminal, noise elsewhere.
