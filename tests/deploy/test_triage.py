@@ -256,6 +256,20 @@ def test_what_proves_a_checkpoint(made, tmp_path):
         assert not found.is_whole
 
 
+def test_an_input_scale_that_is_absent(made, tmp_path):
+    other = changed(made, tmp_path)
+    tensors = load_file(other / "model.safetensors")
+    del tensors[f"{LAYER}.input_global_scale"]
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    found = told_of(made, other)
+    assert found.scales == {LAYER: 0.0}
+    assert not found.is_proven
+    said = verify(made, other, "--text", text_of(made, tmp_path), "--windows", 4, "--seq-len", 40)
+    assert said.exit_code == 1
+    line = f"1 of 14 input scales are not the recipe's, {LAYER} first (absent)"
+    assert line in " ".join(said.stdout.split())
+
+
 def test_windows_may_contradict_a_proof():
     rng = np.random.default_rng(0)
     full = rng.gamma(2.0, size=(32, 50))

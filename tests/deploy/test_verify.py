@@ -270,3 +270,16 @@ def test_a_server_is_asked(checkpoint, losses, tmp_path):
     assert came[0]["model"] == "a-model"
     assert came[0]["echo"] is True
     assert (Served.read(save).ids == ids.numpy()).all()
+
+
+def test_what_is_said_to_be_the_original_is_not_what_was_predicted():
+    """What is controlled for may be most of the damage: the answer and the exit code are one."""
+    rng = np.random.default_rng(0)
+    full = rng.gamma(2.0, size=(8, 60))
+    own = 0.05 * rng.standard_normal(full.shape)
+    predicted = full + own + 0.5 * (full - full.mean())
+    verdict = judge(full + own, full, [Candidate("predicted", "none")], [predicted])
+    assert verdict.explained
+    assert verdict.is_full
+    assert "serves the original" in verdict.sentence()
+    assert not verdict.as_predicted

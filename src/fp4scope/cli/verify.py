@@ -153,8 +153,10 @@ def _stored(told: Found, checked: Checked) -> list[tuple[str, bool]]:
         lines.append((f"{said}and {_short(one)} there{more}", False))
     if checked.own and checked.scales:
         site, ratio = next(iter(checked.scales.items()))
-        said = f"{len(checked.scales)} of {len(checked.stored)} input scales are not the recipe's"
-        lines.append((f"{said}, {site} first ({ratio:.3g} times it)", False))
+        wanted = len(checked.stored.keys() | checked.unscaled)
+        said = f"{len(checked.scales)} of {wanted} input scales are not the recipe's"
+        how = f"{ratio:.3g} times it" if ratio else "absent"
+        lines.append((f"{said}, {site} first ({how})", False))
     if told.far:
         site, ratio = next(iter(told.far.items()))
         said = f"{len(told.far)} input scales are far from what enters here"

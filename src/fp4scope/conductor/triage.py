@@ -20,6 +20,7 @@ from fp4scope.deploy.held import (
     far_scales,
     input_amaxes,
     other_settings,
+    without_scales,
     wrong_plain,
     wrong_weights,
 )
@@ -61,6 +62,7 @@ class Checked:
         plain: Tensors in full precision that are others than the original's, or are absent.
         settings: Of its configuration, the original's and its own where they differ.
         stored: What its input scales come from, by site.
+        unscaled: Sites that have none, and should.
     """
 
     source: Source
@@ -71,12 +73,15 @@ class Checked:
     plain: list[str]
     settings: dict[str, tuple[Any, Any]]
     stored: dict[str, float]
+    unscaled: list[str]
 
     @property
     def scales(self) -> dict[str, float]:
-        """Stored amaxes of inputs over those of the recipe, where they are not the same."""
+        """Stored amaxes of inputs over those of the recipe, where they are not the same; 0 where
+        one is absent.
+        """
         known = {p.site: p.input_amax for p in self.export.packed if p.input_amax}
-        return far_scales(self.stored, known, ROUNDED)
+        return dict.fromkeys(self.unscaled, 0.0) | far_scales(self.stored, known, ROUNDED)
 
     @property
     def is_whole(self) -> bool:
@@ -86,7 +91,8 @@ class Checked:
     @property
     def is_proven(self) -> bool:
         """Whether it is known without running it to compute what its recipe makes of the original:
-        by its weights, its tensors in full precision, its configuration and its input scales.
+        by its weights, its tensors in full precision, its configuration and its input scales. Those
+        of another program's are what its own file says.
         """
         return not (self.weights or self.plain or self.settings or self.scales)
 
@@ -143,6 +149,7 @@ def open_checkpoint(folder: Path, model: str | None) -> Checked:
         [*absent(source, packed), *wrong_plain(export, source, packed)],
         other_settings(source, packed),
         input_amaxes(export, packed),
+        without_scales(export, packed),
     )
 
 

@@ -97,6 +97,13 @@ def input_amaxes(export: Export, packed: Source) -> dict[str, float]:
     return found
 
 
+def without_scales(export: Export, packed: Source) -> list[str]:
+    """Sites whose inputs have static scales by the recipe, and a part without any in the file."""
+    stored = packed.input_scales()
+    sites = (p.site for p in export.packed if p.input_amax is not None and p.key not in stored)
+    return list(dict.fromkeys(sites))
+
+
 def far_scales(
     stored: Mapping[str, float], seen: Mapping[str, float], far: float = FAR
 ) -> dict[str, float]:

@@ -28,8 +28,8 @@ _COST = {
     SERVING: ("what the engine gives costs", "the checkpoint run here"),
 }
 _PROVEN = (
-    "{} is settled without windows: weights, other tensors, configuration and input scales are "
-    "proven to be what the recipe makes of the original"
+    "{} is settled without windows: weights, other tensors and configuration are proven to be what "
+    "the recipe makes of the original"
 )
 _MNAT = 1e3
 

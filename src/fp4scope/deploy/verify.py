@@ -120,7 +120,8 @@ class Verdict:
     @property
     def as_predicted(self) -> bool:
         """Whether it is, or may be, the predicted one, and no rival that is told from it."""
-        return self.explained and self.matches[0].same and not self.has_temperature
+        other = self.is_full or self.has_temperature
+        return self.explained and self.matches[0].same and not other
 
     def sentence(self) -> str:
         """What it comes to."""
