@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fp4scope.cli.app import app
 from fp4scope.conductor.triage import open_checkpoint
 from fp4scope.deploy.checkpoint import RECIPE, write_checkpoint
-from fp4scope.deploy.held import input_amaxes
+from fp4scope.deploy.held import input_amaxes, other_settings
 from fp4scope.deploy.triage import Chain, triage
 from fp4scope.deploy.verify import candidates_of, losses_under
 from fp4scope.errors import StudyError
@@ -254,6 +254,17 @@ def test_what_proves_a_checkpoint(made, tmp_path):
         assert found.plain == [name]
         assert not found.is_proven
         assert not found.is_whole
+
+
+def test_settings_of_a_file_are_not_the_models_wherever_they_stand(made):
+    def source(**text):
+        return replace(made[0], settings={"dtype": "float16", "text_config": text})
+
+    one = source(dtype=None, transformers_version="5.0", head_dim=8, rope={"theta": 1e4})
+    other = source(dtype="bfloat16", use_cache=False, head_dim=8, rope={"theta": 1e4})
+    assert other_settings(one, other) == {}
+    other = source(head_dim=8, rope={"theta": 1e6})
+    assert other_settings(one, other) == {"text_config.rope.theta": (1e4, 1e6)}
 
 
 def test_an_input_scale_that_is_absent(made, tmp_path):

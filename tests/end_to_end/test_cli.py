@@ -243,6 +243,7 @@ def test_messages_name_options_that_there_are():
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     named -= {"--no-deps", "--ranks"}  # pip's and a benchmark's
     named -= {"--quantization", "--quantization-config"}  # vLLM's
+    named -= {"--head"}  # Ray's
     known = {"--help", "--version"}  # of the group itself
     for command in app.commands.values():
         for parameter in command.get_params(click.Context(command)):

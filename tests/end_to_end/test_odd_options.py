@@ -149,7 +149,7 @@ def test_a_full_stdout_is_one_line():
         done = subprocess.run(
             [sys.executable, "-c", MAIN, "formats"], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "fp4scope: cannot write to stdout: No space left on device\n"
 
 
@@ -169,8 +169,28 @@ def test_nobody_reads_stdout():
         done = subprocess.run(
             [sys.executable, "-c", MAIN, "formats"], stdout=pipe, stderr=subprocess.PIPE, text=True
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == ""
+
+
+def test_a_fault_of_the_program_is_no_answer():
+    """It was 1, as of a checkpoint that is off."""
+    code = """
+import sys
+import fp4scope.cli.lint as lint
+from fp4scope.cli import main
+
+def broken(*_):
+    raise RuntimeError("out of memory")
+
+lint.print_lint = broken
+sys.argv = ["fp4scope", "lint", "config.json"]
+main()
+"""
+    done = _python(code)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("RuntimeError: out of memory\n")
 
 
 def test_the_hub_is_asked_twice_at_most(monkeypatch):

@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -718,13 +719,17 @@ def app(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """Run the command line. Our own errors become one message on stderr and exit code 2."""
+    """Run the command line. Our own errors become one message on stderr.
+
+    Whatever ends a command before its answer has exit code 2, faults of the program too: 1 is an
+    answer.
+    """
     with watched_streams() as stdout:
         code = _exit_code(stdout)
         failed = stdout and stdout.failed
         if failed and not isinstance(failed, BrokenPipeError):
             print(f"fp4scope: cannot write to stdout: {failed.strerror}", file=sys.stderr)
-    sys.exit(code or (1 if failed else 0))
+    sys.exit(2 if failed else code)
 
 
 def _exit_code(stdout: Watched | None) -> int | str | None:
@@ -737,9 +742,10 @@ def _exit_code(stdout: Watched | None) -> int | str | None:
     except Fp4ScopeError as error:
         _complain(str(error))
         return 2
-    except OSError as error:
+    except Exception as error:
         if stdout is None or error is not stdout.failed:
-            raise
+            traceback.print_exc()
+        return 2
     return 0
 
 

@@ -1,7 +1,7 @@
 """Exit codes of commands that judge: a build goes on only where the answer is yes.
 
 0 is yes, 1 is no, and 3 is that it cannot be told with so many windows. Bad input and a command
-that was stopped have 2, which is no answer.
+that was stopped or failed have 2, which is no answer.
 """
 
 import sys

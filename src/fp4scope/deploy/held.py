@@ -1,6 +1,6 @@
 """What a checkpoint stores, held against what its recipe makes of the original."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
@@ -73,11 +73,24 @@ def wrong_plain(export: Export, source: Source, packed: Source) -> list[str]:
 
 
 def other_settings(source: Source, packed: Source) -> dict[str, tuple[Any, Any]]:
-    """What the configurations of an original and its checkpoint say otherwise, and how."""
-    ours, theirs = source.settings, packed.settings
-    names = sorted((ours.keys() | theirs.keys()) - set(_OF_A_FILE))
+    """What the configurations of an original and its checkpoint say otherwise, and how.
+
+    Of a configuration in a configuration a name has both, such as `text_config.head_dim`.
+    """
+    ours, theirs = (dict(_settings(each.settings)) for each in (source, packed))
+    names = sorted(ours.keys() | theirs.keys())
     both = {name: (ours.get(name), theirs.get(name)) for name in names}
     return {name: (one, other) for name, (one, other) in both.items() if one != other}
+
+
+def _settings(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if name in _OF_A_FILE:
+            continue
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def absent(source: Source, packed: Source) -> list[str]:
