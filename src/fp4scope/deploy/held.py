@@ -83,7 +83,7 @@ def other_settings(source: Source, packed: Source) -> dict[str, tuple[Any, Any]]
     return {name: (one, other) for name, (one, other) in both.items() if one != other}
 
 
-def _settings(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _settings(config: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if name in _OF_A_FILE:
             continue
