@@ -3,15 +3,18 @@
 import csv
 import json
 import random
+import re
 import shutil
+from html import unescape
+from urllib.parse import unquote
 
 import pytest
 
 import fp4scope as package
-from fp4scope.conductor.recommendation import Recommendation
 from fp4scope.deploy import moves
 from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.proof import Measured
+from fp4scope.deploy.recommendation import Recommendation
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.errors import StudyError
 from fp4scope.study import read_options
@@ -35,6 +38,29 @@ def recommend(fp4scope, model_folder, text_file, tmp_path):
         )  # fmt: skip
 
     return run
+
+
+def page_of(folder):
+    """The page's verdict and links: these lead to pages, and it says what the Markdown says."""
+    page = (folder / "recommendation.html").read_text(encoding="utf-8")
+    text = unescape((folder / "recommendation.md").read_text(encoding="utf-8"))
+    shown = unescape(re.sub(r"<[^>]+>", "", page))
+    said = [line for line in text.splitlines() if line.startswith(("- ", "    ", "##"))]
+    assert len(said) > 4
+    assert [line for line in said if line.lstrip("-# ") not in shown] == []
+    assert "default-src 'none'" in page
+    assert not re.search(r"<script|<link|(?:src|srcset)=\"(?!data:image/svg)", page)
+    assert page.count("data:image/svg+xml") == 2
+    assert "(prefers-color-scheme: dark)" in page
+    links = [unquote(link) for link in re.findall(r'href="([^"]+)"', page)]
+    assert all((folder / link).is_file() for link in links)
+    assert all(f"({link})" in text for link in links)
+    ((title, verdict),) = re.findall(r'<h1>(.+?) <span class="verdict \w+">([^<]+)</span>', page)
+    assert text.splitlines()[0] == f"# {title}: {verdict}"
+    return verdict, links
+
+
+THREE = [f"{part}/report.html" for part in ("choose", "refine", "certify")]
 
 
 def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
@@ -76,6 +102,10 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     ]
     assert (out / "figures" / "predicted.svg").exists()
     assert "figures/predicted.svg" in (out / "recommendation.md").read_text()
+    assert page_of(out) == ("recommended", THREE)
+    page = out / "recommendation.html"
+    assert f"Open: {page.resolve().as_uri()}" in shown.splitlines()
+    first = page.read_bytes()
     # Again, in Python: nothing is measured twice.
     before = {path: path.read_bytes() for path in out.glob("*/journal.jsonl")}
     options = read_options(out / "study.yaml")
@@ -84,6 +114,7 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     again = package.recommend(str(options["model"]), output_dir=out, max_bits=7.0, **given)
     assert again.is_recommended
     assert again.written == recipe
+    assert page.read_bytes() == first
     # Another bound is another recommendation, and says so before it measures.
     code, _, complaint = recommend("--max-bits", 9)
     assert code == 2
@@ -105,15 +136,24 @@ def test_undecided_is_told_from_missed(recommend, tmp_path, monkeypatch, found, 
     assert "No recommendation" in shown
     recipe = WrittenRecipe.read(tmp_path / "out" / "recipe.yaml")
     assert recipe.numbers["measured"]["recommended"] is False
+    said = {Verdict.MISSED: "not recommended", Verdict.UNDECIDED: "undecided"}[found]
+    assert page_of(tmp_path / "out") == (said, THREE)
+    assert "fp4scope export" not in (tmp_path / "out" / "recommendation.html").read_text("utf-8")
 
 
-def test_a_bar_that_is_met(recommend, tmp_path):
-    code, shown, _ = recommend("--accept", "kl<50")
+def test_a_bar_that_is_met(recommend, text_file, tmp_path):
+    hostile = shutil.copy(text_file, tmp_path / "<b>`.txt")
+    code, shown, _ = recommend("--accept", "kl<50", "--text", hostile)
     assert code == 0
     recipe = WrittenRecipe.read(tmp_path / "out" / "recipe.yaml")
     assert recipe.numbers["measured"]["verdict"] == "met"
     assert "kl<50: met" in shown
     assert recipe.numbers["bits"] == pytest.approx(4.5)
+    # No name acts as HTML.
+    assert page_of(tmp_path / "out") == ("recommended", THREE)
+    page = (tmp_path / "out" / "recommendation.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;`.txt" in page
+    assert "<b>" not in page
 
 
 @pytest.mark.parametrize(
@@ -173,6 +213,13 @@ def test_a_run_that_was_stopped_is_finished_and_measured_on_windows_that_it_has_
         part.data["calibration"]["sha256"] for part in (package.load(run).results, *parts)
     ]
     assert len(set(calibrated)) == 1
+    # Its effects are on its own page.
+    links = ["report.html", "refine/report.html", "certify/report.html"]
+    assert page_of(run) == ("recommended", links)
+    # In another folder they are linked to as well.
+    other = run.with_name("other")
+    assert fp4scope("recommend", run, "--max-bits", 7, "-o", other)[0] == 0
+    assert page_of(other) == ("recommended", ["../run/report.html", *links[1:]])
 
 
 def test_where_predictions_fail_recipes_are_changed_as_measured_and_not_recommended(
@@ -192,6 +239,9 @@ def test_where_predictions_fail_recipes_are_changed_as_measured_and_not_recommen
     passes = [package.load(folder).results for folder in sorted(run.glob("refine-*"))]
     assert len(passes) == searched["passes"]
     assert sum(len(one.given) for one in passes) == searched["moves"]
+    between = [f"refine-{number}/report.html" for number in range(1, 1 + searched["passes"])]
+    links = ["report.html", "refine/report.html", *between, "certify/report.html"]
+    assert page_of(run) == ("not recommended", links)
     windows = {one.data["sha256"] for one in passes}
     assert windows == {package.load(run / "refine").results.data["sha256"]}
     # What was measured on refine is what is expected of it.
@@ -216,6 +266,7 @@ def test_effects_that_a_run_lacks_are_measured_beside_it(run, fp4scope, tmp_path
     assert refine.data["source"] == "more.txt"
     assert refine.study["data"]["first_window"] == 0
     assert not (run / "recipe.yaml").exists()
+    assert page_of(out) == ("recommended", THREE)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +325,6 @@ def test_one_recipe_for_several_texts(recommend, text_file, tmp_path):
         parts = {row["windows"] for row in csv.DictReader(file)}
     assert parts == {f"{part}: {name}" for part in ("refine", "certify") for name in texts}
     assert "that nothing was chosen on, last" in (out / "recommendation.md").read_text("utf-8")
+    page = (out / "recommendation.html").read_text(encoding="utf-8")
+    assert all(f"that nothing was chosen on, {name}" in page for name in texts)
+    assert page_of(out) == ("recommended", [f"{name}/{link}" for name in texts for link in THREE])

@@ -1,23 +1,19 @@
 """`fp4scope recommend`: a recipe that was measured as a whole, on the terminal and as a file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp4scope.cli.progress import Screen
-from fp4scope.cli.recipe import decision_section, engine_lines
 from fp4scope.cli.terminal import command, console, in_grid, say, show
 from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.palette import engine_of
-from fp4scope.report.given import gigabytes
-from fp4scope.report.numbers import number
+from fp4scope.deploy.recommendation import Recommendation
+from fp4scope.report.decision import decision_section, engine_lines
+from fp4scope.report.recommendation import RECIPE, held_line, next_commands, verdict_lines
 from fp4scope.report.section import Section
-from fp4scope.stats import Size
 from fp4scope.study import Study
-
-if TYPE_CHECKING:
-    from fp4scope.conductor.recommendation import Recommendation
 
 
 def print_recommendation(
@@ -83,8 +79,9 @@ def print_going_on(
     return found.outcome
 
 
-def _show(found: "Recommendation", folder: Path) -> None:
-    from fp4scope.report.predicted import REPORT, proof_sections  # with matplotlib
+def _show(found: Recommendation, folder: Path) -> None:
+    from fp4scope.report.predicted import proof_sections  # with matplotlib
+    from fp4scope.report.recommendation_page import PAGE
 
     out = console()
     tables: list[Section] = [
@@ -94,63 +91,13 @@ def _show(found: "Recommendation", folder: Path) -> None:
     for section in tables:
         show(out, in_grid(section))
         out.print()
-    count = len(found.certified)
-    held = f"the last table hold for its {count} recipes"
-    if found.texts:
-        count *= len(found.texts)
-        held = f"the last {len(found.texts)} tables hold for their {count} rows"
-    say(out, f"Intervals of {held} at once.", style="dim")
+    say(out, held_line(found), style="dim")
     for line in engine_lines(found.decider, found.chosen.decision):
         say(out, line)
     for line in verdict_lines(found):
         say(out, f"- {line}", style="bold", hang="  ")
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     out.print(f"\nWritten: {path}", soft_wrap=True)
-    out.print(f"Predicted against measured: {folder / REPORT}", soft_wrap=True)
-    if found.is_recommended:
-        words = ["fp4scope", "export", str(path), "--to", "compressed-tensors"]
-        command(out, "Next:", [*words, "--checkpoint", "DIR"])
-
-
-def verdict_lines(found: "Recommendation") -> Iterator[str]:
-    """The answer in a sentence or two."""
-    chosen, searched = found.chosen, found.searched
-    what = _named(chosen.decision.size)
-    where = ", on every text" if found.texts else ""
-    said = " and ".join(bar.text for bar in found.bars)
-    if searched is not None:
-        before, after = (_milli(one.found["kl"].mean) for one in (searched.start, searched.end))
-        yield (
-            "On refine the prediction of the choice failed: effects do not add up in this model. "
-            f"So {searched.moves} changes of single groups were measured there in "
-            f"{searched.passes} passes; KL went from {before} to {after} millinats, bits from "
-            f"{number(searched.start.decision.size.bits, digits=2)} to "
-            f"{number(searched.end.decision.size.bits, digits=2)}."
-        )
-    if found.verdict is Verdict.MET:
-        yield f"{said}: met by {what}{where}, on windows that the choice has not seen."
-    elif found.verdict is Verdict.UNDECIDED:
-        yield (
-            f"{said}: undecided for {what}; an interval crosses the bar. Measure more windows, or "
-            "allow a larger recipe."
-        )
-    elif found.verdict is Verdict.MISSED:
-        yield f"{said}: missed, by {what} too. Allow more, or give a palette with larger formats."
-    expected = "Measured on refine" if searched is not None else "Predicted"
-    if chosen.is_as_predicted:
-        yield f"{expected} and measured here agree."
-    else:
-        yield (
-            f"{expected} and measured here do not agree: what was expected of this recipe failed. "
-            "Measure more windows, or allow more bits."
-        )
-    if not found.is_recommended:
-        yield "No recommendation: the recipe is written as it was measured, and is not one."
-
-
-def _named(size: Size) -> str:
-    return f"{number(size.bits, digits=2)} bits a weight, {gigabytes(size.bytes)}"
-
-
-def _milli(nats: float) -> str:
-    return number(1e3 * nats, digits=1)
+    out.print(f"Open: {(folder / PAGE).resolve().as_uri()}", soft_wrap=True)
+    for name, words in next_commands(found, path):
+        command(out, name, words)

@@ -14,18 +14,19 @@ from typing import Any
 from fp4scope.conductor.domains import calibration_of_all, domain_studies
 from fp4scope.conductor.parts import CHOOSE, Begun, Parts, cut, of_model, of_run
 from fp4scope.conductor.prepare import say
-from fp4scope.deploy.bar import Bar, Verdict
+from fp4scope.deploy.bar import Verdict
 from fp4scope.deploy.bound import Bound
 from fp4scope.deploy.decide import Decider, Decision
 from fp4scope.deploy.found import decider, unmeasured, written
 from fp4scope.deploy.joint import joint, of_text, on_all
-from fp4scope.deploy.moves import Moves, Search, search
+from fp4scope.deploy.moves import Moves, search
 from fp4scope.deploy.palette import choices
 from fp4scope.deploy.proof import Measured, measured
+from fp4scope.deploy.recommendation import Recommendation
 from fp4scope.deploy.written import WrittenRecipe
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.ledger import Results
-from fp4scope.report.predicted import write_predicted
+from fp4scope.report.recommendation_page import write_recommendation
 from fp4scope.study import Study
 from fp4scope.sweep import Listener
 
@@ -52,62 +53,6 @@ class Text:
     def expects(self, decision: Decision) -> Decision:
         """A recipe with what this text's effects predict of it."""
         return replace(decision, predicted=self.decider.of(decision.options).predicted)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """A recipe, and what was measured of it and of its neighbours.
-
-    Of several texts the worst stands for all.
-
-    Attributes:
-        decider: What chose.
-        bars: What the recipe has to meet, if anything.
-        chosen: The recipe, on windows that nothing was chosen on.
-        searched: How it was changed as measured, where the prediction of the choice failed.
-        refined: Recipes on the windows that one of them was taken on, the smallest first.
-        certified: Recipes on the last windows, intervals for all of them at once.
-        written: What its file holds.
-        texts: Names of the texts, if there are several.
-    """
-
-    decider: Decider
-    bars: Sequence[Bar]
-    chosen: Measured
-    searched: Search | None
-    refined: Sequence[Measured]
-    certified: Sequence[Measured]
-    written: WrittenRecipe
-    texts: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> Mapping[str, Sequence[Measured]]:
-        """Recipes by the windows that they were measured on: `refine`, or `refine: prose`."""
-        parts = {"refine": self.refined, "certify": self.certified}
-        if not self.texts:
-            return parts
-        return {
-            f"{part}: {name}": [of_text(one, place) for one in rows]
-            for part, rows in parts.items()
-            for place, name in enumerate(self.texts)
-        }
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """Whether the recipe meets its bars; None where there are none."""
-        return self.chosen.verdict(self.bars) if self.bars else None
-
-    @property
-    def outcome(self) -> Verdict:
-        """The verdict, but missed where what was expected of the recipe failed."""
-        if not self.chosen.is_as_predicted:
-            return Verdict.MISSED
-        return self.verdict or Verdict.MET
-
-    @property
-    def is_recommended(self) -> bool:
-        """Whether what was expected of it held, and no bar was missed or left undecided."""
-        return self.outcome is Verdict.MET
 
 
 def begin(
@@ -240,11 +185,12 @@ def _recommended(texts: Sequence[Text], folder: Path, bound: Bound) -> Recommend
     recipe = written(texts[0].effects.results, found, chosen.decision)
     names = tuple(text.name for text in texts) if len(texts) > 1 else ()
     recommended = Recommendation(
-        found, bound.bars, chosen, searched, refined, certified, recipe, names
-    )
+        found, bound.bars, chosen, searched, refined, certified, recipe, names,
+        tuple(_runs(texts, searched.passes if searched else 0)),
+    )  # fmt: skip
     recommended = replace(recommended, written=_with_proof(recommended, certify))
     recommended.written.write(folder / "recipe.yaml")
-    write_predicted(folder, recommended.parts, bound.bars)
+    write_recommendation(recommended, folder)
     return recommended
 
 
@@ -272,6 +218,15 @@ def _on_all(
     return [
         on_all(d, of) for d, of in zip(decisions, zip(*rows, strict=True), strict=True)
     ], results
+
+
+def _runs(texts: Sequence[Text], passes: int) -> Iterator[Path]:
+    """Folders of all studies, text by text."""
+    names = ["refine", *(f"refine-{number}" for number in range(1, passes + 1)), "certify"]
+    for text in texts:
+        if text.effects.folder is not None:
+            yield text.effects.folder
+        yield from (text.parts.folder / name for name in names)
 
 
 def _as_refined(taken: Measured, place: int) -> Decision:

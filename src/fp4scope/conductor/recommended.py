@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.conductor.domains import parse_domains
-from fp4scope.conductor.recommendation import Recommendation, begin, go_on
+from fp4scope.conductor.recommendation import begin, go_on
 from fp4scope.deploy.bound import bound_of, required
 from fp4scope.deploy.palette import default_formats, engine_of
+from fp4scope.deploy.recommendation import Recommendation
 from fp4scope.errors import StudyError, shown
 from fp4scope.study import Study, is_run
 from fp4scope.sweep import Listener

@@ -4,7 +4,7 @@ from itertools import combinations
 
 from fp4scope.report.joint import JointFindings
 from fp4scope.report.numbers import number
-from fp4scope.report.page import policy, styled
+from fp4scope.report.page import document
 from fp4scope.report.render import as_html, shown
 from fp4scope.report.section import Cell, Column, Section, naming
 from fp4scope.report.side_by_side import findings, headline, sections
@@ -12,7 +12,6 @@ from fp4scope.report.side_by_side import findings, headline, sections
 
 def page(comparison: JointFindings) -> str:
     """The comparison as HTML."""
-    style = styled()
     title = " · ".join(comparison.runs)
     lines = "".join(f"<li>{shown(line)}</li>" for line in findings(comparison))
     warned = "".join(f"<li>{shown(line)}</li>" for line in comparison.warnings)
@@ -22,18 +21,12 @@ def page(comparison: JointFindings) -> str:
         if warned
         else ""
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        '<meta name="referrer" content="no-referrer">\n'
-        f"<title>{shown(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header><h1>{shown(title)}</h1>\n<p class="lead">{shown(headline(comparison))}</p>'
-        f"</header>\n<main>\n{distrust}\n{tables}\n"
-        f"<details><summary>Every finding in words</summary><ul>{lines}</ul></details>\n"
-        "</main>\n</body>\n</html>\n"
+    header = f'<h1>{shown(title)}</h1>\n<p class="lead">{shown(headline(comparison))}</p>'
+    main = (
+        f"{distrust}\n{tables}\n"
+        f"<details><summary>Every finding in words</summary><ul>{lines}</ul></details>"
     )
+    return document(title, header, main)
 
 
 def matrices(comparison: JointFindings) -> list[Section]:

@@ -30,7 +30,7 @@ from fp4scope.report.findings import Findings
 from fp4scope.report.given import given_recipes
 from fp4scope.report.numbers import percent
 from fp4scope.report.payload import payload
-from fp4scope.report.render import as_html
+from fp4scope.report.render import as_html, shown
 from fp4scope.report.repairs import benefit
 from fp4scope.report.routing import about_routing
 from fp4scope.report.section import Section
@@ -143,9 +143,24 @@ def _asset(name: str) -> Any:  # noqa: ANN401
     return Markup((files("fp4scope.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def styled() -> str:
-    """The style of pages."""
-    return str(_asset("report.css"))
+def document(title: str, header: str, main: str) -> str:
+    """A page without a script, in the style of all pages.
+
+    Args:
+        title: As text.
+        header: HTML.
+        main: HTML.
+    """
+    style = str(_asset("report.css"))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        f"<title>{shown(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header>{header}</header>\n<main>\n{main}\n</main>\n</body>\n</html>\n"
+    )
 
 
 def policy(style: str, script: str | None = None) -> str:

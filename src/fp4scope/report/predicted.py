@@ -1,7 +1,6 @@
-"""What was predicted of recipes, beside what was measured: a table, a figure, and files of both."""
+"""What was predicted of recipes, beside what was measured: tables and a figure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -10,28 +9,22 @@ from matplotlib.figure import Figure
 
 from fp4scope.deploy.bar import Bar
 from fp4scope.deploy.proof import Measured
-from fp4scope.files import replace_file, text_bytes
 from fp4scope.report.drawing import MARKERS, legend, new_figure
-from fp4scope.report.files import ON_DARK, write_figures
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number, share
-from fp4scope.report.render import as_markdown
 from fp4scope.report.section import Cell, Column, Section, naming
-from fp4scope.report.theme import DARK, LIGHT, Theme
+from fp4scope.report.theme import LIGHT, Theme
 from fp4scope.table import Interval, Table
 
 COLUMNS = (
     "windows", "bits", "bytes", "measure", "predicted", "predicted_low", "predicted_high",
     "measured", "measured_low", "measured_high", "as_predicted",
 )  # fmt: skip
-REPORT = "recommendation.md"
-FIGURE = "predicted"
 _TITLES = {
     "refine": "Measured on the windows of refine",
     "certify": "Measured on windows that nothing was chosen on",
 }
 _MEASURES = {"kl": "KL", "nll": "more loss"}
-_ADVICE = "see to it that the folder can be written to, then run the same command again"
 
 
 def predicted_table(parts: Mapping[str, Sequence[Measured]]) -> Table:
@@ -91,24 +84,6 @@ def draw_predicted(table: Table, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-def write_predicted(
-    folder: Path, parts: Mapping[str, Sequence[Measured]], bars: Sequence[Bar]
-) -> None:
-    """Write the table as CSV, the figure, and a report of both.
-
-    Raises:
-        OutputError: One could not be written.
-    """
-    table = predicted_table(parts)
-    replace_file(folder / f"{FIGURE}.csv", text_bytes(table.to_csv()), _ADVICE)
-    write_figures([(FIGURE, draw_predicted(table))], folder, ("svg", "png"))
-    write_figures([(FIGURE + ON_DARK, draw_predicted(table, DARK))], folder, ("svg",))
-    sections = [as_markdown(section, depth=2) for section in proof_sections(parts, bars)]
-    shown = f"![Predicted against measured](figures/{FIGURE}.svg)"
-    text = "\n\n".join(["# Predicted and measured", shown, *sections]) + "\n"
-    replace_file(folder / REPORT, text_bytes(text), _ADVICE)
-
-
 def _panel(axis: Axes, table: Table, theme: Theme) -> None:
     ends: list[float] = []
     for i, part in enumerate(dict.fromkeys(table["windows"])):
@@ -148,10 +123,11 @@ def _section(title: str, rows: Sequence[Measured], bars: Sequence[Bar]) -> Secti
     columns = [
         naming("bits of the linears"),
         Column("size", "size"),
-        Column("predicted KL, millinats", "predicted", "KL, mnat"),
-        Column("measured", "measured", "KL, mnat"),
-        Column("predicted, millinats per token", "predicted", "mnat"),
-        Column("measured", "measured", "mnat"),
+        *(
+            Column(side, f"{short}, {side}", f"{name}, millinats per token")
+            for name, short in (("KL", "KL"), ("more loss", "loss"))
+            for side in ("predicted", "measured")
+        ),
         Column("top-1", "top-1"),
         Column("as predicted", "as predicted"),
         *([Column("the bar", "the bar")] if bars else []),
