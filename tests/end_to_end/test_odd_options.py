@@ -193,6 +193,22 @@ main()
     assert done.stderr.endswith("RuntimeError: out of memory\n")
 
 
+def test_to_be_stopped_anywhere_is_no_answer():
+    code = """
+import sys
+from fp4scope.cli import app, main
+
+def stopped(**_):
+    raise KeyboardInterrupt  # as while modules are imported
+
+app.verify.callback = stopped
+sys.argv = ["fp4scope", "verify"]
+main()
+"""
+    done = _python(code)
+    assert (done.returncode, done.stderr) == (2, "fp4scope: stopped; repeat the same command\n")
+
+
 def test_the_hub_is_asked_twice_at_most(monkeypatch):
     import fp4scope.preflight as preflight
 

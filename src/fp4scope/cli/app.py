@@ -692,6 +692,11 @@ class _Group(click.Group):
         """In the order in which one needs them."""
         return list(self.commands)
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """With Ctrl-C wherever it comes: click's own way has exit code 1."""
+        with _stoppable("repeat the same command"):
+            return super().invoke(ctx)
+
 
 _COMMANDS = (
     run, plan, demo, stats, report, explain, compare, recipe, recommend, smooth, export, verify,
