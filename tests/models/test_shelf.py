@@ -11,7 +11,7 @@ import torch
 
 from crooked import inode_at
 from fp4scope.errors import StudyError
-from fp4scope.models import load_model
+from fp4scope.models import adopt, load_model
 from fp4scope.models.pool import can_share
 from fp4scope.models.shelf import Beside, Shelf
 
@@ -161,6 +161,13 @@ def test_the_second_needs_no_room_of_its_own(saved, monkeypatch, random):
     elsewhere = shelf._replace(identity=(device, inode + 1, size))
     with pytest.raises(StudyError, match="do not fit"):
         loaded(folder, "yes", random_weights=random, shelf=elsewhere)
+
+
+def test_a_model_in_memory_needs_no_more_of_it(tiny_model, tiny_tokenizer, monkeypatch):
+    full = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("fp4scope.models.placement.psutil", full)
+    model = tiny_model("llama")
+    assert adopt(model, tiny_tokenizer(), device=torch.device("cpu"), offload="yes").offloaded
 
 
 @pytest.mark.parametrize("call", ["os.memfd_create", "os.truncate", "os.open", "mmap.mmap"])

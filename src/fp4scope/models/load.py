@@ -134,6 +134,8 @@ def load_model(
         keeper = None if waits == "auto" else keeper_of(waits, sharing, shelf)
         if shelf is not None and keeper is not None and keeper.takes:
             place = Place(waits, "as asked")  # the blocks have their room already
+        elif shelf is not None and size is not None:
+            place = chosen_place(size, where, offload)
         with nullcontext() if keeper is None or not keeper.takes else taking(keeper.kept):
             if random_weights:
                 model = drawn(kind, config, chosen, where, keeper)
@@ -214,7 +216,9 @@ def adopt(
     offloaded = None
     if device is not None:
         place = offload
-        if not isinstance(place, Place):
+        if place == "yes":  # it is in memory, and its blocks move one by one
+            place = Place("yes", "as asked")
+        elif not isinstance(place, Place):
             place = chosen_place(size_of(model), device, place)
         offloaded = placed(model, layout, device, place, keeper)
     try:
