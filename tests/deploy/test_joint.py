@@ -1,5 +1,7 @@
 """One recipe for several texts: means choose, the worst is held to a bar."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,14 @@ def test_what_was_measured_is_as_predicted_on_each():
     assert good.is_as_predicted
     assert not found.is_as_predicted
     assert [of_text(found, place) for place in (0, 1)] == [good, bad]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "hardly"),
+    [(of(0.3, 0.1), False), (of(0.3, 0.5), True), (Estimate(0.3, None, None, None, 1), False)],
+)
+def test_a_prediction_wider_than_what_was_measured_could_hardly_fail(predicted, hardly):
+    decision = known(PROSE).of(np.ones(6, np.int64))
+    found = Measured(replace(decision, predicted={"kl": predicted}), {"kl": of(0.4, 0.01)})
+    assert found.is_as_predicted
+    assert found.is_hardly_predicted is hardly

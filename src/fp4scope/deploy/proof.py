@@ -40,6 +40,17 @@ class Measured:
                 return False
         return True
 
+    @property
+    def is_hardly_predicted(self) -> bool:
+        """Whether the interval of the KL predicted is wider than all that was measured.
+
+        Such a prediction could hardly fail.
+        """
+        predicted = self.decision.predicted["kl"]
+        if predicted.low is None or predicted.high is None:
+            return False
+        return predicted.high - predicted.low > 2 * self.found["kl"].mean
+
 
 def measured(results: Results, decisions: Sequence[Decision], among: int = 1) -> list[Measured]:
     """What a study that measured recipes as wholes says of them.

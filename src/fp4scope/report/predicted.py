@@ -100,7 +100,9 @@ def _panel(axis: Axes, table: Table, theme: Theme) -> None:
         axis.scatter(
             x, y, 26, theme.of(i), marker=MARKERS[i % len(MARKERS)], linewidths=0, label=part
         )
-        ends += [end for one in (*across, *up) for end in one if end is not None]
+        # Predictions with little behind them reach far beyond all that was measured.
+        ends += [one.value for one in across if one.value is not None]
+        ends += [end for one in up for end in one if end is not None]
     low, high = min(0.0, *ends), max(ends)
     axis.axline((0, 0), slope=1, color=theme.soft, linewidth=1, zorder=1)
     room = 0.04 * (high - low)

@@ -80,7 +80,14 @@ def verdict_lines(found: Recommendation) -> Iterator[str]:
     elif found.verdict is Verdict.MISSED:
         yield f"{said}: missed, by {what} too. Allow more, or give a palette with larger formats."
     expected = "Measured on refine" if searched is not None else "Predicted"
-    if chosen.is_as_predicted:
+    if chosen.is_as_predicted and searched is None and chosen.is_hardly_predicted:
+        predicted, own = chosen.decision.predicted["kl"], _milli(chosen.found["kl"].mean)
+        reach = f"{_milli(predicted.low or 0)} to {_milli(predicted.high or 0)}"
+        yield (
+            f"The prediction could hardly fail: KL of {reach} millinats, where {own} was measured. "
+            "Give more --design-runs or --windows."
+        )
+    elif chosen.is_as_predicted:
         yield f"{expected} and measured here agree."
     else:
         yield (
