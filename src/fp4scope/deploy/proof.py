@@ -49,7 +49,7 @@ class Measured:
         predicted = self.decision.predicted["kl"]
         if predicted.low is None or predicted.high is None:
             return False
-        return predicted.high - predicted.low > 2 * self.found["kl"].mean
+        return predicted.high - predicted.low > self.found["kl"].mean
 
 
 def measured(results: Results, decisions: Sequence[Decision], among: int = 1) -> list[Measured]:
