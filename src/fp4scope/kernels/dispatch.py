@@ -185,13 +185,19 @@ def _whole_on_cuda(
     """Rows of whole blocks, by the kernel that has the format."""
     from fp4scope.kernels import fused, fused_hif4, fused_spans
 
-    if fmt.is_scaled_by_amax:
+    if has_small_blocks(fmt):
+        fused.qdq(rows, fmt, amax, out, nonfinite)
+    elif fmt.is_scaled_by_amax:
         size = in_blocks_of(rows, fmt).shape[2]
         fused_spans.qdq(rows, size, fmt, amax, out, nonfinite)
-    elif fmt.rule is ScaleRule.HIF4:
-        fused_hif4.qdq(rows, out, nonfinite)
     else:
-        fused.qdq(rows, fmt, amax, out, nonfinite)
+        fused_hif4.qdq(rows, out, nonfinite)
+
+
+def has_small_blocks(fmt: BlockFormat) -> bool:
+    """Whether a scale is that of 16 or 32 numbers and no more: the formats of `fused`."""
+    others = fmt.is_scaled_by_amax or fmt.rule is ScaleRule.HIF4 or fmt.is_for_weights
+    return not others
 
 
 def padded(rows: Float[Tensor, "rows cols"], fmt: BlockFormat) -> Float[Tensor, "rows padded"]:

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from fp4scope.formats import BlockFormat, ScaleRule, Span
-from fp4scope.kernels.dispatch import backend
+from fp4scope.formats import BlockFormat, Span
+from fp4scope.kernels.dispatch import backend, has_small_blocks
 
 Activation = Callable[[Tensor], Tensor]
 _KNOWN: dict[str, Activation] = {
@@ -31,9 +31,9 @@ def activation_of(function: Activation) -> str | None:
 
 def is_fused(x: Float[Tensor, "*shape"], fmt: BlockFormat) -> bool:
     """Whether there is one kernel for a gate and this format."""
+    rows = fmt.span is Span.BLOCK and has_small_blocks(fmt)
     whole = x.shape[-1] % fmt.block_size == 0 and x.is_contiguous() and x.numel() > 0
-    own = fmt.span is Span.BLOCK and not fmt.is_scaled_by_amax and not fmt.is_for_weights
-    return whole and own and fmt.rule is not ScaleRule.HIF4 and backend(x.device) == "triton"
+    return rows and whole and backend(x.device) == "triton"
 
 
 def qdq_gated(

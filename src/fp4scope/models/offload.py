@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fp4scope.models.ondisk import Files
 from fp4scope.models.pinned import host_bytes
-from fp4scope.models.pool import Pool
+from fp4scope.models.pool import Pool, bind
 from fp4scope.models.shelf import Shelf
 
 _ALIGNMENT = 256
@@ -170,7 +170,7 @@ class Offloaded:
             self._host.copied[block] = self._copying.record_event()
 
     def _bind(self, block: int, slot: int) -> None:
-        _bind(self._tensors[block], self._slots[slot])
+        bind(_places(self._tensors[block]), self._slots[slot])
         self._bound[slot] = block
 
 
@@ -213,7 +213,7 @@ class _InMemory(_Host):
         return self._buffers[block]
 
     def bind(self, block: int) -> None:
-        _bind(self._blocks[block], self._buffers[block])
+        bind(_places(self._blocks[block]), self._buffers[block])
 
 
 class _OnDisk(_Host):
@@ -257,11 +257,6 @@ class _OnDisk(_Host):
     def bind(self, block: int) -> None:
         for tensor, mapped in zip(self._blocks[block], self._mapped[block], strict=True):
             tensor.data = mapped
-
-
-def _bind(tensors: Sequence[Tensor], buffer: Tensor) -> None:
-    for tensor, place in _places(tensors):
-        tensor.data = buffer[place].view(tensor.dtype).view(tensor.shape)
 
 
 def _places(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice]]:

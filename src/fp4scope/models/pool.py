@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -85,8 +85,7 @@ class Pool:
                     memory = buffer = None  # such memory cannot be pinned here
             if buffer is None:
                 _fill(buffer := host_bytes(size, device), places)
-            for tensor, place in places:
-                tensor.data = buffer[place].view(tensor.dtype).view(tensor.shape)
+            bind(places, buffer)
             found.append(buffer)
         if own is not None and memory is not None:
             within = zip(starts, blocks, strict=False)
@@ -107,6 +106,12 @@ class Pool:
         except OSError:  # it has closed the file
             return None
         return self._own, self._own.bytes
+
+
+def bind(places: Iterable[tuple[Tensor, slice]], buffer: Tensor) -> None:
+    """Have tensors show a buffer, each at its place."""
+    for tensor, place in places:
+        tensor.data = buffer[place].view(tensor.dtype).view(tensor.shape)
 
 
 def _known(buffer: Tensor, places: Places, device: torch.device) -> Tensor | None:

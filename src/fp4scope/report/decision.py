@@ -105,8 +105,7 @@ def ranges(blocks: Sequence[int | None]) -> str:
 
 
 def _predicted(decision: Decision, measure: str) -> Cell:
-    found = decision.predicted[measure]
-    return measured({"x": found.mean, "x_low": found.low, "x_high": found.high}, "x")
+    return measured(decision.predicted[measure].columns("x"), "x")
 
 
 def _shares(found: Decider, decision: Decision) -> Iterator[float]:

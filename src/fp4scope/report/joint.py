@@ -1,6 +1,6 @@
 """The tables of several studies side by side. Nothing here is rendered."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import combinations
 
@@ -12,6 +12,8 @@ from fp4scope.table import Table
 _RUN_COLUMNS = (
     "output", "model", "parameters", "blocks", "dtype", "seq_len", "reference_ppl",
 )  # fmt: skip
+
+_BEFORE_AND_AFTER = ("output_before", "output")
 
 
 class JointFindings:
@@ -68,35 +70,32 @@ class JointFindings:
     @cached_property
     def agreement(self) -> Table:
         """How alike each two outputs order their units."""
-        rows = []
-        columns: tuple[str, ...] = ()
-        for (one, mine), (other, theirs) in combinations(self.runs.items(), 2):
-            table = stats.order_table(mine, theirs)
-            columns = table.columns
-            rows += [row | {"one": one, "other": other} for row in table]
-        return Table(("one", "other", *columns), rows)
+        return self._of_pairs(stats.order_table, combinations(self.runs, 2), ("one", "other"))
 
     @cached_property
     def changes(self) -> Table:
         """What changed from an output to a later one, unit by unit; see `compared`."""
-        rows = []
-        columns: tuple[str, ...] = ()
-        for old, new in self.compared:
-            table = stats.change_table(self.runs[old], self.runs[new])
-            columns = table.columns
-            rows += [row | {"output": new, "output_before": old} for row in table]
-        return Table(("output_before", "output", *columns), rows)
+        return self._of_pairs(stats.change_table, self.compared, _BEFORE_AND_AFTER)
 
     @cached_property
     def strata(self) -> Table:
         """What changed in each group of targets of whole models, from an output to a later one."""
+        return self._of_pairs(stats.stratum_change_table, self.compared, _BEFORE_AND_AFTER)
+
+    def _of_pairs(
+        self,
+        table_of: Callable[[Results, Results], Table],
+        pairs: Iterable[tuple[str, str]],
+        names: tuple[str, str],
+    ) -> Table:
+        """A table of each two outputs, one below the other, with the outputs' names in front."""
         rows = []
         columns: tuple[str, ...] = ()
-        for old, new in self.compared:
-            table = stats.stratum_change_table(self.runs[old], self.runs[new])
+        for pair in pairs:
+            table = table_of(*(self.runs[name] for name in pair))
             columns = table.columns
-            rows += [row | {"output": new, "output_before": old} for row in table]
-        return Table(("output_before", "output", *columns), rows)
+            rows += [row | dict(zip(names, pair, strict=True)) for row in table]
+        return Table((*names, *columns), rows)
 
     @cached_property
     def scale(self) -> Table:

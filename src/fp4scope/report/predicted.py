@@ -142,9 +142,8 @@ def _cells(row: Measured) -> Iterator[Cell]:
     yield Cell(number(size.bits, digits=2), value=size.bits)
     yield Cell(gigabytes(size.bytes), value=size.bytes)
     for measure in ("kl", "nll"):
-        predicted = row.decision.predicted[measure]
-        yield measured({"x": predicted.mean, "x_low": predicted.low, "x_high": predicted.high}, "x")
-        yield measured(row.found[measure].columns("x"), "x")
+        for estimate in (row.decision.predicted[measure], row.found[measure]):
+            yield measured(estimate.columns("x"), "x")
     yield share(row.found["top1"].mean)
     yield Cell("yes" if row.is_as_predicted else "NO")
 
