@@ -1,7 +1,7 @@
 r"""What a sweep of a model takes that is larger than a card, from rates that were measured.
 
-    python benchmarks/paper.py --tflops 450 --card-gbps 50 --cache-gbps 20 --disk-gbps 3
-    python benchmarks/paper.py --tflops 450 --card-gbps 50 --cache-gbps 20 --disk-gbps 3 \
+    python benchmarks/paper.py --tflops 450 --card-gbps 50 --disk-gbps 3
+    python benchmarks/paper.py --tflops 450 --card-gbps 50 --disk-gbps 3 \
         --models llama-70b,llama-405b --gpus 8 --host-gb 2000
 
 No model is loaded: arithmetic on shapes. A pass goes over the blocks once with all recipes of some
@@ -47,11 +47,10 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """TFLOP/s of a sweep; GB/s to a card from pinned memory and from the page cache; of a disk."""
+    """TFLOP/s of a sweep; GB/s to each card from pinned memory; of a disk that all share."""
 
     tflops: float
     card_gbps: float
-    cache_gbps: float
     disk_gbps: float
 
 
@@ -89,8 +88,7 @@ def plan(model: Model, sweep: str, windows: int, seq_len: int, rates: Rates, on:
     else:
         runs = states = peak = model.projections + 2
     where = "the card" if model.gb < 0.8 * on.card_gb else "host memory"
-    # Every process has blocks of its own in pinned memory; files are in the page cache once.
-    if where != "the card" and model.gb * on.gpus > 0.8 * on.host_gb:
+    if where != "the card" and model.gb > 0.8 * on.host_gb:
         where = "disk"
     two_blocks = 4 * model.inside / model.blocks
     resident = model.gb if where == "the card" else 2 * model.rest + two_blocks
@@ -99,12 +97,11 @@ def plan(model: Model, sweep: str, windows: int, seq_len: int, rates: Rates, on:
     fit = (0.9 * on.card_gb - resident - _WORKSPACE_GB) / state_gb
     together, groups = int(max(1, min(share, 32, fit))), ceil(max(1, 1 / fit))
     tokens = states * together * seq_len / groups
-    copied = rates.card_gbps
-    if where == "disk":
-        cached = model.gb < 0.8 * on.host_gb  # then the disk is read the first time only
-        copied = rates.cache_gbps if cached else rates.disk_gbps / on.gpus
-    elif where == "the card":
-        copied = inf
+    copied = {
+        "the card": inf,
+        "host memory": rates.card_gbps,
+        "disk": rates.disk_gbps / on.gpus,
+    }[where]
     bytes_gb = 2 * model.inside
     compute_s = 2e9 * (model.active + model.rest / 2) * tokens / (rates.tflops * 1e12)
     copy_s = bytes_gb / copied
@@ -118,7 +115,6 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--tflops", type=float, required=True)
     parser.add_argument("--card-gbps", type=float, required=True)
-    parser.add_argument("--cache-gbps", type=float, required=True)
     parser.add_argument("--disk-gbps", type=float, required=True)
     parser.add_argument("--windows", type=int, default=146)
     parser.add_argument("--seq-len", type=int, default=2048)
@@ -126,7 +122,7 @@ def main() -> int:
     parser.add_argument("--card-gb", type=float, default=80)
     parser.add_argument("--host-gb", type=float, default=256)
     o = parser.parse_args()
-    rates = Rates(o.tflops, o.card_gbps, o.cache_gbps, o.disk_gbps)
+    rates = Rates(o.tflops, o.card_gbps, o.disk_gbps)
     machine = Machine(o.gpus, o.card_gb, o.host_gb)
     print(f"{rates}, {machine}, {o.windows} windows of {o.seq_len}")
     print("| model | sweep | blocks wait | windows | groups | tokens (hidden from) | GB | time |")

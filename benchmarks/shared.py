@@ -82,8 +82,9 @@ def random_text(loaded: LoadedModel, windows: int, seq_len: int) -> torch.Tensor
 
 
 def layer_runs(loaded: LoadedModel, fmt: str, layers: str, sweep: str = "layers") -> list[Run]:
-    """`keep` of these layers, without what is perturbed: a rival would not have that."""
-    study = Study.build(model="-", formats=fmt, sweep=sweep, layers=layers, direction="keep")
+    """`keep` of these layers and two whole models, with nothing perturbed, as a rival has it."""
+    asked = {"formats": fmt, "all_quantized": fmt, "sweep": sweep, "layers": layers}
+    study = Study.build(model="-", direction="keep", **asked)
     return [run for run in design(study, loaded.layout.sites).runs if not run.replica]
 
 

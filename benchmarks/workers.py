@@ -14,7 +14,7 @@ from that of the first count, the peak of PyTorch on this process's device, and 
 the host's memory is available than at first. --csv adds the rows to a file as they come.
 
 --offload has the blocks wait on the host; how fast they come to the device is timed first, twice,
-with nothing to compute. --warm: how many windows the first sweep of a count has, if not all.
+with nothing to compute. --warm: how many windows for each worker the first sweep has, if not all.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def main() -> int:
                 while isinstance(crew, Remote) and crew.ready < count:
                     crew.wait(lambda note: print(note) if note else None)
                 load_s = time.perf_counter() - begun if count > 1 else loaded
-                _sweep(home, runs, crew, options.warm)
+                _sweep(home, runs, crew, options.warm and count * options.warm)
                 if cuda:
                     torch.cuda.reset_peak_memory_stats()
                 sweep_s, nll, shares, work = _sweep(home, runs, crew)
