@@ -136,11 +136,13 @@ print(repr(said))
         assert words in said[name]
 
 
-def test_stdout_of_another_encoding_gets_escapes():
+def test_stdout_of_another_encoding_gets_what_is_like_it_or_escapes():
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = _python(MAIN, "formats", env=env)
     assert done.returncode == 0, done.stderr
-    assert "\\xb1{0, 0.5, 1" in done.stdout
+    assert "+/-{0, 0.5, 1" in done.stdout
+    done = _python(MAIN, "report", "\N{MINUS SIGN}5 \N{CJK UNIFIED IDEOGRAPH-4E16}", env=env)
+    assert (done.returncode, done.stderr.split(":")[1]) == (2, " -5 \\u4e16 has no results.json\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

@@ -55,6 +55,8 @@ def test_a_recipe_is_written_and_can_be_measured(
     shown = capsys.readouterr().out
     assert "mlp.down_proj" in shown
     assert str(path) in shown.replace("\n", "")
+    # On windows that the run has not used, under the same bound.
+    assert f"fp4scope recommend {finished} --max-bits 6" in shown.replace("\n", "")
     held = WrittenRecipe.read(path)
     results = fp4scope.load(finished).results
     held.require_sites(results.sites)

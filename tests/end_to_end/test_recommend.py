@@ -86,7 +86,12 @@ def test_a_recipe_under_a_bound_on_bits(recommend, fp4scope, tmp_path):
     # What is measured as a whole has the tensor scales that an export stores.
     assert [part.study["numerics"]["scales"] for part in parts] == ["own", "served", "served"]
     assert recipe.scales == "served"
-    assert "windows that nothing was chosen on" in shown
+    assert "certify, the windows that nothing was chosen on" in shown
+    # One row of each part is the recipe that all of it is about.
+    bits = f"{recipe.numbers['bits']:.2f}"
+    marked = [line.split()[0] for line in shown.splitlines() if " (taken) " in line]
+    assert marked == [bits, bits]
+    assert (out / "recommendation.md").read_text("utf-8").count("(taken)") == 2
     assert recipe.numbers["chosen_over_resampled_windows"]
     assert "%" in next(line for line in shown.splitlines() if "mlp.down_proj" in line)
     assert "Written:" in shown

@@ -179,6 +179,33 @@ def test_the_folder_can_be_checked_before_the_model_is_loaded(path):
     check_folder(path.parent / "elsewhere", {"seq_len": 99})
 
 
+def test_another_study_takes_the_place_of_one_that_has_measured_nothing(tmp_path):
+    """It was refused after its notes, and says to give other options."""
+    log = Log(tmp_path / "journal.jsonl", IDENTITY)
+    log.note("inputs", {"amax": 0.1})
+    log.close()
+    other = IDENTITY | {"seq_len": 16}
+    check_folder(tmp_path, other)
+    log = Log(log.path, other)
+    assert log.notes == {}
+    log.add([4], [15], measured(0.1), SHAPE)
+    log.close()
+    with pytest.raises(StudyError, match="seq_len is 16 there, 8 here"):
+        check_folder(tmp_path, IDENTITY)
+    again = Log(log.path, other)
+    assert again.windows == [4]
+    again.close()
+
+
+def test_notes_that_are_damaged_are_not_thrown_away(tmp_path):
+    log = Log(tmp_path / "journal.jsonl", IDENTITY)
+    log.note("inputs", {"amax": 0.1})
+    log.close()
+    log.path.write_bytes(log.path.read_bytes() + b"rows?\n")
+    with pytest.raises(StudyError, match="seq_len is 8 there, 16 here"):
+        Log(log.path, IDENTITY | {"seq_len": 16})
+
+
 def test_a_full_disk_leaves_what_was_kept(path, monkeypatch):
     before = path.read_bytes()
     log = Log(path, IDENTITY)

@@ -155,7 +155,7 @@ def test_percent_of_perplexity_is_positive_where_keeping_helps(known):
                 assert drawn[-1] > 0.4
                 ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
                 widths = [
-                    100 * (r["delta_ppl_high"] - r["delta_ppl_low"]) / base[fmt] for r in rows
+                    100 * (np.exp(-r["delta_nll_low"]) - np.exp(-r["delta_nll_high"])) for r in rows
                 ]
                 assert [high - low for low, high in ends] == pytest.approx(widths)
 

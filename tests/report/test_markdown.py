@@ -39,8 +39,8 @@ def test_run_to_run_noise_is_a_column_of_the_formats(known):
     rows = tables(known().report())["What each format costs"]
     # Two runs d apart in each of eight windows: sqrt(d^2 / 2 / 8) = d / 4; d is 0.004, 6, 12.
     noise = [row["run-to-run noise, millinats"] for row in rows]
-    assert noise == ["±0.001", "±1.50", "±3.00"]
-    assert [row["KL of two runs"] for row in rows] == ["0", "0.05", "0.05"]
+    assert noise == ["±0.0010", "±1.50", "±3.00"]
+    assert [row["KL of two runs"] for row in rows] == ["0", "0.050", "0.050"]
     quiet = tables(known(noise=False).report())["What each format costs"]
     assert [row["run-to-run noise, millinats"] for row in quiet] == [""] * 3
     assert [row["millinats per token"] for row in quiet] == [

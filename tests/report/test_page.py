@@ -159,6 +159,10 @@ def test_what_the_charts_are_drawn_from_is_the_tables(known):
                 change = 100 * (expected["ppl"] / control["ppl"] - 1)
                 assert row["percent"] == pytest.approx(-change if restored else change, abs=1e-3)
                 assert row["percent_low"] <= row["percent"] <= row["percent_high"]
+                for end in ("", "_low", "_high"):  # no interval in percent says another thing
+                    nats = (-1 if restored else 1) * expected[f"delta_nll{end}"]
+                    ratio = 1 - np.exp(nats) if restored else np.exp(nats) - 1
+                    assert row[f"percent{end}"] == pytest.approx(100 * ratio, **near)
                 assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
                 width = expected["delta_ppl_high"] - expected["delta_ppl_low"]
                 assert row["ppl_high"] - row["ppl_low"] == pytest.approx(width, abs=2e-3)

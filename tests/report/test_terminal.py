@@ -11,6 +11,7 @@ from asking import entries, rebuilt
 from fp4scope.cli import progress, tables, terminal
 from fp4scope.diagnosis import Diagnosis
 from fp4scope.report.sections import costs, units
+from fp4scope.sweep import Progress
 
 
 def printed(sections, width=80):
@@ -132,6 +133,20 @@ def test_the_bar_fits(width, monkeypatch):
     assert line.rstrip().endswith("left")
     assert "200 of 256 windows" in line
     assert "…" not in line
+
+
+def test_an_end_is_said_once_and_what_follows_has_its_own_lines(monkeypatch):
+    out = Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(progress, "console", lambda stderr: out)
+    screen = progress.Screen()
+    for phase, done in [("warming", 0), ("warming", 9), ("warming", 9), ("probing", 0),
+                        ("probing", 9), ("probing", 0), ("probing", 9)]:  # fmt: skip
+        screen(Progress(phase, done, 9, "a short probe"))
+    lines = [line.split(",")[0] for line in out.file.getvalue().splitlines()]
+    assert lines == [
+        "warming up: 0%", "warming up: 100%", "probing speed and spread: 0%",
+        "probing speed and spread: 100%",
+    ]  # fmt: skip
 
 
 def test_paragraphs_keep_their_lines_and_intervals():

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import logging
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -729,6 +730,8 @@ def main() -> None:
     Whatever ends a command before its answer has exit code 2, faults of the program too: 1 is an
     answer.
     """
+    # torchao, where it is installed, tells of this at its import what only its authors can mend.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     with watched_streams() as stdout:
         code = _exit_code(stdout)
         failed = stdout and stdout.failed

@@ -38,6 +38,7 @@ _PHASES = {
     "measuring": "measuring",
     "scoring": "scoring tasks",
     "remedies": "measuring remedies",
+    "warming": "warming up",
     "probing": "probing speed and spread",
     "writing": "writing tables, figures and the report",
 }
@@ -71,6 +72,7 @@ class Screen:
         self._begun = 0.0
         self._begun_at = 0.0
         self._printed = 0.0
+        self._ended = False
 
     def __enter__(self) -> "Screen":
         return self
@@ -97,7 +99,7 @@ class Screen:
             self.note(event.note)
         if event.phase != self._phase:
             self._phase, self._begun, self._begun_at = event.phase, time.monotonic(), event.done
-            self._printed = 0.0
+            self._printed, self._ended = 0.0, False
             self.stop()
             if event.total and self._console.is_terminal:
                 for task in self._bar.task_ids:
@@ -129,10 +131,10 @@ class Screen:
         return Group(*parts)
 
     def _plain_line(self, event: "Progress") -> None:
-        now = time.monotonic()
-        if now - self._printed < PLAIN_EVERY_S and event.done < event.total:
+        now, ends = time.monotonic(), event.done >= event.total
+        if (self._ended and ends) or (not ends and now - self._printed < PLAIN_EVERY_S):
             return
-        self._printed = now
+        self._printed, self._ended = now, ends
         pace = (event.done - self._begun_at) / max(now - self._begun, 1e-9)
         left = f", {clock((event.total - event.done) / pace)} left" if pace else ""
         share = f"{event.done / event.total:.0%}"

@@ -45,9 +45,20 @@ def print_recipe(
     path = folder / "recipe.yaml" if out is None else out
     written(results, found, decision).write(path)
     screen.print(f"\nWritten: {path}", soft_wrap=True)
-    model = str(results.study.get("model", {}).get("name") or results.model["name"])
-    words = ["fp4scope", "run", model, "--recipe", str(path), "-o", "ANOTHER"]
-    command(screen, "Measure it as a whole, on other windows:", words)
+    asked = [
+        *(("--accept", bar) for bar in accept),
+        ("--max-bits", None if max_bits is None else f"{max_bits:g}"),
+        ("--max-size", max_size),
+        ("--palette", palette),
+        ("--serve-on", serve_on),
+        ("--engine", engine),
+    ]
+    words = [word for option, value in asked if value is not None for word in (option, value)]
+    command(
+        screen,
+        "Measure it as a whole, on other windows:",
+        ["fp4scope", "recommend", str(folder), *words],
+    )
 
 
 def print_measured(folder: Path, name: str, out: Path | None) -> None:

@@ -86,7 +86,7 @@ def _show(found: Recommendation, folder: Path) -> None:
     out = console()
     tables: list[Section] = [
         decision_section(found.decider, found.chosen.decision),
-        *proof_sections(found.parts, found.bars),
+        *proof_sections(found.parts, found.bars, found.chosen.decision.recipe),
     ]
     for section in tables:
         show(out, in_grid(section))

@@ -1,11 +1,31 @@
 """stdout and stderr as they may be: of another encoding, full, closed, or read by nobody."""
 
+import codecs
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
+
+_PLAIN = {
+    "\N{MINUS SIGN}": "-", "\N{PLUS-MINUS SIGN}": "+/-", "\N{MULTIPLICATION SIGN}": "x",
+    "\N{HORIZONTAL ELLIPSIS}": "...", "\N{NO-BREAK SPACE}": " ", "\N{MIDDLE DOT}": "-",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+}  # fmt: skip
+"""What our own texts have beyond ASCII: a console of Windows has no minus of its own."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What stands for letters that an encoding lacks: their like, or else their escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return "".join(plain), error.end
+
+
+codecs.register_error("fp4scope.plain", _plainly)
 
 
 class Watched:
@@ -47,11 +67,11 @@ class Watched:
 
 @contextmanager
 def watched_streams() -> Iterator[Watched | None]:
-    """Watch both streams, and write as escapes what their encoding lacks. Gives stdout's."""
+    """Watch both streams, and write plainly what their encoding lacks. Gives stdout's."""
     with ExitStack() as replaced:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="fp4scope.plain")
         stdout = None
         if sys.stderr is not None:
             replaced.enter_context(redirect_stderr(Watched(sys.stderr, patient=True)))  # type: ignore[type-var]

@@ -214,8 +214,8 @@ class _Probe:
         shared, by_expert = amaxes(self._loaded.layout, observed)
         injector = self._prepared.injector(shared, by_expert)
         # One unit of a kind has kernels compiled, which the time is not to hold.
-        self._measure(_some(self._prepared, 1), injector, tell, budget)
-        self._measure(self.runs, injector, tell, budget)
+        self._measure(_some(self._prepared, 1), injector, tell, budget, "warming")
+        self._measure(self.runs, injector, tell, budget, "probing")
         if self._prepared.estimated:
             begun = time.monotonic()
             estimate_window(self._loaded, self.ids[0], self._prepared.estimated, injector)
@@ -227,6 +227,7 @@ class _Probe:
         injector: Injector,
         tell: Listener,
         budget: int | None,
+        phase: str,
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="fp4scope-") as folder:
             log = Log(Path(folder) / "journal.jsonl", {})
@@ -235,7 +236,7 @@ class _Probe:
                 memory = memory_for(self._check, self._loaded, runs, self.tokens, budget)
                 sweep = schedule(worker, memory, log, self._check)
                 begun = time.monotonic()
-                sweep.run(lambda e: tell(Progress("probing", e.done, e.total, "a short probe")))
+                sweep.run(lambda e: tell(Progress(phase, e.done, e.total, "a short probe")))
                 seconds = time.monotonic() - begun
             finally:
                 log.close()

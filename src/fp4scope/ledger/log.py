@@ -6,9 +6,9 @@ the shape of its batches, the session that ran it, and what every recipe gave. A
 twice, at first with the full-precision and all-quantized models alone, for a study that only
 estimates, later with every recipe: then the later line counts, so that what is compared was
 measured together. Reading a line twice changes nothing. A rerun of the same study reads the lines
-and goes on behind the last; another study is refused with what differs. A last line that was cut
-off by a crash or a full disk is dropped; a line before it that is damaged, or says what no sweep
-can, is an error.
+and goes on behind the last; another study is refused with what differs, but takes the place of one
+that has measured nothing. A last line that was cut off by a crash or a full disk is dropped; a line
+before it that is damaged, or says what no sweep can, is an error.
 
 Beside it the lock says who writes, and how long all sessions took together: the log of a study
 is the same bytes however often it was interrupted.
@@ -35,6 +35,8 @@ from fp4scope.recipes import Recipe
 
 _AGAIN = ("sessions", "notes")
 """Notes of which a later one replaces the earlier; others come once."""
+_NOTE = b'{"note":'
+"""How the line of a note begins."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Log:
             lines = self._file.readall().split(b"\n")
             self.dropped = lines.pop() != b""
             """Whether a torn last line was dropped."""
+            if lines and _is_other(path, lines, identity) and not _has_measured(lines):
+                lines = []
             if lines:
                 self._load(lines, identity)
             self._size = sum(len(line) + 1 for line in lines)
@@ -317,6 +321,18 @@ def _head(path: Path, line: bytes) -> dict[str, Any]:
     return record["study"]
 
 
+def _is_other(path: Path, lines: Sequence[bytes], identity: Mapping[str, Any]) -> bool:
+    return _head(path, lines[0]) != identity
+
+
+def _has_measured(lines: Sequence[bytes]) -> bool:
+    """Whether there is more than a head and notes; a damaged line counts as more.
+
+    A study that was refused, or stopped in its calibration, leaves no more than these.
+    """
+    return not all(line.startswith(_NOTE) for line in lines[1:])
+
+
 def _damaged(path: Path, number: int, error: Exception) -> OutputError:
     return OutputError(
         f"{path} is damaged in line {number} ({error}); move it away to start again, or cut it "
@@ -344,10 +360,12 @@ def check_folder(folder: Path, known_so_far: Mapping[str, Any]) -> None:
     path = folder / "journal.jsonl"
     if not os.path.lexists(path):
         return
-    line, end, _ = read_bytes(path, "journal", OutputError).partition(b"\n")
-    if not end:
+    lines = read_bytes(path, "journal", OutputError).split(b"\n")
+    if not lines[:-1]:
         return  # torn: the journal begins again
-    known = _head(path, line)
+    known = _head(path, lines[0])
+    if not _has_measured(lines[:-1]):
+        return  # what was refused before it measured anything holds no folder
     shared = {name: known[name] for name in known_so_far if name in known}
     _refuse_other_study(folder, shared, {name: known_so_far[name] for name in shared})
 

@@ -82,7 +82,9 @@ def formats(found: Findings) -> Section:
         "first. Same top token: how often the most likely next token stays the most likely."
     )
     if sized:
-        note += " Bits count the scales of blocks; embeddings, head and norms have 16."
+        note += (
+            " Bits count the scales of blocks; what is not quantized counts 16, whatever it ran in."
+        )
     return Section("Formats by cost", columns, rows, note=note, id="answer")
 
 

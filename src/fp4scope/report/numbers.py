@@ -53,19 +53,20 @@ def relative(row: Mapping[str, Any], *, muted: bool = False) -> Cell:
 
 
 def in_percent(row: Mapping[str, Any]) -> Interval:
-    """A difference of perplexity, and its interval, in percent of the control's perplexity.
+    """A cost in percent of the control's perplexity: of the all-quantized model's for `keep`.
 
-    The control has seen the same windows. A whole model has no `delta_ppl`; its ratio to the
-    reference's is the exponential of the difference of NLL.
+    Two perplexities have the exponential of their difference of NLL as ratio, and so have the ends
+    of its interval. The interval of `delta_ppl` is another: how hard the windows are is not paired
+    away there, and it may hold zero where the cost is significant.
     """
-    if "delta_ppl" not in row:
-        ends = Interval.of(row, "delta_nll")
-        return Interval(*(None if end is None else 100 * expm1(end) for end in ends))
-    ppl, delta = row["ppl"], Interval.of(row, "delta_ppl")
-    if ppl is None or delta.value is None:
-        return Interval(None, None, None)
-    control = ppl + (delta.value if direction(row["direction"]) is KEEP else -delta.value)
-    return Interval(*(None if end is None else 100 * end / control for end in delta))
+    ends = Interval.of(row, "delta_nll")
+    saved = "direction" in row and direction(row["direction"]) is KEEP
+    return Interval(*(None if end is None else _in_percent(end, saved) for end in ends))
+
+
+def _in_percent(nats: float, saved: bool) -> float:
+    """How much perplexity grows, or what is saved of the larger one."""
+    return -100 * expm1(-nats) if saved else 100 * expm1(nats)
 
 
 def spread(value: float | None) -> str:
@@ -103,7 +104,7 @@ def _magnitude(value: float, sign: bool) -> str:
     if size < SMALLEST:
         return "0" if sign or not size else f"<{SMALLEST:f}".rstrip("0")
     if size < 0.1:
-        return f"{Decimal(f'{exact:.2g}'):f}"
+        return f"{Decimal(f'{exact:#.2g}'):f}"
     return f"{exact:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3}f}"
 
 

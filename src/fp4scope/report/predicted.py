@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fp4scope.deploy.bar import Bar
 from fp4scope.deploy.proof import Measured
+from fp4scope.recipes import Recipe
 from fp4scope.report.drawing import MARKERS, legend, new_figure
 from fp4scope.report.given import gigabytes
 from fp4scope.report.numbers import measured, number, share
@@ -21,9 +22,10 @@ COLUMNS = (
     "measured", "measured_low", "measured_high", "as_predicted",
 )  # fmt: skip
 _TITLES = {
-    "refine": "Measured on the windows of refine",
-    "certify": "Measured on windows that nothing was chosen on",
+    "refine": "Measured on refine, the windows that one was taken on",
+    "certify": "Measured on certify, the windows that nothing was chosen on",
 }
+_TAKEN = "(taken)"
 _MEASURES = {"kl": "KL", "nll": "more loss"}
 
 
@@ -53,17 +55,18 @@ def predicted_table(parts: Mapping[str, Sequence[Measured]]) -> Table:
 
 
 def proof_sections(
-    parts: Mapping[str, Sequence[Measured]], bars: Sequence[Bar]
+    parts: Mapping[str, Sequence[Measured]], bars: Sequence[Bar], taken: Recipe
 ) -> Iterator[Section]:
     """A table for each part: what was predicted of recipes, and what was measured.
 
     Args:
         parts: Recipes measured on `refine` and on `certify`, or by text, as `refine: prose`.
         bars: What they have to meet.
+        taken: The one that all of it is about; its rows are marked.
     """
     for part, rows in parts.items():
         name, _, text = part.partition(": ")
-        yield _section(_TITLES[name] + (f", {text}" if text else ""), rows, bars)
+        yield _section(_TITLES[name] + (f", {text}" if text else ""), rows, bars, taken)
 
 
 def draw_predicted(table: Table, theme: Theme = LIGHT) -> Figure:
@@ -121,7 +124,7 @@ def _less(upper: float | None, lower: float | None) -> float:
     return 0.0 if upper is None or lower is None else max(0.0, upper - lower)
 
 
-def _section(title: str, rows: Sequence[Measured], bars: Sequence[Bar]) -> Section:
+def _section(title: str, rows: Sequence[Measured], bars: Sequence[Bar], taken: Recipe) -> Section:
     columns = [
         naming("bits of the linears"),
         Column("size", "size"),
@@ -134,12 +137,14 @@ def _section(title: str, rows: Sequence[Measured], bars: Sequence[Bar]) -> Secti
         Column("as predicted", "as predicted"),
         *([Column("the bar", "the bar")] if bars else []),
     ]
-    return Section(title, columns, [[*_cells(row), *_verdict(row, bars)] for row in rows])
+    cells = [[*_cells(row, taken), *_verdict(row, bars)] for row in rows]
+    return Section(title, columns, cells)
 
 
-def _cells(row: Measured) -> Iterator[Cell]:
+def _cells(row: Measured, taken: Recipe) -> Iterator[Cell]:
     size = row.decision.size
-    yield Cell(number(size.bits, digits=2), value=size.bits)
+    mark = _TAKEN if row.decision.recipe == taken else ""
+    yield Cell(number(size.bits, digits=2), mark, value=size.bits)
     yield Cell(gigabytes(size.bytes), value=size.bytes)
     for measure in ("kl", "nll"):
         for estimate in (row.decision.predicted[measure], row.found[measure]):

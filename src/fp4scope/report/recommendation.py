@@ -35,9 +35,14 @@ def measured_on(found: Recommendation) -> str:
 
 
 def held_line(found: Recommendation) -> str:
-    """For how many recipes intervals hold at once."""
+    """Why a smaller one was not taken, and for how many recipes intervals hold at once."""
     count = len(found.certified) * max(1, len(found.texts))
-    return f"Intervals on windows that nothing was chosen on hold for all {count} rows at once."
+    held = f"Intervals on certify hold for all {count} rows at once."
+    if found.searched is not None or not found.bars:
+        return held
+    if all(one.verdict(found.bars) is not Verdict.MET for one in found.refined):
+        return held
+    return f"Taken is the smallest that met the bar on refine; certify judges it. {held}"
 
 
 def next_commands(found: Recommendation, recipe: Path) -> Iterator[tuple[str, Sequence[str]]]:

@@ -130,7 +130,7 @@ def _sections(found: Recommendation) -> Iterator[Section]:
     note = " ".join(f"{line}." for line in engine_lines(found.decider, decision))
     yield replace(decision_section(found.decider, decision), note=note)
     parts = {part: found.parts[part] for part in sorted(found.parts, key=_is_refine)}
-    yield from proof_sections(parts, found.bars)
+    yield from proof_sections(parts, found.bars, decision.recipe)
 
 
 def _is_refine(part: str) -> bool:
