@@ -5,8 +5,8 @@ import pytest
 
 from asking import REFERENCE, Asked, observed
 from fp4scope.design import CAUSES, Unit, of_units
+from fp4scope.design.probes import gains, variants
 from fp4scope.ledger import results_from_json, results_to_json
-from fp4scope.probes import gains, variants
 from fp4scope.stats import gain_table, split_table
 from fp4scope.stats.inference.intervals import ratio
 from fp4scope.study import Direction

@@ -6,7 +6,7 @@ from scipy import stats as scipy_stats
 
 from asking import fused_model as model
 from fp4scope.design import NOTHING, design
-from fp4scope.designs import levels
+from fp4scope.design.mixtures import levels
 from fp4scope.errors import StudyError
 from fp4scope.groups import fused_groups
 from fp4scope.ledger import Ledger, Results, Rows

@@ -8,8 +8,8 @@ import pytest
 from asking import REFERENCE, Asked, all_quantized, observed
 from fp4scope.deploy.remedies import remedies_served
 from fp4scope.design import CAUSES, REMEDIES, Contrast, Family, Unit, of_units
+from fp4scope.design.probes import gains, remedies, variants
 from fp4scope.ledger import Ledger, LocalError
-from fp4scope.probes import gains, remedies, variants
 from fp4scope.recipes import Recipe
 from fp4scope.stats import costly_units, remedy_table
 from fp4scope.stats.findings.attribution import attributions

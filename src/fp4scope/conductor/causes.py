@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fp4scope.conductor.prepare import Prepared
+from fp4scope.design.probes import variants
 from fp4scope.errors import OutputError
 from fp4scope.formats import BlockFormat
 from fp4scope.ledger import Log
@@ -19,7 +20,6 @@ from fp4scope.ledger.schema import ErrorRecord, Errors, LocalError
 from fp4scope.models import Layer, LoadedModel
 from fp4scope.operands import Injector, Input, watched
 from fp4scope.operands.errors import OperandError, relative_error
-from fp4scope.probes import variants
 from fp4scope.study import Causes, Study
 from fp4scope.sweep import Listener, Progress
 from fp4scope.treatments import Setting, Treatment

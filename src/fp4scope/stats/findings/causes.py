@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fp4scope.design import Unit
+from fp4scope.design.probes import GAINS, variants
 from fp4scope.formats import get_treatment_format
 from fp4scope.ledger import Results
-from fp4scope.probes import GAINS, variants
 from fp4scope.stats.findings.pairing import Pairing
 from fp4scope.stats.inference.intervals import Estimate, mean, ratio
 from fp4scope.stats.inference.series import Floats, Integers, aligned

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fp4scope.design import Unit
+from fp4scope.design.probes import GAINS
 from fp4scope.ledger import Results
-from fp4scope.probes import GAINS
 from fp4scope.recipes import Recipe
 from fp4scope.stats.findings.causes import output_errors, probed
 from fp4scope.stats.findings.pairing import Pairing

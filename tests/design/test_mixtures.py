@@ -5,7 +5,7 @@ import pytest
 
 from asking import fused_model as model
 from fp4scope.design import MIXED, NOTHING, design
-from fp4scope.designs import levels, mixtures
+from fp4scope.design.mixtures import levels, mixtures
 from fp4scope.groups import fused_groups
 from fp4scope.study import Study
 from fp4scope.treatments import Setting
