@@ -12,7 +12,8 @@ from transformers.models.llama import modeling_llama
 from fp4scope.errors import ModelError
 from fp4scope.models import BlockStack, State, find_layout
 from fp4scope.models import stack as models_stack
-from fp4scope.models.stack import only_last_rows, together
+from fp4scope.models.stack import only_last_rows
+from fp4scope.models.states import together
 
 EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
 FAMILIES = (

@@ -279,7 +279,7 @@ def test_shared_inputs_are_quantized_once_and_to_the_same(
     assert len(qdq_calls) == 4 * layout.blocks
 
     qdq_calls.clear()
-    monkeypatch.setattr(injector_module._SharedInput, "is_for", lambda *_: False)
+    monkeypatch.setattr(injector_module.SharedInput, "is_for", lambda *_: False)
     with Injector(model).applied(settings):
         assert torch.equal(logits(model, ids), shared)
     assert len(qdq_calls) == len(layout.linears)

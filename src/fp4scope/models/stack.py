@@ -8,9 +8,8 @@ hidden state (`links`) is part of the state. What the model does after its block
 (final norm, head, soft caps, scales) is its own forward too, the blocks aside again: `tail`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,116 +19,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fp4scope.errors import ModelError
+from fp4scope.models.calls import (
+    HIDDEN,
+    BlockInputs,
+    first_of,
+    for_batch,
+    hidden_of,
+    merged_calls,
+    state_of,
+    without_hidden,
+)
 from fp4scope.models.config import config_value, text_config
 from fp4scope.models.fusion import Entering, fused, is_gated, namespaces, replaced
 from fp4scope.models.layout import Layout
-from fp4scope.models.links import (
-    CALL,
-    OUTPUT,
-    Axes,
-    Carried,
-    Links,
-    Shared,
-    Tracer,
-    at,
-    mapped,
-    placed,
-)
+from fp4scope.models.links import CALL, OUTPUT, Carried, Links, Shared, Tracer, at, mapped, placed
 from fp4scope.models.offload import Offloaded
+from fp4scope.models.states import State
 
 Tail = Callable[[Tensor], Tensor]
-_HIDDEN = "hidden_states"
-
-
-@dataclass(frozen=True)
-class State:
-    """What one block hands the next, on some windows: axis 0 of every tensor has them.
-
-    Attributes:
-        hidden: The hidden state; it may have more than one stream.
-        carried: What later blocks read beside it, by number (`Links`).
-    """
-
-    hidden: Shaped[Tensor, "windows tokens *hidden"]
-    carried: Mapping[int, Tensor] = field(default_factory=dict)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        """The same with every tensor mapped."""
-        carried = {slot: function(x) for slot, x in self.carried.items()}
-        return State(function(self.hidden), carried)
-
-    def some(self, windows: slice) -> "State":
-        """The same on some of its windows."""
-        return self.map(lambda x: x[windows])
-
-    def apart(self, count: int) -> "list[State]":
-        """A batch of so many states, each on the same number of windows."""
-        each = len(self.hidden) // count
-        return [self.some(slice(i * each, (i + 1) * each)) for i in range(count)]
-
-
-def together(states: Sequence[State], slots: Collection[int], copy: bool = True) -> State:
-    """States one behind the other, with what they carry of this.
-
-    Without `copy` hidden states that lie so already stay where they are.
-    """
-    carried = {slot: torch.cat([state.carried[slot] for state in states]) for slot in slots}
-    hidden = [state.hidden for state in states]
-    joined = None if copy else _adjacent(hidden)
-    return State(torch.cat(hidden) if joined is None else joined, carried)
-
-
-def _adjacent(parts: Sequence[Tensor]) -> Tensor | None:
-    """Parts that follow each other in memory as one tensor, else None."""
-    first, place = parts[0], parts[0].storage_offset()
-    for part in parts:
-        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and part.is_contiguous() and part.storage_offset() == place):
-            return None
-        place += part.numel()
-    shape = sum(len(part) for part in parts), *first.shape[1:]
-    # Not strides of the first: along an axis with one entry they may be any.
-    strides = torch.empty(shape, device="meta").stride()
-    return first.as_strided(shape, strides)
 
 
 def _changed(tensor: Tensor, before: Tensor, version: int | None) -> bool:
     """Whether it was written into, also past what counts versions, or with the same numbers."""
     counted = version is not None and tensor._version != version
     return counted or not torch.equal(tensor, before)
-
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """What a model hands its blocks on some windows.
-
-    `embedded` is what enters block 0. `calls[b]` are the other arguments of block b, in which a
-    tensor that is not the same for all windows is a `PerWindow`, and one that an earlier block
-    leaves is `Carried`.
-    """
-
-    embedded: Shaped[Tensor, "windows tokens *hidden"]
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the different tensors that are kept."""
-        found: dict[int, int] = {}
-
-        def add(leaf: Any) -> None:  # noqa: ANN401
-            for tensor in leaf.tensors if isinstance(leaf, PerWindow) else (leaf,):
-                if isinstance(tensor, Tensor):
-                    found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-
-        mapped(add, [self.embedded, *self.calls])
-        return sum(found.values())
-
-
-@dataclass(frozen=True)
-class PerWindow:
-    """A tensor that every window has its own of."""
-
-    tensors: tuple[Tensor, ...]
 
 
 class BlockStack:
@@ -187,7 +100,7 @@ class BlockStack:
                 state.
         """
         embedded, calls = zip(*(self._capture_one(row) for row in ids), strict=True)
-        return BlockInputs(torch.cat(embedded), _merge(calls, {}))
+        return BlockInputs(torch.cat(embedded), merged_calls(calls, {}))
 
     def _capture_one(self, row: Int[Tensor, " tokens"]) -> tuple[Tensor, tuple[Any, ...]]:
         calls: list[tuple[int, Any]] = []
@@ -197,17 +110,17 @@ class BlockStack:
         tracer = None if self._beside else Tracer(len(row))
 
         def before(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-            hidden, axes = _hidden(args, kwargs, len(row))
+            hidden, axes = hidden_of(args, kwargs, len(row))
             if not calls:
                 embedded.append(axes.first(hidden, 1).clone())
-            calls.append((index, _without_hidden(args, kwargs)))
+            calls.append((index, without_hidden(args, kwargs)))
             if tracer is not None:
                 tracer.enter(hidden, calls[-1][1])
                 version = None if hidden.is_inference() else hidden._version
                 entered.append((hidden, hidden.clone(), version))
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-            _state_of(output)
+            state_of(output)
             beside.append(len(output) - 1 if isinstance(output, tuple | list) else None)
             if tracer is not None:
                 tracer.leave(output)
@@ -240,7 +153,7 @@ class BlockStack:
         found: list[Tensor] = []
 
         def after(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
-            found.append(self.links.stream.first(_state_of(output), 1)[0])
+            found.append(self.links.stream.first(state_of(output), 1)[0])
 
         hook = self._blocks[-1].register_forward_hook(after)
         try:
@@ -274,7 +187,7 @@ class BlockStack:
         """Blocks that do nothing but to return `output` of their number and what enters them."""
 
         def aside(index: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            x = output(index, _first_of(args, kwargs))
+            x = output(index, first_of(args, kwargs))
             beside = self._beside[index]
             return x if beside is None else (x, *[None] * beside)
 
@@ -315,18 +228,18 @@ class BlockStack:
         def filled(leaf: Any) -> Any:  # noqa: ANN401
             if isinstance(leaf, Carried):
                 return links.axes[leaf.slot].back(state.carried[leaf.slot])
-            return leaf.fresh(filled) if isinstance(leaf, Shared) else _for_batch(leaf, windows)
+            return leaf.fresh(filled) if isinstance(leaf, Shared) else for_batch(leaf, windows)
 
         args, kwargs = mapped(filled, inputs.calls[block])
         hidden = links.stream.back(state.hidden)
-        if _HIDDEN in kwargs:
-            kwargs[_HIDDEN] = hidden
+        if HIDDEN in kwargs:
+            kwargs[HIDDEN] = hidden
         else:
             args = (hidden, *args[1:])
         output = self._blocks[block](*args, **kwargs)
         left = {OUTPUT: output, CALL: (args, kwargs)}
         return State(
-            links.stream.first(_state_of(output), count),
+            links.stream.first(state_of(output), count),
             {s: links.axes[s].first(at(p, left), count) for s, p in links.writes[block].items()},
         )
 
@@ -441,63 +354,3 @@ def only_last_rows(model: PreTrainedModel, count: int) -> Iterator[None]:
     finally:
         if hook is not None:
             hook.remove()
-
-
-def _first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    return kwargs.get(_HIDDEN, args[0] if args else None)
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int) -> tuple[Tensor, Axes]:
-    """The hidden state that a block is called with, and its axes."""
-    hidden = _first_of(args, kwargs)
-    axes = Axes.of_stream(hidden, tokens) if isinstance(hidden, Tensor) else None
-    if axes is None:
-        raise ModelError(
-            "the blocks of this model take no hidden state of a window's tokens as their first "
-            f"argument or as {_HIDDEN}, so it cannot be measured block by block"
-        )
-    return hidden, axes
-
-
-def _state_of(output: Any) -> Tensor:  # noqa: ANN401
-    """The hidden state in what a block returns."""
-    state = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(state, Tensor):
-        raise ModelError(
-            f"the blocks of this model return a {type(output).__name__} instead of a hidden state, "
-            "or a tuple that begins with one, so it cannot be measured block by block"
-        )
-    return state
-
-
-def _without_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    if _HIDDEN in kwargs:
-        return args, {**kwargs, _HIDDEN: None}
-    return (None, *args[1:]), kwargs
-
-
-def _merge(calls: Sequence[Any], merged: dict[tuple[int, ...], Any]) -> Any:  # noqa: ANN401
-    """The same call on several windows as one. Blocks share tensors: `merged` has those seen."""
-    first = calls[0]
-    if isinstance(first, tuple | list):
-        return tuple(_merge(parts, merged) for parts in zip(*calls, strict=True))
-    if isinstance(first, dict):
-        return {key: _merge([call[key] for call in calls], merged) for key in first}
-    if isinstance(first, Tensor):
-        key = tuple(map(id, calls))
-        if key not in merged:
-            same = all(call is first or torch.equal(call, first) for call in calls[1:])
-            merged[key] = first if same else PerWindow(tuple(calls))
-        return merged[key]
-    if hasattr(first, "get_seq_length"):  # a cache made in spite of use_cache=False
-        return None
-    return first
-
-
-def _for_batch(leaf: Any, windows: Sequence[int]) -> Any:  # noqa: ANN401
-    if isinstance(leaf, PerWindow):
-        return torch.cat([leaf.tensors[w] for w in windows])
-    # Axis 0 of what has more than one is the batch; a bare vector (cache positions) has none.
-    if isinstance(leaf, Tensor) and leaf.ndim > 1 and leaf.shape[0] == 1:
-        return leaf.expand(len(windows), *leaf.shape[1:])
-    return leaf

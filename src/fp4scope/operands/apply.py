@@ -7,16 +7,11 @@ value is ever written into it. The forward that runs is the model's own, whateve
 
 Quantized weights are kept from one `with` to the next, by linear and treatment, until `forget`. An
 input that several linears share (q/k/v, gate/up) is quantized once.
-
-Where a gradient is wanted it passes straight through the quantized inputs, as if quantizing were
-the identity (Bengio et al. 2013, arXiv 1308.3432): the map's own is zero almost everywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -28,6 +23,7 @@ from fp4scope.operands.adapters import Input, Operand, Product
 from fp4scope.operands.experts import experts_in, routed
 from fp4scope.operands.fitted import Fits, Moments
 from fp4scope.operands.images import Images, places_of
+from fp4scope.operands.inputs import Amaxes, Chosen, SeveralTimes, SharedInput, straight_through
 from fp4scope.operands.nonfinite import nonfinite_cause
 from fp4scope.operands.products import operand_at, place_of, product_at
 from fp4scope.operands.treated import image_of, noisy
@@ -80,10 +76,10 @@ class Injector:
         self._originals: dict[str, nn.Parameter] | None = None
         # One for each weight and each input that was quantized; true only when an error follows.
         self._flags: dict[tuple[str, str], Tensor] = {}
-        self._amaxes: dict[tuple[str, _Amax, torch.device], Tensor] = {}
-        self._shared: _SharedInput | None = None
+        self._amaxes: dict[tuple[str, Amaxes, torch.device], Tensor] = {}
+        self._shared: SharedInput | None = None
         # Modules whose whole input is quantized in one way, by identity: name and how.
-        self._whole: dict[int, tuple[str, list[_Chosen]]] = {}
+        self._whole: dict[int, tuple[str, list[Chosen]]] = {}
 
     @contextmanager
     def applied(self, settings: Mapping[str, Setting], *, check: bool = True) -> Iterator[None]:
@@ -153,7 +149,7 @@ class Injector:
         if not inputs:
             return
         chosen = [
-            _Chosen(treatment, self._amax(name, treatment), tuple(pieces))
+            Chosen(treatment, self._amax(name, treatment), tuple(pieces))
             for treatment, pieces in inputs.items()
         ]
         if len(chosen) == 1 and len(chosen[0].pieces or ()) == self._pieces(name):
@@ -163,7 +159,7 @@ class Injector:
         if parts is None or chosen[0].pieces is None or parts[0].axis == "cols":
             undo.callback(operand.watch(name, partial(self._quantize_input, chosen), None))
         else:
-            several = _SeveralTimes(self.product(name), parts, chosen, self._quantize_input)
+            several = SeveralTimes(self.product(name), parts, chosen, self._quantize_input)
             undo.callback(operand.watch(name, several.before, several.after))
 
     def _apply_noise(self, name: str, settings: Mapping[int, Setting], undo: ExitStack) -> None:
@@ -216,7 +212,7 @@ class Injector:
         scale = self._scale_amax(name, Input(x), amax) if fmt.uses_tensor_amax else None
         image = qdq_gated(gate, x, kind, fmt, scale, self._flag(name, "input", x))
         # The linear's own watcher finds that it is quantized already.
-        self._shared = _SharedInput(image, image._version, chosen, "", image)
+        self._shared = SharedInput(image, image._version, chosen, "", image)
         return image
 
     def check(self) -> None:
@@ -362,7 +358,7 @@ class Injector:
         others = [other for other in self._fused.get(name, ()) if other != name]
         return [(self.product(other), self._original(other)) for other in others]
 
-    def _amax(self, name: str, treatment: Treatment) -> "_Amax":
+    def _amax(self, name: str, treatment: Treatment) -> Amaxes:
         if treatment.tensor_scale in (None, Amax.WINDOW):
             return None
         if name not in self.calibrated:
@@ -373,7 +369,7 @@ class Injector:
         each = self.by_expert.get(name) if treatment.tensor_scale is Amax.EXPERT else None
         return self.calibrated[name] if each is None else each
 
-    def _quantize_input(self, chosen: "Sequence[_Chosen]", name: str, entering: Input) -> Tensor:
+    def _quantize_input(self, chosen: Sequence[Chosen], name: str, entering: Input) -> Tensor:
         x = entering.x
         # Parts of inputs are not those of another linear that reads the same tensor, nor is what
         # is fitted to its weight.
@@ -394,13 +390,13 @@ class Injector:
             else:
                 image = entering.where(pieces, rounded, image)
         if torch.is_grad_enabled() and x.requires_grad:
-            image = _straight_through(x, image)
+            image = straight_through(x, image)
         if not x.is_inference():  # such tensors cannot tell whether they were changed
-            self._shared = _SharedInput(x, x._version, chosen, apart, image)
+            self._shared = SharedInput(x, x._version, chosen, apart, image)
         return image
 
     def _input_image(
-        self, name: str, treatment: Treatment, amax: "_Amax", entering: Input
+        self, name: str, treatment: Treatment, amax: Amaxes, entering: Input
     ) -> Tensor:
         self._check_amax(name, amax, entering.x)
         flag = self._flag(name, "input", entering.x)
@@ -413,7 +409,7 @@ class Injector:
         fits = self._fits.of(name, treatment)
         return image_of(entering.x, treatment, scale_amax, flag, entering=True, **fits)
 
-    def _check_amax(self, name: str, amax: "_Amax", x: Tensor) -> None:
+    def _check_amax(self, name: str, amax: Amaxes, x: Tensor) -> None:
         if amax == 0 and bool(x.any()):
             raise NonFiniteError(
                 f"the calibrated amax of the input of {name} is 0, but here it is not zero; "
@@ -425,7 +421,7 @@ class Injector:
             self._flags[name, operand] = torch.zeros((), dtype=torch.bool, device=x.device)
         return self._flags[name, operand]
 
-    def _scale_amax(self, name: str, entering: Input, amax: "_Amax") -> Tensor | None:
+    def _scale_amax(self, name: str, entering: Input, amax: Amaxes) -> Tensor | None:
         """The calibrated one, kept on the device, that of each row's expert, or of each window."""
         x = entering.x
         if x.numel() == 0:  # an expert that no token chose
@@ -437,85 +433,3 @@ class Injector:
             self._amaxes[key] = torch.tensor(amax, dtype=torch.float32, device=x.device)
         found = self._amaxes[key]
         return found if found.ndim == 0 else entering.by_row(found)[:, None]
-
-
-_Amax = float | tuple[float, ...] | None
-"""Of a product, of each of its experts, or not known before."""
-
-
-class _Chosen(NamedTuple):
-    """How what enters some experts or parts is quantized; all of it where `pieces` is None."""
-
-    treatment: Treatment
-    amax: _Amax
-    pieces: tuple[int, ...] | None
-
-
-class _SeveralTimes:
-    """A product that runs once for each way in which what enters its parts is treated.
-
-    Each part of its output is of the run with its own input.
-    """
-
-    def __init__(
-        self,
-        product: Product,
-        parts: Sequence[Part],
-        chosen: Sequence[_Chosen],
-        quantize: Callable[[Sequence[_Chosen], str, Input], Tensor],
-    ) -> None:
-        self._product, self._parts, self._quantize = product, parts, quantize
-        self._first, *self._others = chosen
-        treated = {piece for each in chosen for piece in each.pieces or ()}
-        self._plain = tuple(piece for piece in range(len(parts)) if piece not in treated)
-
-    def before(self, name: str, entering: Input) -> Tensor:
-        return self._quantize([self._first._replace(pieces=None)], name, entering)
-
-    def after(self, name: str, entering: Input, output: Tensor) -> Tensor:
-        for each in self._others:
-            x = self._quantize([each._replace(pieces=None)], name, entering)
-            output = self._merged(output, entering._replace(x=x), each.pieces or ())
-        return self._merged(output, entering, self._plain)
-
-    def _merged(self, output: Tensor, entering: Input, pieces: Sequence[int]) -> Tensor:
-        """The output, these parts of it from another input."""
-        if not pieces:
-            return output
-        rows = places_of(self._parts, pieces, output.device)
-        own = self._product.run(entering).index_select(-1, rows)
-        return output.index_copy(-1, rows, own)
-
-
-@dataclass(frozen=True)
-class _SharedInput:
-    """The last quantized input: the next linear often reads the same tensor."""
-
-    x: Tensor
-    version: int
-    chosen: Sequence[_Chosen]
-    apart: str
-    image: Tensor
-
-    def is_for(self, x: Tensor, chosen: Sequence[_Chosen], apart: str) -> bool:
-        known = (self.chosen, self.apart) == (chosen, apart)
-        return self.x is x and self.version == x._version and known
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the image, bit for bit; backward the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, image: Tensor) -> Tensor:  # noqa: ANN401
-        return image.view_as(image)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return gradients[0], None
-
-
-def _straight_through(x: Tensor, image: Tensor) -> Tensor:
-    """`image`, its gradient that of `x`. `x + (image - x).detach()` would change bits."""
-    found = _StraightThrough.apply(x, image)
-    assert isinstance(found, Tensor)
-    return found
