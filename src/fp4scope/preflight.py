@@ -24,6 +24,12 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu", "xla", "hpu", "npu", "mtia", "meta")
 """What torch calls devices; a backend that is installed beside it may bring another."""
 _TIMEOUT_S = 10.0
 _PAUSE_S = 1.0
+_SETTINGS = b"\x04"
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)
+"""How a client of gRPC begins, which Ray talks: the preface of HTTP/2 and settings, none.
+
+The server begins with its own, in a frame whose fourth byte is its type (RFC 9113, 3.4 and 4.1).
+"""
 _TEXT_MEMORY = 240
 """Bytes of memory that tokenizing may take for each byte of text.
 
@@ -109,15 +115,23 @@ def _require_ray(study: Study) -> None:
 
 
 def _require_listener(workers: Place) -> None:
-    """Refuse an address where nothing listens: Ray would try for minutes."""
+    """Refuse an address where nothing listens, or something else than Ray: it tries for minutes."""
+    reason = "it does not answer as Ray does"
     try:
-        socket.create_connection(workers.endpoint, timeout=_TIMEOUT_S).close()
+        with socket.create_connection(workers.endpoint, timeout=_TIMEOUT_S) as listener:
+            # With TLS nothing is said in the clear.
+            if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false"):
+                return
+            listener.sendall(_HELLO)
+            if listener.recv(4)[3:] == _SETTINGS:
+                return
     except (OSError, OverflowError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StudyError(
-            f"workers is {workers}, but nothing answers there ({reason}); see that the cluster is "
-            "up (ray start --head) and that this host reaches it, or leave --workers out"
-        ) from None
+        reason = getattr(error, "strerror", None) or str(error)
+    raise StudyError(
+        f"workers is {workers}, but there is no Ray ({reason}); see that the cluster is up "
+        "(ray start --head), that this host reaches it, and that the port is that of the cluster, "
+        "not of its dashboard; or leave --workers out"
+    )
 
 
 def _require_recipes(study: Study) -> None:

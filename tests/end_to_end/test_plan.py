@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import fp4scope as library
-from fp4scope.conductor import forecast, room
+from fp4scope.conductor import forecast, room, workers
 from fp4scope.conductor.forecast import _TOKENS
 from fp4scope.conductor.room import Room, room_of
+from fp4scope.errors import StudyError
 from fp4scope.models import load_model
 from fp4scope.stats import MIN_WINDOWS
 from fp4scope.study import Study
@@ -224,25 +225,42 @@ def test_several_workers_take_memory_each_and_share_the_time(plan, small, monkey
     assert "more than 2 workers win nothing" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_room_of_blocks_that_wait(model_folder, tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_room_of_blocks_that_wait(model_folder, tmp_path, monkeypatch, count):
     monkeypatch.setenv("FP4SCOPE_CACHE", str(tmp_path))
     found = {}
     for where in ("no", "yes", "disk"):
-        loaded = load_model(str(model_folder), device="cpu", offload=where, sharing=workers)
-        found[where] = room_of(loaded, workers)
+        loaded = load_model(str(model_folder), device="cpu", offload=where, sharing=count)
+        found[where] = room_of(loaded, count)
     block = sum(p.nbytes for p in loaded.model.model.layers[0].parameters())
     whole = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
     assert found["no"] == Room(whole, 0)
     assert found["yes"] == Room(whole - block, 3 * block)
-    assert found["disk"] == Room(whole - block, workers * 2 * block)
+    assert found["disk"] == Room(whole - block, count * 2 * block)
+
+
+@pytest.mark.parametrize(("offload", "blocks"), [("no", 0), ("yes", -1), ("disk", 1)])
+def test_each_further_worker_takes_of_a_host_what_is_not_there_once(
+    model_folder, tmp_path, monkeypatch, offload, blocks
+):
+    monkeypatch.setenv("FP4SCOPE_CACHE", str(tmp_path))
+    loaded = load_model(str(model_folder), device="cpu", offload=offload, sharing=3)
+    block = sum(p.nbytes for p in loaded.model.model.layers[0].parameters())
+    whole = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+    study, each = Study.build(model="x", workers=3), whole + blocks * block
+    free = 2 * each + 3000
+    monkeypatch.setattr(workers, "free_memory", lambda device: free)
+    assert workers.budget_of(study, loaded) == 1000
+    free = 2 * each
+    with pytest.raises(StudyError, match=r"workers is ray:3, and each more takes .* give fewer"):
+        workers.budget_of(study, loaded)
 
 
 def test_threads_of_workers_are_counted_over_cores(monkeypatch):
     monkeypatch.setattr(room, "_cores", lambda: 4)
-    for threads, workers, expected in ((1, 4, 1), (2, 2, 1), (4, 2, 2), (1, 8, 2)):
+    for threads, count, expected in ((1, 4, 1), (2, 2, 1), (4, 2, 2), (1, 8, 2)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert room.crowded(workers) == expected
+        assert room.crowded(count) == expected
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert room.crowded_note(1) is None
     assert "2 workers have 8 threads on 4 cores" in room.crowded_note(2)

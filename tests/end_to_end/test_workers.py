@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -341,10 +342,44 @@ def test_a_cluster_that_is_not_there_is_refused_before_the_model_is_read(
     address = f"{way}127.0.0.1:{free_port()}"
     code, _, err = fp4scope("run", study["model"], "--workers", address, "-o", tmp_path)
     assert code == 2
-    assert f"workers is {address}, but nothing answers there" in " ".join(err.split())
+    assert f"workers is {address}, but there is no Ray (Connection refused)" in " ".join(
+        err.split()
+    )
 
 
-def test_one_that_listens_is_asked(monkeypatch):
+HTTP = b"HTTP/1.1 400 Bad Request\r\n"
+GRPC = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [(GRPC, None), (HTTP, "not answer as Ray"), (b"", "not answer as Ray"), (None, "timed out")],
+)
+def test_one_that_listens_is_asked_whether_it_is_ray(monkeypatch, says, reason):
+    """A dashboard, one that hangs up, and one that says nothing are not."""
+    monkeypatch.setattr(preflight, "_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer():
+            with server.accept()[0] as one:
+                if says is None:
+                    return one.recv(100), one.recv(1)
+                one.sendall(says)
+                return one.recv(100), b""
+
+        heard = thread.submit(answer)
+        study = Study.build(model="x", workers=address)
+        if reason is None:
+            preflight._require_ray(study)
+        else:
+            with pytest.raises(StudyError, match=f"there is no Ray .*{reason}.*its dashboard"):
+                preflight._require_ray(study)
+        assert heard.result()[0].startswith(b"PRI * HTTP/2.0")
+
+
+def test_a_client_takes_grpc_and_tls_is_not_talked_to_in_the_clear(monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         preflight._require_ray(Study.build(model="x", workers=address))

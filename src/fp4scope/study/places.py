@@ -66,6 +66,6 @@ class Place:
             if 1 <= (count := int(match[1])) <= _MOST:
                 return cls(count)
             raise StudyError(f"workers is {shown(text)}; give 1 to {_MOST}")
-        if re.fullmatch(r"(ray://)?[^\s/:]+:\d{1,5}|(ray://)?\[[0-9a-fA-F:.]+\]:\d{1,5}", said):
+        if re.fullmatch(rf"({_CLIENT})?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{{1,5}}", said):
             return cls(None, said)
         raise StudyError(f"workers is {shown(text)}; {_WAYS}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from fp4scope.errors import StudyError
 from fp4scope.study import Place
+from fp4scope.sweep import leftovers
 
 _OBJECT_STORE = 80 << 20
 """Bytes; Ray takes no fewer than 75 MB."""
@@ -77,15 +78,18 @@ def connected(place: Place, *, gpus: bool) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(
         prefix="fp4scope-", dir=_short(), ignore_cleanup_errors=True
     ) as folder:
-        with _handlers_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _start(ray, place, folder, gpus)
         try:
-            with _unheard(ray), _not_survived(folder):
-                yield ray
+            with _not_survived(folder):
+                try:
+                    with _undisturbed(), warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        _start(ray, place, folder, gpus)
+                    with _unheard(ray):
+                        yield ray
+                finally:
+                    with _undisturbed():
+                        ray.shutdown()
         finally:
-            with _handlers_kept():
-                ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -135,37 +139,23 @@ def _unheard(ray: Any) -> Iterator[None]:  # noqa: ANN401
         printing.print_to_stdstream = own
 
 
-_WATCH = """
-read -r _
-for process in "$@"; do
-    if grep -aqE 'ray(::|let|/)|gcs_server' "/proc/$process/cmdline"; then kill -9 "$process"; fi
-done
-rm -rf "$0"
-"""
-"""Waits for the end of its input, which comes when whoever writes it is gone, however that was."""
-
-
 @contextmanager
 def _not_survived(folder: str) -> Iterator[None]:
-    """If this process is killed, so are Ray's: its raylet goes by itself, but its agents stay."""
-    import psutil
+    """However the block or this process ends, so do the processes that Ray has started for it.
 
+    They would outlive a Ray that is stopped while it starts, and its agents one that is killed.
+    """
     if sys.platform != "linux":
         yield
         return
-    # What else this process has started has no such word in its command.
-    ours = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     with subprocess.Popen(
-        ["/bin/sh", "-c", _WATCH, folder, *ours],
+        [sys.executable, "-I", "-S", leftovers.__file__, folder, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-    ) as watcher:
-        try:
-            yield
-        finally:
-            watcher.kill()
+    ):
+        yield  # then its input ends, and it is waited for
 
 
 def _short() -> str | None:
@@ -174,13 +164,26 @@ def _short() -> str | None:
 
 
 @contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself."""
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the block ends: in the middle of Ray's work it crashes the process.
+
+    A second one does not wait. Ray takes SIGTERM for itself; that is given back.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    waiting: list[int] = []
+
+    def later(number: int, _: object) -> None:
+        waiting.append(number)
+        signal.signal(number, before[signal.SIGINT])
+
+    signal.signal(signal.SIGINT, later)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
