@@ -1,9 +1,11 @@
 """Workers in a Ray cluster that was there before: they join and leave, and the numbers stay."""
 
+import os
 import secrets
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +24,9 @@ def cluster(monkeypatch):
 
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if not (Path.home() / ".ray" / "auth_token").exists():
+            # For good: Ray reads it once in a process.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20}
         made = Cluster(initialize_head=True, head_node_args=head)
