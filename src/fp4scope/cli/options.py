@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 PATH = click.Path(path_type=Path)
 """A path that a shell completes; what is wrong with it is said later, in our own words."""
+NUMBER, POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 OUTPUT = "Output"
 """The panel of what a command leaves and shows."""
 _COLUMN = 30
@@ -106,6 +107,12 @@ def model_argument(*, required: bool) -> Argument:
         help=_sentence(field.description or ""),
         shell_complete=lambda ctx, param, word: [CompletionItem(word, type="file")],
     )
+
+
+def accept_option(help: str) -> Option:
+    """A bar on what quantizing costs."""
+    more = "'ppl<2%', 'mnat<20', 'kl<0.02', 'top1>95%'; repeatable"
+    return Option(["--accept"], multiple=True, metavar="BAR", help=f"{help}: {more}")
 
 
 def out_option(help: str, name: str = "out") -> Option:
