@@ -50,6 +50,19 @@ def named(path: str | Path) -> str:
     return text if text.isprintable() and len(text) <= 300 else shown(text)
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with `~` as shells mean it: none of them expands it behind `--out=`.
+
+    Example:
+        >>> at_home("a/b").as_posix()
+        'a/b'
+    """
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a null byte in a user's name
+        return Path(path)
+
+
 def require_file(path: str | Path, what: str, kind: type[Fp4ScopeError]) -> os.stat_result:
     """Refuse what is not a regular file that can be opened.
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fp4scope.errors import DataError, Fp4ScopeError, ModelError, StudyError, nearest
-from fp4scope.files import named, refusing, require_file, require_memory, writable_folder
+from fp4scope.files import at_home, named, refusing, require_file, require_memory, writable_folder
 from fp4scope.recipes import Recipe
 from fp4scope.study import ActivationScale, Method, Place, Study
 
@@ -155,7 +155,7 @@ def check_text(path: str | Path, what: str = "text") -> None:
     Raises:
         DataError: It is one of these.
     """
-    size = require_file(path, what, DataError).st_size
+    size = require_file(at_home(path), what, DataError).st_size
     require_memory(
         _TEXT_MEMORY * size,
         f"the {what} {named(path)} has {size / 1e6:.0f} MB, and to tokenize it",

@@ -145,6 +145,16 @@ def test_stdout_of_another_encoding_gets_what_is_like_it_or_escapes():
     assert (done.returncode, done.stderr.split(":")[1]) == (2, " -5 \\u4e16 has no results.json\n")
 
 
+def test_the_home_folder_is_meant_where_no_shell_expands_it(tmp_path):
+    """A shell leaves `--out=~/x` alone."""
+    env = os.environ | {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    done = _python(MAIN, "run", "gone", "--text=~/a.txt", env=env)
+    said = f"fp4scope: cannot read the text {tmp_path / 'a.txt'}: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    done = _python(MAIN, "report", "~/out", env=env)
+    assert done.stderr == f"fp4scope: {tmp_path / 'out'} has no results.json\n"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_stdout_is_one_line():
     with open("/dev/full", "w") as full:

@@ -259,6 +259,18 @@ def test_an_implausible_reference_is_told(models):
     assert line.startswith("The full-precision model's own perplexity is 5")
 
 
+def test_a_lower_loss_than_in_full_precision_is_told(models):
+    (line,) = answer(models(COSTS | {("fp8", "W8A8"): (-0.02, 0.03)})).caveats
+    assert line.startswith("Lower loss than in full precision: fp8 W8A8. ")
+
+
+def test_json_that_was_read_as_text_is_told(models):
+    diagnosis = models(COSTS)
+    diagnosis.results.data["source"] = "chat.jsonl"
+    (line,) = answer(diagnosis).caveats
+    assert line.startswith("chat.jsonl was read as it is")
+
+
 def test_kept_sites_store_what_full_precision_takes():
     study = Results(study={}, model={}, data={}, protocol={}, environment={}, sites=SITES)
     names = [site.name for site in SITES]

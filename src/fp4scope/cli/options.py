@@ -10,7 +10,17 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-PATH = click.Path(path_type=Path)
+from fp4scope.files import at_home
+
+
+class _Path(click.Path):
+    """A path, with `~` where no shell has expanded it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401
+        return at_home(super().convert(value, param, ctx))
+
+
+PATH = _Path(path_type=Path)
 """A path that a shell completes; what is wrong with it is said later, in our own words."""
 NUMBER, POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 OUTPUT = "Output"

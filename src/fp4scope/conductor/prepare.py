@@ -342,9 +342,10 @@ def windows_of(data: Data, loaded: LoadedModel) -> tuple[Data, WindowSet]:
 
 def _protocol_notes(study: Study, windows: WindowSet, calibration: WindowSet) -> Iterator[str]:
     bos = ", BOS before each (not a target)" if windows.bos else ""
+    raw = "; READ AS IT IS, not as chats" if windows.source.endswith(".jsonl") else ""
     yield (
         f"text: {windows.source}, {windows.tokens_in_text:,} tokens, "
-        f"{len(windows)} windows of {windows.seq_len}{bos}"
+        f"{len(windows)} windows of {windows.seq_len}{bos}{raw}"
     )
     reused = " - THE EVALUATED TEXT, there is no other" if calibration.evaluated else ""
     how = " (auto)" if study.data.calibration_windows == "auto" else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4scope.errors import DataError
-from fp4scope.files import read_bytes
+from fp4scope.files import at_home, read_bytes
 from fp4scope.preflight import check_text, hub_error
 from fp4scope.study import Dataset
 
@@ -36,7 +36,8 @@ def read_text(path: str | Path) -> Text:
     """
     check_text(path)
     try:
-        return Text(name=Path(path).name, content=read_bytes(path, "text", DataError).decode())
+        content = read_bytes(at_home(path), "text", DataError)
+        return Text(name=Path(path).name, content=content.decode())
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fp4scope.names import visible
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import windows_are
 from fp4scope.report.numbers import number, percent
@@ -54,6 +55,14 @@ def caveats(found: Findings) -> Iterator[str]:
         )
     if (results.data.get("calibration") or {}).get("evaluated") and _calibrated(found):
         yield "Scales of activations were calibrated on the evaluated text, which flatters them."
+    source = str(results.data.get("source", ""))
+    if source.endswith(".jsonl"):
+        yield (
+            f"{visible(source)} was read as it is, names and brackets of its JSON too. Chats are "
+            "read through the model's chat template where several texts are named: "
+            f"--text chat={visible(source)},prose=a.txt."
+        )
+    yield from _better(found)
     yield from _domain(found)
     yield from results.model.get("warnings", ())
 
@@ -62,6 +71,17 @@ def _calibrated(found: Findings) -> bool:
     """Whether a scale of inputs comes from the calibration text."""
     inputs = [setting.input for whole in found.wholes for setting in whole.settings]
     return any(own is not None and own.tensor_scale is not None for own in inputs)
+
+
+def _better(found: Findings) -> Iterator[str]:
+    """Whether a whole model has a lower loss than in full precision, which is no merit of it."""
+    ends = ((whole.title, whole.costs["nll"].high) for whole in found.wholes if whole.settings)
+    if lower := [title for title, high in ends if high is not None and high < 0]:
+        yield (
+            f"Lower loss than in full precision: {', '.join(lower)}. That is chance or a text that "
+            "the model is not for, and no better model. Here KL and same top token say how "
+            "far it is from the original."
+        )
 
 
 def _domain(found: Findings) -> Iterator[str]:
