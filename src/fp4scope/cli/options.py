@@ -3,6 +3,7 @@
 They are generated when a command first needs them: the list of commands answers without pydantic.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -17,7 +18,7 @@ class _Path(click.Path):
     """A path, with `~` where no shell has expanded it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401
-        return at_home(super().convert(value, param, ctx))
+        return at_home(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
 PATH = _Path(path_type=Path)
