@@ -6,6 +6,7 @@ import torch
 from fp4scope.errors import NonFiniteError
 from fp4scope.models import State, adopt
 from fp4scope.operands import Injector
+from fp4scope.sweep import task_windows
 from fp4scope.treatments import Setting
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,6 +51,14 @@ def test_a_forward_reads_each_block_once(both, ids):
     for passes in range(1, 4):
         waiting.logits(ids[0])
         assert waiting.offloaded.copies == before + passes * DEPTH
+
+
+def test_workers_copy_blocks_in_as_few_tasks_as_can_be(both):
+    whole, waiting = both
+    # 24 windows of 65,536 tokens for two workers: three tasks each, or one, or what memory takes.
+    for most, plain, few in [(100, 4, 12), (12, 4, 12), (6, 4, 6), (5, 4, 4), (3, 3, 3)]:
+        assert task_windows(24, most, 65_536, whole, 2) == plain
+        assert task_windows(24, most, 65_536, waiting, 2) == few
 
 
 def test_stepping_aside_reads_nothing(both, ids):

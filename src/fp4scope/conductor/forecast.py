@@ -131,7 +131,7 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
     shared = shared_among(study, loaded)
     task = shape.windows
     if goal is None:  # under one, tasks are those of one worker
-        task = task_windows(len(windows), task, windows.seq_len, loaded.device.type, shared)
+        task = task_windows(len(windows), task, windows.seq_len, loaded, shared)
     share = left_of(len(windows), task if goal is None else 1, shared)
     if loaded.device.type == "cpu":
         share *= crowded(shared)

@@ -17,6 +17,7 @@ import torch
 from fp4scope.design import keys_of
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Found, Log
+from fp4scope.models import LoadedModel
 from fp4scope.sweep.check import SelfCheck
 from fp4scope.sweep.crew import Alone, Crew, Outcome
 from fp4scope.sweep.memory import Memory
@@ -88,19 +89,21 @@ def schedule(
     return Scheduler(worker, memory, log, stopping, shape, notes, windows, crew)
 
 
-def task_windows(left: int, most: int, tokens: int, kind: str, workers: int) -> int:
+def task_windows(left: int, most: int, tokens: int, loaded: LoadedModel, workers: int) -> int:
     """How many windows a task has: as many as fit, or, for several workers, equal parts.
 
     Args:
         left: Windows to be measured.
         most: That fit.
         tokens: Of a window.
-        kind: Of device.
+        loaded: The model. If its blocks wait on the host every task copies them all, so tasks are
+            as few as can be.
         workers: How many share them.
     """
     if workers == 1:
         return most
-    filled = left * tokens // (workers * _BUSY.get(kind, 1))
+    waits = loaded.offloaded is not None
+    filled = 1 if waits else left * tokens // (workers * _BUSY.get(loaded.device.type, 1))
     rounds = max(-(-left // (workers * most)), min(filled, _ROUNDS), 1)
     return -(-left // (workers * rounds))
 
@@ -228,8 +231,8 @@ class Scheduler:
             done = len(self.windows) - len(self._left)
             return min(most, job_windows(self.stopping.goal, done))
         if self._cut_for != (most, workers):
-            kind, tokens = self.worker.loaded.device.type, self.worker.ids.shape[1]
-            self._size = task_windows(len(self._left), most, tokens, kind, workers)
+            loaded, tokens = self.worker.loaded, self.worker.ids.shape[1]
+            self._size = task_windows(len(self._left), most, tokens, loaded, workers)
             self._cut_for = most, workers
         return self._size
 
