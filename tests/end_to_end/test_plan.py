@@ -105,6 +105,14 @@ def test_work_is_what_a_run_does(planned, executed):
     assert planned.windows == diagnosis.results.data["windows"]
 
 
+def test_the_time_without_layers_is_that_of_a_plan_without_them(study, planned):
+    """Relative to the whole, for speed is measured anew in each plan."""
+    less = forecast(study.but(sweep="projections:keep"))
+    assert less.coarse_s is None
+    assert planned.coarse_s / planned.sweep_s == pytest.approx(less.work / planned.work)
+    assert less.work < planned.work
+
+
 def test_passes_are_those_of_the_journal(planned, executed):
     diagnosis, _, _ = executed
     lines = map(json.loads, (diagnosis.folder / "journal.jsonl").read_text().splitlines())

@@ -73,6 +73,9 @@ def _print(study: Study, found: "StudyForecast") -> None:
         f"{share:.0%} fewer than one run for each variant",
         "time": f"about {clock(found.sweep_s)} and {clock(found.calibration_s)} of calibration",
     }
+    if found.coarse_s is not None:
+        less = ",".join(one for one in study.flat()["sweep"] if not one.startswith("layers"))
+        rows["time"] += f"; without single layers about {clock(found.coarse_s)} (--sweep {less})"
     if found.workers > 1 and model["device"].startswith("cpu"):
         each = found.memory_bytes + found.room.device_bytes
         host = found.workers * each + found.room.host_bytes

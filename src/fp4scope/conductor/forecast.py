@@ -24,7 +24,7 @@ from fp4scope.ledger import Ledger, Log
 from fp4scope.operands import Injector
 from fp4scope.preflight import check
 from fp4scope.stats import Pairing, half_width, mean, seen_table
-from fp4scope.study import Study
+from fp4scope.study import Level, Study
 from fp4scope.sweep import (
     MOST_WINDOWS,
     Listener,
@@ -43,6 +43,7 @@ from fp4scope.sweep import (
 
 _WINDOWS = 4
 _TOKENS = {"cpu": 128, "cuda": 1024}
+_LAYERS = Level.LAYERS.value
 _UNITS = 4
 """So many of each format, precision, direction and level."""
 
@@ -74,7 +75,8 @@ class StudyForecast:
     device. `unseen` are how many experts will probably see few tokens at calibration, and of how
     many. `workers` share the sweep; those of a cluster are not counted; `crowded` says why they
     slow each other down. Of `variants`, `causes` tell why units cost what they do. `remedies` come
-    after these, at most so many; `remedies_s` is how long they take.
+    after these, at most so many; `remedies_s` is how long they take. `coarse_s` is what the sweep
+    takes without single layers, where there is more.
     """
 
     study: Study
@@ -95,6 +97,7 @@ class StudyForecast:
     calibration_s: float
     sweep_s: float
     remedies_s: float
+    coarse_s: float | None
     estimates_s: float | None
     families: tuple[Family, ...]
     unseen: tuple[int, int]
@@ -158,6 +161,9 @@ def forecast(study: Study, progress: Listener | None = None) -> StudyForecast:
         * probe.seconds_per_block,
         sweep_s=work * longer * probe.seconds_per_block * share,
         remedies_s=more * longer * probe.seconds_per_block,
+        coarse_s=None
+        if (coarse := _without_layers(prepared, memory)) is None
+        else coarse * longer * probe.seconds_per_block * share,
         estimates_s=None
         if probe.seconds_per_estimate is None
         else len(windows) * longer * probe.seconds_per_estimate,
@@ -181,6 +187,18 @@ def _remedies(study: Study, prepared: Prepared, memory: Memory) -> tuple[list[Ru
     runs = like_remedied(study, prepared.loaded.layout.sites).runs
     own, ours = memory.of(runs), measuring(windows)
     return runs, own.work(own.shape(len(ours))) * len(ours)
+
+
+def _without_layers(prepared: Prepared, memory: Memory) -> float | None:
+    """The work on all windows without single layers; None where that is nothing or all."""
+    swept = {f: members for f, members in _families(prepared).items() if f.direction is not None}
+    if {family.level == _LAYERS for family in swept} != {True, False}:
+        return None
+    single = {c.own for f, members in swept.items() if f.level == _LAYERS for c in members}
+    others = {c.own for f, members in swept.items() if f.level != _LAYERS for c in members}
+    own = memory.of([run for run in prepared.runs if run.recipe not in single - others])
+    windows = len(prepared.windows)
+    return own.work(own.shape(windows)) * windows
 
 
 class _Probe:
