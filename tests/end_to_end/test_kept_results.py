@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import fp4scope
+from fp4scope.cli.recipe import print_recipe
+from fp4scope.report.verdict import verdicts
 
 ROOT = Path(__file__).parents[2]
 FROZEN = np.load(ROOT / "tests" / "data" / "kept_tables.npz")
@@ -61,3 +63,12 @@ def test_the_kept_file_is_what_the_table_says(diagnosis, name):
     kept = (ROOT / "docs" / "results" / run / f"{table}.csv").read_text(encoding="utf-8")
     assert kept.splitlines()[0] == ",".join(getattr(diagnosis(run), table).columns)
     assert len(kept.splitlines()) == 1 + len(getattr(diagnosis(run), table))
+
+
+def test_what_a_page_predicts_is_what_its_next_command_chooses(diagnosis, tmp_path, capsys):
+    """Of MXFP4 and NVFP4 every engine loads NVFP4 alone layer by layer."""
+    folder = ROOT / "docs" / "results" / "smollm2-135m"
+    print_recipe(folder, accept=["ppl<5%"], out=tmp_path / "recipe.yaml")
+    bits = capsys.readouterr().out.partition(" bits a weight")[0]
+    (said,) = (line for line in verdicts(diagnosis("smollm2-135m")) if line.startswith("ppl<5%"))
+    assert f"A recipe of {bits} bits" in said

@@ -6,6 +6,7 @@ from fp4scope import stats
 from fp4scope.deploy.bar import Bar, parse_bar, with_companions
 from fp4scope.deploy.decide import Decision
 from fp4scope.deploy.found import decider
+from fp4scope.deploy.palette import engine_of
 from fp4scope.deploy.remedies import remedies_served
 from fp4scope.errors import StudyError
 from fp4scope.ledger import Results, TaskResults
@@ -154,9 +155,12 @@ class Findings:
 
     @cached_property
     def front(self) -> list[Decision]:
-        """Recipes by size, each of least predicted KL; none where effects of units are unknown."""
+        """Recipes by size, each of least predicted KL, as `fp4scope recipe` chooses them.
+
+        None where effects of units are unknown, or no engine loads what was measured.
+        """
         try:
-            return decider(self.results).front()
+            return decider(self.results, engine=engine_of(None, None)).front()
         except StudyError:
             return []
 
