@@ -170,7 +170,7 @@ def test_a_bar_that_is_met(recommend, text_file, tmp_path):
         (("--max-bits", "nan"), 24, "max_bits is nan"),
         (("--max-size", "lots"), 24, "max_size is 'lots'"),
         (("--accept", "ppl<2"), 24, "written ppl<2%"),
-        (("--max-bits", 5), 20, "cannot be cut into three"),
+        (("--max-bits", 5), 20, "refining and certifying need; give --windows 24 or more"),
         (("--max-bits", 5, "--palette", "fp3,bf16"), 24, "unknown format"),
     ],
 )

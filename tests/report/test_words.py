@@ -224,6 +224,10 @@ def test_the_next_step(known, tmp_path):
     unclear.results.data["tokens_in_text"] = 11 * 50
     again = "fp4scope run --config /out/study.yaml"
     assert step(unclear) == f"{again} --windows 50 -o /out-50-windows"
+    few = known()
+    few.results.study["data"] = {"windows": 8}
+    more = chosen.replace("study.yaml", "study.yaml --windows 24")
+    assert step(few) == more  # recommend takes no fewer
     barred = known()
     barred.results.protocol["accept"] = ["kl<0.02"]
     assert step(barred) == chosen.replace("ppl<2%", "kl<0.02")

@@ -26,8 +26,9 @@ from fp4scope.files import named, replace_file, text_bytes
 from fp4scope.ledger import check_folder
 from fp4scope.models import LoadedModel
 from fp4scope.preflight import check
+from fp4scope.report.labels import windows_are
 from fp4scope.stats import MIN_WINDOWS
-from fp4scope.study import PLACES, Scales, Study, read_options
+from fp4scope.study import PLACES, Data, Scales, Study, read_options
 from fp4scope.sweep import Listener, Progress
 
 CHOOSE = "choose"
@@ -166,12 +167,26 @@ def of_model(
         Fp4ScopeError: Something about the request, the model or the text; too few windows.
     """
     check(study, folder)
+    _require_thirds(study.data.windows, study.data)
     device_of(study)
     parts, first = cut(study, folder, load(study, tell), tell)
     if effects is None:
         # So that the folder says what it is of.
         replace_file(folder / "study.yaml", text_bytes(study.to_yaml()), "choose another folder")
     return parts, parts.choose(first, (effects or folder) / CHOOSE)
+
+
+def _require_thirds(count: int | None, data: Data) -> None:
+    """Refuse windows that are too few for three parts; None is as many as there are."""
+    fewest = 3 * MIN_WINDOWS
+    if count is None or count >= fewest:
+        return
+    few = f"--windows {fewest} or more"
+    more = few if data.windows is not None else "a longer text, or a smaller --seq-len"
+    raise StudyError(
+        f"{windows_are(count)} too few to be cut into three of {MIN_WINDOWS} or more, which "
+        f"choosing, refining and certifying need; give {more}"
+    )
 
 
 def cut(study: Study, folder: Path, loaded: LoadedModel, tell: Listener) -> tuple[Parts, Study]:
@@ -189,12 +204,7 @@ def cut(study: Study, folder: Path, loaded: LoadedModel, tell: Listener) -> tupl
     """
     data, windows = windows_of(study.data, loaded)
     count, first = len(windows), data.first_window
-    if count < 3 * MIN_WINDOWS:
-        raise StudyError(
-            f"{count} windows of {data.seq_len} tokens cannot be cut into three of {MIN_WINDOWS} "
-            "or more, which choosing, refining and certifying need; give a longer text, or a "
-            "smaller --seq-len"
-        )
+    _require_thirds(count, data)
     ends = [first + count * part // 3 for part in range(4)]
     choose, refine, certify = (range(a, b) for a, b in pairwise(ends))
     seen = replace(windows, ids=windows.ids[: len(choose)])
