@@ -1,6 +1,7 @@
 """Workers in a Ray cluster that was there before: they join and leave, and the numbers stay."""
 
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -77,6 +78,8 @@ def test_workers_join_when_hosts_are_added_and_leave_with_them(
         progress=lambda event: notes.append(event.note or ""), **study,
     )  # fmt: skip
     assert sum(" is lost: " in note for note in notes) == 1
+    said = re.compile(r"this process measured \d+ windows, 2 other workers \d")
+    assert any(map(said.match, notes))
     assert len(hosts) == 3  # so both had measured by then
     for name in ("layers.csv", "journal.jsonl"):
         alone, shared = ((tmp_path / of / name).read_bytes() for of in ("alone", "shared"))

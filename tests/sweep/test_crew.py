@@ -1,6 +1,8 @@
 """Whoever measures, and in whatever order: the log is that of one worker."""
 
 import random
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from fp4scope.ledger import Log
 from fp4scope.study import BestGoal
 from fp4scope.sweep import Shape, Stopping, Worker, memory_for, schedule, self_check
 from fp4scope.sweep.crew import Crew, Outcome, attempt
+from fp4scope.sweep.remote import Remote
 
 SHAPE = Shape(windows=2, groups=1, block=4, head=4)
 
@@ -125,3 +128,14 @@ def test_what_a_goal_decides_does_not_depend_on_who_measures(seed, sweep_by):
     assert same == lines
     assert len(sweep.log.windows) == 9
     assert len(sweep.memory.runs) < len(sweep.stopping.runs)
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [({0: 9}, "all windows: no other worker was ready in time"),
+     ({0: 9, 2: 3}, "9 windows, 1 other worker 3"),
+     ({1: 4, 2: 3}, "0 windows, 2 other workers 7")],
+)  # fmt: skip
+def test_who_measured_is_said(measured, said):
+    crew = SimpleNamespace(measured=Counter(measured))
+    assert Remote.shares.fget(crew) == f"this process measured {said}"

@@ -105,6 +105,8 @@ def crew_of(
         say(tell, *(f"warning: {note}" for note in [crowded_note(place.count)] if note))
     with closing(Remote(place, blueprint(study, prepared, injector, check), worker)) as crew:
         yield crew
+        if crew.measured:
+            say(tell, crew.shares)
 
 
 def device_of(study: Study) -> torch.device:

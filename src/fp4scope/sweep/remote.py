@@ -158,6 +158,15 @@ class Remote(Crew):
         return 1 + sum(member.asked == "execute" for member in self._members)
 
     @property
+    def shares(self) -> str:
+        """Who measured how many windows, in a line."""
+        if not (others := len(self.measured.keys() - {0})):
+            return "this process measured all windows: no other worker was ready in time"
+        who = "1 other worker" if others == 1 else f"{others} other workers"
+        here = self.measured[0]
+        return f"this process measured {here} windows, {who} {self.measured.total() - here}"
+
+    @property
     def takes_more(self) -> bool:
         # What waits for this process keeps nobody else from working.
         here = sum(map(self._is_for_here, self._lost))
