@@ -255,7 +255,8 @@ def test_each_further_worker_takes_of_a_host_what_is_not_there_once(
     loaded = load_model(str(model_folder), device="cpu", offload=offload, sharing=3)
     block = sum(p.nbytes for p in loaded.model.model.layers[0].parameters())
     whole = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
-    study, each = Study.build(model="x", workers=3), whole + blocks * block
+    study = Study.build(model="x", workers=3)
+    each = whole + blocks * block + room.PROCESS_BYTES
     free = 2 * each + 3000
     monkeypatch.setattr(workers, "free_memory", lambda device: free)
     assert workers.budget_of(study, loaded) == 1000

@@ -77,7 +77,9 @@ def _print(study: Study, found: "StudyForecast") -> None:
         less = ",".join(one for one in study.flat()["sweep"] if not one.startswith("layers"))
         rows["time"] += f"; without single layers about {clock(found.coarse_s)} (--sweep {less})"
     if found.workers > 1 and model["device"].startswith("cpu"):
-        each = found.memory_bytes + found.room.device_bytes
+        from fp4scope.conductor.room import PROCESS_BYTES
+
+        each = found.memory_bytes + found.room.device_bytes + PROCESS_BYTES
         host = found.workers * each + found.room.host_bytes
         rows["host"] = f"{host / 1e9:.1f} GB of memory for all {found.workers} workers"
     elif found.room.host_bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fp4scope.conductor.prepare import Prepared, load, say, with_parts, without_silent
-from fp4scope.conductor.room import crowded_note, room_of
+from fp4scope.conductor.room import PROCESS_BYTES, crowded_note, room_of
 from fp4scope.errors import ModelError, StudyError
 from fp4scope.models import LoadedModel, Shelf, resolve_device
 from fp4scope.operands import Injector
@@ -152,13 +152,14 @@ def budget_of(study: Study, loaded: LoadedModel) -> int | None:
     if study.run.memory is not None or not shared or place.count is None:
         return study.run.memory
     mine, ours = room_of(loaded, 1), room_of(loaded, place.count)
-    others = (place.count - 1) * mine.device_bytes + ours.host_bytes - mine.host_bytes
+    each = mine.device_bytes + PROCESS_BYTES
+    others = (place.count - 1) * each + ours.host_bytes - mine.host_bytes
     free = free_memory(loaded.device) - others
     if free <= 0:
         each = others / (place.count - 1)
         raise StudyError(
             f"workers is {place}, and each more takes {each / 1e9:.2f} GB of this host's memory "
-            "for the model, which has no room for so many; give fewer"
+            "for its process and the model, which has no room for so many; give fewer"
         )
     return free // place.count
 
