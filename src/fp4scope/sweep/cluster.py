@@ -122,7 +122,7 @@ def _start(ray: Any, place: Place, folder: str, gpus: bool) -> None:  # noqa: AN
             what = "does not let us in"
             advice = (
                 "it takes the same versions of Ray and Python as the cluster's, and "
-                "RAY_AUTH_MODE=token where the cluster has a token"
+                "RAY_AUTH_MODE=token where the cluster has a token; ray:// is for Ray Client's port"
             )
         raise StudyError(f"workers is {place}, but Ray {what} ({reason}); {advice}") from None
 
