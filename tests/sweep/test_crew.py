@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,5 +136,6 @@ def test_what_a_goal_decides_does_not_depend_on_who_measures(seed, sweep_by):
      ({1: 4, 2: 3}, "0 windows, 2 other workers 7")],
 )  # fmt: skip
 def test_who_measured_is_said(measured, said):
-    crew = SimpleNamespace(measured=Counter(measured))
-    assert Remote.shares.fget(crew) == f"this process measured {said}"
+    crew = object.__new__(Remote)
+    crew.measured = Counter(measured)
+    assert crew.shares == f"this process measured {said}"
