@@ -274,11 +274,19 @@ def test_effects_that_a_run_lacks_are_measured_beside_it(run, fp4scope, tmp_path
     assert page_of(out) == ("recommended", THREE)
 
 
+def test_a_text_that_is_too_short_for_what_is_missing(run, fp4scope, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text(" ".join(["w1"] * 32 * 9))
+    code, _, complaint = fp4scope("recommend", run, "--max-bits", 7, "--text", text)
+    assert code == 2
+    assert " windows of short.txt are there for measuring" in " ".join(complaint.split())
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (("--seq-len", 64), "seq_len is the run's own"),
-        (("--windows", 15), "15 windows of words.txt are there for measuring"),
+        (("--windows", 15), "give --windows 16 or more"),
         (("--max-size", "1KB"), "embeddings, head and norms alone take"),
     ],
 )

@@ -166,8 +166,8 @@ def of_model(
     Raises:
         Fp4ScopeError: Something about the request, the model or the text; too few windows.
     """
-    check(study, folder)
     _require_thirds(study.data.windows, study.data)
+    check(study, folder)
     device_of(study)
     parts, first = cut(study, folder, load(study, tell), tell)
     if effects is None:
@@ -268,11 +268,17 @@ def _unused(
         first = begun.study.data.first_window + len(used)
         if calibration.text_sha256 == used.text_sha256 and not calibration.evaluated:
             first += -(-calibration.ids.numel() // (data.seq_len - whole.bos))
-    rest = range(first, min(len(whole), first + (measuring.data.windows or 0)))
-    if len(rest) < 2 * MIN_WINDOWS:
+    asked, fewest = measuring.data.windows or 0, 2 * MIN_WINDOWS
+    if asked < fewest:
+        raise StudyError(
+            f"{windows_are(asked)} too few for refining and certifying, which take {MIN_WINDOWS} "
+            f"or more each; give --windows {fewest} or more"
+        )
+    rest = range(first, min(len(whole), first + asked))
+    if len(rest) < fewest:
         raise StudyError(
             f"{len(rest)} windows of {whole.source} are there for measuring that the run in "
-            f"{named(begun.folder)} has not used, and it takes {2 * MIN_WINDOWS} or more; give "
+            f"{named(begun.folder)} has not used, and it takes {fewest} or more; give "
             "another text with --text, or repeat the run in another folder with fewer --windows"
         )
     return rest
