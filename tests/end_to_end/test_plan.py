@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fp4scope as library
-from fp4scope.conductor import forecast, room, workers
+from fp4scope.conductor import forecast, prepare, room, workers
 from fp4scope.conductor.forecast import _TOKENS
 from fp4scope.conductor.room import Room, room_of
 from fp4scope.errors import StudyError
@@ -171,6 +171,14 @@ def plan(fp4scope, tmp_path, monkeypatch):
         return found
 
     return run
+
+
+def test_a_long_text_is_said_to_be_tokenized(plan, small, monkeypatch):
+    assert "tokenizing" not in plan(*small, "--windows", 9)[2]
+    monkeypatch.setattr(prepare, "LONG", 1)
+    code, _, err = plan(*small, "--windows", 9)
+    assert code == 0
+    assert re.search(r"tokenizing \S+, 0 million characters \.\.\.", err)
 
 
 def test_it_prints_what_it_found_and_leaves_nothing(plan, small):

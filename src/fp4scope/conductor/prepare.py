@@ -49,6 +49,8 @@ from fp4scope.sweep import (
 
 _MUCH = 1 << 27
 """Bytes of a scratch file that a user is told of."""
+LONG = 20_000_000
+"""Characters from which on tokenizing takes many seconds, in which nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ def prepare(
             "(--device cpu) or dtype that they fit"
         )
     data = fitted(study.data, loaded)
+    if len(text.content) >= LONG:
+        say(tell, f"tokenizing {text.name}, {len(text.content) / 1e6:.0f} million characters ...")
     windows = evaluation_windows(data, text, loaded.tokenizer, loaded.config.model_type)
     if calibration is None:
         calibration = calibration_windows(data, other, loaded.tokenizer, windows)
