@@ -176,7 +176,8 @@ def check_device(device: str) -> None:
     if kind not in ("auto", *_DEVICES) and not importlib.metadata.entry_points(
         group="torch.backends"
     ):
-        raise StudyError(f"{what}; {nearest(kind, _DEVICES)}; try cpu")
+        near = "did you mean cuda?" if kind.lower() == "gpu" else nearest(kind, _DEVICES)
+        raise StudyError(f"{what}; {near}; try cpu")
     if kind != "cuda":
         return
     build = importlib.metadata.version("torch").partition("+")[2]

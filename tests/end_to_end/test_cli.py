@@ -348,6 +348,7 @@ def _bad(folder, text, tmp_path):
         "no config": (["run", "--config", "no.yaml"], ["cannot read the study no.yaml"]),
         "dtype": (["run", *model, "--dtype", "int8"], ["dtype: unknown 'int8'", "float32"]),
         "device": (["run", *model, "--device", "warp"], ["device 'warp'", "try cpu"]),
+        "gpu": (["run", *model, "--device", "gpu"], ["device 'gpu'", "did you mean cuda"]),
         "windows 0": (["run", *model, "--windows", 0], ["windows is '0'", "greater than or equal"]),
         "too many windows": (
             ["run", *model, "--windows", 999],
