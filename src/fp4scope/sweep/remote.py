@@ -375,7 +375,9 @@ class Remote(Crew):
             self._lost.appendleft(task)
             self._losses[task] = losses = self._losses.get(task, 0) + 1
             where = "this process" if losses >= _MOST_LOSSES else "another"
-            then = f"; its {len(task.windows)} windows go to {where}"
+            count = len(task.windows)
+            then = f"; its {count} windows go" if count > 1 else "; its window goes"
+            then += f" to {where}"
         self._lines.append(f"{member.name} is lost: {why}{then}")
         if self._lost_in_a_row == _MOST_IN_A_ROW:
             self._lines.append(
