@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -243,6 +244,33 @@ def test_who_hangs_is_given_up_and_who_is_wrong_is_refused(
         expected, 1
     )
     assert read(tmp_path) == alone
+
+
+def test_a_mixture_of_experts_has_the_same_numbers_by_others(
+    ray, study, gate, tiny_model, tiny_tokenizer, tmp_path
+):
+    """To rounding: what experts give a token may be summed otherwise in another batch."""
+    model = tmp_path / "mixture"
+    tiny_model("qwen3-moe").save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    asked = study | {"model": str(model), "windows": 12, "sweep": "projections"}
+
+    def open_it(event):
+        if event.done > 0:  # by others: nothing is done here yet
+            gate.opened.set()
+
+    there = fp4scope.diagnose(
+        output_dir=tmp_path / "out", workers="ray:2", progress=open_it, **asked
+    )
+    here = fp4scope.diagnose(output_dir=tmp_path / "alone", **asked)
+    assert gate.opened.is_set()
+    assert list(there.results.ledger) == list(here.results.ledger)
+    for recipe in here.results.ledger:
+        one, other = here.results.ledger[recipe], there.results.ledger[recipe]
+        assert one.indices == other.indices
+        for name in one.values.keys() & {"nll", "kl", "top1"}:
+            values = one.values[name], other.values[name]
+            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("offload", ["yes", "disk"])
