@@ -151,7 +151,8 @@ def next_step(found: Findings, folder: Path) -> list[str]:
     if found.front:
         return ["fp4scope", "recipe", str(folder), *accept]
     study = ["--config", str(folder / "study.yaml")]
-    asked, fewest = found.results.study.get("data", {}).get("windows"), 3 * MIN_WINDOWS
+    said, fewest = found.results.study.get("data"), 3 * MIN_WINDOWS
+    asked = said.get("windows") if isinstance(said, dict) else None
     if isinstance(asked, int) and asked < fewest:  # each of its three parts has intervals
         study += ["--windows", str(fewest)]
     return ["fp4scope", "recommend", *study, *accept, "-o", f"{folder}-recipe"]
