@@ -100,7 +100,8 @@ def verdict_lines(found: Recommendation) -> Iterator[str]:
             "Measure more windows, or allow more bits."
         )
     if not found.is_recommended:
-        yield "No recommendation: the recipe is written as it was measured, and is not one."
+        though = ", though the bar is met" if found.verdict is Verdict.MET else ""
+        yield f"No recommendation{though}: the recipe is written as it was measured."
 
 
 def sized(size: Size) -> str:
