@@ -228,6 +228,8 @@ def test_the_next_step(known, tmp_path):
     few.results.study["data"] = {"windows": 8}
     more = chosen.replace("study.yaml", "study.yaml --windows 24")
     assert step(few) == more  # recommend takes no fewer
+    few.results.data["tokens_in_text"] = 11 * 500
+    assert step(few) == more.replace("24", "48")
     barred = known()
     barred.results.protocol["accept"] = ["kl<0.02"]
     assert step(barred) == chosen.replace("ppl<2%", "kl<0.02")

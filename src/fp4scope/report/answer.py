@@ -91,7 +91,6 @@ def formats(found: Findings) -> Section:
 _SIZES = (
     Column("bits of the linears", "bits"),
     Column("bits of the model"),
-    Column("MB of the linears"),
     Column("size of the model", "size"),
 )
 
@@ -125,10 +124,8 @@ def _sizes(whole: Whole) -> Iterator[Cell]:
     if size is None:
         yield from [Cell()] * len(_SIZES)
         return
-    linears = size.linear_bytes
     yield Cell(number(size.bits, digits=2), value=size.bits)
     yield Cell(number(size.model_bits, digits=2), value=size.model_bits)
-    yield Cell(number(linears / 1e6), value=linears)
     yield Cell(gigabytes(size.bytes), value=size.bytes)
 
 

@@ -16,6 +16,8 @@ from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, unde
 from fp4scope.table import Interval, Table
 from fp4scope.treatments import operands_of
 
+_PART = 2 * MIN_WINDOWS
+"""Windows of a part of `recommend`: with the fewest, intervals are too wide for most bars."""
 _WIDENED = 1.1
 """From here on a reader is told by how much intervals are wider because neighbours are alike."""
 
@@ -151,10 +153,13 @@ def next_step(found: Findings, folder: Path) -> list[str]:
     if found.front:
         return ["fp4scope", "recipe", str(folder), *accept]
     study = ["--config", str(folder / "study.yaml")]
-    said, fewest = found.results.study.get("data"), 3 * MIN_WINDOWS
+    said, data = found.results.study.get("data"), found.results.data
     asked = said.get("windows") if isinstance(said, dict) else None
-    if isinstance(asked, int) and asked < fewest:  # each of its three parts has intervals
-        study += ["--windows", str(fewest)]
+    # Each of its three parts takes intervals, and narrow ones where the text has the windows.
+    enough = min(data["tokens_in_text"] // data["seq_len"], 3 * _PART)
+    wanted = max(enough, 3 * MIN_WINDOWS)
+    if isinstance(asked, int) and asked < wanted:
+        study += ["--windows", str(wanted)]
     return ["fp4scope", "recommend", *study, *accept, "-o", f"{folder}-recipe"]
 
 
