@@ -47,8 +47,12 @@ def resolution(results: Results, rows: Sequence[Mapping[str, Any]]) -> Resolutio
         return Resolution(0.0, windows, 0.0, windows, windows)
     target = USUAL if half > USUAL else step_below(half)
     needed = _rounded_up(windows_for(half, windows, target, anytime=results.anytime))
-    available = results.data["tokens_in_text"] // results.data["seq_len"]
-    return Resolution(half, windows, target, needed, available)
+    return Resolution(half, windows, target, needed, available(results))
+
+
+def available(results: Results) -> int:
+    """How many windows the text has."""
+    return results.data["tokens_in_text"] // results.data["seq_len"]
 
 
 def short_of(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:

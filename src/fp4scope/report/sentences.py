@@ -9,7 +9,7 @@ from fp4scope.report import labels
 from fp4scope.report.findings import Findings
 from fp4scope.report.labels import KEEP, direction
 from fp4scope.report.numbers import interval, number, percent, relative
-from fp4scope.report.resolution import resolution, short_of
+from fp4scope.report.resolution import available, resolution, short_of
 from fp4scope.report.selection import groups, is_measured, lowering, sole_precision, swept
 from fp4scope.report.tokens import token_lines
 from fp4scope.stats import MIN_WINDOWS, neighbour_correlation, significant, undecided
@@ -145,19 +145,18 @@ def next_step(found: Findings, folder: Path) -> list[str]:
         known = [resolution(found.results, rows) for rows in families]
         needed = max((r.needed for r in known if r is not None), default=MIN_WINDOWS)
         measured = max(row["windows"] for rows in families for row in rows)
-        available = max((r.available for r in known if r is not None), default=needed)
-        if min(needed, available) > measured:
-            windows = str(min(needed, available))
+        there = max((r.available for r in known if r is not None), default=needed)
+        if min(needed, there) > measured:
+            windows = str(min(needed, there))
             return [*again, "--windows", windows, "-o", f"{folder}-{windows}-windows"]
     accept = [word for bar in _bars(found) for word in ("--accept", bar)]
     if found.front:
         return ["fp4scope", "recipe", str(folder), *accept]
     study = ["--config", str(folder / "study.yaml")]
-    said, data = found.results.study.get("data"), found.results.data
+    said = found.results.study.get("data")
     asked = said.get("windows") if isinstance(said, dict) else None
     # Each of its three parts takes intervals, and narrow ones where the text has the windows.
-    enough = min(data["tokens_in_text"] // data["seq_len"], 3 * _PART)
-    wanted = max(enough, 3 * MIN_WINDOWS)
+    wanted = max(min(available(found.results), 3 * _PART), 3 * MIN_WINDOWS)
     if isinstance(asked, int) and asked < wanted:
         study += ["--windows", str(wanted)]
     return ["fp4scope", "recommend", *study, *accept, "-o", f"{folder}-recipe"]
